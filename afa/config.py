@@ -1,0 +1,373 @@
+"""Every setting of a run: nested frozen dataclasses, read by `python -m experiments.run`.
+
+The text under a field is what `--help` shows. A duration is a string: "500" steps, "20ep" epochs
+of the training pictures, or "40%" of the whole it belongs to.
+"""
+
+import dataclasses
+import json
+from typing import Any, Literal
+
+from afa.errors import UserError
+
+TRAINED_CORRUPTIONS = ("gaussian_noise", "gaussian_blur", "occlusion", "low_resolution")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    name: str = "embedded"
+    """Data set: embedded, folder, or tfds:NAME."""
+    path: str = ""
+    """folder: the directory of class folders; tfds: the data_dir (empty: the TFDS default)."""
+    cache: str = ""
+    """Where the embedded set is built (empty: ~/.cache/afa)."""
+    image_size: int = 224
+    """Side of the square pictures the networks see, in pixels."""
+    crop_fraction: float = 1.0
+    """Evaluation: the shorter side becomes image_size / crop_fraction, then a centre crop."""
+    batch_size: int = 64
+    """Pictures a step, over all devices."""
+    sampler: Literal["pk", "shuffle"] = "pk"
+    """pk: batch_size / images_per_class classes with images_per_class pictures each; shuffle."""
+    images_per_class: int = 4
+    """K of the pk sampler."""
+    validation_fraction: float = 0.2
+    """Share of the training classes held out as validation classes."""
+    split_seed: int = 0
+    """Chooses the validation classes."""
+    objects: int = 160
+    """Embedded set: number of objects."""
+    views: int = 20
+    """Embedded set: in-the-wild views of each object, beside one catalogue view."""
+    render_size: int = 96
+    """Embedded set: side of the rendered pictures, in pixels."""
+    crop_scale: float = 0.6
+    """Training: smallest share of the area a random crop keeps."""
+    flip: bool = True
+    """Training: mirror half of the pictures."""
+    jitter: float = 0.2
+    """Training: largest relative change of brightness, contrast and saturation."""
+    corruptions: tuple[str, ...] = TRAINED_CORRUPTIONS
+    """Corruptions seen in training; all others are held back for the robustness test."""
+    corrupt_probability: float = 0.5
+    """Training: share of the pictures that get one of these corruptions."""
+    max_unreadable: float = 0.01
+    """Share of unreadable pictures that is skipped with a warning; more is refused."""
+    read_threads: int = 2
+    """Threads that read and augment the coming batches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    name: str = "resnet50"
+    """resnet18, resnet34, resnet50, resnet101 or resnet152."""
+    stem: Literal["imagenet", "small"] = "imagenet"
+    """imagenet: 7x7 stride 2 and max pooling; small: 3x3 stride 1, for pictures up to 48 pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedderConfig:
+    embedding_dim: int = 512
+    """Length of the global descriptor."""
+    local_dim: int = 128
+    """Length of the local descriptor, and of each of the local descriptors it pools."""
+    gem_power: float = 3.0
+    """First value of the learned power of generalised-mean pooling."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    name: str = "norm_softmax"
+    """Metric loss: norm_softmax, arcface, proxy_anchor, multi_similarity, triplet, contrastive
+    or supcon."""
+    temperature: float = 0.05
+    """norm_softmax, supcon: divides the cosine."""
+    scale: float = 32.0
+    """arcface, proxy_anchor: multiplies the cosine."""
+    margin: float = 0.1
+    """arcface (radians), proxy_anchor, triplet, contrastive (cosine)."""
+    local_weight: float = 0.5
+    """Weight of the loss of the local descriptor beside the global one (weight 1)."""
+    fused_weight: float = 0.5
+    """Weight of the loss of the fused (global, local) descriptor."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorConfig:
+    width: int = 32
+    """Channels at full resolution; doubled at every level down, up to eight times as many."""
+    levels: int = 4
+    """Halvings of the resolution between picture and bottleneck."""
+    latent_dim: int = 64
+    """Length of the noise z."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorConfig:
+    width: int = 32
+    """Channels of the first map; doubled at every level down, up to eight times as many."""
+    levels: int = 4
+    """Halvings of the resolution."""
+    spectral_norm: bool = False
+    """Divide every kernel by its largest singular value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialConfig:
+    enabled: bool = True
+    """The adversarial part as a whole; off: the baseline, otherwise identical."""
+    feature_epsilon: float = 0.02
+    """Largest push of the mid map along its gradient, relative to the map's norm; 0: off."""
+    feature_direction: Literal["gradient", "random"] = "gradient"
+    """random: the control experiment, a push of the same length in a random direction."""
+    generator: bool = True
+    """Train G and D; their views and features join the fused descriptor."""
+    lambda_mse: float = 10.0
+    """G: weight of the squared error towards the clean picture."""
+    lambda_adversarial: float = 0.05
+    """G: weight of the adversarial term on restored pictures; 0: no discriminator verdict."""
+    lambda_features: float = 1.0
+    """G: weight of the distance between F's descriptors of restored and clean picture."""
+    lambda_noise: float = 0.05
+    """G: weight of the adversarial term on pictures made from noise alone; 0: off."""
+    r1: float = 1.0
+    """D: weight of the R1 gradient penalty."""
+    r1_every: int = 4
+    """D: the penalty is computed on every such step and weighted up accordingly."""
+    diffaugment: bool = True
+    """D sees real and generated pictures through the same differentiable augmentation."""
+    gate: Literal["fixed", "learned", "verdict"] = "fixed"
+    """How far a picture trusts its restored view: always, by a trained gate, or by D's verdict."""
+    generated_views: float = 0.0
+    """Joint schedule: weight of the metric loss on G's pictures as extra training views."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    name: str = "adamw"
+    """Optimiser of F: adamw, sgd, lamb or lion."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of F."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay of F, on kernels only."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Decay of every learning rate after the warm-up."""
+    warmup: str = "5%"
+    """Duration of the linear warm-up."""
+    clip: float = 1.0
+    """Largest global gradient norm of each player; 0: no clipping."""
+    accumulate: int = 1
+    """Steps whose gradients are averaged before the parameters move."""
+    generator_learning_rate: float = 4e-4
+    """Adam learning rate of G."""
+    discriminator_learning_rate: float = 4e-4
+    """Adam learning rate of D."""
+    ema_decay: float = 0.999
+    """Decay of the moving average of F and G that is evaluated and exported; 0: off. It warms up
+    with the step count, so that short runs are not dominated by the first weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    steps: str = "100ep"
+    """Labelled steps (of F)."""
+    schedule: Literal["staged", "joint"] = "staged"
+    """staged: F, F with feature augmentation, then G and D on frozen F; joint: all together."""
+    plain: str = "40%"
+    """Staged: share of `steps` before feature augmentation begins."""
+    generator_steps: str = "50%"
+    """Staged: steps of G and D on frozen F, after `steps`."""
+    log_every: str = "20"
+    """Steps between log lines."""
+    evaluate_every: str = "10%"
+    """Steps between evaluations on the validation classes."""
+    checkpoint_every: str = "5%"
+    """Steps between checkpoints."""
+    keep_best: int = 2
+    """Checkpoints kept by validation MAP@R, beside the latest."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type of the networks; auto: bfloat16 on accelerators, float32 on the CPU."""
+    parallel: Literal["auto", "pmap", "shard_map"] = "auto"
+    """How a step is mapped over devices; auto: pmap on one host, shard_map over several."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    batch_size: int = 128
+    """Pictures embedded at once, over all devices of the process."""
+    views: tuple[str, ...] = ("flip", "median", "standardise")
+    """Second views of the picture, fused beside the restored one when there is a generator."""
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """Severities of every corruption in the robustness test."""
+    corruption_queries: int = 0
+    """Test queries of the robustness test, drawn evenly over the classes; 0: all."""
+    validation_queries: int = 0
+    """Validation pictures of the evaluations during training, likewise; 0: all."""
+    protocol: Literal["auto", "leave_one_out", "catalogue"] = "auto"
+    """Gallery: the other pictures of the split, or one catalogue picture a class; auto: the
+    former is the headline, and the latter is reported beside it where there are such pictures."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalConfig:
+    engine: Literal["scann", "exact"] = "scann"
+    """Search engine built over the exported embeddings."""
+    results: int = 10
+    """Results of a search, and k of the recall against exact search."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LaunchConfig:
+    coordinator: str = ""
+    """host:port of process 0 when several processes share one run."""
+    processes: int = 1
+    """Number of processes."""
+    index: int = 0
+    """Index of this process."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    seed: int = 0
+    """Seed of initial weights, batches, corruptions and noise."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
+    embedder: EmbedderConfig = dataclasses.field(default_factory=EmbedderConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
+    adversarial: AdversarialConfig = dataclasses.field(default_factory=AdversarialConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    retrieval: RetrievalConfig = dataclasses.field(default_factory=RetrievalConfig)
+    launch: LaunchConfig = dataclasses.field(default_factory=LaunchConfig)
+
+
+# Where and how fast a run computes may change when it is resumed; what it computes may not.
+RESUMABLE = (
+    "launch.", "train.parallel", "train.log_every", "data.read_threads", "data.cache", "data.path",
+    "train.keep_best",
+)  # fmt: skip
+
+
+def with_changes(config: Any, **changes: Any) -> Any:
+    """A copy with dotted fields changed: `with_changes(c, **{"data.image_size": 64})`.
+
+    Raises:
+      UserError: there is no such field.
+    """
+    for field, value in changes.items():
+        head, _, rest = field.partition(".")
+        if head not in {f.name for f in dataclasses.fields(config)}:
+            raise UserError(f"{field!r} is no field of {type(config).__name__}")
+        new = with_changes(getattr(config, head), **{rest: value}) if rest else value
+        config = dataclasses.replace(config, **{head: new})
+    return config
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted field name -> value, for every leaf."""
+    flat = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{field.name}.")
+        else:
+            flat[prefix + field.name] = value
+    return flat
+
+
+def to_dict(config: ExperimentConfig) -> dict[str, Any]:
+    """Nested plain values, as they stand in JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(values: dict[str, Any], into: Any = None) -> Any:
+    """The inverse of `to_dict`; fields a stored configuration lacks keep their default."""
+    config = ExperimentConfig() if into is None else into
+    known = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    changes = {}
+    for name, value in values.items():
+        if name not in known:
+            raise UserError(
+                f"stored configuration: {name!r} is no field of {type(config).__name__}"
+            )
+        if dataclasses.is_dataclass(known[name]):
+            changes[name] = from_dict(value, known[name])
+        else:
+            changes[name] = tuple(value) if isinstance(known[name], tuple) else value
+    return dataclasses.replace(config, **changes)
+
+
+def differences(stored: ExperimentConfig, now: ExperimentConfig) -> list[str]:
+    """`field: stored -> now` for every field that decides what a run computes and differs."""
+    before, after = flatten(stored), flatten(now)
+    return [
+        f"{name}: {before[name]!r} -> {after[name]!r}"
+        for name in after
+        if before[name] != after[name] and not name.startswith(RESUMABLE)
+    ]
+
+
+def steps_of(field: str, duration: str, *, whole: int, epoch: int) -> int:
+    """Steps in a duration: "500", "20ep" or "40%".
+
+    Args:
+      field: its name, for the error.
+      duration: the text.
+      whole: steps that "%" refers to.
+      epoch: steps of one epoch.
+
+    Raises:
+      UserError: the text is none of the three forms, or negative.
+    """
+    forms = {"%": whole / 100, "ep": epoch}
+    for suffix, factor in forms.items():
+        if duration.endswith(suffix):
+            number, unit = duration.removesuffix(suffix), factor
+            break
+    else:
+        number, unit = duration, 1
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise UserError(f'{field}={duration!r} is no duration (allowed: "500", "20ep", "40%")')
+    return round(value * unit)
+
+
+def validate(config: ExperimentConfig) -> None:
+    """Checks what types cannot: ranges, and fields that must fit each other.
+
+    Raises:
+      UserError: naming the first field that does not fit.
+    """
+    positive = (
+        "data.image_size", "data.batch_size", "data.images_per_class", "embedder.embedding_dim",
+        "embedder.local_dim", "generator.width", "generator.levels", "discriminator.width",
+        "discriminator.levels", "optim.learning_rate", "optim.accumulate", "loss.temperature",
+        "evaluation.batch_size", "retrieval.results", "adversarial.r1_every",
+    )  # fmt: skip
+    values = flatten(config)
+    for name in positive:
+        if not values[name] > 0:
+            raise UserError(f"{name}={values[name]!r} must be above 0")
+    shares = ("data.corrupt_probability", "data.validation_fraction", "data.crop_scale")
+    for name in shares:
+        if not 0 <= values[name] <= 1:
+            raise UserError(f"{name}={values[name]!r} must lie between 0 and 1")
+    if not 0 <= config.optim.ema_decay < 1:
+        raise UserError(f"optim.ema_decay={config.optim.ema_decay!r} must lie in [0, 1)")
+    smallest = 2 ** max(config.generator.levels, config.discriminator.levels)
+    has_generator = config.adversarial.enabled and config.adversarial.generator
+    if has_generator and config.data.image_size % smallest:
+        raise UserError(
+            f"data.image_size={config.data.image_size} must be a multiple of {smallest}, "
+            "2 to the larger of generator.levels and discriminator.levels"
+        )
+    if any(severity not in range(1, 6) for severity in config.evaluation.severities):
+        raise UserError(
+            f"evaluation.severities={config.evaluation.severities!r} must lie between 1 and 5"
+        )

@@ -1,0 +1,1 @@
+"""Pictures in, batches out: data sets and their splits, corruptions, augmentation, the pipeline."""

@@ -1,0 +1,222 @@
+"""Pictures of one's own: a directory of class folders, or of splits of class folders."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from afa.config import DataConfig
+from afa.data.images import UnreadablePicture, decode
+from afa.data.splits import TEST, TRAIN, VALIDATION, assemble, halves, held_out_text, hold_out
+from afa.data.types import Dataset, Files
+from afa.errors import UserError
+
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif")
+)
+CATALOGUE = "catalogue"
+SPLIT_FOLDERS = {
+    "train": TRAIN,
+    "val": VALIDATION,
+    "validation": VALIDATION,
+    "test": TEST,
+    "iconic": CATALOGUE,
+    "catalogue": CATALOGUE,
+    "gallery": CATALOGUE,
+}
+PROGRESS_FROM = 5000  # pictures; checking fewer is over before a bar would be read
+SHOWN = 3  # unreadable pictures named in the error
+
+Listing = dict[str, list[Path]]  # class name -> its picture files
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which classes a split has, where its pictures come from, and the sentence that says so."""
+
+    classes: dict[str, list[str]]
+    sources: dict[str, list[Listing]]
+    protocol: str
+
+
+def load_folder(config: DataConfig) -> Dataset:
+    """Reads `config.path`, class-disjoint whatever its layout.
+
+    A directory of class folders: the first half of the classes in sorted order trains, the rest
+    tests. Folders train, test and perhaps val (validation) and iconic (catalogue, gallery), each
+    of class folders: used as they are when train and test share no class; otherwise the shared
+    classes are halved likewise, training classes keep their pictures of train and test classes
+    those of test. Part of the training classes is held out for validation. Catalogue pictures join
+    their class, marked as such.
+
+    Raises:
+      UserError: no such directory, nothing in it, too few classes, a class with one picture, or
+        more unreadable pictures than `config.max_unreadable` allows.
+    """
+    root = Path(config.path).expanduser()
+    parts = _layout(root, config)
+    plan = _plan(parts, config)
+    entries = []
+    for split, names in plan.classes.items():
+        for name in names:
+            found = [path for source in plan.sources[split] for path in source.get(name, [])]
+            clean = parts.get(CATALOGUE, {}).get(name, [])
+            entries += [(path, name, False) for path in found]
+            entries += [(path, name, True) for path in clean]
+    split_of = {name: split for split, names in plan.classes.items() for name in names}
+    reasons = _check([path for path, _, _ in entries], config)
+    skipped = [
+        f"{path.relative_to(root).as_posix()}: {reason}"
+        for (path, _, _), reason in zip(entries, reasons, strict=True)
+        if reason
+    ]
+    _refuse_too_many(skipped, len(entries), config)
+    entries = [entry for entry, reason in zip(entries, reasons, strict=True) if not reason]
+    class_names = sorted(split_of)
+    number_of = {name: i for i, name in enumerate(class_names)}
+    return assemble(
+        root.resolve().name,
+        Files(str(path) for path, _, _ in entries),
+        [path.relative_to(root).as_posix() for path, _, _ in entries],
+        np.array([number_of[name] for _, name, _ in entries], np.int64),
+        np.array([clean for _, _, clean in entries], bool),
+        [path.stat().st_size for path, _, _ in entries],
+        class_names,
+        {number_of[name]: split for name, split in split_of.items()},
+        plan.protocol,
+        skipped,
+    )
+
+
+def _layout(root: Path, config: DataConfig) -> dict[str, Listing]:
+    """Part ("" for all of a plain directory) -> class -> files."""
+    field = f"data.path={config.path!r}"
+    if not config.path:
+        raise UserError("data.path is empty, and data.name='folder' needs a directory")
+    if not root.is_dir():
+        raise UserError(f"{field} is no directory" if root.exists() else f"{field} does not exist")
+    folders = _subfolders(root)
+    known = {folder.name.lower() for folder in folders} & SPLIT_FOLDERS.keys()
+    split_layout = "train" in known and ("test" in known or len(known) == len(folders))
+    parts: dict[str, Listing] = {}
+    if split_layout:
+        for folder in folders:
+            if folder.name.lower() in known:
+                listing = parts.setdefault(SPLIT_FOLDERS[folder.name.lower()], {})
+                for name, files in _classes(folder).items():
+                    listing.setdefault(name, []).extend(files)
+    else:
+        parts[""] = _classes(root)
+    if not any(listing for part, listing in parts.items() if part != CATALOGUE):
+        raise UserError(
+            f"{field} holds no class folders with pictures (expected DIR/CLASS/PICTURE, or "
+            "DIR/train/CLASS/PICTURE and DIR/test/CLASS/PICTURE)"
+        )
+    return parts
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    return [folder / name for name in names]
+
+
+def _classes(folder: Path) -> Listing:
+    listing = {}
+    for sub in _subfolders(folder):
+        with os.scandir(sub) as entries:
+            names = sorted(
+                e.name
+                for e in entries
+                if os.path.splitext(e.name)[1].lower() in SUFFIXES  # noqa: PTH122 (much faster)
+                and not e.name.startswith(".")
+                and e.is_file()
+            )
+        if names:
+            listing[sub.name] = [sub / name for name in names]
+    return listing
+
+
+def _plan(parts: dict[str, Listing], config: DataConfig) -> Plan:
+    train = parts.get(TRAIN, parts.get("", {}))
+    test = parts.get(TEST, train)
+    shared = sorted(train.keys() & test.keys())
+    first, last = halves(shared)
+    training = sorted({*first, *(train.keys() - test.keys())})
+    testing = sorted({*last, *(test.keys() - train.keys())})
+    if not shared:
+        how = f"as the folders are: {len(training)} classes of train/ train"
+    elif TEST in parts:
+        how = (
+            f"train/ and test/ share {len(shared)} classes; sorted by name, the first {len(first)} "
+            "train with their pictures of train/"
+        )
+    else:
+        how = f"of {len(shared)} classes sorted by name the first {len(first)} train"
+    sources = {TRAIN: [train], VALIDATION: [train], TEST: [test]}
+    own = parts.get(VALIDATION, {})
+    if own and not own.keys() & {*training, *testing}:
+        validation, sources[VALIDATION] = sorted(own), [own]
+        held = f"{len(validation)} other classes of the validation folder validate"
+    else:
+        training, validation = hold_out(training, config)
+        held = held_out_text(len(validation), config)
+        if own:
+            sources[VALIDATION].append(own)
+            held += " with their pictures of the validation folder too"
+    rest = f"the {'last ' if shared else ''}{len(testing)} test"
+    if TEST in parts:
+        rest += " with their pictures of test/" if shared else " (test/)"
+    protocol = f"class-disjoint: {how} ({held}), {rest}"
+    if CATALOGUE in parts:
+        protocol += "; catalogue pictures join their class"
+    return Plan({TRAIN: training, VALIDATION: validation, TEST: testing}, sources, protocol)
+
+
+_checked: dict[tuple[str, int, int], str] = {}  # (path, size, mtime) -> reason, "" when readable
+
+
+def _reason(path: Path) -> str:
+    """Why a picture cannot be used, or "" when it decodes completely."""
+    try:
+        state = path.stat()
+        key = (str(path), state.st_size, state.st_mtime_ns)
+        if key not in _checked:
+            try:
+                decode(path.read_bytes())
+                _checked[key] = ""
+            except UnreadablePicture as error:
+                _checked[key] = str(error)
+        return _checked[key]
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _check(paths: Sequence[Path], config: DataConfig) -> list[str]:
+    with ThreadPoolExecutor(max(1, config.read_threads)) as pool:
+        return list(
+            track(
+                pool.map(_reason, paths),
+                "checking pictures",
+                len(paths),
+                transient=True,
+                console=Console(stderr=True),
+                disable=len(paths) < PROGRESS_FROM,
+            )
+        )
+
+
+def _refuse_too_many(skipped: Sequence[str], total: int, config: DataConfig) -> None:
+    if len(skipped) <= config.max_unreadable * total:
+        return
+    more = f", and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+    raise UserError(
+        f"data.path={config.path!r}: {len(skipped)} of {total} pictures "
+        f"({len(skipped) / total:.1%}) cannot be read, above "
+        f"data.max_unreadable={config.max_unreadable}: {', '.join(skipped[:SHOWN])}{more}"
+    )

@@ -1,0 +1,256 @@
+"""From an image set to batches. A training batch is a pure function of (seed, step)."""
+
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from typing import TypedDict, TypeVar
+
+import grain
+import numpy as np
+from jaxtyping import Int32, Int64, UInt8
+
+from afa.config import DataConfig
+from afa.data.augment import ASPECT, augment
+from afa.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from afa.data.images import UnreadablePicture, decode, resize_crop
+from afa.data.types import ImageSet, Picture
+from afa.errors import UserError, choose
+
+# Streams of random numbers, so that no two uses share one.
+SAMPLE, VIEW = 0, 1
+
+PREFETCH_PER_THREAD = 2  # batches waiting for the training step
+
+Result = TypeVar("Result")
+
+
+class Batch(TypedDict):
+    """One process's share of a training batch.
+
+    clean: augmented pictures. image: the same, some of them corrupted. label: index among the
+    training classes. corruption: 0 for none, i + 1 for `config.corruptions[i]`.
+    """
+
+    clean: UInt8[np.ndarray, "b s s 3"]
+    image: UInt8[np.ndarray, "b s s 3"]
+    label: Int32[np.ndarray, "b"]
+    corruption: Int32[np.ndarray, "b"]
+
+
+class TrainPipeline:
+    """Training batches of an image set.
+
+    Attributes:
+      steps_per_epoch: batches in which about as many pictures are seen as the set has.
+      classes: class id of each training label.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        config: DataConfig,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        """Checks that the sampler can do its work with these pictures.
+
+        Raises:
+          UserError: an unknown corruption, or too few classes or pictures for the batch.
+        """
+        for name in config.corruptions:
+            choose("data.corruptions", name, CORRUPTIONS)
+        if config.batch_size % process_count:
+            raise UserError(
+                f"data.batch_size={config.batch_size} cannot be divided among {process_count} "
+                "processes"
+            )
+        self.images, self.config, self.seed = images, config, seed
+        self.classes, self._labels = np.unique(images.labels, return_inverse=True)
+        order = np.argsort(self._labels, kind="stable")
+        starts = np.searchsorted(self._labels[order], np.arange(1, len(self.classes)))
+        self._members = np.split(order, starts)
+        self._check_sampler()
+        self.steps_per_epoch = max(1, len(images) // config.batch_size)
+        rows = config.batch_size // process_count
+        self._rows = range(process_index * rows, (process_index + 1) * rows)
+        # A crop keeps at least this share of a side, so a large JPEG may be decoded smaller.
+        kept = math.sqrt(config.crop_scale / ASPECT)
+        self._min_side = math.ceil(config.image_size / kept) if kept else 0
+
+    def _check_sampler(self) -> None:
+        size, per_class = self.config.batch_size, self.config.images_per_class
+        if self.config.sampler == "shuffle":
+            if len(self.images) < size:
+                raise UserError(
+                    f"data.batch_size={size} is more than the {len(self.images)} training pictures"
+                )
+            return
+        if size % per_class:
+            raise UserError(
+                f"data.batch_size={size} must be a multiple of data.images_per_class={per_class}"
+            )
+        if size // per_class > len(self.classes):
+            raise UserError(
+                f"data.batch_size={size} with data.images_per_class={per_class} needs "
+                f"{size // per_class} training classes, and there are {len(self.classes)}: use a "
+                f"batch of at most {len(self.classes) * per_class}"
+            )
+        for members in self._members:
+            if len(members) < 2:
+                raise UserError(
+                    f"the training class of {self.images.ids[members[0]]!r} has 1 picture, and "
+                    "data.sampler='pk' needs 2 in every class: remove the class, or use 'shuffle'"
+                )
+
+    def indices(self, step: int) -> Int64[np.ndarray, "batch"]:
+        """Pictures of the global batch of `step` (from 0), as indices into the image set."""
+        if self.config.sampler == "shuffle":
+            epoch, place = divmod(step, self.steps_per_epoch)
+            order = _permutation(self.seed, epoch, len(self.images))
+            return order[place * self.config.batch_size :][: self.config.batch_size]
+        per_class = self.config.images_per_class
+        count = self.config.batch_size // per_class
+        # Classes go round: each is drawn once before any is drawn again, up to a remainder.
+        epoch, place = divmod(step, len(self.classes) // count)
+        chosen = _permutation(self.seed, epoch, len(self.classes))[place * count :][:count]
+        rng = _generator(self.seed, SAMPLE, step)
+        return np.concatenate(
+            [np.resize(rng.permutation(self._members[c]), per_class) for c in chosen]
+        ).astype(np.int64)
+
+    def batch(self, step: int) -> Batch:
+        """This process's rows of the batch of `step` (from 0); depends on nothing else.
+
+        Raises:
+          UserError: a picture cannot be read, named by its path.
+        """
+        index = self.indices(step)[self._rows.start : self._rows.stop]
+        shape = (len(index), self.config.image_size, self.config.image_size, 3)
+        clean, image = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
+        corruption = np.zeros(len(index), np.int32)
+        for place, (row, i) in enumerate(zip(self._rows, index, strict=True)):
+            rng = _generator(self.seed, VIEW, step, row)
+            clean[place], image[place], corruption[place] = self._views(int(i), rng)
+        label = self._labels[index].astype(np.int32)
+        return Batch(clean=clean, image=image, label=label, corruption=corruption)
+
+    def _views(
+        self, index: int, rng: np.random.Generator
+    ) -> tuple[UInt8[np.ndarray, "s s 3"], UInt8[np.ndarray, "s s 3"], int]:
+        """A clean view of a picture, the view to learn from, and what spoiled the latter."""
+        config = self.config
+        pixels = _read(self.images, index, self._min_side)
+        clean = augment(
+            pixels, config.image_size, rng, config.crop_scale, config.flip, config.jitter
+        )
+        if not config.corruptions or rng.random() >= config.corrupt_probability:
+            return clean, clean, 0
+        which = int(rng.integers(len(config.corruptions)))
+        severity = int(rng.choice(SEVERITIES))
+        return clean, corrupt(clean, config.corruptions[which], severity, rng), which + 1
+
+    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of steps `start` to `stop` - 1, read ahead by `data.read_threads` threads."""
+        return _in_threads(self.batch, start, stop, self.config.read_threads)
+
+
+def eval_batches(
+    images: ImageSet,
+    config: DataConfig,
+    batch_size: int,
+    corruption: tuple[str, int] | None = None,
+    seed: int = 0,
+) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
+    """The evaluation view of every picture, in order; the last batch may be short.
+
+    Args:
+      corruption: (name, severity) applied to the views. Its random numbers come from the seed,
+        the picture's id and the corruption, so a picture looks the same in any subset or order.
+
+    Raises:
+      UserError: a picture cannot be read, or there is no such corruption.
+    """
+    if corruption is not None:
+        choose("corruption", corruption[0], CORRUPTIONS)
+
+    def view(index: int) -> UInt8[np.ndarray, "s s 3"]:
+        pixels = _evaluation_view(_read(images, index, _evaluation_side(config)), config)
+        if corruption is None:
+            return pixels
+        name, severity = corruption
+        return corrupt(pixels, name, severity, _keyed(seed, images.ids[index], name, severity))
+
+    def batch(number: int) -> UInt8[np.ndarray, "b s s 3"]:
+        begin = number * batch_size
+        return np.stack([view(i) for i in range(begin, min(begin + batch_size, len(images)))])
+
+    return _in_threads(batch, 0, math.ceil(len(images) / batch_size), config.read_threads)
+
+
+def evaluation_view(picture: Picture, config: DataConfig) -> UInt8[np.ndarray, "s s 3"]:
+    """What the networks see of a picture at evaluation and search.
+
+    Raises:
+      UnreadablePicture: it cannot be decoded.
+    """
+    return _evaluation_view(decode(picture, _evaluation_side(config)), config)
+
+
+def preprocessing(config: DataConfig) -> dict[str, int | float | str]:
+    """What whoever embeds a new picture has to do to it; stored with an index."""
+    return {
+        "image_size": config.image_size,
+        "crop_fraction": config.crop_fraction,
+        "resize": "shorter side, area average down, bilinear up; then centre crop",
+        "colour": "RGB",
+        "layout": "NHWC",
+        "dtype": "uint8, 0 to 255",
+    }
+
+
+def _evaluation_side(config: DataConfig) -> int:
+    return math.ceil(config.image_size / config.crop_fraction)
+
+
+def _evaluation_view(
+    pixels: UInt8[np.ndarray, "h w 3"], config: DataConfig
+) -> UInt8[np.ndarray, "s s 3"]:
+    return resize_crop(pixels, config.image_size, config.crop_fraction)
+
+
+def _read(images: ImageSet, index: int, min_side: int) -> UInt8[np.ndarray, "h w 3"]:
+    try:
+        return decode(images.images[index], min_side)
+    except (OSError, UnreadablePicture) as error:
+        raise UserError(f"{images.path(index)}: cannot be read ({error})") from None
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+
+
+def _keyed(*key: int | str) -> np.random.Generator:
+    """A generator for a key of any printable parts, the same in every process and run."""
+    digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
+    return _generator(*np.frombuffer(digest, "<u4").tolist())
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(seed: int, epoch: int, count: int) -> Int64[np.ndarray, "count"]:
+    """A random order for an epoch, kept because every step of the epoch asks for it."""
+    order = _keyed("epoch", seed, epoch).permutation(count)
+    order.setflags(write=False)
+    return order
+
+
+def _in_threads(
+    function: Callable[[int], Result], start: int, stop: int, threads: int
+) -> Iterator[Result]:
+    """`function` of every number from `start` to `stop` - 1, in order, computed ahead."""
+    if start >= stop:
+        return iter(())
+    options = grain.ReadOptions(threads, PREFETCH_PER_THREAD * threads)
+    numbers = grain.MapDataset.range(start, stop)
+    return iter(numbers.map(function).to_iter_dataset(options))

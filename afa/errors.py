@@ -1,0 +1,47 @@
+"""Mistakes of the user, told in one line, and the exit codes of every command."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+EXIT_USER_ERROR = 2
+EXIT_DIVERGED = 3
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, goes on
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """A mistake of the user. Its text is one line: field, value, what is allowed, nearest match."""
+
+
+class TrainingDiverged(Exception):
+    """A loss, a gradient or a parameter stopped being finite.
+
+    Attributes:
+      step: the step that produced it (counted from 1).
+      part: the first part that was not finite, in the order the step computes them.
+    """
+
+    def __init__(self, step: int, part: str, kept: int | None) -> None:
+        self.step, self.part, self.kept = step, part, kept
+        last = "no checkpoint was written" if kept is None else f"step {kept} is the last good one"
+        super().__init__(f"step {step}: {part} is not finite; training stopped, {last}")
+
+
+def nearest(value: str, names: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the name closest to `value`, or nothing when none is close."""
+    match = difflib.get_close_matches(value, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def choose(field: str, value: str, table: Mapping[str, T]) -> T:
+    """Looks `value` up in `table`.
+
+    Raises:
+      UserError: naming the field, the value, the nearest name and all names allowed.
+    """
+    if value in table:
+        return table[value]
+    allowed = ", ".join(sorted(table))
+    raise UserError(f"{field}={value!r} is unknown{nearest(value, table)} (allowed: {allowed})")

@@ -1,0 +1,473 @@
+"""Retrieval metrics in plain NumPy.
+
+Everything follows from one table: for each query, at which ranks its positives stand (counted
+from 0, the query itself and junk taken out before). `Ranked` is that table; a metric is a function
+of it that gives one value a query. A query without positives has no value (NaN) and stays out of
+every mean; how many there were is reported.
+
+Notation in the formulas: R is the number of positives of a query, found or not; r_0 < r_1 < ...
+are the ranks of those found; P_i is the precision of the first i results.
+"""
+
+import math
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int, Int64, Shaped
+
+from afa.errors import UserError
+
+PADDING = -1
+RECALL_CUTS = (1, 2, 4, 8)
+LANDMARK_CUT = 100
+CONFIDENCE = 0.95
+BISECTIONS = 60  # halves the interval of the angle below the last bit of a double
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Where the positives of each query stand in its list of results.
+
+    Attributes:
+      ranks: (q, r) ranks of the positives found, ascending, 0-based, padded with -1 at the end.
+      relevant: (q,) R, the number of positives in the gallery, found or not.
+      depth: (q,) length of each list where lists are cut; None when they hold the whole gallery.
+
+    Raises:
+      UserError: ranks that are not ascending, fewer positives than were found, or a rank beyond
+        the end of its list.
+    """
+
+    ranks: Int[np.ndarray, "q r"]
+    relevant: Int[np.ndarray, "q"]
+    depth: Int[np.ndarray, "q"] | None = None
+
+    def __post_init__(self) -> None:
+        before, after = self.ranks[:, :-1], self.ranks[:, 1:]
+        if np.any((after != PADDING) & ((before == PADDING) | (after <= before))):
+            raise UserError("the ranks of a query must ascend, with -1 only after the last one")
+        if np.any(self.ranks < PADDING):
+            raise UserError(f"a rank is {self.ranks.min()}; ranks start at 0 and -1 is padding")
+        if np.any(self.relevant < self.found.sum(axis=1)):
+            raise UserError("a query has more positives in its list than in the gallery")
+        if self.depth is not None and np.any(self.ranks >= self.depth[:, None]):
+            raise UserError("a positive stands beyond the end of its list")
+
+    @property
+    def found(self) -> Bool[np.ndarray, "q r"]:
+        return self.ranks != PADDING
+
+    @property
+    def scored(self) -> Bool[np.ndarray, "q"]:
+        """Queries that have a positive at all."""
+        return self.relevant > 0
+
+    @classmethod
+    def from_lists(
+        cls,
+        neighbours: Sequence[Shaped[np.ndarray, "_"]],
+        positives: Sequence[Collection[Hashable]],
+        junk: Sequence[Collection[Hashable]] | None = None,
+        complete: bool = False,
+    ) -> "Ranked":
+        """From lists of results, best first.
+
+        Args:
+          neighbours: the results of each query (rows of the gallery, or names).
+          positives: the results that would be right, for each query.
+          junk: results that count neither as right nor as wrong, for each query (the query itself
+            belongs here): they leave the list and the ones below move up.
+          complete: the lists hold the whole gallery, so no metric finds them too short.
+
+        A result named twice counts once, at its first place; the second place stays occupied.
+        """
+        ignored = [()] * len(neighbours) if junk is None else junk
+        rows, depth = [], []
+        for results, right, skipped in zip(neighbours, positives, map(set, ignored), strict=True):
+            kept = [result for result in results.tolist() if result not in skipped]
+            first: dict[Hashable, int] = {}
+            for rank, result in enumerate(kept):
+                first.setdefault(result, rank)
+            rows.append(sorted(first[result] for result in set(right) if result in first))
+            depth.append(len(kept))
+        relevant = np.array([len(set(right)) for right in positives], np.int64)
+        return cls(pad(rows), relevant, None if complete else np.array(depth, np.int64))
+
+    @classmethod
+    def from_scores(
+        cls,
+        scores: Float[np.ndarray, "q n"],
+        positives: Bool[np.ndarray, "q n"],
+        junk: Bool[np.ndarray, "q n"] | None = None,
+    ) -> "Ranked":
+        """From the similarity of every query to the whole gallery; ties go to the lower index.
+
+        Raises:
+          UserError: a score is NaN or infinite (sorting those puts them anywhere: embeddings of
+            NaN reach a Recall@1 of 100 % in code that does not look).
+        """
+        check_finite("scores", scores)
+        skipped = np.zeros_like(positives) if junk is None else junk
+        order = np.argsort(-scores, axis=1, kind="stable")
+        rows = [
+            np.flatnonzero(positives[query, line[~skipped[query, line]]])
+            for query, line in enumerate(order)
+        ]
+        return cls(pad(rows), (positives & ~skipped).sum(axis=1))
+
+
+def pad(rows: Sequence[Sequence[int] | Int[np.ndarray, "_"]]) -> Int64[np.ndarray, "q r"]:
+    """Rows of different lengths as one array, filled up with -1."""
+    table = np.full((len(rows), max(map(len, rows), default=0)), PADDING, np.int64)
+    for line, row in zip(table, rows, strict=True):
+        line[: len(row)] = row
+    return table
+
+
+def check_finite(name: str, values: Float[np.ndarray, "q ..."]) -> None:
+    """Refuses NaN and infinity.
+
+    Raises:
+      UserError: naming the array, how many of its rows are affected, and the first.
+    """
+    bad = np.asarray(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
+    if bad.any():
+        share = f"{bad.sum()} of {len(bad)} rows hold NaN or infinity"
+        raise UserError(f"{name}: {share} (first: row {bad.argmax()})")
+
+
+# ---- one value a query ------------------------------------------------------------------------
+
+
+def recall_at_k(ranked: Ranked, k: int) -> Float64[np.ndarray, "q"]:
+    """1 when any positive stands in the first k, else 0: the Recall@K of metric learning.
+
+    Raises:
+      UserError: a list holds fewer than k results.
+    """
+    _need(ranked, f"Recall@{k}", k)
+    return _blank(ranked, np.any(_first(ranked, k), axis=1))
+
+
+def precision_at_k(ranked: Ranked, k: int) -> Float64[np.ndarray, "q"]:
+    """P_k, the share of positives in the first k.
+
+    Raises:
+      UserError: a list holds fewer than k results.
+    """
+    _need(ranked, f"precision@{k}", k)
+    return _blank(ranked, _first(ranked, k).sum(axis=1) / k)
+
+
+def coverage_at_k(ranked: Ranked, k: int) -> Float64[np.ndarray, "q"]:
+    """Share of a query's positives found in the first k: the recall of information retrieval.
+
+    Raises:
+      UserError: a list holds fewer than k results.
+    """
+    _need(ranked, f"coverage@{k}", k)
+    return _divide(ranked, _first(ranked, k).sum(axis=1), ranked.relevant)
+
+
+def r_precision(ranked: Ranked) -> Float64[np.ndarray, "q"]:
+    """P_R, the precision of the first R results (Musgrave et al. 2020, section 3.2).
+
+    Raises:
+      UserError: a list is shorter than the R of its query.
+    """
+    _need(ranked, "R-precision", ranked.relevant)
+    return _divide(ranked, _first(ranked, ranked.relevant).sum(axis=1), ranked.relevant)
+
+
+def map_at_r(ranked: Ranked) -> Float64[np.ndarray, "q"]:
+    """1/R · sum over the positives in the first R results of P at that result (ibid.).
+
+    Raises:
+      UserError: a list is shorter than the R of its query.
+    """
+    _need(ranked, "MAP@R", ranked.relevant)
+    gained = np.where(_first(ranked, ranked.relevant), _precision_at_found(ranked), 0.0)
+    return _divide(ranked, gained.sum(axis=1), ranked.relevant)
+
+
+def map_at_k(ranked: Ranked, k: int) -> Float64[np.ndarray, "q"]:
+    """1/min(R, k) · sum over the positives in the first k results of P there (Google Landmarks)."""
+    gained = np.where(_first(ranked, k), _precision_at_found(ranked), 0.0)
+    return _divide(ranked, gained.sum(axis=1), np.minimum(ranked.relevant, k))
+
+
+def average_precision(ranked: Ranked) -> Float64[np.ndarray, "q"]:
+    """1/R · sum_j (j+1)/(r_j+1) over the whole list; a positive not found adds nothing."""
+    gained = np.where(ranked.found, _precision_at_found(ranked), 0.0)
+    return _divide(ranked, gained.sum(axis=1), ranked.relevant)
+
+
+def average_precision_trapezoid(ranked: Ranked) -> Float64[np.ndarray, "q"]:
+    """Area under the precision-recall curve by trapezoids, as Oxford and Paris are scored.
+
+    1/R · sum_j (p_j + (j+1)/(r_j+1)) / 2, where p_j = j/r_j is the precision just before the
+    positive and p_0 = 1 for one at the very top (Philbin et al. 2007; Radenović et al. 2018).
+    """
+    place = np.arange(ranked.ranks.shape[1])
+    before = np.where(ranked.ranks > 0, place / np.maximum(ranked.ranks, 1), 1.0)
+    gained = np.where(ranked.found, (before + _precision_at_found(ranked)) / 2, 0.0)
+    return _divide(ranked, gained.sum(axis=1), ranked.relevant)
+
+
+def precision_to_last(ranked: Ranked, k: int) -> Float64[np.ndarray, "q"]:
+    """P at min(k, place of the last positive found): the mP@k of revisited Oxford and Paris.
+
+    0 for a query whose list, being cut, holds none of its positives.
+    """
+    last = ranked.ranks.max(axis=1, initial=PADDING) + 1
+    cut = np.where(last > 0, np.minimum(last, k), k)
+    return _blank(ranked, _first(ranked, cut).sum(axis=1) / cut)
+
+
+def reciprocal_rank(ranked: Ranked) -> Float64[np.ndarray, "q"]:
+    """1/(r_0+1); 0 when a cut list holds no positive."""
+    if not ranked.ranks.shape[1]:
+        return _blank(ranked, np.zeros(len(ranked.ranks)))
+    first = ranked.ranks[:, 0]
+    return _blank(ranked, np.where(first >= 0, 1.0 / np.maximum(first + 1, 1), 0.0))
+
+
+def precision_at_1_over_ties(
+    scores: Float[np.ndarray, "q n"],
+    positives: Bool[np.ndarray, "q n"],
+    junk: Bool[np.ndarray, "q n"] | None = None,
+) -> Float64[np.ndarray, "q"]:
+    """Precision@1 averaged over every order of the results that share the best score.
+
+    It differs from `recall_at_k(., 1)` exactly where the rule for ties decides the answer.
+
+    Raises:
+      UserError: a score is NaN or infinite.
+    """
+    check_finite("scores", scores)
+    kept = np.ones_like(positives) if junk is None else ~junk
+    best = np.where(kept, scores, -np.inf)
+    top = kept & (best == best.max(axis=1, keepdims=True, initial=-np.inf))
+    right = positives & kept
+    share = (right & top).sum(axis=1) / np.maximum(top.sum(axis=1), 1)
+    return np.where(right.any(axis=1), share, np.nan)
+
+
+# ---- the figures of an evaluation --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The figures of one set of queries.
+
+    Attributes:
+      per_query: name -> (q,) values, NaN for a query without positives.
+      queries: number of queries asked.
+      scored: number of queries that have a positive; the means are over these.
+    """
+
+    per_query: dict[str, Float64[np.ndarray, "q"]]
+    queries: int
+    scored: int
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Name -> mean over the scored queries."""
+        return {name: scored_mean(values) for name, values in self.per_query.items()}
+
+    @property
+    def left_out(self) -> int:
+        """Queries without a positive in the gallery."""
+        return self.queries - self.scored
+
+
+def metrics_from_ranks(
+    positive_ranks: Int[np.ndarray, "q r"], ks: Sequence[int] = RECALL_CUTS
+) -> Metrics:
+    """Recall@K for every k, MAP@R, R-precision and mean average precision of complete rankings.
+
+    Args:
+      positive_ranks: the rank of EVERY positive of each query, ascending, 0-based, padded with -1
+        (`afa.retrieval.exact.positive_ranks`).
+      ks: cuts of Recall@K.
+
+    Raises:
+      UserError: no query has a positive, or the ranks are malformed.
+    """
+    relevant = (positive_ranks != PADDING).sum(axis=1)
+    return metrics_of(Ranked(positive_ranks, relevant), ks)
+
+
+def metrics_of(ranked: Ranked, ks: Sequence[int] = RECALL_CUTS) -> Metrics:
+    """The same figures from rankings that may be cut.
+
+    Raises:
+      UserError: no query has a positive, or a list is shorter than a figure needs.
+    """
+    if not ranked.scored.any():
+        raise UserError(f"none of the {len(ranked.relevant)} queries has a positive in the gallery")
+    figures: dict[str, Callable[[Ranked], Float64[np.ndarray, "q"]]] = {
+        "map_at_r": map_at_r,
+        "r_precision": r_precision,
+        "mean_average_precision": average_precision,
+    }
+    per_query = {f"recall_at_{k}": recall_at_k(ranked, k) for k in ks}
+    per_query |= {name: figure(ranked) for name, figure in figures.items()}
+    return Metrics(per_query, len(ranked.relevant), int(ranked.scored.sum()))
+
+
+def scored_mean(values: Float[np.ndarray, "q"]) -> float:
+    """Mean over the queries that have a value (all but those without positives)."""
+    return float(values[~np.isnan(values)].mean())
+
+
+def class_mean(values: Float[np.ndarray, "q"], labels: Int[np.ndarray, "q"]) -> float:
+    """Mean over classes of the mean over a class's queries: small classes weigh as much as large.
+
+    A class none of whose queries has a value is left out.
+    """
+    _, group = np.unique(labels[~np.isnan(values)], return_inverse=True)
+    sums = np.bincount(group, weights=values[~np.isnan(values)])
+    return float((sums / np.bincount(group)).mean())
+
+
+# ---- protocols of landmark retrieval -----------------------------------------------------------
+
+
+def revisited(
+    neighbours: Sequence[Int[np.ndarray, "_"]],
+    easy: Sequence[Int[np.ndarray, "_"]],
+    hard: Sequence[Int[np.ndarray, "_"]],
+    junk: Sequence[Int[np.ndarray, "_"]],
+) -> dict[str, Ranked]:
+    """The three difficulties of revisited Oxford and Paris (Radenović et al. 2018, section 3.3).
+
+    easy: only easy pictures are right, hard ones do not count; medium: both are right; hard: only
+    hard ones are right, easy ones do not count. Junk never counts.
+
+    Returns:
+      "easy", "medium" and "hard" -> where the positives stand once the others are taken out.
+    """
+
+    def both(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> list[list[int]]:
+        return [[*one.tolist(), *two.tolist()] for one, two in zip(first, second, strict=True)]
+
+    nothing = [np.zeros(0, np.int64)] * len(easy)
+    return {
+        "easy": Ranked.from_lists(neighbours, both(easy, nothing), both(junk, hard)),
+        "medium": Ranked.from_lists(neighbours, both(easy, hard), both(junk, nothing)),
+        "hard": Ranked.from_lists(neighbours, both(hard, nothing), both(junk, easy)),
+    }
+
+
+def landmark_map(
+    answers: Mapping[str, Sequence[str]],
+    solution: Mapping[str, Collection[str]],
+    k: int = LANDMARK_CUT,
+) -> float:
+    """mAP@k of Google Landmarks retrieval: a query of the solution left unanswered scores 0."""
+    asked = list(solution)
+    lists = [np.array(answers.get(query, ()), dtype=object) for query in asked]
+    ranked = Ranked.from_lists(lists, [solution[query] for query in asked])
+    return scored_mean(map_at_k(ranked, k))
+
+
+def global_average_precision(
+    confidence: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n"], landmarks: int
+) -> float:
+    """GAP (µAP) of landmark recognition: one average precision over the answers of all pictures.
+
+    Args:
+      confidence: score of the one answer of each answered picture; equal scores keep their order.
+      correct: whether the answer is right (never, for a picture without a landmark).
+      landmarks: pictures that show a landmark, answered or not.
+
+    Raises:
+      UserError: a confidence is NaN or infinite, or more answers are right than can be.
+    """
+    check_finite("confidence", confidence)
+    if landmarks < max(1, int(correct.sum())):
+        raise UserError(f"{correct.sum()} right answers, but only {landmarks} pictures to find")
+    right = correct[np.argsort(-confidence, kind="stable")]
+    precision = np.cumsum(right) / np.arange(1, len(right) + 1)
+    return float(precision[right].sum() / landmarks)
+
+
+# ---- several seeds -----------------------------------------------------------------------------
+
+
+def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and half-width of its 95 % confidence interval (Student's t, n-1 degrees of freedom).
+
+    Raises:
+      UserError: fewer than two values, or one that is not finite.
+    """
+    sample = np.asarray(list(values), np.float64)
+    if len(sample) < 2:
+        raise UserError(f"an interval needs at least 2 values, not {len(sample)}")
+    check_finite("values", sample)
+    spread = sample.std(ddof=1) / math.sqrt(len(sample))
+    return float(sample.mean()), float(student_t(len(sample) - 1) * spread)
+
+
+def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """The t that |T| stays below with probability `confidence`, by bisection of the angle.
+
+    With tan(a) = t/sqrt(freedom), P(|T| < t) is a finite sum of powers of cos(a) for a whole
+    number of degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4).
+    """
+    odd = freedom % 2
+    step = np.arange(1, (freedom - odd) // 2)
+    ratio = (2 * step) / (2 * step + 1) if odd else (2 * step - 1) / (2 * step)
+
+    def within(angle: float) -> float:
+        series = 1.0 + np.cumprod(ratio * math.cos(angle) ** 2).sum()
+        if not odd:
+            return math.sin(angle) * series
+        tail = math.sin(angle) * math.cos(angle) * series if freedom > 1 else 0.0
+        return (angle + tail) * 2 / math.pi
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle) < confidence else (low, middle)
+    return math.tan(low) * math.sqrt(freedom)
+
+
+# ---- helpers -----------------------------------------------------------------------------------
+
+
+def _first(ranked: Ranked, k: int | Int[np.ndarray, "q"]) -> Bool[np.ndarray, "q r"]:
+    """Marks the positives that stand in the first k."""
+    return ranked.found & (ranked.ranks < np.reshape(k, (-1, 1)))
+
+
+def _precision_at_found(ranked: Ranked) -> Float64[np.ndarray, "q r"]:
+    """P just behind each positive; anything at the padding."""
+    return np.arange(1, ranked.ranks.shape[1] + 1) / np.maximum(ranked.ranks + 1, 1)
+
+
+def _divide(
+    ranked: Ranked, total: Shaped[np.ndarray, "q"], by: Int[np.ndarray, "q"]
+) -> Float64[np.ndarray, "q"]:
+    return _blank(ranked, total / np.maximum(by, 1))
+
+
+def _blank(ranked: Ranked, values: Shaped[np.ndarray, "q"]) -> Float64[np.ndarray, "q"]:
+    """No value for a query without positives."""
+    return np.where(ranked.scored, values.astype(np.float64), np.nan)
+
+
+def _need(ranked: Ranked, figure: str, length: int | Int[np.ndarray, "q"]) -> None:
+    """Refuses lists in which the figure would silently come out too low."""
+    if ranked.depth is None:
+        return
+    short = ranked.scored & (ranked.depth < length)
+    if short.any():
+        query = int(short.argmax())
+        needed = int(np.broadcast_to(length, ranked.depth.shape)[query])
+        raise UserError(
+            f"{figure} needs the first {needed} results of query {query},"
+            f" but its list holds {ranked.depth[query]}"
+        )

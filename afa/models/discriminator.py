@@ -1,0 +1,73 @@
+"""The discriminator: picture -> logit that it is real, and a descriptor of its feature maps."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from afa.models import layers
+
+
+class Verdict(NamedTuple):
+    logit: Float[Array, "b"]
+    features: Float[Array, "b d"]  # unit length: D's pooled maps, half of the length each
+
+
+class Discriminator(nn.Module):
+    """Strided convolutions, one logit (Radford et al. 2016), optionally with spectral
+    normalisation (Miyato et al. 2018). No batch statistics: a verdict concerns one picture."""
+
+    width: int
+    levels: int
+    spectral_norm: bool = False
+    dtype: layers.Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w 3"], *, train: bool) -> Verdict:
+        def wrap(layer: nn.Module, x: Array) -> Array:
+            if not self.spectral_norm:
+                return layer(x)
+            return nn.SpectralNorm(layer, collection_name="batch_stats")(x, update_stats=train)
+
+        x = (2 * images - 1).astype(self.dtype)
+        pooled = []
+        for level in range(self.levels):
+            features = self.width * min(2**level, 8)
+            x = layers.leaky_relu(
+                wrap(layers.conv(features, 3, 2, dtype=self.dtype, use_bias=True), x)
+            )
+            pooled.append(x.astype(jnp.float32).mean((1, 2)))
+        flat = x.reshape(x.shape[0], -1)
+        logit = wrap(nn.Dense(1, dtype=self.dtype), flat).astype(jnp.float32)[:, 0]
+        return Verdict(logit, layers.l2_normalise(jnp.concatenate(pooled[-2:], axis=-1)))
+
+
+def diffaugment(images: Float[Array, "b h w 3"], keys: Key[Array, "b"]) -> Float[Array, "b h w 3"]:
+    """Brightness, contrast, shift and cutout, differentiable in the picture (Zhao et al. 2020).
+
+    Each picture draws from its own key: brightness +-0.2, contrast 0.7 to 1.3, a shift of up to an
+    eighth of the side, and a grey square of a quarter of the side.
+    """
+    height, width = images.shape[1:3]
+
+    def one(image: Float[Array, "h w 3"], key: Key[Array, ""]) -> Float[Array, "h w 3"]:
+        draw = jax.random.uniform(key, (6,))
+        image = image + 0.4 * (draw[0] - 0.5)
+        mean = image.mean()
+        image = mean + (image - mean) * (0.7 + 0.6 * draw[1])
+        reach_y, reach_x = height // 8, width // 8
+        shift = (
+            (draw[2] * (2 * reach_y + 1)).astype(int),
+            (draw[3] * (2 * reach_x + 1)).astype(int),
+        )
+        padded = jnp.pad(image, ((reach_y, reach_y), (reach_x, reach_x), (0, 0)))
+        image = jax.lax.dynamic_slice(padded, (*shift, 0), image.shape)
+        rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+        inside = (jnp.abs(rows - draw[4] * height) < height / 8) & (
+            jnp.abs(columns - draw[5] * width) < width / 8
+        )
+        return jnp.where(inside[..., None], 0.5, image)
+
+    return jax.vmap(one)(images, keys)

@@ -1,0 +1,221 @@
+"""The embedder: backbone and heads composed; and every player of the method, built from a
+configuration."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from afa import parallel
+from afa.config import ExperimentConfig
+from afa.errors import choose
+from afa.models import backbones, layers, views
+from afa.models.discriminator import Discriminator
+from afa.models.fusion import RestorationGate, fuse
+from afa.models.generator import Generator
+from afa.models.pooling import GlobalHead, LocalHead
+
+# Mean and standard deviation of ImageNet's pixels in [0, 1], RGB: what pretrained files expect.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Images = Float[Array, "b h w 3"]
+Proxies = dict[str, Float[Array, "classes _"]]
+
+
+class Descriptors(NamedTuple):
+    """Unit descriptors of a batch: the global view (b, d) and the local view (b, l)."""
+
+    whole: Float[Array, "b d"]
+    local: Float[Array, "b l"]
+
+
+class Embedder(nn.Module):
+    """F with its heads: picture in [0, 1] -> mid map -> unit descriptors.
+
+    The rows of the class head are unit directions, one a training class ("proxies"), for either
+    view; the proxy losses train them, and they give the class posterior.
+    """
+
+    backbone: nn.Module
+    embedding_dim: int
+    local_dim: int
+    classes: int
+    temperature: float
+    gem_power: float = 3.0
+    dtype: layers.Dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.global_head = GlobalHead(self.embedding_dim, self.gem_power)
+        self.local_head = LocalHead(self.local_dim, self.dtype)
+        init = nn.initializers.normal(1.0)
+        self.class_head = self.param("class_head", init, (self.classes, self.embedding_dim))
+        self.local_class_head = self.param("local_class_head", init, (self.classes, self.local_dim))
+
+    def lower(
+        self, images: Images, *, train: bool, branch: layers.Branch = "clean"
+    ) -> Float[Array, "b y x c"]:
+        """Picture -> mid map."""
+        images = (images - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
+        return self.backbone.lower(images, train, branch)
+
+    def upper(
+        self, mid: Float[Array, "b y x c"], *, train: bool, branch: layers.Branch = "clean"
+    ) -> Descriptors:
+        """Mid map -> descriptors."""
+        last = self.backbone.upper(mid, train, branch)
+        return Descriptors(self.global_head(last), self.local_head(mid))
+
+    def __call__(
+        self, images: Images, *, train: bool, branch: layers.Branch = "clean"
+    ) -> Descriptors:
+        mid = self.lower(images, train=train, branch=branch)
+        return self.upper(mid, train=train, branch=branch)
+
+    def proxies(self) -> Proxies:
+        """Unit proxies of the training classes: global, local and fused."""
+        blocks = {
+            "global": layers.l2_normalise(self.class_head),
+            "local": layers.l2_normalise(self.local_class_head),
+        }
+        return blocks | {"fused": fuse(blocks, FUSED)}
+
+    def posterior(self, whole: Float[Array, "b d"]) -> Float[Array, "b classes"]:
+        """Class decision: softmax of the cosines to the global proxies."""
+        return nn.softmax(whole @ self.proxies()["global"].T / self.temperature)
+
+
+# What the metric loss trains as the fused descriptor; the weights of a search are chosen later, on
+# validation classes, over more blocks.
+FUSED = {"global": 1.0, "local": 0.5}
+
+
+def named(descriptors: Descriptors) -> dict[str, Float[Array, "b _"]]:
+    """The descriptors a metric loss is applied to, by the names of their proxies."""
+    blocks = {"global": descriptors.whole, "local": descriptors.local}
+    return blocks | {"fused": fuse(blocks, FUSED)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Players:
+    """The modules of one run; their variables live in `afa.train.state.TrainState`.
+
+    Without the adversarial part `generator`, `discriminator` and `gate` are None.
+    """
+
+    embedder: Embedder
+    generator: Generator | None
+    discriminator: Discriminator | None
+    gate: RestorationGate | None
+    latent_dim: int
+    view_names: tuple[str, ...]
+    restored_branch: layers.Branch
+
+    def init(self, key: Key[Array, ""], image_size: int) -> dict[str, PyTree]:
+        """Fresh variables of every player: name -> {"params": ..., "batch_stats": ...}."""
+        images = jnp.zeros((1, image_size, image_size, 3))
+        z = jnp.zeros((1, self.latent_dim))
+        keys = dict(zip(("embedder", "generator", "discriminator", "gate"),
+                        jax.random.split(key, 4), strict=True))  # fmt: skip
+
+        def fresh(name: str, module: nn.Module, *args: Any, **kwargs: Any) -> PyTree:
+            init = jax.jit(lambda k: module.init(k, *args, **kwargs))
+            variables = init(keys[name])
+            return {each: variables.get(each, {}) for each in ("params", "batch_stats")}
+
+        variables = {"embedder": fresh("embedder", self.embedder, images, train=True)}
+        if self.generator is not None:
+            unit, logit = jnp.zeros((1, self.embedder.embedding_dim)), jnp.zeros(1)
+            variables |= {
+                "generator": fresh("generator", self.generator, images, z),
+                "discriminator": fresh("discriminator", self.discriminator, images, train=False),
+                "gate": fresh("gate", self.gate, unit, unit, logit, logit),
+            }
+        return variables
+
+    def blocks(
+        self, variables: Mapping[str, PyTree], images: Images
+    ) -> tuple[dict[str, Float[Array, "b _"]], dict[str, Float[Array, "b"]]]:
+        """Every descriptor block of a batch for search, and the gates of the blocks of G's view.
+
+        Blocks: "global", "local", "posterior", one a second view ("flip", ...), and with a
+        generator "restored" (F of G(x)) and "discriminator" (D's features of x). The noise input
+        of G is zero, so that a picture has one descriptor.
+        """
+
+        def descriptors(pictures: Images, branch: layers.Branch = "clean") -> Descriptors:
+            return self.embedder.apply(variables["embedder"], pictures, train=False, branch=branch)  # pyright: ignore[reportReturnType]
+
+        original = descriptors(images)
+        posterior = self.embedder.apply(variables["embedder"], original.whole, method="posterior")
+        blocks = {
+            "global": original.whole,
+            "local": original.local,
+            "posterior": layers.l2_normalise(posterior),  # pyright: ignore[reportArgumentType]
+        }
+        for name in self.view_names:
+            blocks[name] = descriptors(views.VIEWS[name](images)).whole
+        if self.generator is None or self.discriminator is None or self.gate is None:
+            return blocks, {}
+        restored = self.restore(variables, images)
+        verdict = self.discriminator.apply(variables["discriminator"], images, train=False)
+        after = self.discriminator.apply(variables["discriminator"], restored, train=False)
+        blocks["restored"] = descriptors(restored, self.restored_branch).whole
+        blocks["discriminator"] = verdict.features  # pyright: ignore[reportAttributeAccessIssue]
+        gate = self.gate.apply(
+            variables["gate"], original.whole, blocks["restored"],
+            verdict.logit, after.logit,  # pyright: ignore[reportAttributeAccessIssue]
+        )  # fmt: skip
+        return blocks, {"restored": gate}  # pyright: ignore[reportReturnType]
+
+    def restore(self, variables: Mapping[str, PyTree], images: Images) -> Images:
+        """x^ = G(x, 0), clipped to [0, 1]."""
+        if self.generator is None:
+            raise ValueError("this run has no generator")
+        z = jnp.zeros((images.shape[0], self.latent_dim))
+        restored = self.generator.apply(variables["generator"], images, z, method="restore")
+        return jnp.clip(restored, 0, 1)  # pyright: ignore[reportArgumentType]
+
+
+def dtype_of(precision: str) -> layers.Dtype:
+    """Compute type: bfloat16 where the device is fast at it, unless told otherwise."""
+    if precision == "auto":
+        precision = "bfloat16" if parallel.accelerated() else "float32"
+    return jnp.dtype(precision)
+
+
+def build(config: ExperimentConfig, classes: int) -> Players:
+    """All players of an experiment with that many training classes.
+
+    Raises:
+      UserError: unknown backbone or view.
+    """
+    dtype = dtype_of(config.train.precision)
+    for name in config.evaluation.views:
+        choose("evaluation.views", name, views.VIEWS)
+    adversarial = config.adversarial
+    embedder = Embedder(
+        backbones.build(config.backbone.name, config.backbone.stem, dtype),
+        config.embedder.embedding_dim,
+        config.embedder.local_dim,
+        classes,
+        config.loss.temperature,
+        config.embedder.gem_power,
+        dtype,
+    )
+    if not (adversarial.enabled and adversarial.generator):
+        generator = discriminator = gate = None
+    else:
+        g, d = config.generator, config.discriminator
+        generator = Generator(g.width, g.levels, g.latent_dim, config.data.image_size, dtype)
+        discriminator = Discriminator(d.width, d.levels, d.spectral_norm, dtype)
+        gate = RestorationGate(adversarial.gate)
+    joint = config.train.schedule == "joint" and adversarial.generated_views > 0
+    return Players(
+        embedder, generator, discriminator, gate, config.generator.latent_dim,
+        config.evaluation.views, "adversarial" if joint else "clean",
+    )  # fmt: skip

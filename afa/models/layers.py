@@ -1,0 +1,178 @@
+"""Layers every network here is made of: convolution that is fast on CPUs too, and BatchNorm with
+a second set of statistics."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from afa import parallel
+
+Branch = Literal["clean", "adversarial"]
+Dtype = Any
+
+# XLA's CPU convolution falls off a cliff on small maps and strided windows: there, cutting the
+# windows out and multiplying once is up to a hundred times faster. Above this many pixels a side
+# its own loop is the better one.
+SMALL_MAP = 4
+
+
+def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def _pairs(padding: Any, lhs: Array, kernel: tuple[int, int], strides: tuple[int, int]) -> Any:
+    if padding == "SAME":
+        return [_same_padding(*each) for each in zip(lhs.shape[1:3], kernel, strides, strict=True)]
+    return [(0, 0), (0, 0)] if padding == "VALID" else list(padding)
+
+
+def im2col_convolution(
+    lhs: Float[Array, "b h w c"],
+    rhs: Float[Array, "kh kw c d"],
+    window_strides: Sequence[int],
+    padding: Any,
+) -> Float[Array, "b y x d"]:
+    """The convolution as one matrix product over cut-out windows; equal to `lax.conv` up to
+    rounding. `padding` is "SAME", "VALID" or one (before, after) pair for each side."""
+    kernel, (sy, sx) = rhs.shape[:2], window_strides
+    pads = _pairs(padding, lhs, kernel, (sy, sx))
+    if any(sum(pair) for pair in pads):
+        lhs = jnp.pad(lhs, ((0, 0), *pads, (0, 0)))
+    height = (lhs.shape[1] - kernel[0]) // sy + 1
+    width = (lhs.shape[2] - kernel[1]) // sx + 1
+    windows = [
+        lhs[:, dy : dy + (height - 1) * sy + 1 : sy, dx : dx + (width - 1) * sx + 1 : sx]
+        for dy in range(kernel[0])
+        for dx in range(kernel[1])
+    ]
+    columns = windows[0] if len(windows) == 1 else jnp.concatenate(windows, axis=-1)
+    return columns @ rhs.reshape(-1, rhs.shape[-1])
+
+
+def convolution(
+    lhs: Float[Array, "b h w c"],
+    rhs: Float[Array, "kh kw cg d"],
+    window_strides: Sequence[int],
+    padding: Any,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    *,
+    feature_group_count: int = 1,
+    **rest: Any,
+) -> Float[Array, "b y x d"]:
+    """`lax.conv_general_dilated`, by the faster of two ways on the CPU (see `SMALL_MAP`)."""
+    kernel = rhs.shape[:2]
+    plain = feature_group_count == 1 and not any(
+        step != 1 for step in (*(lhs_dilation or ()), *(rhs_dilation or ()))
+    )
+    pointwise = kernel == (1, 1)
+    small = kernel == (3, 3) and (max(window_strides) > 1 or max(lhs.shape[1:3]) <= SMALL_MAP)
+    if plain and (pointwise or small) and not parallel.accelerated():
+        return im2col_convolution(lhs, rhs, window_strides, padding)
+    return lax.conv_general_dilated(
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        feature_group_count=feature_group_count,
+        **rest,
+    )
+
+
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def conv(
+    features: int,
+    kernel: int,
+    strides: int = 1,
+    *,
+    dtype: Dtype,
+    use_bias: bool = False,
+    name: str | None = None,
+    kernel_init: Callable = he_normal,
+) -> nn.Conv:
+    """A square convolution that halves exactly: padding (kernel - 1) / 2 on every side."""
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        (strides, strides),
+        padding=[((kernel - 1) // 2, (kernel - 1) // 2)] * 2,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        conv_general_dilated=convolution,
+        name=name,
+    )
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all devices, with one set of statistics a branch.
+
+    The clean and the adversarial branch share scale and bias and keep means and variances apart,
+    because their inputs are distributed differently (AdvProp, Xie et al. 2020, section 4; there
+    the affine part is doubled too, which would double what a pretrained file must fill).
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Dtype = jnp.float32
+    scale_init: Callable = nn.initializers.ones
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b ... c"], *, train: bool, branch: Branch = "clean"
+    ) -> Float[Array, "b ... c"]:
+        channels = x.shape[-1]
+        scale = self.param("scale", self.scale_init, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        stored = {
+            each: (
+                self.variable("batch_stats", f"{each}_mean", jnp.zeros, (channels,)),
+                self.variable("batch_stats", f"{each}_var", jnp.ones, (channels,)),
+            )
+            for each in ("clean", "adversarial")
+        }
+        mean, var = (each.value for each in stored[branch])
+        if train and not self.is_initializing():
+            axes = tuple(range(x.ndim - 1))
+            wide = x.astype(jnp.float32)
+            mean, square = parallel.pmean((wide.mean(axes), jnp.square(wide).mean(axes)))
+            var = jnp.maximum(square - jnp.square(mean), 0)
+            if self.is_mutable_collection("batch_stats"):
+                for running, batch in zip(stored[branch], (mean, var), strict=True):
+                    running.value = self.momentum * running.value + (1 - self.momentum) * batch
+        gain = scale * lax.rsqrt(var + self.epsilon)
+        return (x * gain.astype(x.dtype) + (bias - mean * gain).astype(x.dtype)).astype(self.dtype)
+
+
+def batch_norm(dtype: Dtype, train: bool, branch: Branch) -> Callable[..., Array]:
+    """`norm(x, name=..., zero=...)`: a BatchNorm of one call, bound to its mode."""
+
+    def norm(x: Array, name: str, zero: bool = False) -> Array:
+        init = nn.initializers.zeros if zero else nn.initializers.ones
+        return BatchNorm(dtype=dtype, scale_init=init, name=name)(x, train=train, branch=branch)
+
+    return norm
+
+
+def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b y x c"]:
+    """3x3 maximum with stride 2 and padding 1."""
+    return nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
+
+
+def l2_normalise(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """Unit vectors in float32; the epsilon inside the root keeps the gradient of 0 finite."""
+    x = x.astype(jnp.float32)
+    return x * lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+
+
+leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.2)

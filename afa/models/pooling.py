@@ -1,0 +1,53 @@
+"""From maps to descriptors: the global view and the local view of a picture."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from afa.models import layers
+
+
+class GlobalHead(nn.Module):
+    """Generalised-mean pooling, linear map, unit length (Radenovic et al. 2018, equation 3).
+
+    f = (mean_i max(x_i, eps)^p)^(1/p), computed in float32; p is learned.
+    """
+
+    dim: int
+    power: float = 3.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b {self.dim}"]:
+        p = self.param("power", nn.initializers.constant(self.power), ())
+        # The floor keeps the gradient of x^p finite where a whole map is zero.
+        x = jnp.maximum(x.astype(jnp.float32), 1e-4)
+        pooled = jnp.mean(x**p, axis=(1, 2)) ** (1 / p)
+        return layers.l2_normalise(nn.Dense(self.dim, name="linear")(pooled))
+
+
+class LocalHead(nn.Module):
+    """Attention-pooled local descriptors of the mid map (after DELF, Noh et al. 2017).
+
+    Each place of the map gets a unit descriptor d_i and an attention a_i >= 0; the local view is
+    sum_i a_i d_i at unit length. The pairs (a_i, d_i) themselves serve re-ranking.
+    """
+
+    dim: int
+    dtype: layers.Dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.describe = layers.conv(self.dim, 1, dtype=self.dtype, use_bias=True)
+        self.attend = layers.conv(1, 1, dtype=self.dtype, use_bias=True)
+
+    def places(
+        self, mid: Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b p"], Float[Array, "b p d"]]:
+        """Attention and unit descriptor of every place of the map."""
+        batch = mid.shape[0]
+        attention = nn.softplus(self.attend(mid).astype(jnp.float32)).reshape(batch, -1)
+        descriptors = layers.l2_normalise(self.describe(mid).reshape(batch, -1, self.dim))
+        return attention, descriptors
+
+    def __call__(self, mid: Float[Array, "b h w c"]) -> Float[Array, "b {self.dim}"]:
+        attention, descriptors = self.places(mid)
+        return layers.l2_normalise(jnp.einsum("bp,bpd->bd", attention, descriptors))

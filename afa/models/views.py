@@ -1,0 +1,56 @@
+"""Second views of a picture: functions from pictures to pictures, all fused by one mechanism.
+
+The restored view, G(x), is one more such function and is bound where the generator is at hand
+(`afa.models.embedder`). A new view is one function and one line of `VIEWS`.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Images = Float[Array, "b h w 3"]
+
+
+def flip(images: Images) -> Images:
+    """Left and right exchanged."""
+    return images[:, :, ::-1]
+
+
+def median(images: Images) -> Images:
+    """3x3 median of every channel, edges repeated: by exchanging, since XLA sorts slowly.
+
+    The median of nine is the middle of (largest of the columns' smallest, middle of the middles,
+    smallest of the largest), once every column of three is ordered (Smith 1996).
+    """
+    rows = jnp.pad(images, ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
+    low, middle, high = _order(rows[:, :-2], rows[:, 1:-1], rows[:, 2:])
+
+    def neighbours(x: Images) -> tuple[Images, Images, Images]:
+        wide = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)), mode="edge")
+        return wide[:, :, :-2], wide[:, :, 1:-1], wide[:, :, 2:]
+
+    largest_low = _order(*neighbours(low))[2]
+    middle_middle = _order(*neighbours(middle))[1]
+    smallest_high = _order(*neighbours(high))[0]
+    return _order(largest_low, middle_middle, smallest_high)[1]
+
+
+def _order(a: Images, b: Images, c: Images) -> tuple[Images, Images, Images]:
+    a, b = jnp.minimum(a, b), jnp.maximum(a, b)
+    b, c = jnp.minimum(b, c), jnp.maximum(b, c)
+    return jnp.minimum(a, b), jnp.maximum(a, b), c
+
+
+def standardise(images: Images) -> Images:
+    """Every channel of every picture to mean 1/2 and standard deviation 1/4, clipped to [0, 1]."""
+    mean = images.mean((1, 2), keepdims=True)
+    spread = jnp.sqrt(jnp.square(images - mean).mean((1, 2), keepdims=True) + 1e-4)
+    return jnp.clip(0.5 + 0.25 * (images - mean) / spread, 0, 1)
+
+
+VIEWS: dict[str, Callable[[Images], Images]] = {
+    "flip": flip,
+    "median": median,
+    "standardise": standardise,
+}

@@ -1,0 +1,231 @@
+"""The only file that knows devices.
+
+A step is written for one device on its share of the batch and calls `pmean`, `all_gather` and
+`sample_keys`, which see all devices inside a mapped step and one device outside of it. So the same
+function runs unmapped (tests, notebooks), under `pmap` on one host, and under `shard_map` when
+several processes form one machine.
+
+Conventions: a batch is a pytree of host arrays whose leading axis is this process's share of the
+global batch; a state is an ordinary pytree, the same on every device, saved as it is.
+
+Gradients: differentiate the per-device loss, then `pmean` the gradients. Because `psum` transposes
+to `psum`, that is the gradient of the mean of all devices' losses, also through `all_gather`.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Key, PyTree, Shaped
+
+from afa.errors import UserError
+
+AXIS = "data"
+Impl = Literal["auto", "pmap", "shard_map"]
+
+
+def start(coordinator: str | None, processes: int | None, index: int | None) -> None:
+    """Joins this process to a run of several, when `coordinator` ("host:port") is given."""
+    if coordinator is None:
+        return
+    if processes is None or index is None:
+        raise UserError("launch.coordinator needs launch.processes and launch.index beside it")
+    jax.distributed.initialize(coordinator, processes, index)
+
+
+def device_count() -> int:
+    return jax.device_count()
+
+
+def local_device_count() -> int:
+    return jax.local_device_count()
+
+
+def process_count() -> int:
+    return jax.process_count()
+
+
+def process_index() -> int:
+    return jax.process_index()
+
+
+def accelerated() -> bool:
+    """True on a GPU or TPU, False when JAX has only the CPU."""
+    return jax.default_backend() != "cpu"
+
+
+def platform() -> str:
+    """What the run computes on, in words: `2 x TPU v5e`, `1 x cpu`."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def peak_device_bytes() -> int | None:
+    """Most bytes in use on the first device so far; None where the backend keeps no count."""
+    stats = jax.local_devices()[0].memory_stats()
+    return None if not stats else stats.get("peak_bytes_in_use")
+
+
+# ---- inside a step ----------------------------------------------------------------------------
+
+
+def axis_size() -> int:
+    """Devices that share this step: 1 outside of a mapped function."""
+    try:
+        return lax.axis_size(AXIS)
+    except NameError:
+        return 1
+
+
+def axis_index() -> Array | int:
+    try:
+        return lax.axis_index(AXIS)
+    except NameError:
+        return 0
+
+
+def pmean(tree: PyTree) -> PyTree:
+    return tree if axis_size() == 1 else lax.pmean(tree, AXIS)
+
+
+def all_gather(tree: PyTree) -> PyTree:
+    """Joins every device's rows (axis 0), in device order: the rows of the global batch."""
+    return tree if axis_size() == 1 else lax.all_gather(tree, AXIS, tiled=True)
+
+
+def sample_keys(key: Key[Array, ""], rows: int) -> Key[Array, "rows"]:
+    """One key a row, by its place in the global batch: any device count draws the same numbers."""
+    place = jnp.arange(rows) + axis_index() * rows
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(place)
+
+
+# ---- around a step ----------------------------------------------------------------------------
+
+
+def _mesh() -> Mesh:
+    return Mesh(np.asarray(jax.devices()), (AXIS,))
+
+
+def _resolve(impl: Impl) -> Impl:
+    if impl != "auto":
+        return impl
+    return "shard_map" if jax.process_count() > 1 else "pmap"
+
+
+def data_parallel(step: Callable, impl: Impl = "auto") -> Callable:
+    """Maps `step(state, batch) -> (state, outputs)` over all devices; donates the state.
+
+    Args:
+      step: pure; sees this device's rows of `batch`; returns a state and outputs that are the same
+        on every device (it has called `pmean` where needed).
+      impl: "pmap" (one host), "shard_map" (any number of processes) or "auto".
+
+    Returns:
+      A function of the state and this process's share of the global batch (host arrays).
+
+    Raises:
+      UserError: the batch cannot be divided evenly among the devices.
+    """
+    if _resolve(impl) == "pmap":
+        mapped = jax.pmap(
+            step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,)
+        )
+
+        def run(state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
+            return mapped(state, jax.tree.map(split_rows, batch))
+
+        return run
+
+    mesh = _mesh()
+    replicated, by_row = PartitionSpec(), PartitionSpec(AXIS)
+    mapped = jax.jit(
+        jax.shard_map(
+            step,
+            mesh=mesh,
+            in_specs=(replicated, by_row),
+            out_specs=(replicated, replicated),
+            check_vma=False,
+        ),
+        donate_argnums=(0,),
+    )
+
+    def run(state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
+        return mapped(replicate(state), jax.tree.map(functools.partial(global_rows, mesh), batch))
+
+    return run
+
+
+def split_rows(rows: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "devices per ..."]:
+    """Cuts a process's rows into one block a local device."""
+    devices = jax.local_device_count()
+    if len(rows) % devices:
+        raise UserError(f"a batch of {len(rows)} rows cannot be divided among {devices} devices")
+    return rows.reshape(devices, len(rows) // devices, *rows.shape[1:])
+
+
+def global_rows(mesh: Mesh, rows: Shaped[np.ndarray, "n ..."]) -> Array:
+    """This process's rows as its share of one array over all devices."""
+    split_rows(rows)
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(AXIS)), rows)
+
+
+def replicate(tree: PyTree) -> PyTree:
+    """Puts the same values on every device of every process; free when they are there already."""
+    sharding = NamedSharding(_mesh(), PartitionSpec())
+
+    def put(leaf: Any) -> Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            return leaf
+        if jax.process_count() == 1:
+            return jax.device_put(leaf, sharding)
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree)
+
+
+def replicate_local(tree: PyTree) -> PyTree:
+    """Puts the same values on each of this process's devices: a `shared` of `map_rows` to keep."""
+    mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def map_rows(function: Callable) -> Callable:
+    """Maps `function(shared, rows) -> rows` over this process's devices.
+
+    `rows` (a pytree of host arrays with one leading axis) is padded to a multiple of the device
+    count by repeating its last row, and the padding is cut off again; `shared` is the same on
+    every device and is not donated. Each process maps its own rows: there are no collectives.
+    """
+    mapped = jax.pmap(function, in_axes=(None, 0), devices=jax.local_devices())
+
+    def run(shared: PyTree, rows: PyTree) -> PyTree:
+        devices = jax.local_device_count()
+        count = len(jax.tree.leaves(rows)[0])
+        padding = -count % devices
+
+        def block(leaf: np.ndarray) -> np.ndarray:
+            leaf = np.asarray(leaf)
+            if padding:
+                leaf = np.concatenate([leaf, np.repeat(leaf[-1:], padding, axis=0)])
+            return split_rows(leaf)
+
+        out = mapped(shared, jax.tree.map(block, rows))
+        return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:])[:count], out)
+
+    return run
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """Replicated device values as NumPy arrays."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), tree)
+
+
+def local_blocks(rows: int, block: int) -> Iterator[slice]:
+    """Consecutive slices of at most `block` rows."""
+    for begin in range(0, rows, block):
+        yield slice(begin, min(begin + block, rows))

@@ -1,0 +1,371 @@
+"""Small line charts as inline SVG: training curves and robustness.
+
+A chart takes its colours from CSS variables of the page (with fallbacks), so that it follows light,
+dark and print; its text stays text; it holds no ids, so the same data always give the same bytes.
+Lines of one chart differ in colour, dash and marker.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 280, 176  # user units; shown at about this size in CSS pixels
+LEFT, RIGHT, TOP, BOTTOM = 36, 14, 8, 24
+POINTS = 100  # a longer curve is averaged in this many bins
+MIN_SHARE = 0.02  # a curve that moves by less than this share of its size is drawn flat
+AIR = 0.06  # free share of the y axis above and below a curve
+CLEAN = 0  # severity of an untouched picture
+# Colour fallbacks for light paper; the page redefines --s0 ... --s7 for light and dark.
+COLOURS = (
+    "#2456c7", "#bf5309", "#0b7a6f", "#a32f80", "#666d78", "#6f6a08", "#a3372b", "#6d42bd",
+)  # fmt: skip
+DASHES = ("", "7 3", "2 3", "9 3 2 3")
+MARKERS = ("circle", "square", "triangle", "diamond")
+
+Number: TypeAlias = int | float
+Point: TypeAlias = tuple[Number, Number]
+
+GROUPS: tuple[tuple[str, str], ...] = (
+    ("Retrieval on validation classes", r"recall|map_at_r|r_precision|average_precision"),
+    ("Losses", r"loss"),
+    ("Generator and discriminator", r"(^|[/_])(d|g|x|z|r1|psnr|real|fake|discriminator|generator)"),
+    ("Other figures", r""),
+)
+LABELS = (
+    (r"recall_at_(\d+)", r"R@\1"),
+    (r"map_at_r", "MAP@R"),
+    (r"r_precision", "R-Prec."),
+    (r"mean_average_precision", "mAP"),
+    (r"(?<![a-z])psnr(?![a-z])", "PSNR"),
+    (r"(?<![a-z])r1(?![a-z0-9])", "R1"),
+    (r"(?<![a-z])d_(?=real|fake)", "D on "),
+)
+FRACTION = re.compile(r"recall|map_at_r|r_precision|average_precision")
+TWINS = re.compile(r"(?<![a-z])(real|fake|in|out)(?![a-z])")
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One line: points (x, y), the style's number, and whether it is the one to look at."""
+
+    name: str
+    points: Sequence[Point]
+    style: int = 0
+    strong: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """One small chart with what stands above it."""
+
+    title: str
+    svg: Markup
+    legend: tuple[tuple[str, Markup], ...] = ()
+    tag: str = ""
+
+
+def line_chart(
+    lines: Sequence[Line],
+    description: str,
+    percent: bool = False,
+    markers: bool = False,
+    x_range: Point | None = None,
+    y_range: Point | None = None,
+    x_ticks: Sequence[tuple[Number, str]] | None = None,
+    marks: Sequence[tuple[Number, str]] = (),
+) -> Markup:
+    """Draws lines over one pair of axes.
+
+    Args:
+      lines: drawn in order, strong ones last; a point that is not finite interrupts its line.
+      description: read aloud instead of the picture.
+      percent: y values are fractions, shown times 100.
+      markers: draw every point, with its value as a tooltip.
+      x_range: lowest and highest x; None fits the points.
+      y_range: lowest and highest y, in the points' unit; None fits the points.
+      x_ticks: (x, label); None chooses round numbers.
+      marks: (x, name) of vertical dashed lines.
+
+    Returns:
+      `<svg>` that scales to the width it is given.
+    """
+    scale = 100.0 if percent else 1.0
+    lines = [dataclasses.replace(t, points=[(x, y * scale) for x, y in t.points]) for t in lines]
+    finite = [(x, y) for line in lines for x, y in line.points if math.isfinite(y)]
+    x_low, x_high = x_range or _span([x for x, _ in finite])
+    if y_range is None:
+        low, high = _padded([y for _, y in finite])
+    else:
+        low, high = (y * scale for y in y_range)
+    ticks, digits = _ticks(low, high, count=4)
+
+    def place_x(x: Number) -> Number:
+        return LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+
+    def place_y(y: Number) -> Number:
+        return HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    out = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(description)}" font-size="11" fill="var(--faint,#5c6168)">'
+    ]
+    for tick in ticks:
+        y = place_y(tick)
+        out.append(
+            f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="var(--rule,#dcdcd8)"/>'
+            f'<text x="{LEFT - 6}" y="{y + 3.8:.1f}" text-anchor="end">'
+            f"{_tick_label(tick, digits)}</text>"
+        )
+    for x, text in x_ticks or [(x, compact(x)) for x in _ticks(x_low, x_high, count=4)[0]]:
+        out.append(
+            f'<text x="{place_x(x):.1f}" y="{HEIGHT - 7}" text-anchor="middle">'
+            f"{escape(text)}</text>"
+        )
+    for x, name in marks:
+        out.append(
+            f'<path d="M{place_x(x):.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="var(--faint,#5c6168)" '
+            f'stroke-dasharray="2 4"><title>{escape(name)}</title></path>'
+        )
+    for line in sorted(lines, key=lambda line: line.strong):
+        out += _drawn(line, place_x, place_y, markers, "%" if percent else "")
+    return Markup("".join([*out, "</svg>"]))
+
+
+def _drawn(
+    line: Line,
+    place_x: Callable[[Number], Number],
+    place_y: Callable[[Number], Number],
+    markers: bool,
+    unit: str,
+) -> list[str]:
+    path, pen_down = [], False
+    dots = []
+    for i, (x, y) in enumerate(line.points):
+        if not math.isfinite(y):
+            pen_down = False
+            continue
+        at_x, at_y = place_x(x), place_y(y)
+        path.append(f"{'L' if pen_down else 'M'}{at_x:.1f} {at_y:.1f}")
+        after = line.points[i + 1][1] if i + 1 < len(line.points) else math.nan
+        alone = not pen_down and not math.isfinite(after)
+        pen_down = True
+        if markers or alone:
+            tooltip = escape(f"{line.name}: {y:.1f} {unit}" if unit else f"{line.name}: {y:.4g}")
+            shape = _marker(line.style, at_x, at_y, 3.6 if line.strong else 2.9)
+            dots.append(f'<path d="{shape}"><title>{tooltip}</title></path>')
+    colour = _colour(line.style)
+    stroke = f'stroke="{colour}" stroke-width="{2.4 if line.strong else 1.5}"'
+    dash = _dash(line.style)
+    return [
+        f'<path d="{"".join(path)}" fill="none" stroke-linejoin="round" {stroke}{dash}/>',
+        *([f'<g fill="{colour}">{"".join(dots)}</g>'] if dots else []),
+    ]
+
+
+def key(style: int, strong: bool = False, markers: bool = False) -> Markup:
+    """The short piece of line that stands in a legend before a name."""
+    colour = _colour(style)
+    dot = f'<path d="{_marker(style, 12, 6, 3.4)}" fill="{colour}"/>' if markers else ""
+    return Markup(
+        '<svg class="key" viewBox="0 0 24 12" width="24" height="12" aria-hidden="true">'
+        f'<path d="M1 6H23" stroke="{colour}" stroke-width="{2.6 if strong else 1.7}"'
+        f"{_dash(style)}/>{dot}</svg>"
+    )
+
+
+def training_charts(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Chart]]]:
+    """Charts of every figure in metrics.jsonl, in groups.
+
+    Figures with one last name (validation/fused/recall_at_1, validation/x/recall_at_1) and twins
+    (d_real, d_fake; psnr_in, psnr_out) share a chart; the others have their own. Retrieval
+    metrics are fractions, drawn as percent. All charts have the x axis of the whole run; a dashed
+    line marks where a stage begins.
+
+    Returns:
+      (title of the group, its charts); groups without charts are left out.
+    """
+    curves: dict[str, list[Point]] = {}
+    for entry in history:
+        for name, value in entry.items():
+            if name not in ("step", "time", "stage") and isinstance(value, int | float):
+                curves.setdefault(name, []).append((entry["step"], float(value)))
+    panels: dict[str, list[str]] = {}
+    for name in curves:
+        panels.setdefault(TWINS.sub("*", name.rsplit("/", 1)[-1]), []).append(name)
+    marks = stage_starts(history)[1:]
+    end = max([entry["step"] for entry in history], default=0)
+    groups: dict[str, list[Chart]] = {title: [] for title, _ in GROUPS}
+    for names in panels.values():
+        group = next(title for title, pattern in GROUPS if re.search(pattern, names[0]))
+        groups[group].append(_training_chart({n: curves[n] for n in names}, marks, end))
+    return [(title, charts) for title, charts in groups.items() if charts]
+
+
+def _training_chart(
+    curves: Mapping[str, Sequence[Point]],
+    marks: Sequence[tuple[Number, str]],
+    end: Number,
+) -> Chart:
+    title, labels = _titles(list(curves))
+    lines = [Line(n, _binned(points), i) for i, (n, points) in enumerate(curves.items())]
+    newest = "; ".join(f"{name} ends at {points[-1][1]:.4g}" for name, points in curves.items())
+    percent = bool(FRACTION.search(title))
+    svg = line_chart(lines, newest, percent, x_range=(0.0, max(end, 1.0)), marks=marks)
+    legend = tuple((pretty(label), key(i)) for i, label in enumerate(labels))
+    tag = "%" if percent else "dB" if any("psnr" in name for name in curves) else ""
+    return Chart(pretty(title), svg, legend if len(lines) > 1 else (), tag)
+
+
+def _titles(names: Sequence[str]) -> tuple[str, list[str]]:
+    """A chart's title and what tells its lines apart: the parts of their names that differ."""
+    if len(names) == 1:
+        return names[0], [""]
+    split = [name.split("/") for name in names]
+    lasts = list(dict.fromkeys(parts[-1] for parts in split))
+    twins = dict.fromkeys(twin for last in lasts for twin in TWINS.findall(last))
+    title = TWINS.sub(" / ".join(twins), lasts[0]) if len(lasts) > 1 else lasts[0]
+    labels = []
+    for parts in split:
+        own = [p for i, p in enumerate(parts[:-1]) if any(o[i : i + 1] != [p] for o in split)]
+        labels.append("/".join(own + (TWINS.findall(parts[-1]) if len(lasts) > 1 else [])))
+    return title, labels
+
+
+def stage_starts(history: Iterable[Mapping[str, Any]]) -> list[tuple[Number, str]]:
+    """(last step logged before it, name) of each stage, in the order they were run."""
+    starts: list[tuple[Number, str]] = []
+    before = 0
+    for entry in history:
+        if entry.get("stage") and (not starts or starts[-1][1] != entry["stage"]):
+            starts.append((before, entry["stage"]))
+        before = entry["step"]
+    return starts
+
+
+def robustness_charts(
+    robustness: Mapping[str, Mapping[str, Mapping[int, float]]],
+    clean: Mapping[str, float],
+    held_back: Iterable[str],
+    highlight: str,
+) -> tuple[list[Chart], tuple[tuple[str, Markup], ...]]:
+    """One chart a corruption, Recall@1 over severity, all on one y axis, held-back ones last.
+
+    Args:
+      robustness: method -> corruption -> severity -> Recall@1 (a fraction).
+      clean: method -> Recall@1 on clean queries, drawn as severity 0 where known.
+      held_back: corruptions that training never saw.
+      highlight: the method drawn strongest.
+
+    Returns:
+      The charts, and the legend they share.
+    """
+    methods = sorted(robustness, key=lambda name: name != highlight)  # it gets the first style
+    held = set(held_back)
+    corruptions = dict.fromkeys(c for scores in robustness.values() for c in scores)
+    scored = [v for s in robustness.values() for c in s.values() for v in c.values()]
+    top = max([v for v in [*scored, *clean.values()] if math.isfinite(v)], default=1.0)
+    y_range = (0.0, min(math.ceil(top * 10) / 10, 1.0) or 0.1)
+    charts = []
+    for corruption in sorted(corruptions, key=lambda name: name in held):
+        lines = []
+        for i, method in enumerate(methods):
+            scores = robustness[method].get(corruption, {})
+            start = {CLEAN: clean[method]} if method in clean else {}
+            points = sorted({**start, **{int(s): v for s, v in scores.items()}}.items())
+            lines.append(Line(method, [(float(s), v) for s, v in points], i, method == highlight))
+        severities = sorted({x for line in lines for x, _ in line.points})
+        ticks = [(s, "clean" if s == CLEAN else f"{s:.0f}") for s in severities]
+        description = f"Recall@1 under {pretty(corruption)}: " + "; ".join(
+            f"{line.name} " + ", ".join(f"{100 * y:.1f} %" for _, y in line.points)
+            for line in lines
+        )
+        svg = line_chart(lines, description, True, True, y_range=y_range, x_ticks=ticks)
+        tag = "held back" if corruption in held else "trained"
+        charts.append(Chart(pretty(corruption), svg, tag=tag))
+    legend = tuple((m, key(i, m == highlight, markers=True)) for i, m in enumerate(methods))
+    return charts, legend
+
+
+def pretty(name: str) -> str:
+    """A metric's or corruption's name as people write it.
+
+    `loss/metric_adv` -> `loss · metric adv`, `val/recall_at_1` -> `val · R@1`.
+    """
+    for pattern, label in LABELS:
+        name = re.sub(pattern, label, name)
+    return re.sub(r"(?<=\S)/(?=\S)", " · ", name.replace("_", " "))
+
+
+def compact(value: Number) -> str:
+    """1500 -> `1.5k`, 2000000 -> `2M`."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.4g}"
+
+
+def _binned(points: Sequence[Point]) -> list[Point]:
+    """At most POINTS points, each the mean of a run of neighbours."""
+    size = -(-len(points) // POINTS)
+    runs = (points[i : i + size] for i in range(0, len(points), max(size, 1)))
+    return [(sum(x for x, _ in r) / len(r), sum(y for _, y in r) / len(r)) for r in runs]
+
+
+def _span(values: Sequence[Number]) -> Point:
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def _padded(values: Sequence[Number]) -> Point:
+    """A y range with air above and below; it touches zero rather than stop just short of it."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    least = MIN_SHARE * (max(abs(low), abs(high)) or 1.0)
+    if high - low < least:
+        return low - least, high + least
+    air = AIR * (high - low)
+    if 0 <= low < (high - low) * 0.5:
+        return 0.0, high + air
+    return low - air, high + air
+
+
+def _ticks(low: Number, high: Number, count: int) -> tuple[list[Number], int]:
+    """Round numbers within [low, high], about `count` of them, and the decimals they need."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = power * next(f for f in (1, 2, 2.5, 5, 10) if f * power >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    digits = next((d for d in range(12) if abs(round(step, d) - step) < step * 1e-6), 12)
+    return [i * step for i in range(first, last + 1)], digits
+
+
+def _tick_label(value: Number, digits: int) -> str:
+    if abs(value) >= 1e4:
+        return compact(value)
+    return f"{value:.{digits}f}" if digits < 5 else f"{value:.3g}"
+
+
+def _colour(style: int) -> str:
+    slot = style % len(COLOURS)
+    return f"var(--s{slot},{COLOURS[slot]})"
+
+
+def _dash(style: int) -> str:
+    dash = DASHES[style % len(DASHES)]
+    return f' stroke-dasharray="{dash}"' if dash else ""
+
+
+def _marker(style: int, x: Number, y: Number, r: Number) -> str:
+    """The outline of the style's marker around (x, y)."""
+    shape = MARKERS[style % len(MARKERS)]
+    if shape == "circle":
+        return f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r:.1f} 0a{r} {r} 0 1 0 {-2 * r:.1f} 0z"
+    if shape == "square":
+        return f"M{x - r:.1f} {y - r:.1f}h{2 * r:.1f}v{2 * r:.1f}h{-2 * r:.1f}z"
+    if shape == "triangle":
+        return f"M{x:.1f} {y - r * 1.2:.1f}l{r * 1.2:.1f} {2 * r:.1f}h{-2.4 * r:.1f}z"
+    d = r * 1.3
+    return f"M{x:.1f} {y - d:.1f}l{d:.1f} {d:.1f}l{-d:.1f} {d:.1f}l{-d:.1f} {-d:.1f}z"

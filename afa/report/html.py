@@ -1,0 +1,257 @@
+"""`report.html`: one offline page that shows what a run learned, where it fails and how it went.
+
+The page holds everything it shows. Its content security policy allows nothing but the pictures and
+the style inside it, so opening it asks no machine for anything; it has no scripts. All metrics
+given to it are fractions (0 to 1), shown as percent.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from afa.report import charts, pictures
+from afa.report.pictures import Picture
+from afa.report.progress import BLANK, duration
+from afa.report.writers import write_atomically
+
+FOLDER = Path(__file__).parent
+TEMPLATE = "page.html"
+THUMBNAIL = 144  # pixels of a picture's longer side: shown at 72 to 112 CSS pixels
+SAMPLE = 96
+JPEG_QUALITY = 80
+
+TILES = (  # group of ResultRow, metric, what it is
+    ("clean", "recall_at_1", "Recall@1, clean queries"),
+    ("clean", "map_at_r", "MAP@R, clean queries"),
+    ("trained", "recall_at_1", "Recall@1, trained corruptions"),
+    ("held_back", "recall_at_1", "Recall@1, held-back corruptions"),
+)
+TABLE_GROUPS = (
+    ("clean", "Clean queries"),
+    ("trained", "Trained corruptions"),
+    ("held_back", "Held-back corruptions"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """One picture found: `correct` None and `class_name` "" when its class is not known."""
+
+    image: Picture
+    id: str
+    score: float
+    correct: bool | None = None
+    class_name: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryRow:
+    """A query and its results, best first; `corruption` is "" for a clean query."""
+
+    image: Picture
+    id: str
+    class_name: str
+    results: Sequence[Hit]
+    corruption: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restoration:
+    """What G made of a corrupted picture; the PSNRs (dB) are against the clean target."""
+
+    corruption: str
+    degraded: Picture
+    restored: Picture
+    clean: Picture
+    psnr_in: float
+    psnr_out: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultRow:
+    """A method's metrics by name; `cost` is that of one search relative to the plain backbone.
+
+    `clean`: recall_at_K, map_at_r, r_precision, mean_average_precision of clean queries;
+    `trained`, `held_back`: the same names, means over the corruptions and their severities.
+    """
+
+    name: str
+    cost: int | float | None
+    clean: Mapping[str, float]
+    trained: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    held_back: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchFacts:
+    """The approximate index against exact search over the same embeddings."""
+
+    engine: str
+    recall_at_10: float
+    queries_per_second: int | float
+    gallery_size: int
+    dimension: int
+    exact_queries_per_second: int | float | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Page:
+    """All that `report.html` shows; a part left empty is named as empty on the page.
+
+    Attributes:
+      protocol: one sentence: how classes were split and what is searched among what.
+      parameters: player (F, G, D, ...) -> number of parameters.
+      facts: further label -> text for the list of facts.
+      highlight: name of the row this page is about; `reference`: the row it is measured against.
+      robustness: row -> corruption -> severity -> Recall@1.
+      held_back: corruptions that training never saw.
+      history: the lines of metrics.jsonl (`writers.read_history`).
+      notes: plain warnings, shown at the top.
+    """
+
+    title: str
+    experiment: str
+    dataset: str
+    protocol: str
+    hardware: str
+    date: str
+    commit: str
+    seeds: Sequence[int]
+    train_seconds: int | float
+    parameters: Mapping[str, int]
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    highlight: str = ""
+    reference: str = ""
+    rows: Sequence[ResultRow] = ()
+    queries: Sequence[QueryRow] = ()
+    failures: Sequence[QueryRow] = ()
+    restorations: Sequence[Restoration] = ()
+    samples: Sequence[Picture] = ()
+    history: Sequence[Mapping[str, Any]] = ()
+    robustness: Mapping[str, Mapping[str, Mapping[int, float]]] = dataclasses.field(
+        default_factory=dict
+    )
+    held_back: Sequence[str] = ()
+    search: SearchFacts | None = None
+    notes: Sequence[str] = ()
+
+
+def write_report(path: Path | str, page: Page) -> None:
+    """Writes the page as one HTML file, whole or not at all."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        thumb=thumbnail,
+        sample=lambda image: thumbnail(image, SAMPLE),
+        pretty=charts.pretty,
+        duration=duration,
+    )
+    clean = {r.name: r.clean["recall_at_1"] for r in page.rows if "recall_at_1" in r.clean}
+    drawn, legend = charts.robustness_charts(page.robustness, clean, page.held_back, page.highlight)
+    text = environment.get_template(TEMPLATE).render(
+        page=page,
+        tiles=_tiles(page),
+        table=_table(page),
+        robustness=drawn,
+        legend=legend,
+        curves=charts.training_charts(page.history),
+        stages=charts.stage_starts(page.history),
+    )
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def thumbnail(image: Picture, longest: int = THUMBNAIL) -> Markup:
+    """The picture, small, as the text of an `<img src>`."""
+    small = pictures.shrunk(image, longest)
+    return Markup(pictures.to_jpeg_data_uri(small, JPEG_QUALITY))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """One large figure at the top and what it is compared with."""
+
+    label: str
+    value: str
+    comparison: str
+
+
+def _tiles(page: Page) -> list[Tile]:
+    rows = {row.name: row for row in page.rows}
+    if page.highlight not in rows:
+        return []
+    ours, other = rows[page.highlight], rows.get(page.reference)
+    tiles = []
+    for group, metric, label in TILES:
+        value = getattr(ours, group).get(metric)
+        if value is None or not math.isfinite(value):
+            continue
+        base = getattr(other, group).get(metric) if other else None
+        comparison = ""
+        if base is not None and math.isfinite(base):
+            comparison = f"{_signed(100 * (value - base))} points against {page.reference}"
+        tiles.append(Tile(label, f"{100 * value:.1f}", comparison))
+    return tiles
+
+
+def _signed(value: float) -> str:
+    text = f"{abs(value):.1f}"
+    return "±0.0" if text == "0.0" else ("+" if value > 0 else "\N{MINUS SIGN}") + text
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One figure of the table and whether it is its column's best."""
+
+    text: str
+    best: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultTable:
+    """`groups`: (title, labels of its columns); `lines`: (name, highlighted, cost, cells)."""
+
+    groups: tuple[tuple[str, tuple[str, ...]], ...]
+    lines: tuple[tuple[str, bool, str, tuple[tuple[Cell, ...], ...]], ...]
+
+
+def _table(page: Page) -> ResultTable:
+    groups, by_group = [], []
+    for attribute, title in TABLE_GROUPS:
+        scores = [getattr(row, attribute) for row in page.rows]
+        metrics = list(dict.fromkeys(name for row in scores for name in row))
+        if metrics:
+            groups.append((title, tuple(charts.pretty(name) for name in metrics)))
+            columns = [_column([row.get(name) for row in scores]) for name in metrics]
+            by_group.append(list(zip(*columns, strict=True)))
+    lines = tuple(
+        (
+            row.name,
+            row.name == page.highlight,
+            BLANK if row.cost is None else f"{row.cost:.2f}",
+            tuple(group[i] for group in by_group),
+        )
+        for i, row in enumerate(page.rows)
+    )
+    return ResultTable(tuple(groups), lines)
+
+
+def _column(values: Sequence[float | None]) -> list[Cell]:
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    # Compared as printed: two rows that show the same figure are both the best.
+    top = f"{100 * max(known):.1f}" if len(known) > 1 else None
+    cells = []
+    for value in values:
+        text = BLANK if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
+        cells.append(Cell(text, text == top))
+    return cells

@@ -1,0 +1,207 @@
+"""The figures of a run on disk: metrics.jsonl, TensorBoard events, result.json, Parquet.
+
+Every file but the growing metrics.jsonl appears whole or not at all. JSON has no NaN and no
+infinity: they are written as the strings "NaN", "Infinity" and "-Infinity".
+"""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, SupportsFloat
+
+import numpy as np
+
+METRICS_FILE = "metrics.jsonl"
+RESULT_FILE = "result.json"
+PER_QUERY_FILE = "per_query.parquet"
+EVENTS_FOLDER = "tensorboard"
+EVENTS_FLUSH_SECONDS = 10
+FIXED_KEYS = ("step", "time", "stage")
+NON_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
+
+
+class MetricWriter:
+    """Appends metrics to metrics.jsonl and mirrors them into TensorBoard events.
+
+    Args:
+      workdir: the run's directory; made when missing.
+      resume_step: the step of the checkpoint the run goes on from. What an earlier process logged
+        after that step is dropped, since it will be computed again; 0 starts afresh and drops all.
+    """
+
+    def __init__(self, workdir: Path | str, resume_step: int) -> None:
+        # Here and not above: commands that only read or search do not pay for it.
+        from tensorboardX import SummaryWriter
+
+        workdir = Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / METRICS_FILE
+        _drop_after(path, resume_step)
+        self._lines = path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(
+            str(workdir / EVENTS_FOLDER),
+            purge_step=resume_step + 1 if resume_step else 0,
+            flush_secs=EVENTS_FLUSH_SECONDS,
+            # The file's name has whole seconds only: a quick restart would overwrite its events.
+            filename_suffix=f".{resume_step}.{time.time_ns()}",
+        )
+
+    def log(self, step: int, stage: str, metrics: Mapping[str, SupportsFloat]) -> None:
+        """Writes one line {"step", "time" (seconds since 1970), "stage", name: value, ...}.
+
+        Raises:
+          ValueError: a metric is called like one of the fixed keys.
+        """
+        taken = [name for name in FIXED_KEYS if name in metrics]
+        if taken:
+            raise ValueError(f"a metric must not be called {taken[0]!r}")
+        values = {name: float(value) for name, value in metrics.items()}
+        now = time.time()
+        line = {"step": int(step), "time": round(now, 3), "stage": stage, **values}
+        self._lines.write(json.dumps(plain(line), allow_nan=False) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step, walltime=now)
+
+    def flush(self) -> None:
+        """Makes everything logged so far survive a power cut; for use beside a checkpoint."""
+        self._lines.flush()
+        os.fsync(self._lines.fileno())
+        self._events.flush()
+
+    def close(self) -> None:
+        """Writes out what is pending; nothing can be logged afterwards."""
+        self._lines.close()
+        self._events.close()
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_history(workdir: Path | str) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, NaN and infinities as floats again; [] when there is no file."""
+    path = Path(workdir) / METRICS_FILE
+    if not path.exists():
+        return []
+    with path.open("rb") as lines:
+        return [
+            {name: value if name == "stage" else _number(value) for name, value in entry.items()}
+            for _, entry in _entries(lines)
+        ]
+
+
+def write_json(path: Path | str, obj: Any) -> None:
+    """Writes `obj` as indented JSON, whole or not at all.
+
+    Takes what `plain` takes: dataclasses, mappings, sequences, arrays, paths and numbers.
+    """
+    text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_result(
+    workdir: Path | str, result: Mapping[str, Any], per_query: Mapping[str, Any]
+) -> None:
+    """Writes per_query.parquet, then result.json: where the second is, the first is complete.
+
+    Args:
+      workdir: the run's directory.
+      result: config, commit, data, metrics, timings.
+      per_query: column name -> n values (n the same for all; an (n, k) array gives lists).
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {name: list(c) if np.ndim(c) > 1 else c for name, c in per_query.items()}
+    rows = pyarrow.table(columns)
+    path = Path(workdir) / PER_QUERY_FILE
+    write_atomically(path, lambda file: pyarrow.parquet.write_table(rows, file))
+    write_json(Path(workdir) / RESULT_FILE, result)
+
+
+def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
+    """Lets `write` fill a new file, syncs it to disk, then puts it in the place of `path`.
+
+    When `write` fails, the file that was there stays as it was and nothing is left beside it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with fresh.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's own types; keys become strings, non-finite numbers the strings above.
+
+    Raises:
+      TypeError: something has no meaning in JSON.
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else _spelled(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    as_list = getattr(value, "tolist", None)  # NumPy and JAX arrays and scalars
+    if as_list is not None:
+        return plain(as_list())
+    if isinstance(value, Iterable) and not isinstance(value, bytes | bytearray):
+        return [plain(v) for v in value]
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
+
+
+def _spelled(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, str) and value in NON_FINITE else value
+
+
+def _entries(lines: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The readable lines and what they say; a line cut short by a kill is left out."""
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith(b"\n") and isinstance(entry, dict) and "step" in entry:
+            yield line, entry
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Rewrites the file without its unreadable lines and those after `step` (0: without any)."""
+    if not path.exists():
+        return
+    with path.open("rb") as lines:
+        kept = [line for line, entry in _entries(lines) if step and entry["step"] <= step]
+    content = b"".join(kept)
+    if len(content) != path.stat().st_size:
+        write_atomically(path, lambda file: file.write(content))

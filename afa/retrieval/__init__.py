@@ -1,0 +1,1 @@
+"""From embeddings to answers: `exact` search, `export` to disk, `index` for fast search."""

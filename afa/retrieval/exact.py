@@ -1,0 +1,337 @@
+"""Exact search on the devices: the ground truth of every figure that is reported.
+
+The gallery is walked in tiles. A tile's similarities are one matrix product in float32, and what is
+kept of them is small: the best k so far, or how many rows beat each positive. So the full table of
+similarities is never held, and a gallery of a million rows fits beside the model.
+
+Similarity is the cosine, the dot product of unit vectors. Equal similarities rank by gallery row.
+Shapes are rounded up to few sizes, so that calls of about the same size share one compilation.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float32, Int, Int32, Int64, PyTree
+
+from afa import parallel
+from afa.errors import UserError
+
+PADDING = -1
+QUERY_ROWS = 1024  # queries a device holds against one tile
+CPU_TILE_ROWS = 2048  # similarities of 1024 x 2048 pairs still sit in a CPU's cache
+ACCELERATOR_TILE_ROWS = 16384  # an accelerator wants fewer, larger kernels
+TILE_STEP = 128  # a whole number of vector registers: equal rows then get equal bits
+SLAB_BYTES = 2**30  # part of the gallery that lies on each device at a time
+NORM_TOLERANCE = 1e-3
+CHECKED_ROWS = 65536
+
+
+class Gallery:
+    """Unit vectors to search in, checked once, and kept on the devices if they fit in one slab.
+
+    Every search takes plain arrays too; a `Gallery` saves the check and the transfer when the same
+    one is searched again.
+
+    Args:
+      vectors: one unit vector a row.
+
+    Raises:
+      UserError: no rows, a row that is not finite, or one that is not a unit vector.
+    """
+
+    def __init__(self, vectors: Float32[np.ndarray, "n d"]) -> None:
+        if not len(vectors):
+            raise UserError("the gallery is empty")
+        check_unit("gallery", vectors)
+        self.vectors = vectors
+        self.rows, self.dimension = vectors.shape
+        largest = ACCELERATOR_TILE_ROWS if parallel.accelerated() else CPU_TILE_ROWS
+        self._tile = min(largest, -(-self.rows // TILE_STEP) * TILE_STEP)
+        tiles = -(-self.rows // self._tile)
+        fitting = max(1, SLAB_BYTES // (self._tile * max(1, self.dimension) * 4))
+        slabs = -(-tiles // fitting)
+        self._slab_tiles = -(-tiles // slabs)
+        self._resident = self._slab(0) if slabs == 1 else None
+
+    def slabs(self) -> Iterator[tuple[Float32[Array, "tiles rows d"], Int32[np.ndarray, ""]]]:
+        """Every part of the gallery, on the devices, with the row it begins at."""
+        for begin in range(0, self.rows, self._slab_tiles * self._tile):
+            slab = self._slab(begin) if self._resident is None else self._resident
+            yield slab, np.array(begin, np.int32)
+
+    def _slab(self, begin: int) -> Float32[Array, "tiles rows d"]:
+        shape = self._slab_tiles, self._tile, self.dimension
+        part = self.vectors[begin : begin + shape[0] * shape[1]]
+        if len(part) < shape[0] * shape[1]:
+            padded = np.zeros((shape[0] * shape[1], self.dimension), np.float32)
+            padded[: len(part)] = part
+            part = padded
+        return parallel.replicate_local(part.reshape(shape))
+
+
+def topk(
+    queries: Float32[np.ndarray, "q d"],
+    gallery: Gallery | Float32[np.ndarray, "n e"],
+    k: int,
+    exclude: Int[np.ndarray, "q"] | None = None,
+) -> tuple[Float32[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+    """The k most similar gallery rows of each query, best first.
+
+    Args:
+      queries: unit vectors.
+      gallery: unit vectors.
+      k: results a query.
+      exclude: gallery row of each query that is the query itself, -1 for none; it is left out.
+
+    Returns:
+      Similarities and gallery rows.
+
+    Raises:
+      UserError: vectors that are not finite or not of unit length, different dimensions, an
+        `exclude` outside of the gallery, or a k below 1 or above the number of rows to choose from.
+    """
+    gallery, exclude = _checked(queries, gallery, exclude)
+    available = gallery.rows - bool(np.any(exclude != PADDING))
+    if not 1 <= k <= available:
+        raise UserError(f"k={k} is not between 1 and {available}, the gallery rows to choose from")
+    scores = np.full((len(queries), k), -np.inf, np.float32)
+    index = np.full((len(queries), k), PADDING, np.int32)
+    for slab, begin in gallery.slabs():
+        shared = slab, begin, np.array(gallery.rows, np.int32)
+        for block, size in _blocks(len(queries)):
+            rows = queries[block], exclude[block], scores[block], index[block]
+            found = _topk()(shared, _grow(rows, size))
+            scores[block], index[block] = (part[: len(rows[0])] for part in found)
+    return scores, index.astype(np.int64)
+
+
+def positive_ranks(
+    queries: Float32[np.ndarray, "q d"],
+    gallery: Gallery | Float32[np.ndarray, "n e"],
+    query_labels: Int[np.ndarray, "q"],
+    gallery_labels: Int[np.ndarray, "n"],
+    exclude: Int[np.ndarray, "q"] | None = None,
+) -> Int32[np.ndarray, "q r"]:
+    """The rank of every positive of each query in the complete ranking, without sorting it.
+
+    A positive's rank is the number of gallery rows that are more similar, or equally similar and
+    stand before it; the query itself is not counted. The similarities of the positives and those
+    they are compared with come from the same compiled product, bit for bit.
+
+    Args:
+      queries: unit vectors.
+      gallery: unit vectors.
+      query_labels: class of each query.
+      gallery_labels: class of each gallery row.
+      exclude: gallery row of each query that is the query itself, -1 for none.
+
+    Returns:
+      0-based ranks, ascending, padded with -1 (a query without positives: only -1).
+
+    Raises:
+      UserError: vectors that are not finite or not of unit length, different dimensions, or an
+        `exclude` outside of the gallery.
+    """
+    gallery, exclude = _checked(queries, gallery, exclude)
+    members = _Members(gallery_labels)
+    counts = members.count(query_labels)
+    ranks = np.full((len(queries), int(counts.max(initial=0))), PADDING, np.int32)
+    order = np.argsort(counts, kind="stable")  # blocks of queries with about as many positives each
+    blocks = [(order[block], size) for block, size in _blocks(len(queries))]
+    blocks = [(rows, size) for rows, size in blocks if counts[rows[-1]]]
+    tables = [
+        members.rows(query_labels[rows], _bucket(int(counts[rows[-1]]))) for rows, _ in blocks
+    ]
+    scores = [np.full(table.shape, -np.inf, np.float32) for table in tables]
+    beaten = [np.zeros(table.shape, np.int32) for table in tables]
+    for counting in (False, True):
+        for slab, begin in gallery.slabs():
+            shared = slab, begin, np.array(gallery.rows, np.int32), np.array(counting)
+            for i, (rows, size) in enumerate(blocks):
+                parts = queries[rows], exclude[rows], tables[i], scores[i], beaten[i]
+                found = _count()(shared, _grow(parts, size))
+                scores[i], beaten[i] = (part[: len(rows)] for part in found)
+    for (rows, _), table, count in zip(blocks, tables, beaten, strict=True):
+        absent = (table == PADDING) | (table == exclude[rows, None])
+        last = np.iinfo(np.int32).max
+        ascending = np.sort(np.where(absent, last, count), axis=1)[:, : ranks.shape[1]]
+        ranks[rows, : ascending.shape[1]] = np.where(ascending == last, PADDING, ascending)
+    return ranks[:, : int((ranks != PADDING).sum(axis=1).max(initial=0))]
+
+
+def normalise(vectors: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    """Vectors of the same direction and length 1.
+
+    Raises:
+      UserError: a row without a direction (all zero, NaN or infinite).
+    """
+    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+    bad = ~(np.isfinite(norms) & (norms > 0))
+    if bad.any():
+        row = int(bad.argmax())
+        raise UserError(f"{bad.sum()} of {len(bad)} vectors have no direction (first: row {row})")
+    return (vectors / norms[:, None]).astype(np.float32)
+
+
+def check_unit(name: str, vectors: Float32[np.ndarray, "n d"]) -> None:
+    """Refuses vectors that a dot product would compare wrongly.
+
+    Raises:
+      UserError: naming the array, the first row at fault and its length, which is NaN or infinite
+        when an entry is.
+    """
+    for part in parallel.local_blocks(len(vectors), CHECKED_ROWS):
+        norms = np.sqrt(np.einsum("nd,nd->n", vectors[part], vectors[part]))
+        bad = ~(np.abs(norms - 1) <= NORM_TOLERANCE)  # written so that NaN is bad
+        if bad.any():
+            row = int(bad.argmax())
+            kind = "unit vectors" if np.isfinite(norms[row]) else "finite"
+            raise UserError(
+                f"{name}: rows must be {kind}, but row {part.start + row} has length {norms[row]:g}"
+            )
+
+
+# ---- on the devices ----------------------------------------------------------------------------
+
+
+@functools.cache
+def _topk() -> Callable[[PyTree, PyTree], PyTree]:
+    """Merges one slab into the best k so far, for this device's queries."""
+
+    def step(shared: PyTree, rows: PyTree) -> PyTree:
+        slab, begin, total = shared
+        query, exclude, scores, index = rows
+
+        def merge(best: PyTree, tile: PyTree) -> tuple[PyTree, None]:
+            similarity, column = _similarity(query, exclude, total, *tile)
+            column = jnp.broadcast_to(column, similarity.shape)
+            # earlier rows come first here, and top_k prefers the first of equals
+            candidates = jnp.concatenate([best[0], similarity], axis=1)
+            places = jnp.concatenate([best[1], column], axis=1)
+            kept, where = lax.top_k(candidates, scores.shape[1])
+            return (kept, jnp.take_along_axis(places, where, axis=1)), None
+
+        return lax.scan(merge, (scores, index), (slab, _starts(slab, begin)))[0]
+
+    return parallel.map_rows(step)
+
+
+@functools.cache
+def _count() -> Callable[[PyTree, PyTree], PyTree]:
+    """Looks up the similarity of each positive in one slab, or counts the rows that beat it.
+
+    Both passes run the one compiled product below: two would be free to round differently.
+    """
+
+    def step(shared: PyTree, rows: PyTree) -> PyTree:
+        slab, begin, total, counting = shared
+        query, exclude, positives, scores, beaten = rows
+
+        def visit(state: PyTree, tile: PyTree) -> tuple[PyTree, None]:
+            similarity, column = _similarity(query, exclude, total, *tile)
+
+            def look_up(state: PyTree) -> PyTree:
+                scores, beaten = state
+                place = positives - column[0]
+                inside = (place >= 0) & (place < len(column))
+                here = jnp.take_along_axis(similarity, jnp.where(inside, place, 0), axis=1)
+                return jnp.where(inside, here, scores), beaten
+
+            def count(state: PyTree) -> PyTree:
+                scores, beaten = state
+
+                def better(positive: tuple[Array, Array]) -> Array:
+                    score, row = (part[:, None] for part in positive)
+                    before = (similarity > score) | ((similarity == score) & (column < row))
+                    return before.sum(axis=1, dtype=jnp.int32)
+
+                return scores, beaten + lax.map(better, (scores.T, positives.T)).T
+
+            return lax.cond(counting, count, look_up, state), None
+
+        return lax.scan(visit, (scores, beaten), (slab, _starts(slab, begin)))[0]
+
+    return parallel.map_rows(step)
+
+
+def _similarity(
+    query: Float32[Array, "b d"],
+    exclude: Int32[Array, "b"],
+    total: Int32[Array, ""],
+    tile: Float32[Array, "t d"],
+    start: Int32[Array, ""],
+) -> tuple[Float32[Array, "b t"], Int32[Array, "t"]]:
+    """Similarities with a tile (-inf for the query itself and for padding), and its row numbers."""
+    product = jnp.matmul(query, tile.T, precision=lax.Precision.HIGHEST)
+    column = start + jnp.arange(len(tile), dtype=jnp.int32)
+    hidden = (column >= total) | (column == exclude[:, None])
+    return jnp.where(hidden, -jnp.inf, product), column
+
+
+def _starts(slab: Float32[Array, "tiles t d"], begin: Int32[Array, ""]) -> Int32[Array, "tiles"]:
+    return begin + jnp.arange(slab.shape[0], dtype=jnp.int32) * slab.shape[1]
+
+
+# ---- on the host -------------------------------------------------------------------------------
+
+
+class _Members:
+    """The gallery rows of each class."""
+
+    def __init__(self, labels: Int[np.ndarray, "n"]) -> None:
+        self._order = np.argsort(labels, kind="stable").astype(np.int32)
+        self._sorted = labels[self._order]
+
+    def count(self, labels: Int[np.ndarray, "q"]) -> Int64[np.ndarray, "q"]:
+        begin, end = (np.searchsorted(self._sorted, labels, side) for side in ("left", "right"))
+        return end - begin
+
+    def rows(self, labels: Int[np.ndarray, "q"], width: int) -> Int32[np.ndarray, "q w"]:
+        """Rows of the class of each label, padded with -1 to `width`."""
+        place = np.searchsorted(self._sorted, labels)[:, None] + np.arange(width)
+        inside = place < len(self._sorted)
+        place = np.where(inside, place, 0)
+        own: Bool[np.ndarray, "q w"] = inside & (self._sorted[place] == labels[:, None])
+        return np.where(own, self._order[place], np.int32(PADDING))
+
+
+def _checked(
+    queries: Float32[np.ndarray, "q d"],
+    gallery: Gallery | Float32[np.ndarray, "n e"],
+    exclude: Int[np.ndarray, "q"] | None,
+) -> tuple[Gallery, Int32[np.ndarray, "q"]]:
+    gallery = gallery if isinstance(gallery, Gallery) else Gallery(gallery)
+    if queries.shape[1] != gallery.dimension:
+        raise UserError(
+            f"queries have {queries.shape[1]} dimensions, the gallery has {gallery.dimension}"
+        )
+    check_unit("queries", queries)
+    if exclude is None:
+        return gallery, np.full(len(queries), PADDING, np.int32)
+    if np.any((exclude < PADDING) | (exclude >= gallery.rows)):
+        raise UserError(f"exclude names a row outside of the gallery of {gallery.rows} rows")
+    return gallery, exclude.astype(np.int32)
+
+
+def _bucket(count: int) -> int:
+    """`count` rounded up to one of few sizes: at most three significant bits, at least 8."""
+    step = 1 << max(0, (max(count, 8) - 1).bit_length() - 3)
+    return -(-max(count, 8) // step) * step
+
+
+def _blocks(queries: int) -> Iterator[tuple[slice, int]]:
+    """Nearly equal blocks of queries, and the one number of rows all of them grow to."""
+    devices = parallel.local_device_count()
+    blocks = max(1, -(-queries // (QUERY_ROWS * devices)))
+    size = _bucket(-(-queries // (blocks * devices))) * devices
+    for block in parallel.local_blocks(queries, size):
+        yield block, size
+
+
+def _grow(rows: tuple[np.ndarray, ...], size: int) -> tuple[np.ndarray, ...]:
+    """Appends rows of zeros, whose results are cut off again."""
+    missing = size - len(rows[0])
+    return tuple(np.pad(part, [(0, missing)] + [(0, 0)] * (part.ndim - 1)) for part in rows)

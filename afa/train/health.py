@@ -1,0 +1,130 @@
+"""The figures that tell whether embedding and game are well; they stand in every log line."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from afa import parallel
+from afa.config import ExperimentConfig
+from afa.losses.adversarial import psnr
+from afa.models.embedder import Players
+from afa.models.fusion import fuse
+
+SNAPSHOT_ROWS = 8  # pictures a device spends on the variance of G over z
+
+
+def batch_recall(rows: Float[Array, "n d"], labels: Int[Array, "n"]) -> Float[Array, ""]:
+    """Share of the rows whose nearest other row has their label."""
+    similarity = rows @ rows.T - 4 * jnp.eye(len(rows))
+    return jnp.mean(labels[jnp.argmax(similarity, axis=1)] == labels)
+
+
+def embedding(rows: Float[Array, "n d"], labels: Int[Array, "n"]) -> dict[str, Array]:
+    """R@1 within the batch, and the mean cosine of two rows (1: the embedding has collapsed)."""
+    n = len(rows)
+    total = jnp.sum(jnp.square(jnp.sum(rows, axis=0)))
+    return {"batch_recall": batch_recall(rows, labels), "mean_cosine": (total - n) / (n * (n - 1))}
+
+
+def restoration(
+    images: Float[Array, "b h w 3"],
+    restored: Float[Array, "b h w 3"],
+    clean: Float[Array, "b h w 3"],
+    corruption: Int[Array, "b"],
+    config: ExperimentConfig,
+) -> dict[str, Array]:
+    """Sums and counts of PSNR in and out for every corruption of the batch (0: none)."""
+    kinds = 1 + len(config.data.corruptions)
+
+    def by_kind(values: Float[Array, "b"]) -> Float[Array, "kinds"]:
+        return jax.ops.segment_sum(values, corruption, kinds)
+
+    return parallel.pmean(
+        {
+            "psnr_in": by_kind(psnr(images, clean)),
+            "psnr_out": by_kind(psnr(restored, clean)),
+            "psnr_count": by_kind(jnp.ones(len(clean))),
+        }
+    )
+
+
+def snapshot(
+    players: Players,
+    state: Any,
+    frozen: PyTree,
+    images: Float[Array, "b h w 3"],
+    label: Int[Array, "b"],
+    key: Key[Array, ""],
+) -> dict[str, Array]:
+    """R@1 within the batch of x, x^ and both fused, and how much G's pictures vary over z (0: mode
+    collapse, or z is ignored)."""
+    assert players.generator is not None
+    variables = state.variables["generator"]
+    few = min(SNAPSHOT_ROWS, len(images))
+    z = jax.random.normal(key, (4, few, players.latent_dim))
+
+    def spread(pictures: Float[Array, "z b h w 3"]) -> Float[Array, ""]:
+        return jnp.sqrt(jnp.mean(jnp.var(pictures, axis=0)))
+
+    def restore(z: Float[Array, "b z"]) -> Array:
+        return players.generator.apply(variables, images[:few], z, method="restore")  # pyright: ignore
+
+    def imagine(z: Float[Array, "b z"]) -> Array:
+        return players.generator.apply(variables, z, method="imagine")  # pyright: ignore
+
+    restored = players.restore(state.variables, images)
+    blocks = {
+        name: players.embedder.apply(frozen, each, train=False).whole  # pyright: ignore
+        for name, each in (("x", images), ("restored", restored))
+    }
+    blocks["fused"] = fuse(blocks, {"x": 1.0, "restored": 1.0})
+    rows, labels = parallel.all_gather((blocks, label))
+    figures = {f"recall_{name}": batch_recall(each, labels) for name, each in rows.items()}
+    figures["z_spread_restored"] = spread(jax.lax.map(restore, z))
+    figures["z_spread_imagined"] = spread(jax.lax.map(imagine, z))
+    return parallel.pmean(figures)
+
+
+# Losses and gradient norms in the order a step computes them (a compiled step returns its metrics
+# in alphabetical order).
+CHECKED = (
+    "metric_loss",
+    "adversarial_metric_loss",
+    "generated_metric_loss",
+    "embedder_gradient_norm",
+    "discriminator_loss",
+    "r1",
+    "discriminator_gradient_norm",
+    "generator_loss",
+    "generator_gradient_norm",
+    "gate_loss",
+    "gate_gradient_norm",
+)
+
+
+def first_not_finite(metrics: Mapping[str, Any]) -> str | None:
+    """The first loss or gradient norm that is not finite, or None when all are."""
+    for name in CHECKED:
+        if name in metrics and not np.isfinite(metrics[name]):
+            return name
+    return None
+
+
+def summarise(steps: Sequence[Mapping[str, Any]], corruptions: Sequence[str]) -> dict[str, float]:
+    """One log line from the metrics of the steps since the last: means, and PSNR by corruption."""
+    names = ("clean", *corruptions)
+    line: dict[str, float] = {}
+    for name in steps[-1]:
+        values = np.asarray([step[name] for step in steps if name in step], np.float64)
+        if name in ("psnr_in", "psnr_out"):
+            counts = np.sum([step["psnr_count"] for step in steps if name in step], axis=0)
+            for i, kind in enumerate(names):
+                if counts[i] > 0:
+                    line[f"{name}/{kind}"] = float(values[:, i].sum() / counts[i])
+        elif name != "psnr_count":
+            line[name] = float(values.mean())
+    return line

@@ -1,0 +1,92 @@
+"""Optimisers and learning-rate schedules of the players, and the moving average."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from afa.config import ExperimentConfig, OptimConfig, steps_of
+from afa.errors import choose
+
+Optimisers = dict[str, optax.GradientTransformation]
+
+
+def _decayed(params: PyTree) -> PyTree:
+    """Weight decay is for kernels; biases, norms, powers and proxies go without."""
+    return jax.tree.map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) == "kernel", params
+    )
+
+
+OPTIMISERS: dict[str, Callable[[optax.Schedule, OptimConfig], optax.GradientTransformation]] = {
+    "adamw": lambda rate, c: optax.adamw(rate, weight_decay=c.weight_decay, mask=_decayed),
+    "sgd": lambda rate, c: optax.chain(
+        optax.add_decayed_weights(c.weight_decay, mask=_decayed),
+        optax.sgd(rate, momentum=0.9, nesterov=True),
+    ),
+    "lamb": lambda rate, c: optax.lamb(rate, weight_decay=c.weight_decay, mask=_decayed),
+    "lion": lambda rate, c: optax.lion(rate, weight_decay=c.weight_decay, mask=_decayed),
+}
+
+
+def learning_rate(config: OptimConfig, peak: float, steps: int, epoch: int) -> optax.Schedule:
+    """Linear warm-up to `peak`, then decay to zero (or none) over `steps` parameter updates.
+
+    Raises:
+      UserError: the warm-up is no duration.
+    """
+    updates = max(steps // config.accumulate, 1)
+    warmup = steps_of("optim.warmup", config.warmup, whole=steps, epoch=epoch) // config.accumulate
+    rest = max(updates - warmup, 1)
+    after = {
+        "cosine": optax.cosine_decay_schedule(peak, rest),
+        "linear": optax.linear_schedule(peak, 0.0, rest),
+        "constant": optax.constant_schedule(peak),
+    }[config.schedule]
+    if warmup == 0:
+        return after
+    # Starting at peak / warmup instead of 0: the first update is not lost.
+    first = optax.linear_schedule(peak / warmup, peak, warmup)
+    return optax.join_schedules([first, after], [warmup])
+
+
+def optimisers(
+    config: ExperimentConfig, embedder_steps: int, generator_steps: int, epoch: int
+) -> Optimisers:
+    """One optimiser a player, with clipping and accumulation.
+
+    Raises:
+      UserError: unknown optimiser or malformed duration.
+    """
+    optim = config.optim
+
+    def finish(core: optax.GradientTransformation) -> optax.GradientTransformation:
+        clip = optax.clip_by_global_norm(optim.clip) if optim.clip > 0 else optax.identity()
+        chained = optax.chain(clip, core)
+        if optim.accumulate == 1:
+            return chained
+        return optax.MultiSteps(chained, optim.accumulate).gradient_transformation()
+
+    def adam(peak: float) -> optax.GradientTransformation:
+        rate = learning_rate(optim, peak, generator_steps, epoch)
+        return finish(optax.adam(rate, b1=0.5, b2=0.99))
+
+    rate = learning_rate(optim, optim.learning_rate, embedder_steps, epoch)
+    return {
+        "embedder": finish(choose("optim.name", optim.name, OPTIMISERS)(rate, optim)),
+        "generator": adam(optim.generator_learning_rate),
+        "discriminator": adam(optim.discriminator_learning_rate),
+        "gate": adam(optim.generator_learning_rate),
+    }
+
+
+def move_average(average: PyTree, now: PyTree, decay: float, updates: Int[Array, ""]) -> PyTree:
+    """average' = d * average + (1 - d) * now with d = min(decay, (1 + n) / (10 + n)).
+
+    The warm-up of the decay lets a run of a few hundred steps forget its first weights.
+    """
+    n: Float[Array, ""] = updates.astype(jnp.float32)
+    d = jnp.minimum(decay, (1 + n) / (10 + n))
+    return jax.tree.map(lambda old, new: d * old + (1 - d) * new, average, now)

@@ -1,0 +1,74 @@
+"""The state of a run: one frozen pytree for all players."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PyTree
+
+from afa.models.embedder import Players
+from afa.train.optim import Optimisers, move_average
+
+AVERAGED = ("embedder", "generator")
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything a step changes. Random numbers are derived from the step, never stored.
+
+    Attributes:
+      step: steps taken; the only clock.
+      variables: player -> {"params", "batch_stats"}.
+      opt_state: player -> state of its optimiser.
+      average: "embedder", "generator" -> moving average of their variables.
+    """
+
+    step: Int[Array, ""]
+    variables: dict[str, PyTree]
+    opt_state: dict[str, PyTree]
+    average: dict[str, PyTree]
+
+    def search_variables(self) -> dict[str, PyTree]:
+        """What is evaluated and exported: averages where there are any."""
+        return self.variables | self.average
+
+
+def create(players: Players, optimisers: Optimisers, seed: int, image_size: int) -> TrainState:
+    """A fresh state; equal for equal seeds."""
+    variables = players.init(jax.random.key(seed), image_size)
+    # A copy: an alias would be donated twice.
+    average = {name: jax.tree.map(jnp.copy, variables[name])
+               for name in AVERAGED if name in variables}  # fmt: skip
+    opt_state = {name: optimisers[name].init(each["params"]) for name, each in variables.items()}
+    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, average)
+
+
+def apply_gradients(
+    state: TrainState,
+    optimiser: optax.GradientTransformation,
+    player: str,
+    gradients: PyTree,
+    batch_stats: PyTree | None,
+    decay: float,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Moves one player: parameters, optimiser, batch statistics and moving average.
+
+    Returns:
+      The new state and {"<player>_gradient_norm": ...}.
+    """
+    before = state.variables[player]
+    updates, opt_state = optimiser.update(gradients, state.opt_state[player], before["params"])
+    after = {
+        "params": optax.apply_updates(before["params"], updates),
+        "batch_stats": before["batch_stats"] if batch_stats is None else batch_stats,
+    }
+    average = state.average
+    if player in average:
+        average = average | {player: move_average(average[player], after, decay, state.step)}
+    state = state.replace(
+        variables=state.variables | {player: after},
+        opt_state=state.opt_state | {player: opt_state},
+        average=average,
+    )
+    return state, {f"{player}_gradient_norm": optax.global_norm(gradients)}

@@ -1,0 +1,321 @@
+"""The training steps: pure functions of (state, batch), for one device's rows of the batch.
+
+`embedder_step` moves F; `generator_step` plays one round of D, then G, on frozen F; `joint_step`
+does both. `afa.parallel` maps them over devices; every loss that compares pictures sees the whole
+global batch, and random numbers belong to (seed, stream, step, row).
+"""
+
+import dataclasses
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from afa import parallel
+from afa.config import ExperimentConfig
+from afa.losses import adversarial as game
+from afa.losses.metric import metric_loss, norm_softmax
+from afa.models.discriminator import diffaugment
+from afa.models.embedder import Descriptors, Players, named
+from afa.models.fusion import fuse
+from afa.train import health
+from afa.train.optim import Optimisers
+from afa.train.state import TrainState, apply_gradients
+
+Batch = dict[str, Any]
+Metrics = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a step is bound to: modules, optimisers and settings; nothing that changes."""
+
+    players: Players
+    optimisers: Optimisers
+    config: ExperimentConfig
+
+
+def stream(seed: int, name: str, step: Int[Array, ""]) -> Key[Array, ""]:
+    """The key of a named stream of random numbers at a step."""
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    return jax.random.fold_in(key, step)
+
+
+def to_unit(images: Array) -> Float[Array, "b h w 3"]:
+    """uint8 pictures -> [0, 1]."""
+    return images.astype(jnp.float32) / 255
+
+
+def embedder_step(
+    state: TrainState, batch: Batch, *, recipe: Recipe, push: bool
+) -> tuple[TrainState, Metrics]:
+    """Moves F on 1/2 metric(F_0(x)) + 1/2 metric(F_1(h + delta)), or the first term alone.
+
+    The lower part runs forward and backward once: the pull-back of the clean upper part gives both
+    the direction of the push and its share of the gradient (A-FAN, Chen et al. 2021).
+    """
+    config, embedder = recipe.config, recipe.players.embedder
+    images, labels = to_unit(batch["image"]), parallel.all_gather(batch["label"])
+    variables = state.variables["embedder"]
+
+    def lower(params: PyTree) -> tuple[Array, PyTree]:
+        mid, changed = embedder.apply(
+            variables | {"params": params}, images, train=True,
+            method="lower", mutable=["batch_stats"],
+        )  # fmt: skip
+        return mid, changed["batch_stats"]  # pyright: ignore[reportReturnType]
+
+    def upper(params: PyTree, mid: Array, stats: PyTree, branch: str) -> tuple[Array, Any]:
+        descriptors, changed = embedder.apply(
+            {"params": params, "batch_stats": stats}, mid, train=True, branch=branch,
+            method="upper", mutable=["batch_stats"],
+        )  # fmt: skip
+        loss, blocks = _metric(recipe, params, descriptors, labels)
+        return loss, (changed["batch_stats"], blocks)
+
+    params = variables["params"]
+    mid, pull_lower, stats = jax.vjp(lower, params, has_aux=True)
+    clean, pull_upper, (stats, blocks) = jax.vjp(
+        lambda p, h: upper(p, h, stats, "clean"), params, mid, has_aux=True
+    )
+    gradient, slope = pull_upper(jnp.ones_like(clean))
+    metrics = {"metric_loss": clean, **health.embedding(blocks["fused"], labels)}
+    if push:
+        key = stream(config.seed, "push", state.step)
+        keys = parallel.sample_keys(key, len(mid))
+        direction = slope
+        if config.adversarial.feature_direction == "random":
+            direction = jax.vmap(lambda k: jax.random.normal(k, mid.shape[1:]))(keys)
+        delta = game.feature_push(mid, direction, keys, config.adversarial.feature_epsilon)
+        pushed, pull_pushed, (stats, _) = jax.vjp(
+            lambda p, h: upper(p, h, stats, "adversarial"), params, mid + delta, has_aux=True
+        )
+        halves = pull_upper(jnp.full_like(clean, 0.5)), pull_pushed(jnp.full_like(clean, 0.5))
+        gradient, slope = jax.tree.map(jnp.add, *halves)
+        metrics["adversarial_metric_loss"] = pushed
+    gradient = jax.tree.map(jnp.add, gradient, pull_lower(slope)[0])
+    if config.train.schedule == "joint" and config.adversarial.generated_views > 0:
+        extra, stats, loss = _generated_views(state, batch, recipe, stats)
+        gradient = jax.tree.map(jnp.add, gradient, extra)
+        metrics["generated_metric_loss"] = loss
+    state, norm = apply_gradients(
+        state, recipe.optimisers["embedder"], "embedder", parallel.pmean(gradient), stats,
+        config.optim.ema_decay,
+    )  # fmt: skip
+    return state.replace(step=state.step + 1), parallel.pmean(metrics) | norm
+
+
+def _metric(
+    recipe: Recipe, params: PyTree, descriptors: Descriptors, labels: Int[Array, "n"]
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Metric loss of the global batch, and its descriptors."""
+    proxies = recipe.players.embedder.apply({"params": params}, method="proxies")
+    blocks = parallel.all_gather(named(descriptors))
+    loss = metric_loss(blocks, labels, proxies, recipe.config.loss)  # pyright: ignore[reportArgumentType]
+    return loss, blocks
+
+
+def _generated_views(
+    state: TrainState, batch: Batch, recipe: Recipe, stats: PyTree
+) -> tuple[PyTree, PyTree, Float[Array, ""]]:
+    """Gradient, statistics and loss of G's pictures as training views, through the adversarial
+    branch; no gradient reaches G, since labels must not."""
+    images, labels = to_unit(batch["image"]), parallel.all_gather(batch["label"])
+    restored = jax.lax.stop_gradient(recipe.players.restore(state.variables, images))
+
+    def objective(params: PyTree) -> tuple[Array, Any]:
+        descriptors, changed = recipe.players.embedder.apply(
+            {"params": params, "batch_stats": stats}, restored, train=True,
+            branch="adversarial", mutable=["batch_stats"],
+        )  # fmt: skip
+        loss, _ = _metric(recipe, params, descriptors, labels)  # pyright: ignore[reportArgumentType]
+        return recipe.config.adversarial.generated_views * loss, changed["batch_stats"]
+
+    (loss, stats), gradient = jax.value_and_grad(objective, has_aux=True)(
+        state.variables["embedder"]["params"]
+    )
+    return gradient, stats, loss
+
+
+def generator_step(
+    state: TrainState, batch: Batch, *, recipe: Recipe
+) -> tuple[TrainState, Metrics]:
+    """One round of the game on frozen F: D's step, then G's against the new D.
+
+    G runs forward once; both players' losses use its pictures.
+    """
+    players, config = recipe.players, recipe.config
+    assert players.generator is not None
+    clean, images = to_unit(batch["clean"]), to_unit(batch["image"])
+    key = stream(config.seed, "game", state.step)
+    key_restore, key_imagine, key_augment = (
+        parallel.sample_keys(k, len(clean)) for k in jax.random.split(key, 3)
+    )
+
+    def noise(keys: Key[Array, "b"]) -> Float[Array, "b z"]:
+        return jax.vmap(lambda k: jax.random.normal(k, (players.latent_dim,)))(keys)
+
+    def generate(params: PyTree) -> tuple[Array, Array]:
+        return players.generator.apply(  # pyright: ignore
+            {"params": params}, images, noise(key_restore), method="restore"
+        ), players.generator.apply(  # pyright: ignore
+            {"params": params}, noise(key_imagine), method="imagine"
+        )
+
+    (restored, imagined), pull = jax.vjp(generate, state.variables["generator"]["params"])
+    frozen = _frozen(state, config)
+    state, judged = _discriminator_update(state, recipe, clean, restored, imagined, key_augment)
+    slopes, made = _generator_slopes(state, recipe, frozen, clean, restored, imagined, key_augment)
+    gradient = parallel.pmean(pull(slopes)[0])
+    state, norm = apply_gradients(
+        state, recipe.optimisers["generator"], "generator", gradient, None, config.optim.ema_decay
+    )
+    metrics = parallel.pmean(judged | made) | norm
+    if config.adversarial.gate == "learned":
+        state, gated = _gate_update(state, recipe, frozen, images, restored, batch["label"])
+        metrics |= gated
+    metrics |= health.restoration(images, restored, clean, batch["corruption"], config)
+    return state.replace(step=state.step + 1), metrics
+
+
+def _frozen(state: TrainState, config: ExperimentConfig) -> PyTree:
+    """The variables of F that the game sees: the averaged ones that will search, or, while F still
+    moves, the present ones."""
+    joint = config.train.schedule == "joint"
+    return jax.lax.stop_gradient((state.variables if joint else state.average)["embedder"])
+
+
+def _discriminator_update(
+    state: TrainState, recipe: Recipe, clean: Array, restored: Array, imagined: Array, keys: Array
+) -> tuple[TrainState, Metrics]:
+    """D: cross-entropy of real against restored and imagined pictures, and lazy R1."""
+    config, module = recipe.config.adversarial, recipe.players.discriminator
+    assert module is not None
+    variables = state.variables["discriminator"]
+    fakes = _fakes(config, restored, imagined)
+
+    def objective(params: PyTree) -> tuple[Array, Any]:
+        def verdict(pictures: Array, keys: Array) -> tuple[Array, PyTree]:
+            out, changed = module.apply(
+                variables | {"params": params}, _augmented(config, pictures, keys), train=True,
+                mutable=["batch_stats"],
+            )  # fmt: skip
+            return out.logit, changed.get("batch_stats", {})  # pyright: ignore
+
+        # One pass over all pictures; each group meets the same augmentation.
+        groups = [clean, *fakes]
+        logits, stats = verdict(jnp.concatenate(groups), jnp.concatenate([keys] * len(groups)))
+        real, fake = logits[: len(clean)], logits[len(clean) :]
+        loss = game.discriminator_loss(real, fake)
+        penalty = jax.lax.cond(
+            (config.r1 > 0) & (state.step % config.r1_every == 0),
+            lambda: game.r1_penalty(lambda x: verdict(x, keys)[0], clean),
+            lambda: jnp.zeros(()),
+        )
+        total = loss + config.r1 * config.r1_every * penalty
+        return total, (stats, {"discriminator_loss": loss, "r1": penalty * config.r1_every,
+                               "d_real": real.mean(), "d_fake": fake.mean()})  # fmt: skip
+
+    gradient, (stats, metrics) = jax.grad(objective, has_aux=True)(variables["params"])
+    state, norm = apply_gradients(
+        state, recipe.optimisers["discriminator"], "discriminator", parallel.pmean(gradient),
+        parallel.pmean(stats), 0.0,
+    )  # fmt: skip
+    return state, metrics | norm
+
+
+def _fakes(config: Any, restored: Array, imagined: Array) -> list[Array]:
+    """The generated pictures that take part in the game."""
+    parts = [restored] * (config.lambda_adversarial > 0) + [imagined] * (config.lambda_noise > 0)
+    return parts or [restored]
+
+
+def _augmented(config: Any, pictures: Array, keys: Array) -> Array:
+    return diffaugment(pictures, keys) if config.diffaugment else pictures
+
+
+def _generator_slopes(
+    state: TrainState, recipe: Recipe, frozen: PyTree, clean: Array, restored: Array,
+    imagined: Array, keys: Array,
+) -> tuple[tuple[Array, Array], Metrics]:  # fmt: skip
+    """Slopes of G's loss at its pictures:
+
+    lambda_mse MSE(x^, x) + lambda_adversarial softplus(-D(x^)) + lambda_noise softplus(-D(G(z)))
+    + lambda_features (1 - F(x^) . F(x)), global and local descriptors alike.
+    """
+    config, players = recipe.config.adversarial, recipe.players
+    assert players.discriminator is not None
+    judge = players.discriminator
+
+    def fool(pictures: Array) -> Array:
+        verdict = judge.apply(
+            state.variables["discriminator"], _augmented(config, pictures, keys), train=False
+        )
+        return game.generator_loss(verdict.logit)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def distance(pictures: Array) -> Array:
+        target = players.embedder.apply(frozen, clean, train=False)
+        found = players.embedder.apply(frozen, pictures, train=False)
+        return sum(1 - jnp.mean(jnp.sum(a * jax.lax.stop_gradient(b), -1))
+                   for a, b in zip(found, target, strict=True))  # pyright: ignore # fmt: skip
+
+    def objective(pictures: tuple[Array, Array]) -> tuple[Array, Metrics]:
+        restored, imagined = pictures
+        terms = {"g_mse": (config.lambda_mse, lambda: jnp.mean(jnp.square(restored - clean))),
+                 "g_adversarial": (config.lambda_adversarial, lambda: fool(restored)),
+                 "g_features": (config.lambda_features, lambda: distance(restored)),
+                 "g_noise": (config.lambda_noise, lambda: fool(imagined))}  # fmt: skip
+        values = {name: term() for name, (weight, term) in terms.items() if weight > 0}
+        total = sum((terms[name][0] * value for name, value in values.items()), jnp.zeros(()))
+        return total, values | {"generator_loss": total}
+
+    return jax.grad(objective, has_aux=True)((restored, imagined))
+
+
+def _gate_update(
+    state: TrainState, recipe: Recipe, frozen: PyTree, images: Array, restored: Array, label: Array
+) -> tuple[TrainState, Metrics]:
+    """Trains the learned gate of the restored view with the metric loss on frozen F, G and D."""
+    players = recipe.players
+    assert players.gate is not None and players.discriminator is not None
+    gate, judge = players.gate, players.discriminator
+    x, r = (players.embedder.apply(frozen, each, train=False).whole for each in (images, restored))  # pyright: ignore
+    logits = [judge.apply(state.variables["discriminator"], each, train=False).logit
+              for each in (images, restored)]  # pyright: ignore # fmt: skip
+    proxies = players.embedder.apply(frozen, method="proxies")["global"]  # pyright: ignore
+    weights = {"global": 1.0, "restored": 1.0}
+    targets = fuse({"global": proxies, "restored": proxies}, weights)
+    fixed = jax.lax.stop_gradient((x, r, *logits))
+
+    def objective(params: PyTree) -> Array:
+        opened = gate.apply({"params": params}, *fixed)
+        fused = fuse(
+            {"global": fixed[0], "restored": fixed[1]}, weights, {"restored": opened}  # pyright: ignore
+        )  # fmt: skip
+        rows, labels = parallel.all_gather((fused, label))
+        return norm_softmax(rows, labels, targets, recipe.config.loss)
+
+    loss, gradient = jax.value_and_grad(objective)(state.variables["gate"]["params"])
+    state, norm = apply_gradients(
+        state, recipe.optimisers["gate"], "gate", parallel.pmean(gradient), None, 0.0
+    )
+    return state, {"gate_loss": parallel.pmean(loss)} | norm
+
+
+def joint_step(
+    state: TrainState, batch: Batch, *, recipe: Recipe, push: bool
+) -> tuple[TrainState, Metrics]:
+    """F's step and one round of the game on the same batch; the clock moves once."""
+    after, moved = embedder_step(state, batch, recipe=recipe, push=push)
+    after, played = generator_step(after.replace(step=state.step), batch, recipe=recipe)
+    return after, moved | played
+
+
+def probe_step(state: TrainState, batch: Batch, *, recipe: Recipe) -> tuple[TrainState, Metrics]:
+    """The figures of the game that cost extra, for log lines; the state is handed back as it is."""
+    players, config = recipe.players, recipe.config
+    key = stream(config.seed, "probe", state.step)
+    frozen, images = _frozen(state, config), to_unit(batch["image"])
+    return state, health.snapshot(players, state, frozen, images, batch["label"], key)

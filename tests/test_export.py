@@ -1,0 +1,211 @@
+"""Exports: what is written is read back, and a failure leaves the old one whole."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from afa.errors import UserError
+from afa.retrieval import export
+from afa.retrieval.exact import normalise
+
+MANIFEST = {"configuration": {"a": 1}, "checkpoint": "step-5", "preprocessing": {"size": 64}}
+ROWS, DIMENSION = 25, 6
+
+
+def columns(rows=ROWS, seed=0):
+    random = np.random.default_rng(seed)
+    return {
+        "embeddings": normalise(random.normal(size=(rows, DIMENSION)).astype(np.float32)),
+        "ids": [f"é/{i}" for i in range(rows)],
+        "labels": np.arange(rows) % 3,
+        "paths": [f"pictures/{i}.jpg" for i in range(rows)],
+        "class_names": ("cup", "jug", "pot"),
+    }
+
+
+def write(directory, manifest=MANIFEST, **changes):
+    given = {"rows_per_shard": 10} | columns() | changes
+    return export.write_embeddings(directory, manifest=manifest, **given)
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    written = write(tmp_path / "new" / "embeddings")
+    read = export.read_embeddings(tmp_path / "new" / "embeddings")
+    given = columns()
+    np.testing.assert_array_equal(read.vectors, given["embeddings"])
+    assert read.vectors.dtype == np.float32
+    np.testing.assert_array_equal(read.labels, given["labels"])
+    assert read.ids == tuple(given["ids"])
+    assert read.paths == tuple(given["paths"])
+    assert read.classes == tuple(given["class_names"][label] for label in given["labels"])
+    assert len(read) == ROWS
+    assert read.manifest == written
+    assert written.items() > MANIFEST.items()
+    assert (written["count"], written["dimension"]) == (ROWS, DIMENSION)
+    assert [shard["rows"] for shard in written["shards"]] == [10, 10, 5]
+
+
+def test_shards_are_plain_parquet_of_fixed_size_lists(tmp_path):
+    manifest = write(tmp_path)
+    path = tmp_path / manifest["shards"][0]["file"]
+    schema = pq.read_schema(path)
+    assert schema.field("embedding").type.equals(pa.list_(pa.float32(), DIMENSION))
+    assert [str(schema.field(name).type) for name in ("id", "label", "class", "path")] == [
+        "string",
+        "int64",
+        "string",
+        "string",
+    ]
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    vectors = group.column(group.num_columns - 1)
+    assert vectors.compression == "UNCOMPRESSED"
+    assert "RLE_DICTIONARY" not in vectors.encodings
+
+
+def test_the_same_export_has_the_same_identity(tmp_path):
+    first, again = write(tmp_path / "a"), write(tmp_path / "b")
+    other = write(tmp_path / "c", embeddings=columns(seed=1)["embeddings"])
+    assert first["sha256"] == again["sha256"] != other["sha256"]
+
+
+def test_a_new_export_replaces_the_old_one_and_nothing_else(tmp_path):
+    write(tmp_path)
+    (tmp_path / "index").mkdir()
+    (tmp_path / f"{export.STAGE_PREFIX}of-a-killed-run").mkdir()
+    new = write(tmp_path, rows_per_shard=100, embeddings=columns(seed=1)["embeddings"])
+    shards = [shard["file"] for shard in new["shards"]]
+    assert names(tmp_path) == sorted([*shards, "index", "index.json"])
+    np.testing.assert_array_equal(
+        export.read_embeddings(tmp_path).vectors, columns(seed=1)["embeddings"]
+    )
+    assert write(tmp_path, rows_per_shard=100, embeddings=columns(seed=1)["embeddings"]) == new
+    export.read_embeddings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ids": ["a"] * ROWS}, "ids must be unique, but 'a' stands there twice"),
+        ({"ids": ["a"]}, "ids has 1 entries for 25 embeddings"),
+        ({"paths": ["a"]}, "paths has 1 entries for 25 embeddings"),
+        ({"class_names": ("cup", "jug")}, "label 2 has no name among the 2 class_names"),
+        ({"labels": np.full(ROWS, -1)}, "label -1 has no name"),
+        ({"manifest": {"checkpoint": "x"}}, "the manifest lacks configuration, preprocessing"),
+        ({"manifest": MANIFEST | {"count": 1}}, "must leave count to the export"),
+        ({"embeddings": columns()["embeddings"] * 2}, "embeddings: rows must be unit vectors"),
+    ],
+)
+def test_bad_input_is_refused(tmp_path, change, message):
+    write(tmp_path)
+    before = names(tmp_path)
+    with pytest.raises(UserError, match=message):
+        write(tmp_path, **change)
+    assert names(tmp_path) == before
+    with pytest.raises(UserError, match=message):
+        write(tmp_path / "fresh", **change)
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_nan_is_refused(tmp_path):
+    vectors = columns()["embeddings"]
+    vectors[7, 2] = np.nan
+    with pytest.raises(UserError, match="embeddings: rows must be finite, but row 7"):
+        write(tmp_path, embeddings=vectors)
+    assert names(tmp_path) == []
+
+
+def test_nothing_to_export(tmp_path):
+    with pytest.raises(UserError, match="no embeddings to export"):
+        write(tmp_path, **(columns(rows=0) | {"embeddings": np.zeros((0, 3), np.float32)}))
+
+
+def test_a_full_disk_leaves_the_old_export(tmp_path, monkeypatch):
+    old = write(tmp_path)
+    before = names(tmp_path)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pq, "write_table", full)
+    message = "cannot write .*: No space left on device; what it held is unchanged"
+    with pytest.raises(UserError, match=message):
+        write(tmp_path, embeddings=columns(seed=1)["embeddings"])
+    assert names(tmp_path) == before
+    assert export.read_embeddings(tmp_path).manifest == old
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import test_export as cases
+from afa.retrieval import export
+
+moment, directory = int(sys.argv[1]), sys.argv[2]
+real, calls = Path.replace, []
+
+def replace(self, target):  # every file that goes into the export passes here
+    if len(calls) == moment:
+        os.kill(os.getpid(), signal.SIGKILL)
+    calls.append(target)
+    return real(self, target)
+
+Path.replace = replace
+cases.write(directory, embeddings=cases.columns(seed=1)["embeddings"])
+"""
+
+
+def test_killed_at_any_move_the_old_export_stays_whole(tmp_path):
+    write(tmp_path)
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    for moment in (0, 2, 3):  # before the first shard, between shards, before the manifest
+        command = [sys.executable, "-c", KILLED, str(moment), str(tmp_path)]
+        result = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+        assert result.returncode == -signal.SIGKILL, result.stderr
+        read = export.read_embeddings(tmp_path)
+        np.testing.assert_array_equal(read.vectors, columns()["embeddings"])
+    new = write(tmp_path, embeddings=columns(seed=1)["embeddings"])
+    assert names(tmp_path) == sorted([*(shard["file"] for shard in new["shards"]), "index.json"])
+
+
+def damage(directory, **changes):
+    path = directory / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_an_export_that_is_not_what_its_manifest_says_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds no finished export: index.json is missing"):
+        export.read_embeddings(tmp_path)
+    with pytest.raises(UserError, match=r"holds no finished export"):
+        export.read_embeddings(tmp_path / "absent")
+    manifest = write(tmp_path)
+    damage(tmp_path, count=24)
+    with pytest.raises(UserError, match="holds 25 x 6 values, index.json says 24 x 6"):
+        export.read_embeddings(tmp_path)
+    damage(tmp_path, format=2)
+    with pytest.raises(UserError, match="has format 2, this version reads format 1"):
+        export.read_embeddings(tmp_path)
+    write(tmp_path)
+    shard = tmp_path / manifest["shards"][1]["file"]
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match="is not the file index.json names"):
+        export.read_embeddings(tmp_path)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"is missing, though index.json names it"):
+        export.read_embeddings(tmp_path)
+    (tmp_path / "index.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged: it is no JSON"):
+        export.read_embeddings(tmp_path)
