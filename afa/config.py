@@ -203,6 +203,8 @@ class EvaluationConfig:
     """Test queries of the robustness test, drawn evenly over the classes; 0: all."""
     validation_queries: int = 0
     """Validation pictures of the evaluations during training, likewise; 0: all."""
+    checkpoint: Literal["last", "best"] = "last"
+    """State that is evaluated and exported: the last, or the best by validation MAP@R."""
     protocol: Literal["auto", "leave_one_out", "catalogue"] = "auto"
     """Gallery: the other pictures of the split, or one catalogue picture a class; auto: the
     former is the headline, and the latter is reported beside it where there are such pictures."""
@@ -212,6 +214,8 @@ class EvaluationConfig:
 class RetrievalConfig:
     engine: Literal["scann", "exact"] = "scann"
     """Search engine built over the exported embeddings."""
+    gallery: Literal["test", "all"] = "test"
+    """Pictures that are exported and searched: the test classes, or the whole data set."""
     results: int = 10
     """Results of a search, and k of the recall against exact search."""
 
@@ -247,7 +251,7 @@ class ExperimentConfig:
 # Where and how fast a run computes may change when it is resumed; what it computes may not.
 RESUMABLE = (
     "launch.", "train.parallel", "train.log_every", "data.read_threads", "data.cache", "data.path",
-    "train.keep_best",
+    "train.keep_best", "retrieval.", "evaluation.",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PyTree, Shaped
 
@@ -192,6 +193,26 @@ def replicate_local(tree: PyTree) -> PyTree:
     """Puts the same values on each of this process's devices: a `shared` of `map_rows` to keep."""
     mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def replicated_shapes(tree: PyTree) -> PyTree:
+    """Shapes of a tree that lies on every device: what a checkpoint is restored into, whatever
+    devices wrote it."""
+    sharding = NamedSharding(_mesh(), PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
+def preempted(step: int, signalled: bool) -> bool:
+    """Whether this run is to save and leave now; all processes answer the same at a step.
+
+    `signalled` is what this process's own signal handler saw; with several processes the
+    coordination service makes them agree on one step.
+    """
+    if jax.process_count() == 1:
+        return signalled
+    return multihost_utils.reached_preemption_sync_point(step)
 
 
 def map_rows(function: Callable) -> Callable:

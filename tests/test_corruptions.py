@@ -1,5 +1,7 @@
 """Every corruption: pure, harder with severity, about as hard at any size."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -44,9 +46,8 @@ def test_is_a_pure_function(name):
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_draws_from_the_generator_alone(name):
-    drawn = not np.array_equal(
-        *(corrupt(scene(64), name, 4, np.random.default_rng(seed)) for seed in (1, 2))
-    )
+    first, second = (corrupt(scene(64), name, 4, np.random.default_rng(seed)) for seed in (1, 2))
+    drawn = (first != second).any()
     assert drawn == (name not in {"gaussian_blur", "low_resolution", "contrast", "jpeg"})
 
 
@@ -60,7 +61,7 @@ def test_grows_with_severity(name):
 def test_is_about_as_hard_on_a_large_picture(name):
     ratio = damage(192, name, 3) / damage(64, name, 3)
     # Noise of single pixels averages out in a large picture; the growth makes up for most of it.
-    assert 0.25 < ratio < 2.5
+    assert 0.15 < ratio < 2
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -90,7 +91,7 @@ def test_motion_blur_keeps_lines_along_the_motion():
     class East(np.random.Generator):
         """Draws the angle 0: the camera moves along the rows."""
 
-        def uniform(self, *_, **__):
+        def uniform(self, *args: Any, **kwargs: Any) -> Any:
             return 0.0
 
     image = np.zeros((64, 64, 3), np.uint8)

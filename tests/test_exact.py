@@ -1,5 +1,6 @@
 """Exact search against NumPy, with ties, on one device and on eight."""
 
+import json
 import os
 import subprocess
 import sys
@@ -115,6 +116,37 @@ def test_a_kept_gallery_is_searched_again_without_a_copy():
     np.testing.assert_array_equal(
         exact.topk(queries, gallery, 3)[1], exact.topk(queries, gallery.vectors, 3)[1]
     )
+
+
+def test_calls_of_the_same_size_share_a_compilation(monkeypatch):
+    traced = []
+    real = exact._similarity
+    monkeypatch.setattr(exact, "_similarity", lambda *given: traced.append(1) or real(*given))
+    for cached in (exact._topk, exact._count):
+        cached.cache_clear()
+    for seed in range(4):
+        gallery, queries = distinct(130 + seed, 8, seed), distinct(65 + seed, 8, seed)
+        labels = np.arange(len(gallery)) % 20
+        exact.topk(queries, gallery, 3)
+        exact.positive_ranks(queries, gallery, labels[: len(queries)], labels)
+    assert len(traced) == 2
+
+
+@pytest.mark.parametrize("name", ["balanced", "longtail", "many_positives", "missing_class"])
+def test_reference_figures_from_the_search_itself(name):
+    path = Path(__file__).parent / "data" / "metrics" / f"embeddings_{name}.json"
+    given = json.loads(path.read_text())
+    ranks = exact.positive_ranks(
+        np.array(given["query"], np.float32),
+        np.array(given["gallery"], np.float32),
+        np.array(given["query_labels"]),
+        np.array(given["gallery_labels"]),
+        np.array(given["exclude"]),
+    )
+    means = metrics_from_ranks(ranks).means
+    assert set(means) <= set(given["figures"])
+    for key, value in means.items():
+        assert value == pytest.approx(given["figures"][key], abs=1e-6)
 
 
 def test_no_queries():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ MANIFEST = {"configuration": {"a": 1}, "checkpoint": "step-5", "preprocessing": 
 ROWS, DIMENSION = 25, 6
 
 
-def columns(rows=ROWS, seed=0):
+def columns(rows=ROWS, seed=0) -> dict[str, Any]:
     random = np.random.default_rng(seed)
     return {
         "embeddings": normalise(random.normal(size=(rows, DIMENSION)).astype(np.float32)),
@@ -33,8 +34,8 @@ def columns(rows=ROWS, seed=0):
 
 
 def write(directory, manifest=MANIFEST, **changes):
-    given = {"rows_per_shard": 10} | columns() | changes
-    return export.write_embeddings(directory, manifest=manifest, **given)
+    given = columns() | {"manifest": manifest, "rows_per_shard": 10} | changes
+    return export.write_embeddings(directory, **given)
 
 
 def names(directory):
@@ -193,7 +194,7 @@ def test_an_export_that_is_not_what_its_manifest_says_is_refused(tmp_path):
         export.read_embeddings(tmp_path / "absent")
     manifest = write(tmp_path)
     damage(tmp_path, count=24)
-    with pytest.raises(UserError, match="holds 25 x 6 values, index.json says 24 x 6"):
+    with pytest.raises(UserError, match=r"holds 25 x 6 values, index\.json says 24 x 6"):
         export.read_embeddings(tmp_path)
     damage(tmp_path, format=2)
     with pytest.raises(UserError, match="has format 2, this version reads format 1"):
@@ -201,7 +202,7 @@ def test_an_export_that_is_not_what_its_manifest_says_is_refused(tmp_path):
     write(tmp_path)
     shard = tmp_path / manifest["shards"][1]["file"]
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match="is not the file index.json names"):
+    with pytest.raises(UserError, match=r"is not the file index\.json names"):
         export.read_embeddings(tmp_path)
     shard.unlink()
     with pytest.raises(UserError, match=r"is missing, though index.json names it"):

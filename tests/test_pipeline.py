@@ -1,6 +1,8 @@
 """Batches: pure in (seed, step), whole over processes, and what the samplers promise."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ def equal(left, right):
 
 
 def test_a_batch_has_the_stated_parts():
-    batch = TrainPipeline(pictures(), CONFIG, seed=0).batch(0)
+    batch: dict[str, Any] = {**TrainPipeline(pictures(), CONFIG, seed=0).batch(0)}
     assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
         "clean": ((8, 16, 16, 3), "uint8"),
         "image": ((8, 16, 16, 3), "uint8"),
@@ -190,12 +192,13 @@ def test_crops_stay_inside_and_keep_their_share():
     rng = np.random.default_rng(0)
     for _ in range(300):
         height, width = rng.integers(1, 60, 2).tolist()
-        top, left, high, wide = crop_box((height, width, 3), *rng.random(4).tolist(), 0.5)
+        area, aspect, down, across = rng.random(4).tolist()
+        top, left, high, wide = crop_box((height, width, 3), area, aspect, down, across, 0.5)
         assert 0 <= top <= top + high <= height
         assert 0 <= left <= left + wide <= width
         assert high >= 1
         assert wide >= 1
-    areas = [crop_box((300, 300, 3), u, 0.5, 0, 0, 0.5) for u in (0.0, 0.999)]
+    areas = [crop_box((300, 300, 3), u, 0.5, 0.0, 0.0, 0.5) for u in (0.0, 0.999)]
     assert [round(h * w / 300**2, 1) for _, _, h, w in areas] == [0.5, 1.0]
 
 
@@ -205,8 +208,8 @@ def test_augment_without_changes_is_the_picture():
     class Half(np.random.Generator):
         """Draws 0.5 everywhere: no stretch, no flip, no colour change."""
 
-        def random(self, size=None, **_):
-            return np.full(size, 0.5)
+        def random(self, *args: Any, **kwargs: Any) -> Any:
+            return np.full(args, 0.5)
 
     out = augment(image, 12, Half(np.random.PCG64(0)), 1.0, True, 0.4)
     np.testing.assert_array_equal(out, image)
@@ -223,10 +226,11 @@ def test_colour_matrix_against_its_definition():
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "gaussian_blur", "motion_blur", "clutter"])
 def test_threads_do_not_disturb_each_other(name):
-    from concurrent.futures import ThreadPoolExecutor
-
     image = np.random.default_rng(2).integers(0, 256, (96, 96, 3), dtype=np.uint8)
-    run = lambda seed: corrupt(image, name, 5, np.random.default_rng(seed % 3))  # noqa: E731
+
+    def run(seed):
+        return corrupt(image, name, 5, np.random.default_rng(seed % 3))
+
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(run, range(24)))
     for seed, result in enumerate(results):

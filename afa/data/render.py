@@ -1,19 +1,24 @@
 """Pictures of procedural objects: a catalogue view and any number of views in the wild.
 
-Objects come in families of four: two shapes times two textures. Whoever sees only the shape, or
-only the texture, cannot tell an object from one other member of its family. Pixels come from
-parallel rays met with each part in closed form (`solids`), one light with cast shadows, a table
-and a wall behind. Every operation is exactly rounded, so the bytes are the same on every machine.
+Pixels come from parallel rays met with each part in closed form (`solids`), one light with cast
+shadows, a table and a wall behind. Every operation is exactly rounded, so the bytes are the same on
+every machine. Nothing but NumPy is imported, so that rendering processes start fast.
 """
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Int16, UInt8
 
-from afa.data import shapes
-from afa.data.shapes import draw_shape, part
+from afa.data.objects import (
+    CATALOGUE_AZIMUTH,
+    CATALOGUE_ELEVATION,
+    Surface,
+    object_surfaces,
+    outline,
+    view_frame,
+)
+from afa.data.shapes import KINDS, part
 from afa.data.solids import (
     MISS,
     Matrix,
@@ -29,36 +34,15 @@ from afa.data.solids import (
     transpose,
     turn,
 )
-from afa.data.textures import PALETTES, PATTERNS, Draw, Texture, draw_texture, paint
+from afa.data.textures import Draw, Texture, draw_texture, paint
 
 VERSION = 1
 """Counts changes of the pictures: part of every cache key and fingerprint."""
 
-FAMILY = 4  # objects of a family: 2 shapes x 2 textures
-SHARING, SHARED_PALETTES = 5, 3  # that many families in a row use that many palettes
 SAMPLES = 2  # rays a pixel along each side
-CATALOGUE_AZIMUTH, CATALOGUE_ELEVATION = 32.0, 22.0  # degrees: the three-quarter view
-MAX_TURN = 50.0  # degrees of azimuth around it in the wild
+MAX_TURN = 60.0  # degrees of azimuth around it in the wild
 SHADOW_BIAS = 0.015  # object units: keeps a surface from shadowing itself
-LOOKALIKE = 0.72  # overlap of silhouettes from which two shapes of a family are drawn again
-_SHAPE_TRIES = 8
-_FIT_RAYS = 40  # a side, to find the outline of the object before framing it
-_STREAM_FAMILY, _STREAM_VIEW, _STREAM_PALETTES = 1, 2, 3
-
-
-class Family(NamedTuple):
-    """Two shapes and two textures; object k of the family is shape k // 2 with texture k % 2."""
-
-    shapes: tuple[tuple[Part, ...], tuple[Part, ...]]
-    kinds: tuple[str, str]
-    textures: tuple[Texture, Texture]
-
-
-class Surface(NamedTuple):
-    """A part in the scene and what covers it."""
-
-    part: Part
-    texture: Texture
+_STREAM_VIEW = 2
 
 
 class Light(NamedTuple):
@@ -88,99 +72,18 @@ class Backdrop(NamedTuple):
     wall: Texture | None
 
 
-# ---- objects ----------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=64)
-def family(seed: int, index: int) -> Family:
-    """The family `index` of a data set.
-
-    In every second family both shapes are of one kind (two teapots); otherwise of two kinds. In
-    every second pair of families the textures share a palette, otherwise a pattern.
-    """
-    draw = Draw(seed, _STREAM_FAMILY, index)
-    names = tuple(shapes.SHAPES)
-    first = draw.pick(names)
-    second = first if index % 2 == 0 else draw.pick([n for n in names if n != first])
-    one = draw_shape(draw, first)
-    for _ in range(_SHAPE_TRIES):
-        two = draw_shape(draw, second)
-        if _overlap(one, two) < LOOKALIKE:
-            break
-    palettes = _shared_palettes(seed, index // SHARING)
-    texture = draw_texture(draw, palette=draw.pick(palettes))
-    if index % 4 < 2:
-        others = [name for name in PATTERNS if name != texture.pattern]
-        other = draw_texture(draw, draw.pick(others), texture.palette)
-    else:
-        others = [p for p in palettes if p != texture.palette]
-        other = draw_texture(draw, texture.pattern, draw.pick(others))
-    return Family((one, two), (first, second), (texture, other))
-
-
-def _shared_palettes(seed: int, group: int) -> list[int]:
-    """The few palettes that neighbouring families share, so that colour alone tells little."""
-    draw, left = Draw(seed, _STREAM_PALETTES, group), list(range(len(PALETTES)))
-    return [left.pop(draw.integer(0, len(left) - 1)) for _ in range(SHARED_PALETTES)]
-
-
-def cues(object_index: int) -> tuple[int, int]:
-    """(shape, texture) ids of an object, for tests of what each cue alone can tell."""
-    base, member = divmod(object_index, FAMILY)
-    return 2 * base + member // 2, 2 * base + member % 2
-
-
-def object_surfaces(seed: int, object_index: int) -> tuple[Surface, ...]:
-    """The parts of an object with its texture on them."""
-    base, member = divmod(object_index, FAMILY)
-    members = family(seed, base)
-    texture = members.textures[member % 2]
-    return tuple(Surface(p, texture) for p in members.shapes[member // 2])
-
-
-def _view_frame(azimuth: float, elevation: float, roll: float) -> Matrix:
-    """Right, up and towards-the-viewer directions of a camera that looks at the origin."""
-    return product(turn(2, roll), product(turn(0, elevation), turn(1, azimuth)))
-
-
-def _outline(
-    parts: tuple[Part, ...], frame: Matrix
-) -> tuple[Bool[np.ndarray, "n n"], tuple[float, float, float, float]]:
-    """A coarse silhouette and the rectangle (left, right, bottom, top) around it."""
-    boxes = [bounds(p, frame) for p in parts]
-    left, right = min(b[0] - b[2] for b in boxes), max(b[0] + b[2] for b in boxes)
-    low, high = min(b[1] - b[3] for b in boxes), max(b[1] + b[3] for b in boxes)
-    ramp = (np.arange(_FIT_RAYS, dtype=np.float32) + 0.5) / np.float32(_FIT_RAYS)
-    xs = ramp * np.float32(right - left) + np.float32(left)
-    ys = ramp * np.float32(high - low) + np.float32(low)
-    mask = np.zeros((_FIT_RAYS, _FIT_RAYS), bool)
-    for p in parts:
-        mask |= hit(p, frame, xs[None, :], ys[:, None]) > MISS
-    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    half_x, half_y = 0.5 * (right - left) / _FIT_RAYS, 0.5 * (high - low) / _FIT_RAYS
-    rectangle = (
-        float(xs[columns[0]]) - half_x,
-        float(xs[columns[-1]]) + half_x,
-        float(ys[rows[0]]) - half_y,
-        float(ys[rows[-1]]) + half_y,
-    )
-    return mask, rectangle
-
-
-def _overlap(one: tuple[Part, ...], two: tuple[Part, ...]) -> float:
-    """Intersection over union of two silhouettes, each fitted to its own frame."""
-    frame = _view_frame(CATALOGUE_AZIMUTH, CATALOGUE_ELEVATION, 0.0)
-    a, b = _outline(one, frame)[0], _outline(two, frame)[0]
-    return float(np.count_nonzero(a & b)) / float(np.count_nonzero(a | b))
-
-
 # ---- ray casting ------------------------------------------------------------------------------
 
 
 def _cast(
     surfaces: list[Surface], camera: Camera, side: int
-) -> tuple[Float32[np.ndarray, "m"], Float32[np.ndarray, "m"], Float32[np.ndarray, "m m"], np.ndarray]:
-    """Nearest part of every ray: ray coordinates x and y, depth, and the part's index (-1: none)."""
+) -> tuple[
+    Float32[np.ndarray, "m"],
+    Float32[np.ndarray, "m"],
+    Float32[np.ndarray, "m m"],
+    Int16[np.ndarray, "m m"],
+]:
+    """Coordinates x and y of the rays, the nearest part's depth and its index (-1: none)."""
     ramp = (np.arange(side, dtype=np.float32) + 0.5) * np.float32(2.0 / side) - 1.0
     xs = ramp * camera.half_width + camera.centre[0]
     ys = -ramp * camera.half_width + camera.centre[1]  # row 0 is the top
@@ -265,7 +168,8 @@ def _illuminate(
         shine = shine * shine
     shine = shine * lit * gloss
     out = [
-        albedo[i] * (facing * light.colour[i] + light.ground[i] + (light.sky[i] - light.ground[i]) * above)
+        albedo[i]
+        * (facing * light.colour[i] + light.ground[i] + (light.sky[i] - light.ground[i]) * above)
         + shine * light.colour[i]
         for i in range(3)
     ]
@@ -382,7 +286,7 @@ def _expose(image: Float32[np.ndarray, "3 s s"]) -> UInt8[np.ndarray, "s s 3"]:
 
 def _frame_object(parts: tuple[Part, ...], frame: Matrix, fill: float, shift: Vector) -> Camera:
     """A camera in whose picture the object's longer side takes the share `fill`."""
-    left, right, low, high = _outline(parts, frame)[1]
+    left, right, low, high = outline(parts, frame)[1]
     half = 0.5 * max(right - left, high - low) / fill
     centre_x = 0.5 * (left + right) - shift[0] * half
     centre_y = 0.5 * (low + high) - shift[1] * half
@@ -391,13 +295,13 @@ def _frame_object(parts: tuple[Part, ...], frame: Matrix, fill: float, shift: Ve
 
 def _base(parts: tuple[Part, ...]) -> float:
     """Height of the lowest point of an object."""
-    upright = _view_frame(0.0, 0.0, 0.0)
-    return _outline(parts, upright)[1][2]
+    upright = view_frame(0.0, 0.0, 0.0)
+    return outline(parts, upright)[1][2]
 
 
 def _catalogue(surfaces: list[Surface], size: int) -> UInt8[np.ndarray, "s s 3"]:
     parts = tuple(s.part for s in surfaces)
-    frame = _view_frame(-CATALOGUE_AZIMUTH, CATALOGUE_ELEVATION, 0.0)
+    frame = view_frame(-CATALOGUE_AZIMUTH, CATALOGUE_ELEVATION, 0.0)
     camera = _frame_object(parts, frame, 0.84, (0.0, 0.02, 0.0))
     keys = tuple(
         _towards(CATALOGUE_AZIMUTH + a, e)
@@ -418,28 +322,31 @@ def _tint(draw: Draw, strength: float) -> Vector:
     return (1.0 + warm, 1.0 + green, 1.0 - warm)
 
 
+def _times(colour: Vector, factor: float) -> Vector:
+    return (colour[0] * factor, colour[1] * factor, colour[2] * factor)
+
+
 def _wild_light(draw: Draw, azimuth: float) -> Light:
     colour, fill = _tint(draw, 0.32), _tint(draw, 0.26)
     strong, soft = draw.uniform(0.55, 1.1), draw.uniform(0.2, 0.42)
-    direction = _towards(azimuth + draw.uniform(-85, 85), draw.uniform(25, 70))
-    sky, ground = (tuple(c * soft * k for c in fill) for k in (1.0, 0.5))
-    r, g, b = (c * strong for c in colour)
-    return Light(direction, (r, g, b), sky, ground)
+    direction = _towards(azimuth + draw.uniform(-85.0, 85.0), draw.uniform(25.0, 70.0))
+    sky = _times(fill, soft)
+    return Light(direction, _times(colour, strong), sky, _times(sky, 0.5))
 
 
 def _clutter(draw: Draw, base: float, azimuth: float) -> list[Surface]:
     """Things that stand around on the table, mostly behind the object and beside it."""
     surfaces = []
-    for _ in range(draw.integer(2, 5)):
+    for _ in range(draw.integer(3, 6)):
         texture = draw_texture(draw)
-        yaw, far = azimuth + draw.uniform(65, 295), draw.uniform(1.3, 2.4)
+        yaw, far = azimuth + draw.uniform(65.0, 295.0), draw.uniform(1.3, 2.4)
         x, _, z = _towards(yaw, 0.0)
         wide, tall = draw.uniform(0.2, 0.5), draw.uniform(0.2, 0.65)
         y = base + tall
         for _ in range(draw.integer(1, 2)):
-            rotation = turn(1, draw.uniform(0, 360))
+            rotation = turn(1, draw.uniform(0.0, 360.0))
             scale = (wide, tall, wide * draw.uniform(0.6, 1.0))
-            kind, role = draw.pick(shapes.KINDS), draw.pick((0, 1, 1, 2))
+            kind, role = draw.pick(KINDS), draw.pick((0, 1, 1, 2))
             thing = part(kind, (x * far, y, z * far), scale, role, rotation)
             surfaces.append(Surface(thing, texture))
             wide, next_tall = wide * draw.uniform(0.5, 0.9), tall * draw.uniform(0.4, 0.8)
@@ -448,17 +355,17 @@ def _clutter(draw: Draw, base: float, azimuth: float) -> list[Surface]:
 
 
 def _occluders(draw: Draw, camera: Camera) -> list[Surface]:
-    """In every second picture, a thing close to the camera that reaches into the picture over the object."""
+    """In every second picture, a thing near the camera that covers some of the object."""
     surfaces = []
     for _ in range(draw.integer(0, 1)):
-        around = _towards(draw.uniform(0, 360), 0.0)
+        around = _towards(draw.uniform(0.0, 360.0), 0.0)
         reach = camera.half_width * draw.uniform(0.68, 0.98)
         x, y = (c + reach * a for c, a in zip(camera.centre, around[::2], strict=True))
         at = apply(transpose(camera.frame), (x, y, 3.0))
-        tumble = product(turn(1, draw.uniform(0, 360)), turn(0, draw.uniform(0, 360)))
+        tumble = product(turn(1, draw.uniform(0.0, 360.0)), turn(0, draw.uniform(0.0, 360.0)))
         thin, long = draw.uniform(0.12, 0.26), draw.uniform(0.3, 0.7)
         scale = tuple(camera.half_width * s for s in (thin, long, thin))
-        thing = part(draw.pick(shapes.KINDS), at, (scale[0], scale[1], scale[2]), 1, tumble)
+        thing = part(draw.pick(KINDS), at, (scale[0], scale[1], scale[2]), 1, tumble)
         surfaces.append(Surface(thing, draw_texture(draw)))
     return surfaces
 
@@ -467,7 +374,7 @@ def _coarse(draw: Draw) -> Texture:
     """A texture for a wall or a table: coarser than an object's, and paler."""
     texture = draw_texture(draw)
     ground, figure, accent = texture.colours
-    contrast = draw.uniform(0.1, 0.5)
+    contrast = draw.uniform(0.1, 0.6)
 
     def pale(colour: Vector) -> Vector:
         r, g, b = (
@@ -485,12 +392,12 @@ def _coarse(draw: Draw) -> Texture:
 def _wild(surfaces: list[Surface], draw: Draw, size: int) -> UInt8[np.ndarray, "s s 3"]:
     parts = tuple(s.part for s in surfaces)
     azimuth = CATALOGUE_AZIMUTH + draw.uniform(-MAX_TURN, MAX_TURN)
-    frame = _view_frame(-azimuth, draw.uniform(6, 42), draw.uniform(-14, 14))
-    shift = (draw.uniform(-0.14, 0.14), draw.uniform(-0.14, 0.14), 0.0)
-    camera = _frame_object(parts, frame, draw.uniform(0.7, 0.94), shift)
+    frame = view_frame(-azimuth, draw.uniform(6.0, 42.0), draw.uniform(-14.0, 14.0))
+    shift = (draw.uniform(-0.16, 0.16), draw.uniform(-0.16, 0.16), 0.0)
+    camera = _frame_object(parts, frame, draw.uniform(0.66, 0.94), shift)
     light = _wild_light(draw, azimuth)
     base = _base(parts)
-    facing = _towards(azimuth + draw.uniform(-30, 30), 0.0)
+    facing = _towards(azimuth + draw.uniform(-30.0, 30.0), 0.0)
     backdrop = Backdrop(base, facing, draw.uniform(1.6, 3.0), _coarse(draw), _coarse(draw))
     scene = surfaces + _clutter(draw, base, azimuth) + _occluders(draw, camera)
     linear = _shade(scene, camera, light, backdrop, (light.direction,), size * SAMPLES)

@@ -99,16 +99,16 @@ def draw_texture(draw: Draw, pattern: str | None = None, palette: int | None = N
     ground, figure, accent = (linear_colour(code) for code in PALETTES[palette])
     if draw.chance(0.4):
         ground, figure = figure, ground
-    tilt = product(turn(2, draw.uniform(-25, 25)), turn(0, draw.uniform(-25, 25)))
+    tilt = product(turn(2, draw.uniform(-25.0, 25.0)), turn(0, draw.uniform(-25.0, 25.0)))
     low, high = PATTERNS[pattern].periods
     return Texture(
         pattern=pattern,
         palette=palette,
         colours=(ground, figure, accent),
-        axes=product(tilt, turn(1, draw.uniform(-45, 45))),
+        axes=product(tilt, turn(1, draw.uniform(-45.0, 45.0))),
         period=draw.uniform(low, high),
         duty=draw.uniform(0.35, 0.6),
-        phase=(draw.uniform(0, 1), draw.uniform(0, 1), draw.uniform(0, 1)),
+        phase=(draw.uniform(0.0, 1.0), draw.uniform(0.0, 1.0), draw.uniform(0.0, 1.0)),
         salt=draw.integer(0, 2**31),
     )
 

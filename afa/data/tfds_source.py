@@ -29,14 +29,15 @@ class Protocol:
       rule: "halves": the classes of all `splits` together, in the order of their ids, the first
         half trains, the rest tests; "given": train and test have different classes already.
       splits: those read, where the data set has them.
-      label, image: features; None: those the data set declares as input and target.
+      label, image: features; where there is none of that name, the one the data set declares as
+        target or input, or the only one of its kind.
       name: feature that names a picture; None: its number is its name.
     """
 
     rule: Literal["halves", "given"] = "halves"
     splits: tuple[str, ...] = ("train", "validation", "test")
-    label: str | None = None
-    image: str | None = None
+    label: str = "label"
+    image: str = "image"
     name: str | None = None
 
 
@@ -173,10 +174,10 @@ def _features(builder: Builder, protocol: Protocol) -> tuple[str, str]:
     info = builder.info
     declared = info.supervised_keys or ()
 
-    def only(kind: type, wanted: str | None, what: str) -> str:
+    def only(kind: type, wanted: str, what: str) -> str:
         having = [key for key, feature in info.features.items() if type(feature) is kind]
-        for key in having:
-            if key == wanted or (wanted is None and key in declared):
+        for key in (wanted, *(key for key in declared if isinstance(key, str))):
+            if key in having:
                 return key
         if len(having) != 1:
             raise UserError(
@@ -189,9 +190,7 @@ def _features(builder: Builder, protocol: Protocol) -> tuple[str, str]:
     return image, only(tfds.features.ClassLabel, protocol.label, "class")
 
 
-def _source(
-    builder: Builder, split: str, image: str, config: DataConfig
-) -> Sequence[Any]:
+def _source(builder: Builder, split: str, image: str, config: DataConfig) -> Sequence[Any]:
     """Examples of a split as dictionaries, pictures left encoded."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.file_adapters import FileFormat

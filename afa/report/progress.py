@@ -168,7 +168,10 @@ def table(title: str, rows: Sequence[Sequence[Cell]], columns: Sequence[str]) ->
     ]
     for row in rows:
         cells = [
-            Text(_cell(cell, "%" in header), style="bold green" if cell == top else "")
+            Text(
+                _cell(cell, "%" in header),
+                style="bold green" if cell is not None and cell == top else "",
+            )
             for header, cell, top in zip(columns, row, best, strict=True)
         ]
         shown.add_row(*cells)

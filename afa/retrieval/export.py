@@ -277,5 +277,8 @@ def _write_shard(rows: pa.Table, path: Path) -> None:
     # Dictionaries and compression cost time and save nothing on the bits of real-valued vectors.
     vectors = "embedding.list.element"
     names = [name for name in rows.column_names if name != "embedding"]
-    compression = dict.fromkeys(names, "zstd") | {vectors: "none"}
-    pq.write_table(rows, path, use_dictionary=names, compression=compression)
+    columns: dict[str, Any] = {
+        "use_dictionary": names,
+        "compression": dict.fromkeys(names, "zstd") | {vectors: "none"},
+    }
+    pq.write_table(rows, path, **columns)

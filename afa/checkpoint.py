@@ -1,0 +1,158 @@
+"""Checkpoints: the state, the data position, the timer and the configuration, through Orbax.
+
+Saves run in the background. What is kept: the latest, and the best by a validation metric. A kill
+in the middle of a save leaves the older checkpoints whole.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from afa import config as configuration
+from afa import parallel
+from afa.config import ExperimentConfig
+from afa.errors import UserError
+from afa.train.state import TrainState
+
+METRIC = "map_at_r"
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a run stands, beside its state.
+
+    Attributes:
+      batch: the next batch of the data stream; batches are a pure function of (seed, batch).
+      train_seconds: time spent in training steps so far, over all starts of the run.
+    """
+
+    batch: int
+    train_seconds: float
+
+
+def _metric(metrics: dict[str, float]) -> float:
+    # A NaN would become the best checkpoint and push a good one out.
+    value = float(metrics[METRIC])
+    return value if math.isfinite(value) else -math.inf
+
+
+class Checkpoints:
+    """The checkpoints of one run directory."""
+
+    def __init__(self, directory: Path, keep_best: int) -> None:
+        best = policies.BestN(
+            get_metric_fn=_metric, n=keep_best, keep_checkpoints_without_metrics=False
+        )
+        kept = [policies.LatestN(1)] + ([best] if keep_best else [])
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                best_fn=_metric,
+                cleanup_tmp_directories=parallel.process_index() == 0,
+            ),
+        )
+
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """The kept step with the highest validation metric; None when none was measured."""
+        return self._manager.best_step()
+
+    def save(
+        self,
+        state: TrainState,
+        position: Position,
+        config: ExperimentConfig,
+        metrics: dict[str, float] | None,
+    ) -> None:
+        """Starts a save; returns once the values are copied off the devices.
+
+        Raises:
+          UserError: the disk is full, or the directory cannot be written.
+        """
+        step = position.batch
+        extra = {"position": dataclasses.asdict(position), "config": configuration.to_dict(config)}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+            extra=ocp.args.JsonSave(extra),  # pyright: ignore[reportCallIssue]
+        )
+        try:
+            self._manager.wait_until_finished()
+            if step in self._manager.all_steps():
+                return
+            self._manager.save(step, args=items, metrics=metrics, force=True)
+        except OSError as error:
+            raise UserError(f"checkpoint of step {step} could not be written: {error}") from error
+
+    def restore(
+        self, like: TrainState, config: ExperimentConfig, step: int | None = None
+    ) -> tuple[TrainState, Position]:
+        """The state and position of a step (default: the latest), on this run's devices.
+
+        Raises:
+          UserError: the checkpoint was written with another configuration; the differing fields
+            are listed.
+        """
+        step = self.latest() if step is None else step
+        extra = self._manager.restore(
+            step,
+            args=ocp.args.Composite(extra=ocp.args.JsonRestore()),  # pyright: ignore[reportCallIssue]
+        )["extra"]
+        stored = configuration.from_dict(extra["config"])
+        if changed := configuration.differences(stored, config):
+            raise UserError(
+                f"the checkpoint of step {step} was written with another configuration: "
+                + "; ".join(changed)
+                + " (choose another --workdir, or the stored values)"
+            )
+        state = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(parallel.replicated_shapes(like))  # pyright: ignore[reportCallIssue]
+            ),
+        )["state"]
+        return state, Position(**extra["position"])
+
+    def finish(self) -> None:
+        """Waits for the save under way.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except OSError as error:
+            raise UserError(f"the last checkpoint could not be written: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._manager.close()
+
+
+def stored_config(directory: Path) -> ExperimentConfig | None:
+    """The configuration of the latest checkpoint under `directory`, or None without one."""
+    if not directory.is_dir():
+        return None
+    with ocp.CheckpointManager(directory.absolute()) as manager:
+        step = manager.latest_step()
+        if step is None:
+            return None
+        extra: Any = manager.restore(
+            step,
+            args=ocp.args.Composite(extra=ocp.args.JsonRestore()),  # pyright: ignore[reportCallIssue]
+        )["extra"]
+        return configuration.from_dict(extra["config"])

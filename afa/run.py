@@ -1,0 +1,317 @@
+"""One run from pictures to report: data, training, evaluation, export, index, `report.html`.
+
+Read `run` from top to bottom: it is the way of a run through the packages.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+import afa
+from afa import config as configuration
+from afa import parallel
+from afa.checkpoint import Checkpoints, Position
+from afa.config import ExperimentConfig
+from afa.data import sets
+from afa.data.corruptions import held_back
+from afa.data.pipeline import TrainPipeline, preprocessing
+from afa.data.types import Dataset, ImageSet
+from afa.evaluation.evaluator import Evaluator, Results
+from afa.models import embedder
+from afa.models.embedder import Players
+from afa.report import assemble, html
+from afa.report.progress import table
+from afa.report.writers import MetricWriter, write_result
+from afa.retrieval import export, index
+from afa.train import loop, optim, state, steps
+from afa.train.state import TrainState
+from afa.workdir import Workdir
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything of a run that does not change: built once, before anything is written."""
+
+    config: ExperimentConfig
+    dataset: Dataset
+    pipeline: TrainPipeline
+    plan: loop.Plan
+    recipe: steps.Recipe
+
+    @property
+    def players(self) -> Players:
+        return self.recipe.players
+
+    def fresh_state(self) -> TrainState:
+        return state.create(
+            self.players, self.recipe.optimisers, self.config.seed, self.config.data.image_size
+        )
+
+
+def setup(config: ExperimentConfig) -> Setup:
+    """Loads the data and builds modules, optimisers and plan.
+
+    Raises:
+      UserError: any mistake in configuration or data.
+    """
+    configuration.validate(config)
+    # Modules first: a misspelt name should not wait for the data.
+    embedder.build(config, classes=2)
+    dataset = sets.load(config.data)
+    pipeline = TrainPipeline(
+        dataset.train, config.data, config.seed, parallel.process_index(), parallel.process_count()
+    )
+    plan = loop.plan(config, pipeline.steps_per_epoch)
+    players = embedder.build(config, len(pipeline.classes))
+    optimisers = optim.optimisers(
+        config, plan.embedder_steps, max(plan.generator_steps, 1), pipeline.steps_per_epoch
+    )
+    return Setup(config, dataset, pipeline, plan, steps.Recipe(players, optimisers, config))
+
+
+def run(
+    experiment: str, config: ExperimentConfig, workdir: Path, say: Say = print
+) -> dict[str, Any]:
+    """Trains, or goes on training, then evaluates, exports, indexes and reports.
+
+    A finished run is only evaluated again.
+
+    Returns:
+      What `result.json` holds: config, commit, data, metrics, timings.
+
+    Raises:
+      UserError: a mistake of the user; nothing is half-written.
+      TrainingDiverged, Preempted: see `afa.train.loop`.
+    """
+    timings = Timings()
+    with timings.of("data"):
+        ready = setup(config)
+    home = Workdir(workdir)
+    home.create()
+    with home.locked():
+        home.claim(experiment, config)
+        sets.save_split(ready.dataset, home.split)
+        for line in describe(ready):
+            say(line)
+        with timings.of("training"), Checkpoints(home.checkpoints, config.train.keep_best) as saved:
+            trained, untrained, seconds = train(ready, home, saved, say)
+        timings.seconds["training_steps"] = seconds
+        return finish(experiment, ready, home, trained, untrained, timings, say)
+
+
+def train(
+    ready: Setup, home: Workdir, checkpoints: Checkpoints, say: Say
+) -> tuple[TrainState, PyTree, float]:
+    """The trained state, F's variables before training, and the seconds spent in steps."""
+    fresh = ready.fresh_state()
+    untrained = {"embedder": parallel.to_host(fresh.variables["embedder"])}
+    position = Position(0, 0.0)
+    current = parallel.replicate(fresh)
+    if (step := checkpoints.latest()) is not None:
+        current, position = checkpoints.restore(fresh, ready.config)
+        finished = step >= ready.plan.total
+        say(
+            f"{home.root} is finished ({step} steps); it is evaluated again"
+            if finished
+            else f"going on after step {step} of {ready.plan.total}"
+        )
+    seconds = position.train_seconds
+    if position.batch < ready.plan.total:
+        evaluator = Evaluator(ready.players, ready.config, ready.dataset)
+        with MetricWriter(home.root, position.batch) as writer:
+            current, seconds = loop.train(
+                ready.recipe, ready.plan, current, position, ready.pipeline, checkpoints, writer,
+                lambda s: evaluator.validation(s.search_variables()),
+            )  # fmt: skip
+    if ready.config.evaluation.checkpoint == "best" and (best := checkpoints.best()) is not None:
+        say(f"evaluating the best checkpoint, step {best}")
+        current, _ = checkpoints.restore(fresh, ready.config, best)
+    return current, untrained, seconds
+
+
+def finish(
+    experiment: str,
+    ready: Setup,
+    home: Workdir,
+    trained: TrainState,
+    untrained: PyTree,
+    timings: "Timings",
+    say: Say,
+) -> dict[str, Any]:
+    """Evaluates, exports, indexes, writes the result and the report; returns the result."""
+    config, dataset = ready.config, ready.dataset
+    variables = trained.search_variables()
+    evaluator = Evaluator(ready.players, config, dataset)
+    with timings.of("evaluation"):
+        rows = evaluator.rows(variables)
+        results = evaluator.test(variables, untrained, rows, say)
+    weights = rows[-1].weights
+    with timings.of("export"):
+        pictures = gallery(dataset, config)
+        vectors = evaluator.embedding.fused(weights)(variables, pictures)
+        manifest = {
+            "configuration": configuration.to_dict(config),
+            "experiment": experiment,
+            "checkpoint": checkpoint_id(trained),
+            "step": int(trained.step),
+            "preprocessing": preprocessing(config.data),
+            "weights": weights,
+            "training_classes": len(ready.pipeline.classes),
+        }
+        paths = [pictures.path(i) for i in range(len(pictures))]
+        export.write_embeddings(
+            home.embeddings, vectors, pictures.ids, pictures.labels, paths, dataset.class_names,
+            manifest,
+        )  # fmt: skip
+    with timings.of("index"):
+        engine = config.retrieval.engine
+        built = index.build(home.embeddings, engine=engine)
+        search = index.measure(built, vectors[:1000], min(config.retrieval.results, len(vectors)))
+    result = {
+        "config": {"experiment": experiment, **configuration.to_dict(config)},
+        "commit": commit(),
+        "data": {
+            "name": dataset.name,
+            "protocol": dataset.protocol,
+            "fingerprint": dataset.fingerprint,
+            "skipped": list(dataset.skipped),
+            "pictures": {name: len(images) for name, images in dataset.splits.items()},
+            "classes": {name: len(images.classes) for name, images in dataset.splits.items()},
+            "held_back_corruptions": list(held_back(config.data.corruptions)),
+        },
+        "metrics": {"test": results.rows, "search": {"engine": built.engine, **search}},
+        "timings": timings.seconds,
+        "hardware": parallel.platform(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "parameters": parameters(trained),
+        "step": int(trained.step),
+    }
+    with timings.of("report"):
+        page = assemble.page(
+            experiment, result, evaluator, variables, weights, vectors, pictures, home.root
+        )
+        html.write_report(home.report, page)
+    write_result(home.root, result, results.per_query)
+    show(results, result, home, say)
+    return result
+
+
+def gallery(dataset: Dataset, config: ExperimentConfig) -> ImageSet:
+    """The pictures that are exported and searched."""
+    return dataset.test if config.retrieval.gallery == "test" else dataset.everything()
+
+
+def describe(ready: Setup) -> list[str]:
+    """The first lines of a run: on what, with what, for how long."""
+    config, dataset, plan = ready.config, ready.dataset, ready.plan
+    counts = ", ".join(
+        f"{name} {len(images)} pictures of {len(images.classes)} classes"
+        for name, images in dataset.splits.items()
+    )
+    stages = ", ".join(f"{s.name} {s.end - s.begin}" for s in loop.stages(ready.recipe, plan))
+    lines = [
+        f"hardware  {parallel.platform()}, {embedder.dtype_of(config.train.precision)}",
+        f"data      {dataset.name}: {counts}",
+        f"          {dataset.protocol}",
+        f"network   {config.backbone.name}, {config.data.image_size} px, batch "
+        f"{config.data.batch_size}",
+        f"steps     {plan.total} ({stages})",
+    ]
+    lines += [f"skipped   {each}" for each in dataset.skipped]
+    return lines
+
+
+def parameters(trained: TrainState) -> dict[str, int]:
+    """Number of parameters of every player."""
+    return {
+        name: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(each["params"]))
+        for name, each in trained.variables.items()
+    }
+
+
+def checkpoint_id(trained: TrainState) -> str:
+    """`step-N-` and a digest of the variables that search: what an index is bound to."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(parallel.to_host(trained.search_variables())):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return f"step-{int(trained.step)}-{digest.hexdigest()[:16]}"
+
+
+def commit() -> str:
+    """Commit of the code, with `+changes` where it differs from it; the version outside of git."""
+    root = Path(afa.__file__).parent.parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != root:
+            return f"afa {afa.__version__}"
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return f"afa {afa.__version__}"
+
+
+class Timings:
+    """Seconds of each part of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def of(self, part: str):  # noqa: ANN201
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = round(time.perf_counter() - began, 3)
+
+
+def show(results: Results, result: Mapping[str, Any], home: Workdir, say: Say) -> None:
+    """The final table and where everything lies."""
+    headline = next(
+        iter(k for k in next(iter(results.rows.values())) if k not in ("cost", "weights"))
+    )
+    protocols = [k for k in next(iter(results.rows.values())) if k not in ("cost", "weights")]
+    for protocol in protocols:
+        lines = []
+        for name, row in results.rows.items():
+            figures = row[protocol]
+            clean = figures["clean"]
+            lines.append(
+                [name, None if row["cost"] is None else f"{row['cost']:.2f}"]
+                + [clean[each] for each in ("recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8")]
+                + [clean[each] for each in ("map_at_r", "r_precision", "mean_average_precision")]
+                + [figures[g].get(m) for g in ("trained", "held_back")
+                   for m in ("recall_at_1", "map_at_r")]
+            )  # fmt: skip
+        columns = ["%", "cost", "R@1", "R@2", "R@4", "R@8", "MAP@R", "R-prec", "mAP",
+                   "seen R@1", "seen MAP@R", "unseen R@1", "unseen MAP@R"]  # fmt: skip
+        title = "test classes" if protocol == headline else "test classes, other protocol"
+        table(f"{title}: {protocol}, exact search", lines, columns)
+    search = result["metrics"]["search"]
+    recall = next(value for name, value in search.items() if name.startswith("recall_at_"))
+    say(
+        f"search    {search['engine']}: recall@{result['config']['retrieval']['results']} "
+        f"{100 * recall:.1f} % of exact search, {search['queries_per_second']:,.0f} queries/s "
+        f"batched, {search['single_queries_per_second']:,.0f} single"
+    )
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["timings"].items())
+    say(f"timings   {seconds}")
+    say(f"report    {home.report}")
+    say(f"try       python -m experiments.search --run={home.root} YOUR_PICTURE.jpg")

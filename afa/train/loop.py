@@ -1,0 +1,238 @@
+"""The training loop: stages of steps, log lines, evaluations, checkpoints, early ends."""
+
+import dataclasses
+import functools
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from afa import parallel
+from afa.checkpoint import Checkpoints, Position
+from afa.config import ExperimentConfig, steps_of
+from afa.data.pipeline import TrainPipeline
+from afa.errors import TrainingDiverged
+from afa.report.progress import Progress
+from afa.report.writers import MetricWriter
+from afa.train import health, steps
+from afa.train.state import TrainState
+
+Evaluate = Callable[[TrainState], Mapping[str, float]]
+
+
+class Preempted(Exception):
+    """The run was asked to stop; its state is saved."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        super().__init__(f"stopped by a signal after step {step}; everything is saved")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Steps `begin` to `end` - 1 of a run, all taken by one function."""
+
+    name: str
+    begin: int
+    end: int
+    step: Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The steps of a run.
+
+    Attributes:
+      plain: the first steps of F, which go without feature augmentation.
+      embedder_steps: steps that move F.
+      generator_steps: steps that move G and D: after F's, or, in a joint schedule, the same.
+      total: all steps.
+      log_every, evaluate_every, checkpoint_every: in steps.
+    """
+
+    plain: int
+    embedder_steps: int
+    generator_steps: int
+    total: int
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+
+
+def plan(config: ExperimentConfig, epoch: int) -> Plan:
+    """Resolves every duration of the configuration.
+
+    Raises:
+      UserError: a field is no duration.
+    """
+    train, adversarial = config.train, config.adversarial
+    count = functools.partial(steps_of, epoch=epoch)
+    embedder = max(count("train.steps", train.steps, whole=0), 1)
+    plain, game, total = embedder, 0, embedder
+    if adversarial.enabled and adversarial.feature_epsilon > 0:
+        plain = min(count("train.plain", train.plain, whole=embedder), embedder)
+    if adversarial.enabled and adversarial.generator and train.schedule == "joint":
+        game = embedder
+    elif adversarial.enabled and adversarial.generator:
+        game = count("train.generator_steps", train.generator_steps, whole=embedder)
+        total = embedder + game
+    every = {
+        field: max(count(f"train.{field}", getattr(train, field), whole=total), 1)
+        for field in ("log_every", "evaluate_every", "checkpoint_every")
+    }
+    return Plan(plain, embedder, game, total, **every)
+
+
+def stages(recipe: steps.Recipe, plan: Plan) -> list[Stage]:
+    """The stages of a run in their order: F, F with pushed features, G and D; or all joint."""
+    config = recipe.config
+    joint = config.train.schedule == "joint" and plan.generator_steps > 0
+    function = steps.joint_step if joint else steps.embedder_step
+    prefix = "joint" if joint else "F"
+
+    def mapped(step: Callable, **bound: Any) -> Callable:
+        bound_step = functools.partial(step, recipe=recipe, **bound)
+        return parallel.data_parallel(bound_step, config.train.parallel)
+
+    ends = (plan.plain, plan.embedder_steps, plan.total)
+    listed = [
+        Stage(prefix, 0, ends[0], mapped(function, push=False)),
+        Stage(f"{prefix} + push", ends[0], ends[1], mapped(function, push=True)),
+        Stage("G and D", ends[1], ends[2], mapped(steps.generator_step)),
+    ]
+    return [stage for stage in listed if stage.begin < stage.end]
+
+
+@contextmanager
+def signals() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM (or SIGINT) has come; a second one has its usual effect."""
+    seen = False
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: seen
+        return
+    kinds = (signal.SIGTERM, signal.SIGINT)
+    before = {kind: signal.getsignal(kind) for kind in kinds}
+
+    def note(number: int, _frame: Any) -> None:
+        nonlocal seen
+        seen = True
+        signal.signal(number, before[signal.Signals(number)])
+
+    for kind in kinds:
+        signal.signal(kind, note)
+    try:
+        yield lambda: seen
+    finally:
+        for kind in kinds:
+            signal.signal(kind, before[kind])
+
+
+class Stopwatch:
+    """Seconds spent in training steps, over all starts of a run."""
+
+    def __init__(self, seconds: float) -> None:
+        self._before, self._began = seconds, time.perf_counter()
+        self._lap = seconds
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._began
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        begun, self._lap = self._lap, self.seconds
+        return self._lap - begun
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Time that is not training."""
+        self._before = self.seconds
+        try:
+            self._began = time.perf_counter()
+            yield
+        finally:
+            self._began = time.perf_counter()
+
+
+def train(
+    recipe: steps.Recipe,
+    plan: Plan,
+    state: TrainState,
+    position: Position,
+    pipeline: TrainPipeline,
+    checkpoints: Checkpoints,
+    writer: MetricWriter,
+    evaluate: Evaluate,
+) -> tuple[TrainState, float]:
+    """Takes the steps from `position` to the end of the plan.
+
+    Every step's losses are checked for NaN, one step late, so that the devices never wait for the
+    host; a checkpoint is written only when the check is up to date.
+
+    Returns:
+      The last state, and the seconds spent in training steps over all starts of the run.
+
+    Raises:
+      TrainingDiverged: something was not finite.
+      Preempted: a signal asked to stop; the state is saved.
+      UserError: a checkpoint or log line could not be written.
+    """
+    config, total = recipe.config, plan.total
+    listed = stages(recipe, plan)
+    probe = parallel.data_parallel(
+        functools.partial(steps.probe_step, recipe=recipe), config.train.parallel
+    )
+    clock = Stopwatch(position.train_seconds)
+    pending: list[Mapping[str, Any]] = []  # metrics of the steps since the last log line
+    unchecked: tuple[int, Any] | None = None
+
+    def check() -> None:
+        nonlocal unchecked
+        if unchecked is None:
+            return
+        number, metrics = unchecked
+        pending.append(parallel.to_host(metrics))
+        unchecked = None
+        if part := health.first_not_finite(pending[-1]):
+            raise TrainingDiverged(number, part, checkpoints.latest())
+
+    with Progress(total, *(stage.name for stage in listed)) as progress, signals() as stop:
+        batches = pipeline.iterate(position.batch, total)
+        for done, batch in enumerate(batches, start=position.batch + 1):
+            stage = next(each for each in listed if done <= each.end)
+            state, metrics = stage.step(state, batch)
+            check()
+            unchecked = (done, metrics)
+            ends, leaving = done == stage.end, parallel.preempted(done, stop())
+            if done % plan.log_every == 0 or ends:
+                check()
+                rate = len(pending) * config.data.batch_size / clock.lap()
+                line = health.summarise(pending, config.data.corruptions)
+                pending.clear()
+                if "generator_loss" in line:
+                    state, figures = probe(state, batch)
+                    line |= {name: float(x) for name, x in parallel.to_host(figures).items()}
+                line = {"loss": line.get("metric_loss", line.get("generator_loss", 0.0))} | line
+                writer.log(done, stage.name, line | {"images_per_second": rate})
+                progress.update(done, stage.name, line, rate)
+            measured: Mapping[str, float] = {}
+            if (done % plan.evaluate_every == 0 or ends) and not leaving:
+                check()
+                with clock.stopped():
+                    measured = evaluate(state)
+                writer.log(done, stage.name, {f"validation/{k}": v for k, v in measured.items()})
+                figures = ", ".join(f"{k} {100 * v:.1f} %" for k, v in measured.items())
+                progress.note(f"step {done}: validation {figures}")
+            if done % plan.checkpoint_every == 0 or measured or leaving:
+                check()
+                writer.flush()
+                with clock.stopped():
+                    at = Position(done, clock.seconds)
+                    checkpoints.save(state, at, config, dict(measured) or None)
+            if leaving and done < total:
+                checkpoints.finish()
+                raise Preempted(done)
+    checkpoints.finish()
+    return state, clock.seconds

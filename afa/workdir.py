@@ -1,0 +1,105 @@
+"""The directory of a run: what lies where, and the lock that keeps a second process out."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from afa import config as configuration
+from afa.config import ExperimentConfig
+from afa.errors import UserError
+from afa.report.writers import write_json
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """Names of everything in a run directory."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.json"
+
+    @property
+    def split(self) -> Path:
+        return self.root / "split.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def embeddings(self) -> Path:
+        return self.root / "embeddings"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "result.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    def create(self) -> None:
+        """Makes the directory.
+
+        Raises:
+          UserError: it cannot be made or written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--workdir={self.root}: cannot be made ({error.strerror})") from None
+        if not os.access(self.root, os.W_OK):
+            raise UserError(f"--workdir={self.root}: is not writable")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the directory; the system lets go of it when the process dies.
+
+        Raises:
+          UserError: another process holds it.
+        """
+        with (self.root / ".lock").open("a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"--workdir={self.root}: another run is working there (choose another "
+                    "directory, or wait until it ends)"
+                ) from None
+            yield
+
+    def stored(self) -> tuple[str, ExperimentConfig] | None:
+        """Experiment name and configuration of the run that lives here, if any.
+
+        Raises:
+          UserError: the file is not readable as a configuration.
+        """
+        if not self.config.is_file():
+            return None
+        try:
+            content = json.loads(self.config.read_text("utf-8"))
+            return content["experiment"], configuration.from_dict(content["config"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.config}: is no stored configuration ({error})") from None
+
+    def claim(self, experiment: str, config: ExperimentConfig) -> None:
+        """Makes this directory the home of a run, or confirms that it is.
+
+        Raises:
+          UserError: it holds a run of another configuration; the differing fields are listed.
+        """
+        if stored := self.stored():
+            if changed := configuration.differences(stored[1], config):
+                raise UserError(
+                    f"--workdir={self.root} holds a run of another configuration: "
+                    + "; ".join(changed)
+                    + " (choose another --workdir, or the stored values)"
+                )
+            return
+        write_json(self.config, {"experiment": experiment, "config": configuration.to_dict(config)})

@@ -1,0 +1,42 @@
+"""AFA-SVR with a ResNet-50 on the embedded objects: the main job.
+
+Command: python -m experiments.run --exp=afa_resnet50
+"""
+
+from afa.config import ExperimentConfig, with_changes
+
+
+def config(laptop: bool) -> ExperimentConfig:
+    """Full scale: 224 px, 100 epochs. Laptop: 64 px, a few hundred steps, minutes on two cores."""
+    full = with_changes(
+        ExperimentConfig(),
+        **{
+            "backbone.name": "resnet50",
+            "data.image_size": 224,
+            "data.render_size": 256,
+            "data.batch_size": 128,
+            "train.steps": "100ep",
+        },
+    )
+    return _laptop(full) if laptop else full
+
+
+def _laptop(full: ExperimentConfig) -> ExperimentConfig:
+    return with_changes(
+        full,
+        **{
+            "data.image_size": 64,
+            "data.render_size": 96,
+            "data.batch_size": 32,
+            "train.steps": "300",
+            "train.generator_steps": "120",
+            "train.evaluate_every": "25%",
+            "train.checkpoint_every": "25%",
+            "train.keep_best": 1,
+            "embedder.embedding_dim": 256,
+            "generator.width": 16,
+            "optim.ema_decay": 0.98,
+            "evaluation.severities": (1, 3, 5),
+            "evaluation.corruption_queries": 120,
+        },
+    )

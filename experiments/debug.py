@@ -1,0 +1,36 @@
+"""Every part of a run in under a minute, at figures that mean nothing: for developers.
+
+Command: python -m experiments.run --exp=debug
+"""
+
+from afa.config import ExperimentConfig, with_changes
+
+
+def config(laptop: bool) -> ExperimentConfig:
+    """The same at either scale."""
+    return with_changes(
+        ExperimentConfig(),
+        **{
+            "backbone.name": "resnet18",
+            "data.objects": 24,
+            "data.views": 6,
+            "data.render_size": 48,
+            "data.image_size": 32,
+            "data.batch_size": 8,
+            "data.images_per_class": 2,
+            "embedder.embedding_dim": 32,
+            "embedder.local_dim": 16,
+            "generator.width": 8,
+            "generator.levels": 3,
+            "discriminator.width": 8,
+            "discriminator.levels": 3,
+            "train.steps": "8",
+            "train.generator_steps": "4",
+            "train.log_every": "2",
+            "train.evaluate_every": "4",
+            "train.checkpoint_every": "4",
+            "evaluation.batch_size": 16,
+            "evaluation.severities": (3,),
+            "evaluation.corruption_queries": 8,
+        },
+    )

@@ -1,0 +1,229 @@
+"""Class folders in every layout, class-disjoint, and every way they can be unusable."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from afa.config import DataConfig
+from afa.data.folder import load_folder
+from afa.data.images import encode_jpeg
+from afa.data.sets import load, save_split
+from afa.errors import UserError
+
+
+def fill(root, classes, count=3, seed=0):
+    """Writes `count` small JPEG pictures into each class folder."""
+    rng = np.random.default_rng(seed)
+    for name in classes:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels = rng.integers(0, 256, (10, 12, 3), dtype=np.uint8)
+            (root / name / f"img_{i}.jpg").write_bytes(encode_jpeg(pixels))
+
+
+def letters(count, first="a"):
+    return [chr(ord(first) + i) for i in range(count)]
+
+
+def load_from(root, **changes):
+    return load_folder(DataConfig(name="folder", path=str(root), **changes))
+
+
+def names(dataset, split):
+    images = dataset.splits[split]
+    return [dataset.class_names[c] for c in images.classes]
+
+
+def test_plain_folder_is_halved(tmp_path):
+    fill(tmp_path, letters(11))
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / ".hidden").mkdir()
+    data = load_from(tmp_path)
+    assert names(data, "test") == letters(5, "g")
+    assert sorted(names(data, "train") + names(data, "validation")) == letters(6)
+    assert len(names(data, "validation")) == 2
+    assert len(data.train) == 12
+    assert data.test.ids[0] == "g/img_0.jpg"
+    assert data.test.path(0) == str(tmp_path / "g" / "img_0.jpg")
+    assert data.test.images[0] == (tmp_path / "g" / "img_0.jpg").read_bytes()
+    assert data.protocol == (
+        "class-disjoint: of 11 classes sorted by name the first 6 train "
+        "(2 of them, drawn with data.split_seed=0, validate), the last 5 test"
+    )
+
+
+def test_shared_classes_of_split_folders_are_halved(tmp_path):
+    """81 classes in train and test, 60 of them in val, one catalogue picture each."""
+    classes = [f"{i:02d}" for i in range(81)]
+    fill(tmp_path / "train", classes, 2)
+    fill(tmp_path / "test", classes, 2)
+    fill(tmp_path / "val", classes[:60], 1)
+    fill(tmp_path / "iconic", classes, 1)
+    data = load_from(tmp_path)
+    assert [len(names(data, split)) for split in ("train", "validation", "test")] == [33, 8, 40]
+    assert names(data, "test") == classes[41:]
+    for images, folders in (
+        (data.train, {"train", "iconic"}),
+        (data.validation, {"train", "val", "iconic"}),
+        (data.test, {"test", "iconic"}),
+    ):
+        parts = [picture.split("/")[0] for picture in images.ids]
+        assert set(parts) == folders
+        np.testing.assert_array_equal(images.catalogue, np.array(parts) == "iconic")
+    everything = [picture for images in data.splits.values() for picture in images.ids]
+    assert len(set(everything)) == len(everything)
+
+
+def test_disjoint_split_folders_stay_as_they_are(tmp_path):
+    fill(tmp_path / "train", letters(5))
+    fill(tmp_path / "test", letters(3, "p"))
+    data = load_from(tmp_path)
+    assert names(data, "test") == ["p", "q", "r"]
+    assert len(names(data, "train")) == 3
+    assert len(names(data, "validation")) == 2
+    assert "as the folders are: 5 classes of train/ train" in data.protocol
+
+
+def test_a_disjoint_validation_folder_is_used_as_it_is(tmp_path):
+    fill(tmp_path / "train", letters(4))
+    fill(tmp_path / "validation", letters(2, "k"))
+    fill(tmp_path / "test", letters(3, "p"))
+    data = load_from(tmp_path)
+    assert names(data, "train") == letters(4)
+    assert names(data, "validation") == ["k", "l"]
+
+
+def test_train_folder_alone_is_halved(tmp_path):
+    fill(tmp_path / "train", letters(8))
+    fill(tmp_path / "gallery", letters(8), 1)
+    data = load_from(tmp_path)
+    assert names(data, "test") == letters(4, "e")
+    assert int(data.test.catalogue.sum()) == 4
+
+
+def test_split_seed_and_fraction_choose_the_validation_classes(tmp_path):
+    fill(tmp_path, letters(20), 2)
+    drawn = [names(load_from(tmp_path, split_seed=seed), "validation") for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(names(load_from(tmp_path, validation_fraction=0.5), "validation")) == 5
+
+
+def test_fingerprint_changes_with_the_data(tmp_path):
+    fill(tmp_path, letters(8))
+    first = load_from(tmp_path).fingerprint
+    assert load_from(tmp_path).fingerprint == first
+    assert load_from(tmp_path, split_seed=3).fingerprint != first
+    fill(tmp_path, ["a"], 4)
+    assert load_from(tmp_path).fingerprint != first
+
+
+def test_few_unreadable_pictures_are_skipped_and_listed(tmp_path):
+    fill(tmp_path, letters(8), 4)
+    whole = (tmp_path / "b" / "img_1.jpg").read_bytes()
+    (tmp_path / "b" / "img_1.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "g" / "img_0.jpg").write_bytes(b"")
+    data = load_from(tmp_path, max_unreadable=0.1)
+    assert len(data.skipped) == 2
+    assert data.skipped[0].startswith("b/img_1.jpg: ") or data.skipped[1].startswith("b/img_1.jpg")
+    assert "g/img_0.jpg: empty file" in data.skipped
+    assert sum(map(len, data.splits.values())) == 30
+    (tmp_path / "b" / "img_1.jpg").write_bytes(whole)  # repaired: it counts again
+    assert load_from(tmp_path, max_unreadable=0.1).skipped == ("g/img_0.jpg: empty file",)
+
+
+def test_too_many_unreadable_pictures_are_refused(tmp_path):
+    fill(tmp_path, letters(8), 5)
+    for i in range(5):
+        (tmp_path / "h" / f"img_{i}.jpg").write_bytes(b"")
+    with pytest.raises(UserError) as error:
+        load_from(tmp_path)
+    assert str(error.value) == (
+        f"data.path={str(tmp_path)!r}: 5 of 40 pictures (12.5%) cannot be read, above "
+        "data.max_unreadable=0.01: h/img_0.jpg: empty file, h/img_1.jpg: empty file, "
+        "h/img_2.jpg: empty file, and 2 more"
+    )
+
+
+def test_a_missing_directory_is_named(tmp_path):
+    missing = tmp_path / "nowhere"
+    with pytest.raises(UserError, match=re.escape(f"data.path={str(missing)!r} does not exist")):
+        load_from(missing)
+
+
+def test_a_file_in_place_of_a_directory_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is no directory"):
+        load_from(tmp_path / "file")
+
+
+def test_an_empty_path_is_refused():
+    with pytest.raises(UserError) as error:
+        load_folder(DataConfig(name="folder"))
+    assert str(error.value) == "data.path is empty, and data.name='folder' needs a directory"
+
+
+@pytest.mark.parametrize("inside", [(), ("a/b/c",), ("train/a", "test/a")])
+def test_a_directory_without_pictures_is_refused(tmp_path, inside):
+    for folder in inside:
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        load_from(tmp_path)
+    assert str(error.value) == (
+        f"data.path={str(tmp_path)!r} holds no class folders with pictures (expected "
+        "DIR/CLASS/PICTURE, or DIR/train/CLASS/PICTURE and DIR/test/CLASS/PICTURE)"
+    )
+
+
+def test_a_class_with_one_picture_is_refused(tmp_path):
+    fill(tmp_path, letters(8))
+    fill(tmp_path, ["ha"], 1)
+    with pytest.raises(UserError) as error:
+        load_from(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path.name}: class 'ha' has 1 readable picture, and at least 2 are needed in every "
+        "class: add some, or remove the class"
+    )
+
+
+def test_too_few_classes_are_refused(tmp_path):
+    fill(tmp_path, letters(5))
+    with pytest.raises(UserError) as error:
+        load_from(tmp_path)
+    assert str(error.value) == (
+        "data.validation_fraction=0.2 leaves 1 of 3 classes to train on, and 2 are needed: lower "
+        "it, or add classes"
+    )
+
+
+def test_one_test_class_is_refused(tmp_path):
+    fill(tmp_path / "train", letters(6))
+    fill(tmp_path / "test", ["x"])
+    with pytest.raises(UserError, match="1 test classes, and at least 2 are needed"):
+        load_from(tmp_path)
+
+
+def test_unknown_data_sets_name_the_nearest():
+    with pytest.raises(UserError) as error:
+        load(DataConfig(name="foldr"))
+    assert str(error.value) == (
+        "data.name='foldr' is unknown; did you mean 'folder'? "
+        "(allowed: embedded, folder, tfds:NAME)"
+    )
+    with pytest.raises(UserError, match="did you mean 'tfds:cars196'"):
+        load(DataConfig(name="cars196"))
+
+
+def test_the_split_is_saved_whole_or_not_at_all(tmp_path):
+    fill(tmp_path / "data", letters(8))
+    data = load(DataConfig(name="folder", path=str(tmp_path / "data")))
+    out = tmp_path / "run" / "split.json"
+    out.parent.mkdir()
+    save_split(data, out)
+    save_split(data, out)
+    stored = json.loads(out.read_text())
+    assert stored["protocol"] == data.protocol
+    assert stored["fingerprint"] == data.fingerprint
+    assert stored["splits"]["test"] == {"classes": letters(4, "e"), "ids": list(data.test.ids)}
+    assert [path.name for path in out.parent.iterdir()] == ["split.json"]

@@ -1,0 +1,273 @@
+"""TFDS data sets: mocks with the features of the real ones, written as array_record on the spot."""
+
+import importlib.util
+import io
+import re
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from afa.config import DataConfig
+from afa.data.images import decode
+from afa.data.pipeline import TrainPipeline
+from afa.data.tfds_source import PROTOCOLS, load_tfds
+from afa.errors import UserError
+
+PICTURE, TEXT = tfds.features.Image, tfds.features.Text
+CLASS, BOX = tfds.features.ClassLabel, tfds.features.BBoxFeature
+
+# name -> features, and the classes of each split
+MOCKS = {
+    "caltech_birds2011": (
+        {"image": PICTURE(), "segmentation_mask": PICTURE(shape=(None, None, 1)),
+         "image/filename": TEXT(), "label": CLASS(num_classes=10), "bbox": BOX()},
+        {"train": range(10), "test": range(10)},
+    ),
+    "cars196": (
+        {"image": PICTURE(), "label": CLASS(names=[f"car{i}" for i in range(9)]),
+         "bbox": BOX()},
+        {"train": range(9), "test": range(9)},
+    ),
+    "stanford_online_products": (
+        {"image": PICTURE(), "class_id": CLASS(num_classes=12),
+         "super_class_id": CLASS(num_classes=3), "super_class_id/num": CLASS(num_classes=3)},
+        {"train": range(7), "test": range(7, 12)},
+    ),
+    "omniglot": (
+        {"image": PICTURE(), "alphabet": CLASS(num_classes=3), "alphabet_char_id": np.int64,
+         "label": CLASS(num_classes=9)},
+        {"train": range(5), "test": range(5, 9), "small1": range(5)},
+    ),
+    "cifar100": (
+        {"id": TEXT(), "image": PICTURE(shape=(8, 8, 3)), "coarse_label": CLASS(num_classes=4),
+         "label": CLASS(num_classes=8)},
+        {"train": range(8), "test": range(8)},
+    ),
+    "oxford_flowers102": (
+        {"image": PICTURE(), "label": CLASS(num_classes=8), "file_name": TEXT()},
+        {"train": range(8), "test": range(8), "validation": range(8)},
+    ),
+    "imagenet2012": (
+        {"image": PICTURE(), "label": CLASS(num_classes=8), "file_name": TEXT()},
+        {"train": range(8), "validation": range(8), "test": [-1]},
+    ),
+    "cmaterdb": (
+        {"image": PICTURE(shape=(8, 8, 3)), "label": CLASS(num_classes=8)},
+        {"train": range(8), "test": range(8)},
+    ),
+    "something_else": (
+        {"picture": PICTURE(), "kind": CLASS(num_classes=8)},
+        {"train": range(8), "extra": range(8)},
+    ),
+}  # fmt: skip
+KEYS = {"stanford_online_products": "class_id", "something_else": "kind"}
+
+
+def png(value):
+    return cv2.imencode(".png", np.full((8, 8, 3), value, np.uint8))[1].tobytes()
+
+
+def write(name, features, classes, data_dir, file_format="array_record", per_class=2):
+    """Writes a data set of this name with two pictures a class and split."""
+    key = KEYS.get(name, "label")
+
+    def examples(self, wanted, split):
+        for i, label in enumerate(np.repeat(list(wanted), per_class).tolist()):
+            example = {}
+            for field, feature in features.items():
+                if isinstance(feature, tfds.features.Image):
+                    # Bytes need no TensorFlow to be written, arrays would.
+                    grey = field == "segmentation_mask"
+                    example[field] = io.BytesIO(png(7 if grey else 20 * (label + 1)))
+                elif isinstance(feature, tfds.features.Text):
+                    example[field] = f"{split}_{i}.jpg"
+                elif isinstance(feature, tfds.features.BBoxFeature):
+                    example[field] = tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
+                else:
+                    example[field] = label if field == key else 0
+            yield i, example
+
+    def info(self):
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def splits(self, manager):
+        return {split: self._generate_examples(c, split) for split, c in classes.items()}
+
+    kind = type(
+        name,
+        (tfds.core.GeneratorBasedBuilder,),
+        {
+            "name": name,
+            "VERSION": tfds.core.Version("1.0.0"),
+            "_info": info,
+            "_split_generators": splits,
+            "_generate_examples": examples,
+            "__module__": __name__,
+        },
+        skip_registration=True,
+    )
+    kind(data_dir=data_dir, file_format=file_format).download_and_prepare()
+
+
+def load_mock(name, data_dir, **changes):
+    features, classes = MOCKS[name]
+    write(name, features, classes, data_dir)
+    return load_tfds(DataConfig(name=f"tfds:{name}", path=str(data_dir), **changes))
+
+
+EXPECTED = {  # classes of train + validation, classes of test, pictures of test
+    "caltech_birds2011": (range(5), range(5, 10), 20),
+    "cars196": (range(5), range(5, 9), 16),
+    "stanford_online_products": (range(7), range(7, 12), 10),
+    "omniglot": (range(5), range(5, 9), 8),
+    "cifar100": (range(4), range(4, 8), 16),
+    "oxford_flowers102": (range(4), range(4, 8), 24),
+    "imagenet2012": (range(4), range(4, 8), 16),
+    "cmaterdb": (range(4), range(4, 8), 16),
+    "something_else": (range(4), range(4, 8), 8),
+}
+
+
+def test_every_protocol_has_a_mock():
+    assert set(PROTOCOLS) == set(MOCKS) - {"something_else"} == set(EXPECTED) - {"something_else"}
+
+
+@pytest.mark.parametrize("name", MOCKS)
+def test_class_disjoint_split(name, tmp_path):
+    data = load_mock(name, tmp_path)
+    training, testing, count = EXPECTED[name]
+    both = sorted({*data.train.classes.tolist(), *data.validation.classes.tolist()})
+    assert both == list(training)
+    assert data.test.classes.tolist() == list(testing)
+    assert len(data.test) == count
+    assert len(data.validation.classes) == 2
+    everything = [picture for images in data.splits.values() for picture in images.ids]
+    assert len(set(everything)) == len(everything)
+    for images in data.splits.values():
+        for picture, label in zip(images.images, images.labels, strict=True):
+            assert decode(picture)[0, 0, 0] == 20 * (label + 1)
+    assert data.protocol.startswith("class-disjoint: ")
+    assert str(len(testing)) in data.protocol
+
+
+def test_names_come_from_the_data_where_there_are_some(tmp_path):
+    cifar = load_mock("cifar100", tmp_path)
+    assert all(re.fullmatch(r"(train|test)/\1_\d+\.jpg", name) for name in cifar.test.ids)
+    birds = load_mock("caltech_birds2011", tmp_path)
+    assert all(re.fullmatch(r"(train|test)/\1_\d+\.jpg", name) for name in birds.test.ids)
+    cars = load_mock("cars196", tmp_path)
+    assert re.fullmatch(r"(train|test)/\d{7}", cars.test.ids[0])
+    assert cars.class_names[3] == "car3"
+
+
+def test_a_batch_comes_out(tmp_path):
+    data = load_mock("cmaterdb", tmp_path)
+    config = DataConfig(image_size=16, batch_size=4, images_per_class=2)
+    pipeline = TrainPipeline(data.train, config, seed=0)
+    for step, batch in enumerate(pipeline.iterate(0, 3)):
+        np.testing.assert_array_equal(batch["image"], pipeline.batch(step)["image"])
+
+
+def test_the_version_can_be_named_and_the_newest_is_the_default(tmp_path):
+    features, classes = MOCKS["cmaterdb"]
+    write("cmaterdb", features, classes, tmp_path)
+    (tmp_path / "cmaterdb" / "1.0.0").rename(tmp_path / "cmaterdb" / "0.9.0")
+    write("cmaterdb", features, classes, tmp_path, per_class=3)
+    sizes = {
+        suffix: len(load_tfds(DataConfig(name=f"tfds:cmaterdb{suffix}", path=str(tmp_path))).test)
+        for suffix in ("", ":0.9.0", ":1.0.0")
+    }
+    assert sizes == {"": 24, ":0.9.0": 16, ":1.0.0": 24}
+
+
+def test_several_configurations_have_to_be_told_apart(tmp_path):
+    features, classes = MOCKS["cmaterdb"]
+    for config in ("bangla", "telugu"):
+        write("cmaterdb", features, classes, tmp_path / config)
+        (tmp_path / "cmaterdb").mkdir(exist_ok=True)
+        (tmp_path / config / "cmaterdb").rename(tmp_path / "cmaterdb" / config)
+    with pytest.raises(UserError) as error:
+        load_tfds(DataConfig(name="tfds:cmaterdb", path=str(tmp_path)))
+    assert str(error.value) == (
+        f"data.name='tfds:cmaterdb' has several configurations in {tmp_path}: name one of "
+        "tfds:cmaterdb/bangla, tfds:cmaterdb/telugu"
+    )
+    assert len(load_tfds(DataConfig(name="tfds:cmaterdb/telugu", path=str(tmp_path))).test) == 16
+
+
+def as_tfrecord(data_dir):
+    """Rewrites the stated format of a prepared mock, as if it had been prepared by default."""
+    features, classes = MOCKS["cmaterdb"]
+    write("cmaterdb", features, classes, data_dir)
+    folder = data_dir / "cmaterdb" / "1.0.0"
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    for path in folder.glob("*array_record*"):
+        path.rename(folder / path.name.replace("array_record", "tfrecord"))
+
+
+def test_tfrecord_without_tensorflow_says_both_ways_out(tmp_path, monkeypatch):
+    as_tfrecord(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError) as error:
+        load_tfds(DataConfig(name="tfds:cmaterdb", path=str(tmp_path)))
+    assert str(error.value) == (
+        f"data.name='tfds:cmaterdb' in {tmp_path}/cmaterdb/1.0.0 is stored as tfrecord, which "
+        "TensorFlow alone can read: install afa[tf], or prepare the data set again with "
+        "file_format='array_record'"
+    )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="needs the tf extra")
+def test_tfrecord_is_read_with_tensorflow(tmp_path):
+    features, classes = MOCKS["cmaterdb"]
+    write("cmaterdb", features, classes, tmp_path, "tfrecord")
+    data = load_tfds(DataConfig(name="tfds:cmaterdb", path=str(tmp_path)))
+    assert len(data.test) == 16
+    assert decode(data.test.images[0]).shape == (8, 8, 3)
+
+
+def test_an_unknown_name_gets_the_nearest(tmp_path):
+    with pytest.raises(UserError) as error:
+        load_tfds(DataConfig(name="tfds:cars169", path=str(tmp_path)))
+    assert str(error.value) == (
+        f"data.name='tfds:cars169': not prepared in {tmp_path}, and TFDS knows no 'cars169'"
+        "; did you mean 'cars196'?"
+    )
+
+
+def test_a_missing_data_dir_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere' is no directory"):
+        load_tfds(DataConfig(name="tfds:cars196", path=str(tmp_path / "nowhere")))
+
+
+def test_what_cannot_be_prepared_says_what_to_do(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(tfds, "builder", refuse)
+    with pytest.raises(UserError) as error:
+        load_tfds(DataConfig(name="tfds:cars196", path=str(tmp_path)))
+    assert str(error.value) == (
+        f"data.name='tfds:cars196' is not in {tmp_path} and could not be prepared (no route to "
+        "host): prepare it elsewhere as array_record and name that data_dir as data.path"
+    )
+
+
+def test_a_set_without_classes_lists_its_features(tmp_path):
+    write("caption", {"image": PICTURE(), "text": TEXT()}, {"train": range(4)}, tmp_path)
+    with pytest.raises(UserError) as error:
+        load_tfds(DataConfig(name="tfds:caption", path=str(tmp_path)))
+    assert str(error.value) == (
+        "data.name='tfds:caption/1.0.0' has 0 class features, and one is needed "
+        "(features: image, text)"
+    )
+
+
+def test_given_splits_must_not_share_classes(tmp_path):
+    features, _ = MOCKS["omniglot"]
+    write("omniglot", features, {"train": range(6), "test": range(5, 9)}, tmp_path)
+    with pytest.raises(UserError, match="found train, test with 1 classes in common"):
+        load_tfds(DataConfig(name="tfds:omniglot", path=str(tmp_path)))
