@@ -8,7 +8,7 @@ import datetime
 import hashlib
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from afa.data import sets
 from afa.data.corruptions import held_back
 from afa.data.pipeline import TrainPipeline, preprocessing
 from afa.data.types import Dataset, ImageSet
+from afa.evaluation import evaluator as evaluator_module
 from afa.evaluation.evaluator import Evaluator, Results
 from afa.models import embedder
 from afa.models.embedder import Players
@@ -36,6 +37,8 @@ from afa.retrieval import export, index
 from afa.train import loop, optim, state, steps
 from afa.train.state import TrainState
 from afa.workdir import Workdir
+
+SEARCHED = 1000  # queries the index is measured with
 
 Say = Callable[[str], None]
 
@@ -178,7 +181,13 @@ def finish(
     with timings.of("index"):
         engine = config.retrieval.engine
         built = index.build(home.embeddings, engine=engine)
-        search = index.measure(built, vectors[:1000], min(config.retrieval.results, len(vectors)))
+        k = min(config.retrieval.results, len(vectors))
+        search = {
+            "engine": built.engine,
+            "gallery_size": len(vectors),
+            "dimension": vectors.shape[1],
+            **index.measure(built, vectors[:SEARCHED], k),
+        }
     result = {
         "config": {"experiment": experiment, **configuration.to_dict(config)},
         "commit": commit(),
@@ -191,7 +200,7 @@ def finish(
             "classes": {name: len(images.classes) for name, images in dataset.splits.items()},
             "held_back_corruptions": list(held_back(config.data.corruptions)),
         },
-        "metrics": {"test": results.rows, "search": {"engine": built.engine, **search}},
+        "metrics": {"test": results.rows, "search": search},
         "timings": timings.seconds,
         "hardware": parallel.platform(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -199,9 +208,7 @@ def finish(
         "step": int(trained.step),
     }
     with timings.of("report"):
-        page = assemble.page(
-            experiment, result, evaluator, variables, weights, vectors, pictures, home.root
-        )
+        page = assemble.page(experiment, result, evaluator, variables, weights, home.root)
         html.write_report(home.report, page)
     write_result(home.root, result, results.per_query)
     show(results, result, home, say)
@@ -274,7 +281,7 @@ class Timings:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def of(self, part: str):  # noqa: ANN201
+    def of(self, part: str) -> Iterator[None]:
         began = time.perf_counter()
         try:
             yield
@@ -282,34 +289,39 @@ class Timings:
             self.seconds[part] = round(time.perf_counter() - began, 3)
 
 
+FIGURES = {
+    "recall_at_1": "R@1",
+    "recall_at_2": "R@2",
+    "recall_at_4": "R@4",
+    "recall_at_8": "R@8",
+    "map_at_r": "MAP@R",
+    "r_precision": "R-prec",
+    "mean_average_precision": "mAP",
+}
+GROUPS = {"trained": "seen", "held_back": "unseen"}
+
+
 def show(results: Results, result: Mapping[str, Any], home: Workdir, say: Say) -> None:
-    """The final table and where everything lies."""
-    headline = next(
-        iter(k for k in next(iter(results.rows.values())) if k not in ("cost", "weights"))
-    )
-    protocols = [k for k in next(iter(results.rows.values())) if k not in ("cost", "weights")]
+    """The final tables and where everything lies."""
+    rows = results.rows
+    protocols = [name for name in next(iter(rows.values())) if name not in ("cost", "weights")]
+    columns = ["method", "cost", *(f"{each} %" for each in FIGURES.values())]
+    columns += [f"{g} {FIGURES[m]} %" for g in GROUPS.values() for m in evaluator_module.SHORT]
     for protocol in protocols:
         lines = []
-        for name, row in results.rows.items():
-            figures = row[protocol]
-            clean = figures["clean"]
+        for name, row in rows.items():
+            found = row[protocol]
             lines.append(
                 [name, None if row["cost"] is None else f"{row['cost']:.2f}"]
-                + [clean[each] for each in ("recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8")]
-                + [clean[each] for each in ("map_at_r", "r_precision", "mean_average_precision")]
-                + [figures[g].get(m) for g in ("trained", "held_back")
-                   for m in ("recall_at_1", "map_at_r")]
-            )  # fmt: skip
-        columns = ["%", "cost", "R@1", "R@2", "R@4", "R@8", "MAP@R", "R-prec", "mAP",
-                   "seen R@1", "seen MAP@R", "unseen R@1", "unseen MAP@R"]  # fmt: skip
-        title = "test classes" if protocol == headline else "test classes, other protocol"
-        table(f"{title}: {protocol}, exact search", lines, columns)
-    search = result["metrics"]["search"]
-    recall = next(value for name, value in search.items() if name.startswith("recall_at_"))
+                + [found["clean"][each] for each in FIGURES]
+                + [found[g].get(m) for g in GROUPS for m in evaluator_module.SHORT]
+            )
+        table(f"test classes, {protocol.replace('_', '-')}, exact search", lines, columns)
+    search, k = result["metrics"]["search"], result["config"]["retrieval"]["results"]
     say(
-        f"search    {search['engine']}: recall@{result['config']['retrieval']['results']} "
-        f"{100 * recall:.1f} % of exact search, {search['queries_per_second']:,.0f} queries/s "
-        f"batched, {search['single_queries_per_second']:,.0f} single"
+        f"search    {search['engine']}: recall@{k} {100 * search[f'recall_at_{k}']:.1f} % of exact "
+        f"search, {search['queries_per_second']:,.0f} queries/s batched, "
+        f"{search['single_queries_per_second']:,.0f} single"
     )
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["timings"].items())
     say(f"timings   {seconds}")

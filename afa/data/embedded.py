@@ -98,7 +98,7 @@ def split_objects(count: int) -> dict[str, range]:
 
     Families are drawn independently of each other, so consecutive ones are as good as any.
     """
-    families = -(-count // FAMILY)
+    families = count // FAMILY
     test = max(1, round(TEST_SHARE * families))
     validation = max(1, round(VALIDATION_SHARE * families))
     begin_validation = FAMILY * (families - test - validation)
@@ -136,6 +136,11 @@ def _check(config: DataConfig) -> None:
         value = getattr(config, field)
         if value < least:
             raise UserError(f"data.{field}={value} is too small (allowed: {least} and more)")
+    if config.objects % FAMILY:
+        raise UserError(
+            f"data.objects={config.objects} cuts a family of look-alikes "
+            f"(allowed: multiples of {FAMILY}; nearest: {FAMILY * round(config.objects / FAMILY)})"
+        )
 
 
 def _folder(config: DataConfig) -> Path:

@@ -39,6 +39,15 @@ from afa.data.textures import Draw, Texture, draw_texture, paint
 VERSION = 1
 """Counts changes of the pictures: part of every cache key and fingerprint."""
 
+# Azimuth from the camera and elevation, degrees; the first one shades, all cast (soft) shadows.
+STUDIO_LIGHTS = (
+    (-48.0, 58.0),
+    (-36.0, 62.0),
+    (-58.0, 64.0),
+    (-44.0, 70.0),
+    (-30.0, 52.0),
+    (-64.0, 54.0),
+)
 SAMPLES = 2  # rays a pixel along each side
 MAX_TURN = 60.0  # degrees of azimuth around it in the wild
 SHADOW_BIAS = 0.015  # object units: keeps a surface from shadowing itself
@@ -303,10 +312,7 @@ def _catalogue(surfaces: list[Surface], size: int) -> UInt8[np.ndarray, "s s 3"]
     parts = tuple(s.part for s in surfaces)
     frame = view_frame(-CATALOGUE_AZIMUTH, CATALOGUE_ELEVATION, 0.0)
     camera = _frame_object(parts, frame, 0.84, (0.0, 0.02, 0.0))
-    keys = tuple(
-        _towards(CATALOGUE_AZIMUTH + a, e)
-        for a, e in ((-48, 58), (-36, 62), (-58, 64), (-44, 70), (-30, 52), (-64, 54))
-    )
+    keys = tuple(_towards(CATALOGUE_AZIMUTH + yaw, rise) for yaw, rise in STUDIO_LIGHTS)
     light = Light(keys[0], (0.72, 0.71, 0.69), (0.5, 0.5, 0.52), (0.24, 0.24, 0.25))
     backdrop = Backdrop(_base(parts), _towards(CATALOGUE_AZIMUTH, 0.0), 9.0, None, None)
     linear = _shade(surfaces, camera, light, backdrop, keys, size * SAMPLES)

@@ -51,6 +51,29 @@ class Chosen(Sequence[Picture]):
         return self.source[int(self.chosen[index])]
 
 
+class Joined(Sequence[Picture]):
+    """Several sequences one after the other, still read when asked for."""
+
+    def __init__(self, parts: Sequence[Sequence[Picture]]) -> None:
+        self.parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> Picture: ...
+    @overload
+    def __getitem__(self, index: slice) -> Chosen: ...
+    def __getitem__(self, index: int | slice) -> Picture | Chosen:
+        if isinstance(index, slice):
+            return Chosen(self, np.arange(len(self))[index])
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self.parts[part][index - (int(self._ends[part - 1]) if part else 0)]
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """The pictures of one split: random access, read from disk and decoded only when needed.
@@ -122,6 +145,16 @@ class Dataset:
     def splits(self) -> dict[str, ImageSet]:
         """The three splits by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def everything(self) -> ImageSet:
+        """All pictures as one set: training, validation, then test classes."""
+        parts = list(self.splits.values())
+        return ImageSet(
+            Joined([part.images for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+            tuple(name for part in parts for name in part.ids),
+            np.concatenate([part.catalogue for part in parts]),
+        )
 
 
 def fingerprint(rows: Iterable[tuple[str, int, str, int]]) -> str:

@@ -70,8 +70,8 @@ class Embedding:
             )
             return named(descriptors)  # pyright: ignore[reportArgumentType]
 
-        def restore(variables: PyTree, images: Array) -> Array:
-            return players.restore(variables, to_unit(images))
+        def restore(variables: PyTree, images: Array) -> tuple[Array, Array]:
+            return to_unit(images), players.restore(variables, to_unit(images))
 
         self._blocks = parallel.map_rows(all_blocks)
         self._plain = parallel.map_rows(plain)
@@ -92,21 +92,22 @@ class Embedding:
 
     def restored(
         self, variables: PyTree, images: ImageSet, corruption: Corruption | None = None
-    ) -> Float32[np.ndarray, "n h w 3"]:
-        """G's pictures, in [0, 1]."""
+    ) -> tuple[Float32[np.ndarray, "n h w 3"], Float32[np.ndarray, "n h w 3"]]:
+        """The pictures as they are seen, and G's, in [0, 1]."""
         return self._over(self._restore, variables, images, corruption)
 
-    def fused(
-        self, weights: Mapping[str, float]
-    ) -> Callable[[PyTree, ImageSet], Float32[np.ndarray, "n d"]]:
-        """The function that search uses: only the blocks that have a weight are computed."""
+    def fused(self, weights: Mapping[str, float]) -> Callable[..., Float32[np.ndarray, "n d"]]:
+        """The function that search uses, of variables, pictures and a corruption: only the blocks
+        that have a weight are computed."""
 
         def embed(variables: PyTree, images: Array) -> Array:
             blocks, gates = self.players.blocks(variables, to_unit(images))
             return fuse(blocks, weights, gates)
 
         mapped = parallel.map_rows(embed)
-        return lambda variables, images: self._over(mapped, variables, images, None)
+        return lambda variables, images, corruption=None: self._over(
+            mapped, variables, images, corruption
+        )
 
     def _over(
         self, function: Callable, variables: PyTree, images: ImageSet, corruption: Corruption | None

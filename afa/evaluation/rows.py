@@ -34,7 +34,7 @@ class Row:
 
 
 def choose_weights(score: Score, blocks: Sequence[str], sweeps: int = 2) -> Weights:
-    """Coordinate ascent on the grid, from the global view alone; a block without a gain is left out.
+    """Coordinate ascent on the grid, from the global view; a block without a gain is left out.
 
     Args:
       score: weights (some may be 0) -> the figure to raise, on validation classes.

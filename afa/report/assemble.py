@@ -1,0 +1,199 @@
+"""Gathers what `report.html` shows from a finished evaluation."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float32, Int64, PyTree, UInt8
+
+from afa.data.corruptions import CORRUPTIONS, corrupt
+from afa.data.images import decode
+from afa.data.pipeline import evaluation_view
+from afa.data.types import ImageSet
+from afa.evaluation.evaluator import Evaluator
+from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
+from afa.losses.adversarial import psnr
+from afa.report.html import Hit, Page, QueryRow, Restoration, ResultRow, SearchFacts
+from afa.report.writers import read_history
+from afa.retrieval.exact import topk
+
+QUERIES, FAILURES, HITS, SAMPLES = 8, 6, 8, 24
+SHOWN_SEVERITY = 3
+GROUPS = ("trained", "held_back")
+
+
+def page(
+    experiment: str,
+    result: Mapping[str, Any],
+    evaluator: Evaluator,
+    variables: PyTree,
+    weights: Mapping[str, float],
+    workdir: Path,
+) -> Page:
+    """The page of a run.
+
+    Args:
+      result: what `result.json` holds.
+      weights: those of the fused descriptor.
+      workdir: where `metrics.jsonl` lies.
+    """
+    config, dataset, images = evaluator.config, evaluator.dataset, evaluator.dataset.test
+    protocol = protocols(images, config.evaluation.protocol)[0]
+    table, search = result["metrics"]["test"], result["metrics"]["search"]
+    k = config.retrieval.results
+    clean, spoiled, failures = _strips(evaluator, variables, weights, protocol)
+    restorations = _restorations(evaluator, variables) if evaluator.players.generator else []
+    return Page(
+        title=f"{experiment}: {dataset.name}",
+        experiment=experiment,
+        dataset=dataset.name,
+        protocol=f"{dataset.protocol}; {protocol.name.replace('_', '-')}",
+        hardware=result["hardware"],
+        date=result["date"],
+        commit=result["commit"],
+        seeds=[config.seed],
+        train_seconds=float(result["timings"]["training_steps"]),
+        parameters=result["parameters"],
+        facts={
+            "Pictures seen": f"{config.data.image_size} px, {config.data.batch_size} a step",
+            "Steps": str(result["step"]),
+            "Fused descriptor": ", ".join(f"{n} {w:g}" for n, w in weights.items()),
+        },
+        highlight="fused",
+        reference="F",
+        rows=[
+            ResultRow(
+                name,
+                row["cost"],
+                row[protocol.name]["clean"],
+                *(row[protocol.name][group] for group in GROUPS),
+            )
+            for name, row in table.items()
+        ],
+        queries=[*clean, *spoiled],
+        failures=failures,
+        restorations=restorations,
+        samples=_samples(evaluator, variables),
+        history=read_history(workdir),
+        robustness={
+            name: {
+                corruption: {int(s): figures["recall_at_1"] for s, figures in severities.items()}
+                for corruption, severities in row[protocol.name]["corruptions"].items()
+            }
+            for name, row in table.items()
+            if name in ("raw pixels", "untrained backbone", "F", "F + G", "fused")
+        },
+        held_back=result["data"]["held_back_corruptions"],
+        search=SearchFacts(
+            search["engine"],
+            float(search[f"recall_at_{min(k, len(images))}"]),
+            float(search["queries_per_second"]),
+            int(search["gallery_size"]),
+            int(search["dimension"]),
+        ),
+        notes=[f"left out: {each}" for each in dataset.skipped],
+    )
+
+
+def _strips(
+    evaluator: Evaluator, variables: PyTree, weights: Mapping[str, float], protocol: Protocol
+) -> tuple[list[QueryRow], list[QueryRow], list[QueryRow]]:
+    """Query rows: clean ones, corrupted ones, and the worst clean failures."""
+    config, images = evaluator.config, evaluator.dataset.test
+    embed = evaluator.embedding.fused(weights)
+    gallery = embed(variables, images.subset(protocol.gallery))
+    queries = embed(variables, images.subset(protocol.queries))
+    hits = min(HITS, len(protocol.gallery) - 1)
+    some = drawn_evenly(images, protocol.queries, QUERIES, config.seed + 1)
+    at = np.searchsorted(protocol.queries, some)
+
+    def rows(
+        vectors: Float32[np.ndarray, "q d"], at: Int64[np.ndarray, "q"], labels: Sequence[str]
+    ) -> list[QueryRow]:
+        scores, found = topk(vectors, gallery, hits, protocol.exclude[at])
+        return [
+            _row(evaluator, images, protocol, int(q), found[i], scores[i], label)
+            for i, (q, label) in enumerate(zip(at, labels, strict=True))
+        ]
+
+    clean = rows(queries[at], at, [""] * len(at))
+    names = [name for name in CORRUPTIONS for _ in (0,)][: len(at)]
+    spoiled: list[QueryRow] = []
+    for place, name in zip(at, names, strict=False):
+        one = images.subset(protocol.queries[place : place + 1])
+        vector = embed(variables, one, (name, SHOWN_SEVERITY))
+        spoiled += rows(vector, np.array([place]), [f"{name}:{SHOWN_SEVERITY}"])
+    scores, found = topk(queries, gallery, hits, protocol.exclude)
+    labels, targets = images.labels[protocol.queries], images.labels[protocol.gallery]
+    right = targets[found] == labels[:, None]
+    # Worst: nothing right among the results, and the wrong ones the most convincing.
+    order = np.lexsort((-scores[:, 0], right.any(axis=1), right[:, 0]))
+    worst = [int(q) for q in order[:FAILURES] if not right[q, 0]]
+    failures = rows(queries[worst], np.array(worst, np.int64), [""] * len(worst)) if worst else []
+    return clean, spoiled, failures
+
+
+def _row(
+    evaluator: Evaluator, images: ImageSet, protocol: Protocol, query: int,
+    found: np.ndarray, scores: np.ndarray, corruption: str,
+) -> QueryRow:  # fmt: skip
+    """One query with its results as pictures."""
+    names, index = evaluator.dataset.class_names, int(protocol.queries[query])
+    picture = decode(images.images[index])
+    if corruption:
+        name, severity = corruption.split(":")
+        view = evaluation_view(images.images[index], evaluator.config.data)
+        picture = corrupt(view, name, int(severity), np.random.default_rng(0))
+    hits = []
+    for row, score in zip(found, scores, strict=True):
+        place = int(protocol.gallery[row])
+        hits.append(
+            Hit(
+                decode(images.images[place]),
+                images.ids[place],
+                float(score),
+                bool(images.labels[place] == images.labels[index]),
+                names[images.labels[place]],
+            )
+        )
+    label = corruption.replace(":", ", severity ").replace("_", " ")
+    return QueryRow(picture, images.ids[index], names[images.labels[index]], hits, label)
+
+
+def _restorations(evaluator: Evaluator, variables: PyTree) -> list[Restoration]:
+    """One picture a corruption: as it came, what G made of it, and the clean target."""
+    images, config = evaluator.dataset.test, evaluator.config
+    wild = np.flatnonzero(~images.catalogue)
+    chosen = drawn_evenly(images, wild, len(CORRUPTIONS), config.seed + 2)
+    shown = []
+    for i, name in zip(chosen, CORRUPTIONS, strict=False):
+        one = images.subset(np.array([i]))
+        clean = evaluation_view(images.images[int(i)], config.data)
+        degraded, restored = evaluator.embedding.restored(variables, one, (name, SHOWN_SEVERITY))
+        target = clean.astype(np.float32)[None] / 255
+        before, after = (float(np.asarray(psnr(x, target))[0]) for x in (degraded, restored))
+        label = f"{name.replace('_', ' ')}, severity {SHOWN_SEVERITY}"
+        pictures = (to_pixels(degraded[0]), to_pixels(restored[0]), clean)
+        shown.append(Restoration(label, *pictures, before, after))
+    return shown
+
+
+def _samples(evaluator: Evaluator, variables: PyTree) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """Pictures that G makes from noise alone."""
+    generator = evaluator.players.generator
+    if generator is None:
+        return []
+    z = jax.random.normal(
+        jax.random.key(evaluator.config.seed), (SAMPLES, evaluator.players.latent_dim)
+    )
+    imagined = jax.jit(lambda v, z: generator.apply(v, z, method="imagine"))(
+        variables["generator"], z
+    )
+    return [to_pixels(np.asarray(each)) for each in imagined]  # pyright: ignore
+
+
+def to_pixels(image: Float32[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """[0, 1] -> uint8."""
+    return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)

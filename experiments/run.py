@@ -1,0 +1,215 @@
+"""Trains, evaluates, exports and searches: `python -m experiments.run --exp=NAME [--FIELD=VALUE]`.
+
+Exit codes: 0 done; 2 a mistake in the command or the data, told in one line; 3 training diverged;
+75 stopped by SIGTERM or Ctrl-C with everything saved: the same command goes on.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+import experiments
+from afa import config as configuration
+from afa.config import ExperimentConfig
+from afa.errors import (
+    EXIT_DIVERGED,
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    TrainingDiverged,
+    UserError,
+    nearest,
+)
+
+PROGRAM = "python -m experiments.run"
+Scale = Literal["auto", "laptop", "full"]
+
+
+@dataclass(frozen=True)
+class Command(ExperimentConfig):
+    """One experiment, with any of its settings changed."""
+
+    exp: str = ""
+    """Experiment to run; `list` names them all."""
+    workdir: str = ""
+    """Directory of the run (empty: runs/EXPERIMENT)."""
+    scale: Scale = "auto"
+    """laptop: small pictures and a short schedule; auto: laptop where there is no accelerator."""
+    dry_run: bool = False
+    """Print the configuration, parameters, operations and memory, and stop."""
+
+
+def run(exp: str, *, workdir: str = "", scale: Scale = "auto", **changes: Any) -> dict[str, Any]:
+    """An experiment from a notebook: `run("afa_resnet18", **{"data.image_size": 64})`.
+
+    Returns:
+      What `result.json` holds.
+
+    Raises:
+      UserError, TrainingDiverged, Preempted: see `afa.run`.
+    """
+    config = configuration.with_changes(configured(exp, scale), **changes)
+    return _execute(exp, config, workdir)
+
+
+def configured(exp: str, scale: Scale) -> ExperimentConfig:
+    """The configuration of an experiment at a scale.
+
+    Raises:
+      UserError: no such experiment.
+    """
+    found = experiments.find(exp)
+    return found(is_laptop(scale))
+
+
+def is_laptop(scale: Scale) -> bool:
+    """Whether the small form of an experiment is meant."""
+    from afa import parallel
+
+    return scale == "laptop" or (scale == "auto" and not parallel.accelerated())
+
+
+def parse(words: Sequence[str]) -> Command:
+    """The command line as a configuration: the experiment's, with the given fields changed.
+
+    Raises:
+      UserError: unknown experiment or field, or a value that does not fit its field.
+    """
+    given = _given(words)
+    exp, scale = given.get("exp", ""), given.get("scale", "auto")
+    if scale not in ("auto", "laptop", "full"):
+        raise UserError(f"scale={scale!r} is unknown (allowed: auto, laptop, full)")
+    base = configured(exp, scale) if exp not in ("", "list") else ExperimentConfig()
+    default = Command(**{name: getattr(base, name) for name in base.__dataclass_fields__})
+    known = [*configuration.flatten(default), "help"]
+    for name in given:
+        if name.removeprefix("no_") not in known:
+            raise UserError(f"--{name} is no field{nearest(name, known)} (--help lists all)")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                Command,
+                prog=PROGRAM,
+                description=__doc__,
+                default=default,
+                args=[_spelled(word) for word in words],
+                config=(tyro.conf.FlagConversionOff,),
+                use_underscores=True,
+            )
+    except SystemExit as error:
+        if error.code in (0, None):
+            raise
+        # tyro draws a box with its help below; a mistake is told in one line here.
+        text = re.sub(r"[─│╭╮╰╯\s]+", " ", said.getvalue()).strip()
+        text = text.partition(" Argument helptext")[0].partition(" For full helptext")[0]
+        raise UserError(re.sub(r"^(Value|Parsing) error ", "", text)) from None
+
+
+def _given(words: Sequence[str]) -> dict[str, str]:
+    """The fields on the command line and their values as text.
+
+    Raises:
+      UserError: a word that is neither a field nor the value of one.
+    """
+    given: dict[str, str] = {}
+    last = ""
+    for word in words:
+        if word == "-h" or word.startswith("--"):
+            last, equals, value = word.removeprefix("--").replace("-", "_").partition("=")
+            last = "help" if word == "-h" else last
+            value = word.partition("=")[2]
+            given[last] = value if equals else ""
+        elif last:
+            given[last] = f"{given[last]} {word}".strip()
+        else:
+            raise UserError(f"{word!r} is no field (fields are written --FIELD=VALUE)")
+    return given
+
+
+def _spelled(word: str) -> str:
+    """A bare switch gets its value: `--dry_run` means `--dry_run=True`."""
+    return f"{word}=True" if word in ("--dry_run", "--dry-run") else word
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    words = list(sys.argv[1:] if words is None else words)
+    return guarded(lambda: _main(words))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Runs a command; mistakes and early ends become one line and an exit code."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except TrainingDiverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_DIVERGED
+    except Exception as error:
+        if type(error).__name__ != "Preempted":
+            raise
+        print(f"{error}; the same command goes on (exit code {EXIT_PREEMPTED})", file=sys.stderr)
+        return EXIT_PREEMPTED
+
+
+def _main(words: Sequence[str]) -> int:
+    command = parse(words)
+    if command.exp == "list":
+        width = max(map(len, experiments.names()))
+        for name in experiments.names():
+            print(f"{name:<{width}}  {experiments.purpose(name)}")
+        return 0
+    if not command.exp:
+        raise UserError(f"--exp is missing (allowed: list, {', '.join(experiments.names())})")
+    fields = ExperimentConfig.__dataclass_fields__
+    config = ExperimentConfig(**{name: getattr(command, name) for name in fields})
+    if command.dry_run:
+        return _dry_run(command.exp, config)
+    if is_laptop(command.scale):
+        print(f"{command.exp} at laptop scale (no accelerator, or asked for); --scale=full trains "
+              "for real")  # fmt: skip
+    _execute(command.exp, config, command.workdir)
+    return 0
+
+
+def _execute(exp: str, config: ExperimentConfig, workdir: str) -> dict[str, Any]:
+    _quiet()
+    from afa import parallel
+    from afa import run as job
+
+    launch = config.launch
+    parallel.start(launch.coordinator or None, launch.processes, launch.index)
+    return job.run(exp, config, Path(workdir or Path("runs") / exp))
+
+
+def _dry_run(exp: str, config: ExperimentConfig) -> int:
+    _quiet()
+    from afa import dry_run
+
+    print(json.dumps(configuration.to_dict(config), indent=2))
+    for line in dry_run.lines(exp, config):
+        print(line)
+    return 0
+
+
+def _quiet() -> None:
+    """Keeps libraries' own log lines off the terminal; their errors still come through."""
+    import logging
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""The embedded data set: splits, cache, and what happens to builds that die or meet."""
+
+import dataclasses
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from afa.config import DataConfig
+from afa.data import embedded
+from afa.data.embedded import encode, load_embedded, render_parallel, split_objects
+from afa.data.objects import FAMILY
+from afa.data.render import render
+from afa.errors import UserError
+
+OBJECTS, VIEWS, SIZE = 12, 2, 16
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    return DataConfig(cache=str(cache), objects=OBJECTS, views=VIEWS, render_size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def dataset(config):
+    return load_embedded(config)
+
+
+def test_every_picture_is_there_once(dataset):
+    sets = dataset.splits.values()
+    assert sum(len(s) for s in sets) == OBJECTS * (VIEWS + 1)
+    assert len({name for s in sets for name in s.ids}) == OBJECTS * (VIEWS + 1)
+    assert dataset.class_names[11] == "object_0011"
+    assert dataset.train.ids[:3] == (
+        "object_0000/catalogue",
+        "object_0000/wild_01",
+        "object_0000/wild_02",
+    )
+    assert dataset.train.catalogue[:4].tolist() == [True, False, False, True]
+    assert dataset.test.labels.tolist() == [8] * 3 + [9] * 3 + [10] * 3 + [11] * 3
+
+
+def test_pictures_are_the_rendered_ones_under_their_own_names(dataset):
+    for images in dataset.splits.values():
+        for index in (0, 1, len(images) - 1):
+            view = 0 if images.catalogue[index] else int(images.ids[index][-2:])
+            expected = render(embedded.SEED, int(images.labels[index]), view, SIZE)
+            assert images.images[index] == encode(expected)
+            decoded = simplejpeg.decode_jpeg(images.images[index])
+            assert np.abs(decoded.astype(int) - expected).mean() < 8
+            assert f"object_{images.labels[index]:04d}/" in images.ids[index]
+
+
+def test_pictures_can_be_read_from_several_threads(dataset):
+    index = list(range(len(dataset.train))) * 4
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(dataset.train.images.__getitem__, index))
+    assert read == [dataset.train.images[i] for i in index]
+
+
+def test_slices_of_pictures(dataset):
+    assert dataset.train.images[1:3] == [dataset.train.images[1], dataset.train.images[2]]
+
+
+@pytest.mark.parametrize("objects", [12, 16, 40, 160])
+def test_families_never_straddle_splits(objects):
+    splits = split_objects(objects)
+    assert [o for split in splits.values() for o in split] == list(range(objects))
+    families = [{o // FAMILY for o in split} for split in splits.values()]
+    assert all(families)
+    assert not (families[0] & families[1] or families[0] & families[2] or families[1] & families[2])
+
+
+def test_default_shares():
+    sizes = {name: len(objects) for name, objects in split_objects(160).items()}
+    assert sizes == {"train": 100, "validation": 20, "test": 40}
+
+
+def test_a_second_load_reads_the_cache(dataset, config, monkeypatch):
+    monkeypatch.setattr(embedded, "_build", None)
+    again = load_embedded(config)
+    assert again.fingerprint == dataset.fingerprint
+    assert again.test.ids == dataset.test.ids
+    hidden = [entry.name for entry in Path(config.cache).iterdir()]
+    assert len(hidden) == 2  # the data set and the lock
+
+
+def test_the_fingerprint_tells_data_sets_apart(dataset, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "VERSION", 0)
+    other = load_embedded(dataclasses.replace(config, cache=str(tmp_path)))
+    assert other.fingerprint != dataset.fingerprint
+
+
+def test_a_killed_build_is_started_again(dataset, config, tmp_path):
+    config = dataclasses.replace(config, cache=str(tmp_path))
+    folder = embedded._folder(config)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    unfinished.mkdir()
+    (unfinished / "half").write_text("a")
+    assert load_embedded(config).fingerprint == dataset.fingerprint
+    assert not unfinished.exists()
+
+
+def test_a_failed_build_leaves_nothing(config, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(embedded, "encode", full)
+    monkeypatch.setattr(embedded, "render_parallel", full)
+    config = dataclasses.replace(config, cache=str(tmp_path))
+    message = (
+        f"data.cache='{tmp_path}': the embedded data set cannot be written there "
+        "(No space left on device)"
+    )
+    with pytest.raises(UserError) as caught:
+        load_embedded(config)
+    assert str(caught.value) == message
+    assert not [entry for entry in tmp_path.iterdir() if entry.is_dir()]
+
+
+def test_two_builds_at_once_do_not_clash(dataset, config, tmp_path):
+    code = (
+        "import sys; from afa.config import DataConfig; "
+        "from afa.data.embedded import load_embedded; "
+        f"c = DataConfig(cache=sys.argv[1], objects={OBJECTS}, views={VIEWS}, render_size={SIZE}); "
+        "print(load_embedded(c).fingerprint)"
+    )
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    outputs = [run.communicate(timeout=120)[0].decode().strip() for run in runs]
+    assert outputs == [dataset.fingerprint] * 2
+
+
+def test_a_cache_that_cannot_be_written(config, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(UserError, match="cannot be written there") as caught:
+        load_embedded(dataclasses.replace(config, cache=str(blocked)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "least"), [("objects", 8, 12), ("views", 1, 2), ("render_size", 8, 16)]
+)
+def test_settings_out_of_range(config, field, value, least):
+    with pytest.raises(UserError) as caught:
+        load_embedded(dataclasses.replace(config, **{field: value}))
+    assert str(caught.value) == f"data.{field}={value} is too small (allowed: {least} and more)"
+
+
+def test_objects_come_in_whole_families(config):
+    with pytest.raises(UserError) as caught:
+        load_embedded(dataclasses.replace(config, objects=15))
+    assert str(caught.value) == (
+        "data.objects=15 cuts a family of look-alikes (allowed: multiples of 4; nearest: 16)"
+    )
+
+
+def test_a_worker_that_dies_is_noticed(monkeypatch, capfd):
+    monkeypatch.setattr(embedded, "_WORKER", "raise SystemExit(7)")
+    with pytest.raises(RuntimeError, match=r"ended early \(code 7\)"):
+        list(render_parallel(range(2), 1, 16))
+
+
+def test_any_number_of_workers_renders_the_same(monkeypatch):
+    several = list(render_parallel(range(2, 4), 2, 16))
+    monkeypatch.setattr(embedded, "MAX_WORKERS", 1)
+    assert list(render_parallel(range(2, 4), 2, 16)) == several
+    assert several[4] == encode(render(embedded.SEED, 3, 1, 16))
