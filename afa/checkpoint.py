@@ -8,7 +8,7 @@ import dataclasses
 import math
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
@@ -60,6 +60,9 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
 
     def best(self) -> int | None:
         """The kept step with the highest validation metric; None when none was measured."""
@@ -141,18 +144,3 @@ class Checkpoints:
         trace: TracebackType | None,
     ) -> None:
         self._manager.close()
-
-
-def stored_config(directory: Path) -> ExperimentConfig | None:
-    """The configuration of the latest checkpoint under `directory`, or None without one."""
-    if not directory.is_dir():
-        return None
-    with ocp.CheckpointManager(directory.absolute()) as manager:
-        step = manager.latest_step()
-        if step is None:
-            return None
-        extra: Any = manager.restore(
-            step,
-            args=ocp.args.Composite(extra=ocp.args.JsonRestore()),  # pyright: ignore[reportCallIssue]
-        )["extra"]
-        return configuration.from_dict(extra["config"])

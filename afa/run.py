@@ -5,7 +5,6 @@ Read `run` from top to bottom: it is the way of a run through the packages.
 
 import dataclasses
 import datetime
-import hashlib
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +34,7 @@ from afa.report.progress import table
 from afa.report.writers import MetricWriter, write_result
 from afa.retrieval import export, index
 from afa.train import loop, optim, state, steps
-from afa.train.state import TrainState
+from afa.train.state import TrainState, checkpoint_id
 from afa.workdir import Workdir
 
 SEARCHED = 1000  # queries the index is measured with
@@ -246,14 +245,6 @@ def parameters(trained: TrainState) -> dict[str, int]:
         name: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(each["params"]))
         for name, each in trained.variables.items()
     }
-
-
-def checkpoint_id(trained: TrainState) -> str:
-    """`step-N-` and a digest of the variables that search: what an index is bound to."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(parallel.to_host(trained.search_variables())):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return f"step-{int(trained.step)}-{digest.hexdigest()[:16]}"
 
 
 def commit() -> str:

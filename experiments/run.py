@@ -184,7 +184,7 @@ def _main(words: Sequence[str]) -> int:
 
 
 def _execute(exp: str, config: ExperimentConfig, workdir: str) -> dict[str, Any]:
-    _quiet()
+    quiet()
     from afa import parallel
     from afa import run as job
 
@@ -194,7 +194,7 @@ def _execute(exp: str, config: ExperimentConfig, workdir: str) -> dict[str, Any]
 
 
 def _dry_run(exp: str, config: ExperimentConfig) -> int:
-    _quiet()
+    quiet()
     from afa import dry_run
 
     print(json.dumps(configuration.to_dict(config), indent=2))
@@ -203,7 +203,7 @@ def _dry_run(exp: str, config: ExperimentConfig) -> int:
     return 0
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keeps libraries' own log lines off the terminal; their errors still come through."""
     import logging
 

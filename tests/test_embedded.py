@@ -106,15 +106,17 @@ def test_a_killed_build_is_started_again(dataset, config, tmp_path):
     assert not unfinished.exists()
 
 
-def test_a_failed_build_leaves_nothing(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("No space left on device")]
+)
+def test_a_failed_build_leaves_nothing(config, tmp_path, monkeypatch, error):
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise error
 
-    monkeypatch.setattr(embedded, "encode", full)
     monkeypatch.setattr(embedded, "render_parallel", full)
     config = dataclasses.replace(config, cache=str(tmp_path))
     message = (
-        f"data.cache='{tmp_path}': the embedded data set cannot be written there "
+        f"data.cache='{tmp_path}': the embedded data set cannot be built there "
         "(No space left on device)"
     )
     with pytest.raises(UserError) as caught:
@@ -141,7 +143,7 @@ def test_two_builds_at_once_do_not_clash(dataset, config, tmp_path):
 def test_a_cache_that_cannot_be_written(config, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(UserError, match="cannot be written there") as caught:
+    with pytest.raises(UserError, match="cannot be built there") as caught:
         load_embedded(dataclasses.replace(config, cache=str(blocked)))
     assert "\n" not in str(caught.value)
 

@@ -55,17 +55,18 @@ def load_embedded(config: DataConfig) -> Dataset:
     "object_0123/catalogue" and "object_0123/wild_07".
 
     Raises:
-      UserError: a setting out of range, or a cache that cannot be written.
+      UserError: a setting out of range, or the build fails (a full disk, say).
     """
     _check(config)
     folder = _folder(config)
     if not (folder / _COMPLETE).is_file():
         try:
             _build_once(config, folder)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the array_record writer raises the latter
+            reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
             raise UserError(
-                f"data.cache={str(folder.parent)!r}: the embedded data set cannot be written "
-                f"there ({error.strerror or error})"
+                f"data.cache={str(folder.parent)!r}: the embedded data set cannot be built there "
+                f"({reason})"
             ) from error
     import tensorflow_datasets as tfds  # takes a second: only who needs it waits
 

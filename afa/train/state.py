@@ -1,13 +1,16 @@
 """The state of a run: one frozen pytree for all players."""
 
+import hashlib
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from afa import parallel
 from afa.models.embedder import Players
 from afa.train.optim import Optimisers, move_average
 
@@ -72,3 +75,11 @@ def apply_gradients(
         average=average,
     )
     return state, {f"{player}_gradient_norm": optax.global_norm(gradients)}
+
+
+def checkpoint_id(trained: TrainState) -> str:
+    """`step-N-` and a digest of the variables that search: what an index is bound to."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(parallel.to_host(trained.search_variables())):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return f"step-{int(trained.step)}-{digest.hexdigest()[:16]}"

@@ -1,0 +1,62 @@
+"""Searches with a trained run: `python -m experiments.search --run=DIR [--json] PICTURE ...`.
+
+Prints id, class and similarity of the most similar pictures of the run's gallery, and saves a
+picture of the query with its results beside each query's answer.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from afa.errors import UserError
+from experiments.run import guarded, quiet
+
+PROGRAM = "python -m experiments.search"
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message} ({PROGRAM} --help lists the options)")
+
+
+def parser() -> Parser:
+    """The command's options."""
+    options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
+    options.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="query pictures")
+    options.add_argument("--run", required=True, type=Path, help="directory of a finished run")
+    options.add_argument("--results", type=int, default=10, help="results a query (default: 10)")
+    options.add_argument("--json", action="store_true", help="one JSON object a query, one a line")
+    options.add_argument(
+        "--sheets", type=Path, default=None,
+        help="where the pictures of the results go (default: DIR/searches)",
+    )  # fmt: skip
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+
+
+def _main(words: Sequence[str]) -> int:
+    chosen = parser().parse_args(list(words))
+    quiet()
+    # Here and not above: `--help` and a misspelt option answer at once.
+    from afa.retrieval.search import Searcher
+
+    searcher = Searcher.load(chosen.run)
+    for answer in searcher.search(chosen.pictures, chosen.results, chosen.sheets):
+        if chosen.json:
+            print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)
+            continue
+        print(f"{answer.query}  ->  {answer.sheet or 'no picture: ' + answer.without_sheet}")
+        for rank, hit in enumerate(answer.hits, start=1):
+            print(f"  {rank:>2}  {hit.score:6.3f}  {hit.id}  ({hit.class_name})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
