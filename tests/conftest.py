@@ -1,0 +1,31 @@
+"""Shared by all tests: shapes and types checked at run time, and a compilation cache."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Before anything imports afa: every jaxtyping signature is checked on every call.
+install_import_hook("afa", "beartype.beartype")
+
+import jax  # noqa: E402
+
+CACHE = Path(os.environ.get("AFA_TEST_CACHE", Path(tempfile.gettempdir()) / "afa-test-cache"))
+jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test marked gpu is skipped, with a reason, where JAX has only the CPU."""
+    if jax.default_backend() == "cpu":
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no accelerator"))
+
+
+@pytest.fixture(scope="session")
+def embedded_cache() -> Path:
+    """Where embedded data sets of the tests are built, once for all of them."""
+    return CACHE / "data"
