@@ -8,7 +8,8 @@ from afa.models import layers
 
 
 class GlobalHead(nn.Module):
-    """Generalised-mean pooling, linear map, unit length (Radenovic et al. 2018, equation 3).
+    """Generalised-mean pooling (Radenovic et al. 2018, equation 3), layer normalisation without
+    affine part (Zhai & Wu 2019, section 3.2), linear map, unit length.
 
     f = (mean_i max(x_i, eps)^p)^(1/p), computed in float32; p is learned.
     """
@@ -22,7 +23,9 @@ class GlobalHead(nn.Module):
         # The floor keeps the gradient of x^p finite where a whole map is zero.
         x = jnp.maximum(x.astype(jnp.float32), 1e-4)
         pooled = jnp.mean(x**p, axis=(1, 2)) ** (1 / p)
-        return layers.l2_normalise(nn.Dense(self.dim, name="linear")(pooled))
+        # Pooled maps are positive and share a large mean, which would make all cosines alike.
+        centred = nn.LayerNorm(use_scale=False, use_bias=False, name="norm")(pooled)
+        return layers.l2_normalise(nn.Dense(self.dim, name="linear")(centred))
 
 
 class LocalHead(nn.Module):

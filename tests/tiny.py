@@ -1,0 +1,101 @@
+"""The smallest players of the method, for tests that compile whole training steps."""
+
+import jax
+import numpy as np
+import optax
+
+from afa.config import ExperimentConfig, with_changes
+from afa.models.backbones.resnet import ResNet
+from afa.models.discriminator import Discriminator
+from afa.models.embedder import Embedder, Players
+from afa.models.fusion import RestorationGate
+from afa.models.generator import Generator
+from afa.train import optim
+from afa.train.state import TrainState, create
+from afa.train.steps import Batch, Recipe
+
+SIDE = 16
+CLASSES = 6
+# Far below the weights of a real run a push hides in rounding; this one is plain to see.
+EPSILON = 0.2
+
+
+def config(**changes) -> ExperimentConfig:
+    """Settings of a tiny run; dotted fields may be changed."""
+    base = {
+        "seed": 3,
+        "data.image_size": SIDE,
+        "train.precision": "float32",
+        "adversarial.feature_epsilon": EPSILON,
+        "adversarial.lambda_adversarial": 0.5,
+        "adversarial.lambda_noise": 0.5,
+        "optim.warmup": "0",
+        "optim.ema_decay": 0.9,
+    }
+    return with_changes(ExperimentConfig(), **(base | changes))
+
+
+def players(chosen: ExperimentConfig) -> Players:
+    """An embedder of two blocks (mid map 4x4, last map 2x2), and a generator and discriminator of
+    two levels."""
+    embedder = Embedder(ResNet("basic", (1, 1), "imagenet", 8), 12, 6, CLASSES, 0.2)
+    generator = Generator(4, 2, 5, SIDE)
+    discriminator = Discriminator(4, 2, chosen.discriminator.spectral_norm)
+    joint = chosen.train.schedule == "joint" and chosen.adversarial.generated_views > 0
+    return Players(
+        embedder, generator, discriminator, RestorationGate(chosen.adversarial.gate), 5,
+        ("flip",), "adversarial" if joint else "clean",
+    )  # fmt: skip
+
+
+def recipe(
+    chosen: ExperimentConfig, own: dict[str, optax.GradientTransformation] | None = None
+) -> Recipe:
+    """What a step is bound to; `own` replaces optimisers by name."""
+    return Recipe(players(chosen), optim.optimisers(chosen, 10, 10, 5) | (own or {}), chosen)
+
+
+def state(of: Recipe, seed: int = 0) -> TrainState:
+    """A state with weights from NumPy, where nothing is zero or one by convention.
+
+    Only shapes come from `create`: compiling the initialisers takes longer than a step does.
+    """
+    draw = np.random.default_rng(seed)
+
+    def fill(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = path[-1].key
+        noise = draw.standard_normal(leaf.shape).astype(np.float32)
+        if name == "kernel":
+            return noise * np.float32(np.sqrt(2 / np.prod(leaf.shape[:-1])))
+        if "head" in name or name == "u":
+            return noise
+        ordinary = {"power": 3.0, "bias": 0.0, "clean_mean": 0.0, "adversarial_mean": 0.0}
+        return np.float32(ordinary.get(name, 1.0)) + np.float32(0.1) * np.abs(noise)
+
+    empty = jax.eval_shape(lambda: create(of.players, of.optimisers, 0, SIDE))
+    variables = jax.tree.map_with_path(fill, empty.variables)
+    return TrainState(
+        step=np.zeros((), np.int32),  # pyright: ignore[reportArgumentType]
+        variables=variables,
+        opt_state={
+            name: of.optimisers[name].init(each["params"]) for name, each in variables.items()
+        },
+        average={name: jax.tree.map(np.copy, variables[name]) for name in empty.average},
+    )
+
+
+def batch(rows: int = 16, seed: int = 0) -> Batch:
+    """Blobs whose colour depends on the class, and noisy copies of every other one."""
+    draw = np.random.default_rng(seed)
+    label = (np.arange(rows) // 2 % CLASSES).astype(np.int32)
+    tone = np.random.default_rng(99).integers(40, 200, (CLASSES, 1, 1, 3))
+    clean = np.clip(tone[label] + draw.normal(0, 30, (rows, SIDE, SIDE, 3)), 0, 255)
+    corruption = (np.arange(rows) % 2).astype(np.int32)
+    noise = draw.normal(0, 40, clean.shape) * corruption[:, None, None, None]
+    image = np.clip(clean + noise, 0, 255)
+    return {
+        "clean": clean.astype(np.uint8),
+        "image": image.astype(np.uint8),
+        "label": label,
+        "corruption": corruption,
+    }
