@@ -30,12 +30,14 @@ AXIS = "data"
 Impl = Literal["auto", "pmap", "shard_map"]
 
 
-def start(coordinator: str | None, processes: int | None, index: int | None) -> None:
-    """Joins this process to a run of several, when `coordinator` ("host:port") is given."""
-    if coordinator is None:
-        return
-    if processes is None or index is None:
-        raise UserError("launch.coordinator needs launch.processes and launch.index beside it")
+def start(coordinator: str, processes: int, index: int) -> None:
+    """Joins this process to a run of several; before anything else asks JAX for devices.
+
+    Args:
+      coordinator: "host:port" of process 0.
+      processes: their number.
+      index: which one this is.
+    """
     jax.distributed.initialize(coordinator, processes, index)
 
 
@@ -244,6 +246,11 @@ def map_rows(function: Callable) -> Callable:
 def to_host(tree: PyTree) -> PyTree:
     """Replicated device values as NumPy arrays."""
     return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), tree)
+
+
+def local(tree: PyTree) -> PyTree:
+    """Replicated values in a form that one process can compute with by itself."""
+    return tree if jax.process_count() == 1 else to_host(tree)
 
 
 def local_blocks(rows: int, block: int) -> Iterator[slice]:

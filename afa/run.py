@@ -8,7 +8,7 @@ import datetime
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,8 @@ def run(
     A finished run is only evaluated again.
 
     Returns:
-      What `result.json` holds: config, commit, data, metrics, timings.
+      What `result.json` holds: config, commit, data, metrics, timings. Of several processes the
+      first; the others return an empty one.
 
     Raises:
       UserError: a mistake of the user; nothing is half-written.
@@ -101,15 +102,19 @@ def run(
     with timings.of("data"):
         ready = setup(config)
     home = Workdir(workdir)
-    home.create()
-    with home.locked():
-        home.claim(experiment, config)
-        sets.save_split(ready.dataset, home.split)
+    chief = parallel.process_index() == 0  # of several processes one writes
+    with home.locked() if chief else nullcontext():
+        if chief:
+            home.claim(experiment, config)
+            sets.save_split(ready.dataset, home.split)
         for line in describe(ready):
             say(line)
         with timings.of("training"), Checkpoints(home.checkpoints, config.train.keep_best) as saved:
             trained, untrained, seconds = train(ready, home, saved, say)
         timings.seconds["training_steps"] = seconds
+        if not chief:
+            return {}
+        trained = parallel.local(trained)
         return finish(experiment, ready, home, trained, untrained, timings, say)
 
 
@@ -132,10 +137,11 @@ def train(
     seconds = position.train_seconds
     if position.batch < ready.plan.total:
         evaluator = Evaluator(ready.players, ready.config, ready.dataset)
-        with MetricWriter(home.root, position.batch) as writer:
+        chief = parallel.process_index() == 0
+        with MetricWriter(home.root, position.batch) if chief else nullcontext() as writer:
             current, seconds = loop.train(
                 ready.recipe, ready.plan, current, position, ready.pipeline, checkpoints, writer,
-                lambda s: evaluator.validation(s.search_variables()),
+                lambda s: evaluator.validation(parallel.local(s.search_variables())),
             )  # fmt: skip
     if ready.config.evaluation.checkpoint == "best" and (best := checkpoints.best()) is not None:
         say(f"evaluating the best checkpoint, step {best}")

@@ -62,8 +62,9 @@ class Workdir:
         """Holds the directory; the system lets go of it when the process dies.
 
         Raises:
-          UserError: another process holds it.
+          UserError: another process holds it, or it cannot be made or written.
         """
+        self.create()
         with (self.root / ".lock").open("a") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,8 +56,25 @@ def run(exp: str, *, workdir: str = "", scale: Scale = "auto", **changes: Any) -
     Raises:
       UserError, TrainingDiverged, Preempted: see `afa.run`.
     """
+    _join(changes)
     config = configuration.with_changes(configured(exp, scale), **changes)
     return _execute(exp, config, workdir)
+
+
+def _join(given: Mapping[str, Any]) -> None:
+    """Joins the other processes of the run, if any: before JAX first looks for devices.
+
+    Raises:
+      UserError: launch.coordinator without its companions.
+    """
+    from afa import parallel
+
+    coordinator = given.get("launch.coordinator", "")
+    numbers = [given.get(f"launch.{name}", "") for name in ("processes", "index")]
+    if coordinator and not all(str(number).isdecimal() for number in numbers):
+        raise UserError("launch.coordinator needs launch.processes and launch.index, two numbers")
+    if coordinator:
+        parallel.start(coordinator, *(int(number) for number in numbers))
 
 
 def configured(exp: str, scale: Scale) -> ExperimentConfig:
@@ -164,6 +181,7 @@ def guarded(command: Callable[[], int]) -> int:
 
 
 def _main(words: Sequence[str]) -> int:
+    _join(_given(words))
     command = parse(words)
     if command.exp == "list":
         width = max(map(len, experiments.names()))
@@ -188,9 +206,11 @@ def _execute(exp: str, config: ExperimentConfig, workdir: str) -> dict[str, Any]
     from afa import parallel
     from afa import run as job
 
-    launch = config.launch
-    parallel.start(launch.coordinator or None, launch.processes, launch.index)
-    return job.run(exp, config, Path(workdir or Path("runs") / exp))
+    home = Path(workdir or Path("runs") / exp)
+    if parallel.process_index() == 0:
+        return job.run(exp, config, home)
+    with contextlib.redirect_stdout(io.StringIO()):  # of several processes one speaks
+        return job.run(exp, config, home)
 
 
 def _dry_run(exp: str, config: ExperimentConfig) -> int:

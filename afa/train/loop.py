@@ -163,10 +163,12 @@ def train(
     position: Position,
     pipeline: TrainPipeline,
     checkpoints: Checkpoints,
-    writer: MetricWriter,
+    writer: MetricWriter | None,
     evaluate: Evaluate,
 ) -> tuple[TrainState, float]:
     """Takes the steps from `position` to the end of the plan.
+
+    `writer` is None in all but the first of several processes.
 
     Every step's losses are checked for NaN, one step late, so that the devices never wait for the
     host; a checkpoint is written only when the check is up to date.
@@ -198,6 +200,10 @@ def train(
         if part := health.first_not_finite(pending[-1]):
             raise TrainingDiverged(number, part, checkpoints.latest())
 
+    def log(step: int, stage: str, figures: Mapping[str, float]) -> None:
+        if writer is not None:
+            writer.log(step, stage, figures)
+
     with Progress(total, *(stage.name for stage in listed)) as progress, signals() as stop:
         batches = pipeline.iterate(position.batch, total)
         for done, batch in enumerate(batches, start=position.batch + 1):
@@ -215,19 +221,20 @@ def train(
                     state, figures = probe(state, batch)
                     line |= {name: float(x) for name, x in parallel.to_host(figures).items()}
                 line = {"loss": line.get("metric_loss", line.get("generator_loss", 0.0))} | line
-                writer.log(done, stage.name, line | {"images_per_second": rate})
+                log(done, stage.name, line | {"images_per_second": rate})
                 progress.update(done, stage.name, line, rate)
             measured: Mapping[str, float] = {}
             if (done % plan.evaluate_every == 0 or ends) and not leaving:
                 check()
                 with clock.stopped():
                     measured = evaluate(state)
-                writer.log(done, stage.name, {f"validation/{k}": v for k, v in measured.items()})
+                log(done, stage.name, {f"validation/{k}": v for k, v in measured.items()})
                 figures = ", ".join(f"{k} {100 * v:.1f} %" for k, v in measured.items())
                 progress.note(f"step {done}: validation {figures}")
             if done % plan.checkpoint_every == 0 or measured or leaving:
                 check()
-                writer.flush()
+                if writer is not None:
+                    writer.flush()
                 with clock.stopped():
                     at = Position(done, clock.seconds)
                     checkpoints.save(state, at, config, dict(measured) or None)
