@@ -66,7 +66,8 @@ def state(of: Recipe, seed: int = 0) -> TrainState:
         name = path[-1].key
         noise = draw.standard_normal(leaf.shape).astype(np.float32)
         if name == "kernel":
-            return noise * np.float32(np.sqrt(2 / np.prod(leaf.shape[:-1])))
+            gain = 0.05 if path[-2].key == "last" else 1.0  # G leaves pictures nearly alone
+            return noise * np.float32(gain * np.sqrt(2 / np.prod(leaf.shape[:-1])))
         if "head" in name or name == "u":
             return noise
         ordinary = {"power": 3.0, "bias": 0.0, "clean_mean": 0.0, "adversarial_mean": 0.0}

@@ -101,7 +101,7 @@ class Embedding:
         that have a weight are computed."""
 
         def embed(variables: PyTree, images: Array) -> Array:
-            blocks, gates = self.players.blocks(variables, to_unit(images))
+            blocks, gates = self.players.blocks(variables, to_unit(images), tuple(weights))
             return fuse(blocks, weights, gates)
 
         mapped = parallel.map_rows(embed)

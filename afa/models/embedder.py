@@ -2,7 +2,7 @@
 configuration."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ from afa import parallel
 from afa.config import ExperimentConfig
 from afa.errors import choose
 from afa.models import backbones, layers, views
-from afa.models.discriminator import Discriminator
+from afa.models.discriminator import Discriminator, Verdict
 from afa.models.fusion import RestorationGate, fuse
 from afa.models.generator import Generator
 from afa.models.pooling import GlobalHead, LocalHead
@@ -137,40 +137,75 @@ class Players:
             }
         return variables
 
+    def block_names(self) -> tuple[str, ...]:
+        """Every descriptor block there is for search."""
+        game = () if self.generator is None else ("restored", "discriminator")
+        return ("global", "local", "posterior", *self.view_names, *game)
+
     def blocks(
-        self, variables: Mapping[str, PyTree], images: Images
+        self,
+        variables: Mapping[str, PyTree],
+        images: Images,
+        wanted: Collection[str] | None = None,
     ) -> tuple[dict[str, Float[Array, "b _"]], dict[str, Float[Array, "b"]]]:
-        """Every descriptor block of a batch for search, and the gates of the blocks of G's view.
+        """Descriptor blocks of a batch for search, and the gate of G's view.
 
         Blocks: "global", "local", "posterior", one a second view ("flip", ...), and with a
         generator "restored" (F of G(x)) and "discriminator" (D's features of x). The noise input
-        of G is zero, so that a picture has one descriptor.
+        of G is zero, so that a picture has one descriptor. All views run through F as one batch.
+
+        Args:
+          wanted: names of the blocks to compute; None is all of them.
         """
+        wanted = self.block_names() if wanted is None else wanted
+        pictures = {"global": images}
+        pictures |= {n: views.VIEWS[n](images) for n in self.view_names if n in wanted}
+        if "restored" in wanted:
+            pictures["restored"] = self.restore(variables, images)
+        described = self._described(variables, pictures)
+        blocks = {name: each.whole for name, each in described.items()}
+        blocks["local"] = described["global"].local
+        if "posterior" in wanted:
+            posterior = self.embedder.apply(
+                variables["embedder"], blocks["global"], method="posterior"
+            )
+            blocks["posterior"] = layers.l2_normalise(posterior)  # pyright: ignore
+        gates = {}
+        if self.discriminator is not None and "discriminator" in wanted:
+            blocks["discriminator"] = self._verdict(variables, images).features
+        if self.gate is not None and "restored" in wanted:
+            # Both verdicts are dead code, and cost nothing, unless the gate asks for them.
+            logits = [self._verdict(variables, each).logit
+                      for each in (images, pictures["restored"])]  # fmt: skip
+            gates["restored"] = self.gate.apply(
+                variables["gate"], blocks["global"], blocks["restored"], *logits
+            )
+        return blocks, gates  # pyright: ignore[reportReturnType]
 
-        def descriptors(pictures: Images, branch: layers.Branch = "clean") -> Descriptors:
-            return self.embedder.apply(variables["embedder"], pictures, train=False, branch=branch)  # pyright: ignore[reportReturnType]
+    def _described(
+        self, variables: Mapping[str, PyTree], pictures: Mapping[str, Images]
+    ) -> dict[str, Descriptors]:
+        """Descriptors of several pictures of one batch, by one pass through F a branch."""
+        found = {}
+        for branch in ("clean", "adversarial"):
+            names = [n for n in pictures if branch == self._branch(n)]
+            if names:
+                out = self.embedder.apply(
+                    variables["embedder"],
+                    jnp.concatenate([pictures[n] for n in names]),
+                    train=False,
+                    branch=branch,
+                )
+                whole, local = (jnp.split(each, len(names)) for each in out)
+                found |= {n: Descriptors(whole[i], local[i]) for i, n in enumerate(names)}
+        return found
 
-        original = descriptors(images)
-        posterior = self.embedder.apply(variables["embedder"], original.whole, method="posterior")
-        blocks = {
-            "global": original.whole,
-            "local": original.local,
-            "posterior": layers.l2_normalise(posterior),  # pyright: ignore[reportArgumentType]
-        }
-        for name in self.view_names:
-            blocks[name] = descriptors(views.VIEWS[name](images)).whole
-        if self.generator is None or self.discriminator is None or self.gate is None:
-            return blocks, {}
-        restored = self.restore(variables, images)
-        verdict = self.discriminator.apply(variables["discriminator"], images, train=False)
-        after = self.discriminator.apply(variables["discriminator"], restored, train=False)
-        blocks["restored"] = descriptors(restored, self.restored_branch).whole
-        blocks["discriminator"] = verdict.features  # pyright: ignore[reportAttributeAccessIssue]
-        gate = self.gate.apply(
-            variables["gate"], original.whole, blocks["restored"],
-            verdict.logit, after.logit,  # pyright: ignore[reportAttributeAccessIssue]
-        )  # fmt: skip
-        return blocks, {"restored": gate}  # pyright: ignore[reportReturnType]
+    def _branch(self, name: str) -> layers.Branch:
+        return self.restored_branch if name == "restored" else "clean"
+
+    def _verdict(self, variables: Mapping[str, PyTree], images: Images) -> Verdict:
+        assert self.discriminator is not None
+        return self.discriminator.apply(variables["discriminator"], images, train=False)  # pyright: ignore[reportReturnType]
 
     def restore(self, variables: Mapping[str, PyTree], images: Images) -> Images:
         """x^ = G(x, 0), clipped to [0, 1]."""

@@ -1,0 +1,358 @@
+"""Losses against plain NumPy, at points where gradients like to break, and the game's formulas."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from afa.config import LossConfig
+from afa.errors import UserError
+from afa.losses import adversarial as game
+from afa.losses import metric
+from afa.models.layers import l2_normalise
+
+CONFIG = LossConfig(temperature=0.2, scale=8.0, margin=0.3)
+LABELS = np.array([0, 0, 2, 2, 2, 1, 4], np.int32)  # class 3 has no row; 1 and 4 no positive
+CLASSES = 5
+
+
+def unit(seed, rows, dim=4):
+    x = np.random.default_rng(seed).normal(size=(rows, dim))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+X, PROXIES = unit(0, len(LABELS)), unit(1, CLASSES)
+
+
+def near(value, expected, tolerance=1e-5):
+    np.testing.assert_allclose(value, expected, rtol=tolerance, atol=tolerance)
+
+
+@functools.cache
+def compiled(name):
+    return jax.jit(metric.LOSSES[name], static_argnums=3)
+
+
+def value(name, x, y, proxies, config):
+    return compiled(name)(jnp.asarray(x), jnp.asarray(y), jnp.asarray(proxies), config)
+
+
+@functools.cache
+def slopes_of(name):
+    """Value and slopes of a loss in rows and proxies before they are brought to unit length."""
+
+    def loss(x, y, proxies):
+        return metric.LOSSES[name](l2_normalise(x), y, l2_normalise(proxies), LossConfig())
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 2)))
+
+
+# ---- every metric loss, written once more, with loops ------------------------------------------
+
+
+def cross_entropy(logits, y):
+    return -np.log(np.exp(logits[y]) / np.exp(logits).sum())
+
+
+def rows_of(y):
+    for i, label in enumerate(y):
+        others = [j for j in range(len(y)) if j != i]
+        yield i, [j for j in others if y[j] == label], [j for j in others if y[j] != label]
+
+
+def norm_softmax(x, y, p, c):
+    return np.mean([cross_entropy(p @ x[i] / c.temperature, y[i]) for i in range(len(y))])
+
+
+def arcface(x, y, p, c):
+    losses = []
+    for i, label in enumerate(y):
+        cosine = p @ x[i]
+        angle = np.arccos(cosine[label])
+        beyond = angle + c.margin > np.pi
+        turned = cosine[label] - c.margin * np.sin(c.margin)
+        cosine[label] = turned if beyond else np.cos(angle + c.margin)
+        losses.append(cross_entropy(c.scale * cosine, label))
+    return np.mean(losses)
+
+
+def proxy_anchor(x, y, p, c):
+    pulls, pushes = [], []
+    for label, proxy in enumerate(p):
+        cosine = x @ proxy
+        if (y == label).any():
+            terms = np.exp(-c.scale * (cosine[y == label] - c.margin))
+            pulls.append(np.log(1 + terms.sum()))
+        pushes.append(np.log(1 + np.exp(c.scale * (cosine[y != label] + c.margin)).sum()))
+    return np.mean(pulls) + np.mean(pushes)
+
+
+def multi_similarity(x, y, p, c):
+    s, losses = x @ x.T, []
+    for i, positive, negative in rows_of(y):
+        hard_positive = [j for j in positive if s[i, j] < max(s[i, negative]) + c.margin]
+        hard_negative = [
+            j for j in negative if positive and s[i, j] > min(s[i, positive]) - c.margin
+        ]
+        pull = np.log(1 + np.exp(-2 * (s[i, hard_positive] - 0.5)).sum()) / 2
+        push = np.log(1 + np.exp(50 * (s[i, hard_negative] - 0.5)).sum()) / 50
+        losses.append(pull + push)
+    return np.mean(losses)
+
+
+def triplet(x, y, p, c):
+    s = x @ x.T
+    return np.mean([
+        max(0, max(s[i, negative]) - min(s[i, positive]) + c.margin)
+        for i, positive, negative in rows_of(y)
+        if positive and negative
+    ])  # fmt: skip
+
+
+def contrastive(x, y, p, c):
+    s = x @ x.T
+    pulls = [1 - s[i, j] for i, positive, _ in rows_of(y) for j in positive]
+    pushes = [s[i, j] - c.margin for i, _, negative in rows_of(y) for j in negative]
+    return np.mean(pulls) + np.mean([each for each in pushes if each > 0])
+
+
+def supcon(x, y, p, c):
+    s, losses = np.exp(x.astype(np.float64) @ x.T / c.temperature), []
+    for i, positive, negative in rows_of(y):
+        if positive:
+            whole = s[i, positive + negative].sum()
+            losses.append(np.mean([-np.log(s[i, j] / whole) for j in positive]))
+    return np.mean(losses)
+
+
+REFERENCES = {
+    each.__name__: each
+    for each in (
+        norm_softmax, arcface, proxy_anchor, multi_similarity, triplet, contrastive, supcon
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", metric.LOSSES)
+def test_loss_equals_numpy(name, seed):
+    x, p = unit(10 + seed, len(LABELS)), unit(20 + seed, CLASSES)
+    near(value(name, x, LABELS, p, CONFIG), REFERENCES[name](x, LABELS, p, CONFIG))
+
+
+@pytest.mark.parametrize("name", metric.LOSSES)
+def test_loss_falls_along_its_gradient(name):
+    start, (slope, _) = slopes_of(name)(X, LABELS, PROXIES)
+    moved, _ = slopes_of(name)(X - 1e-3 * slope / np.linalg.norm(slope), LABELS, PROXIES)
+    assert float(moved) < float(start)
+
+
+# ---- points where a gradient may break ---------------------------------------------------------
+
+SAME = np.tile(unit(3, 1), (6, 1))
+TWICE = np.array([0, 0, 1, 1, 2, 2], np.int32)
+ON = np.arange(6, dtype=np.int32) % CLASSES
+PLACES = {
+    "identical rows": (SAME, TWICE),
+    "rows on their proxies": (PROXIES[ON], ON),
+    "rows opposite to their proxies": (-PROXIES[ON], ON),
+    "no class with a positive": (unit(4, 5), np.arange(5, dtype=np.int32)),
+    "one class alone": (unit(5, 6), np.full(6, 2, np.int32)),
+    "one class alone, identical": (SAME, np.full(6, 4, np.int32)),
+    "one row": (unit(6, 1), np.array([1], np.int32)),
+    "rows of zero": (np.zeros((6, 4), np.float32), TWICE),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", metric.LOSSES)
+def test_gradient_is_finite_everywhere(name, place):
+    rows, labels = PLACES[place]
+    found, slopes = slopes_of(name)(rows, labels, PROXIES)
+    assert np.isfinite(found)
+    assert all(np.isfinite(slope).all() for slope in slopes)
+
+
+@pytest.mark.parametrize("name", ["triplet", "contrastive", "supcon", "multi_similarity"])
+def test_rows_without_a_positive_add_nothing_to_a_pull(name):
+    far = np.eye(4, dtype=np.float32)
+    assert float(value(name, far, np.arange(4, dtype=np.int32), PROXIES, CONFIG)) == 0
+
+
+@jax.jit
+@jax.grad
+def slope_at(cosine):
+    rows = jnp.stack([cosine, 0.0])[None]
+    return metric.arcface(rows, jnp.zeros(1, jnp.int32), jnp.eye(2), CONFIG)
+
+
+# Cosines beyond 1 happen by rounding; the slope of an arccos would be infinite at 1.
+@pytest.mark.parametrize("cosine", [1.0, 1.0 + 1e-6, 1 - 1e-7, 0.5, -0.9, -1.0, -1.0 - 1e-6])
+def test_slope_of_arcface_is_finite_and_pulls(cosine):
+    slope = float(slope_at(jnp.float32(cosine)))
+    # At most the scale times 1 + sin m / sqrt(epsilon of the root).
+    assert -CONFIG.scale * (1 + np.sin(CONFIG.margin) / np.sqrt(1e-9)) <= slope <= 0
+
+
+def test_arcface_never_turns_back():
+    """The further from the proxy, the larger the loss, also beyond pi - m."""
+    angles = np.linspace(0.01, np.pi - 0.01, 60, dtype=np.float32)
+    rows = np.stack([np.cos(angles), np.sin(angles)], 1)
+    proxies = np.array([[1, 0], [0, 0]], np.float32)
+    own = np.zeros(1, np.int32)
+    losses = [float(value("arcface", row[None], own, proxies, CONFIG)) for row in rows]
+    assert (np.diff(losses) > 0).all()
+
+
+def test_arcface_without_margin_is_a_softmax():
+    plain = dataclasses.replace(CONFIG, margin=0.0, temperature=1 / CONFIG.scale)
+    near(
+        value("arcface", X, LABELS, PROXIES, plain),
+        value("norm_softmax", X, LABELS, PROXIES, plain),
+        1e-4,
+    )
+
+
+def test_only_the_own_proxy_pulls():
+    """A label one off, a shifted class axis or the last class cut away would show here."""
+    for name in ("norm_softmax", "arcface", "proxy_anchor"):
+        x, y = PROXIES[-1:], np.array([CLASSES - 1], np.int32)
+        slope = jax.grad(lambda p, x=x, y=y, name=name: value(name, x, y, p, CONFIG))(
+            jnp.asarray(PROXIES)
+        )
+        pull = np.asarray(slope @ x[0])
+        assert pull[-1] < 0, name
+        assert (pull[:-1] > 0).all(), name
+
+
+# ---- the weighted sum --------------------------------------------------------------------------
+
+
+def blocks_and_proxies():
+    names = ("global", "local", "fused")
+    return (
+        {name: jnp.asarray(unit(30 + i, len(LABELS), 3 + i)) for i, name in enumerate(names)},
+        {name: jnp.asarray(unit(40 + i, CLASSES, 3 + i)) for i, name in enumerate(names)},
+    )
+
+
+@pytest.mark.parametrize(("local", "fused"), [(0.5, 0.25), (0.0, 0.5), (0.0, 0.0)])
+def test_metric_loss_weighs_its_views(local, fused):
+    config = dataclasses.replace(
+        CONFIG, name="proxy_anchor", local_weight=local, fused_weight=fused
+    )
+    blocks, proxies = blocks_and_proxies()
+    weights = {"global": 1, "local": local, "fused": fused}
+    expected = sum(
+        weight * proxy_anchor(np.asarray(blocks[name]), LABELS, np.asarray(proxies[name]), config)
+        for name, weight in weights.items()
+    ) / sum(weights.values())
+    near(metric.metric_loss(blocks, jnp.asarray(LABELS), proxies, config), expected)
+
+
+@pytest.mark.parametrize("name", metric.WITHOUT_PROXIES)
+def test_pair_losses_train_the_class_head_apart(name):
+    config = dataclasses.replace(CONFIG, name=name)
+    blocks, proxies = blocks_and_proxies()
+    weights = {"global": 1, "local": 0.5, "fused": 0.5}
+
+    def pairs(blocks):
+        parts = [
+            weight * value(name, blocks[each], LABELS, proxies[each], config)
+            for each, weight in weights.items()
+        ]
+        return sum(parts) / 2
+
+    slopes = jax.grad(
+        lambda b, p: metric.metric_loss(b, jnp.asarray(LABELS), p, config), argnums=(0, 1)
+    )(blocks, proxies)
+    expected = jax.grad(pairs)(blocks)
+    for each in blocks:
+        near(slopes[0][each], expected[each], 1e-6)
+        assert np.abs(slopes[1][each]).max() > 0
+
+
+def test_unknown_loss_is_refused():
+    config = dataclasses.replace(CONFIG, name="tripplet")
+    with pytest.raises(UserError) as caught:
+        metric.metric_loss({}, jnp.asarray(LABELS), {}, config)
+    assert str(caught.value) == (
+        "loss.name='tripplet' is unknown; did you mean 'triplet'? (allowed: arcface, contrastive, "
+        "multi_similarity, norm_softmax, proxy_anchor, supcon, triplet)"
+    )
+
+
+# ---- the game ----------------------------------------------------------------------------------
+
+
+def test_losses_of_the_game_at_equilibrium_and_beyond():
+    zero = jnp.zeros(5)
+    near(game.discriminator_loss(zero, zero), 2 * np.log(2), 1e-6)
+    near(game.generator_loss(zero), np.log(2), 1e-6)
+    real, fake = jnp.array([1.0, -2.0, 300.0]), jnp.array([0.5, -300.0, 3.0])
+    expected = np.mean(np.log1p(np.exp(-np.asarray(real, np.float64)))) + np.mean(
+        np.log1p(np.exp(np.asarray(fake, np.float64)))
+    )
+    near(game.discriminator_loss(real, fake), expected)
+    # The players pull D(x^) in opposite directions.
+    assert (jax.grad(game.generator_loss)(fake) < 0).any()
+    assert (jax.grad(lambda f: game.discriminator_loss(real, f))(fake) >= 0).all()
+
+
+def test_r1_of_a_linear_and_of_a_quadratic_discriminator():
+    draw = np.random.default_rng(0)
+    x = jnp.asarray(draw.uniform(size=(4, 5, 6, 3)), jnp.float32)
+    w = jnp.asarray(draw.normal(size=(5, 6, 3)), jnp.float32)
+    linear = game.r1_penalty(lambda x: jnp.einsum("bhwc,hwc->b", x, w) + 7, x)
+    near(linear, 0.5 * np.sum(np.square(w)))
+    quadratic = game.r1_penalty(lambda x: 1.5 * jnp.sum(jnp.square(x), (1, 2, 3)), x)
+    near(quadratic, 0.5 * 9 * np.sum(np.square(x)) / 4)
+
+
+def push_case():
+    draw = np.random.default_rng(1)
+    mid, direction = (jnp.asarray(draw.normal(size=(3, 2, 4, 5)), jnp.float32) for _ in range(2))
+    return mid, direction, jax.random.split(jax.random.key(2), 3)
+
+
+def test_feature_push_has_the_stated_length_and_direction():
+    mid, direction, keys = push_case()
+    push = np.asarray(game.feature_push(mid, direction, keys, 0.08))
+    u = np.array([jax.random.uniform(key) for key in keys])
+    assert len(set(u.tolist())) == 3
+    flat = push.reshape(3, -1)
+    length = np.linalg.norm(flat, axis=1)
+    near(length, 0.08 * u * np.linalg.norm(np.reshape(mid, (3, -1)), axis=1))
+    along = np.reshape(direction, (3, -1))
+    near(np.sum(flat * along, 1), length * np.linalg.norm(along, axis=1))
+    # The length of the direction is of no account, however small gradients are.
+    near(game.feature_push(mid, 1e-6 * direction, keys, 0.08), push, 1e-4)
+
+
+def test_no_gradient_passes_through_the_push():
+    mid, direction, keys = push_case()
+
+    def through(mid, direction):
+        return jnp.sum(jnp.square(game.feature_push(mid, direction, keys, 0.5)))
+
+    for slope in jax.grad(through, argnums=(0, 1))(mid, direction):
+        assert (slope == 0).all()
+
+
+def test_a_push_along_nothing_is_nothing():
+    mid, direction, keys = push_case()
+    assert (game.feature_push(mid, 0 * direction, keys, 0.5) == 0).all()
+    assert np.abs(game.feature_push(0 * mid, direction, keys, 0.5)).max() < 1e-9
+    half = game.feature_push(mid.astype(jnp.bfloat16), direction, keys, 0.5)
+    assert half.dtype == jnp.bfloat16
+
+
+def test_psnr():
+    clean = jnp.full((3, 4, 4, 3), 0.5)
+    error = jnp.array([0.0, 0.1, 0.01])[:, None, None, None]
+    near(game.psnr(clean + error, clean), [60, 10 * np.log10(1 / (0.01 + 1e-6)), 39.957], 1e-3)
+    # Values outside of [0, 1] are what a picture file would hold: clipped.
+    near(game.psnr(jnp.full((1, 2, 2, 3), 1.7), jnp.ones((1, 2, 2, 3))), [60], 1e-3)
