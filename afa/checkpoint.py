@@ -6,9 +6,10 @@ in the middle of a save leaves the older checkpoints whole.
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
@@ -29,10 +30,13 @@ class Position:
     Attributes:
       batch: the next batch of the data stream; batches are a pure function of (seed, batch).
       train_seconds: time spent in training steps so far, over all starts of the run.
+      pending: metrics of the steps since the last log line, as JSON values: the next line is their
+        mean, wherever the run was stopped.
     """
 
     batch: int
     train_seconds: float
+    pending: Sequence[Mapping[str, Any]] = ()
 
 
 def _metric(metrics: dict[str, float]) -> float:

@@ -8,7 +8,7 @@ import dataclasses
 import json
 from typing import Any, Literal
 
-from afa.errors import UserError
+from afa.errors import UserError, nearest
 
 TRAINED_CORRUPTIONS = ("gaussian_noise", "gaussian_blur", "occlusion", "low_resolution")
 
@@ -171,6 +171,10 @@ class OptimConfig:
 class TrainConfig:
     steps: str = "100ep"
     """Labelled steps (of F)."""
+    small_steps: str = "0"
+    """Staged: the first of `steps`, on smaller and so cheaper pictures (progressive resizing)."""
+    small_size: int = 32
+    """Side of the pictures of these steps, in pixels."""
     schedule: Literal["staged", "joint"] = "staged"
     """staged: F, F with feature augmentation, then G and D on frozen F; joint: all together."""
     plain: str = "40%"
@@ -263,8 +267,8 @@ def with_changes(config: Any, **changes: Any) -> Any:
     """
     for field, value in changes.items():
         head, _, rest = field.partition(".")
-        if head not in {f.name for f in dataclasses.fields(config)}:
-            raise UserError(f"{field!r} is no field of {type(config).__name__}")
+        if field not in (names := flatten(config)) and not hasattr(config, field):
+            raise UserError(f"{field} is no field{nearest(field, names)}")
         new = with_changes(getattr(config, head), **{rest: value}) if rest else value
         config = dataclasses.replace(config, **{head: new})
     return config
@@ -352,7 +356,8 @@ def validate(config: ExperimentConfig) -> None:
         "data.image_size", "data.batch_size", "data.images_per_class", "embedder.embedding_dim",
         "embedder.local_dim", "generator.width", "generator.levels", "discriminator.width",
         "discriminator.levels", "optim.learning_rate", "optim.accumulate", "loss.temperature",
-        "evaluation.batch_size", "retrieval.results", "adversarial.r1_every",
+        "evaluation.batch_size", "retrieval.results", "train.small_size",
+        "data.crop_fraction", "adversarial.r1_every",
     )  # fmt: skip
     values = flatten(config)
     for name in positive:
@@ -362,6 +367,8 @@ def validate(config: ExperimentConfig) -> None:
     for name in shares:
         if not 0 <= values[name] <= 1:
             raise UserError(f"{name}={values[name]!r} must lie between 0 and 1")
+    if not 0 < config.data.crop_fraction <= 1:
+        raise UserError(f"data.crop_fraction={config.data.crop_fraction!r} must lie in (0, 1]")
     if not 0 <= config.optim.ema_decay < 1:
         raise UserError(f"optim.ema_decay={config.optim.ema_decay!r} must lie in [0, 1)")
     smallest = 2 ** max(config.generator.levels, config.discriminator.levels)

@@ -23,7 +23,7 @@ from afa.checkpoint import Checkpoints, Position
 from afa.config import ExperimentConfig
 from afa.data import sets
 from afa.data.corruptions import held_back
-from afa.data.pipeline import TrainPipeline, preprocessing
+from afa.data.pipeline import TrainPipeline, preprocessing, steps_per_epoch
 from afa.data.types import Dataset, ImageSet
 from afa.evaluation import evaluator as evaluator_module
 from afa.evaluation.evaluator import Evaluator, Results
@@ -72,14 +72,18 @@ def setup(config: ExperimentConfig) -> Setup:
     # Modules first: a misspelt name should not wait for the data.
     embedder.build(config, classes=2)
     dataset = sets.load(config.data)
+    epoch = steps_per_epoch(dataset.train, config.data)
+    plan = loop.plan(config, epoch)
     pipeline = TrainPipeline(
-        dataset.train, config.data, config.seed, parallel.process_index(), parallel.process_count()
+        dataset.train,
+        config.data,
+        config.seed,
+        parallel.process_index(),
+        parallel.process_count(),
+        (plan.small, config.train.small_size),
     )
-    plan = loop.plan(config, pipeline.steps_per_epoch)
     players = embedder.build(config, len(pipeline.classes))
-    optimisers = optim.optimisers(
-        config, plan.embedder_steps, max(plan.generator_steps, 1), pipeline.steps_per_epoch
-    )
+    optimisers = optim.optimisers(config, plan.embedder_steps, max(plan.generator_steps, 1), epoch)
     return Setup(config, dataset, pipeline, plan, steps.Recipe(players, optimisers, config))
 
 
@@ -239,7 +243,8 @@ def describe(ready: Setup) -> list[str]:
         f"          {dataset.protocol}",
         f"network   {config.backbone.name}, {config.data.image_size} px, batch "
         f"{config.data.batch_size}",
-        f"steps     {plan.total} ({stages})",
+        f"steps     {plan.total} ({stages})"
+        + (f", the first {plan.small} at {config.train.small_size} px" if plan.small else ""),
     ]
     lines += [f"skipped   {each}" for each in dataset.skipped]
     return lines

@@ -53,8 +53,12 @@ class TrainPipeline:
         seed: int,
         process_index: int = 0,
         process_count: int = 1,
+        small: tuple[int, int] = (0, 0),
     ) -> None:
         """Checks that the sampler can do its work with these pictures.
+
+        Args:
+          small: (steps, side): the first steps have pictures of another side, in pixels.
 
         Raises:
           UserError: an unknown corruption, or too few classes or pictures for the batch.
@@ -66,18 +70,17 @@ class TrainPipeline:
                 f"data.batch_size={config.batch_size} cannot be divided among {process_count} "
                 "processes"
             )
-        self.images, self.config, self.seed = images, config, seed
+        self.images, self.config, self.seed, self._small = images, config, seed, small
         self.classes, self._labels = np.unique(images.labels, return_inverse=True)
         order = np.argsort(self._labels, kind="stable")
         starts = np.searchsorted(self._labels[order], np.arange(1, len(self.classes)))
         self._members = np.split(order, starts)
         self._check_sampler()
-        self.steps_per_epoch = max(1, len(images) // config.batch_size)
+        self.steps_per_epoch = steps_per_epoch(images, config)
         rows = config.batch_size // process_count
         self._rows = range(process_index * rows, (process_index + 1) * rows)
         # A crop keeps at least this share of a side, so a large JPEG may be decoded smaller.
-        kept = math.sqrt(config.crop_scale / ASPECT)
-        self._min_side = math.ceil(config.image_size / kept) if kept else 0
+        self._kept = math.sqrt(config.crop_scale / ASPECT)
 
     def _check_sampler(self) -> None:
         size, per_class = self.config.batch_size, self.config.images_per_class
@@ -127,24 +130,24 @@ class TrainPipeline:
           UserError: a picture cannot be read, named by its path.
         """
         index = self.indices(step)[self._rows.start : self._rows.stop]
-        shape = (len(index), self.config.image_size, self.config.image_size, 3)
+        size = self._small[1] if step < self._small[0] else self.config.image_size
+        shape = (len(index), size, size, 3)
         clean, image = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
         corruption = np.zeros(len(index), np.int32)
         for place, (row, i) in enumerate(zip(self._rows, index, strict=True)):
             rng = _generator(self.seed, VIEW, step, row)
-            clean[place], image[place], corruption[place] = self._views(int(i), rng)
+            clean[place], image[place], corruption[place] = self._views(int(i), size, rng)
         label = self._labels[index].astype(np.int32)
         return Batch(clean=clean, image=image, label=label, corruption=corruption)
 
     def _views(
-        self, index: int, rng: np.random.Generator
+        self, index: int, size: int, rng: np.random.Generator
     ) -> tuple[UInt8[np.ndarray, "s s 3"], UInt8[np.ndarray, "s s 3"], int]:
         """A clean view of a picture, the view to learn from, and what spoiled the latter."""
         config = self.config
-        pixels = _read(self.images, index, self._min_side)
-        clean = augment(
-            pixels, config.image_size, rng, config.crop_scale, config.flip, config.jitter
-        )
+        min_side = math.ceil(size / self._kept) if self._kept else 0
+        pixels = _read(self.images, index, min_side)
+        clean = augment(pixels, size, rng, config.crop_scale, config.flip, config.jitter)
         if not config.corruptions or rng.random() >= config.corrupt_probability:
             return clean, clean, 0
         which = int(rng.integers(len(config.corruptions)))
@@ -154,6 +157,11 @@ class TrainPipeline:
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps `start` to `stop` - 1, read ahead by `data.read_threads` threads."""
         return _in_threads(self.batch, start, stop, self.config.read_threads)
+
+
+def steps_per_epoch(images: ImageSet, config: DataConfig) -> int:
+    """Batches in which about as many pictures are seen as the set has."""
+    return max(1, len(images) // config.batch_size)
 
 
 def eval_batches(

@@ -119,6 +119,16 @@ def first_not_finite(metrics: Mapping[str, Any]) -> str | None:
     return None
 
 
+def first_part_not_finite(state: Any) -> str | None:
+    """The first parameter, batch statistic or average that is not finite, as a path; None when all
+    are. A checkpoint of such a state would be no good one, though the losses were finite so far."""
+    trees = parallel.to_host({"variables": state.variables, "average": state.average})
+    for path, leaf in jax.tree.leaves_with_path(trees):
+        if not np.isfinite(leaf).all():
+            return "/".join(str(part.key) for part in path)
+    return None
+
+
 def summarise(steps: Sequence[Mapping[str, Any]], corruptions: Sequence[str]) -> dict[str, float]:
     """One log line from the metrics of the steps since the last: means, and PSNR by corruption."""
     names = ("clean", *corruptions)

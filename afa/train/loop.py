@@ -13,7 +13,7 @@ from afa import parallel
 from afa.checkpoint import Checkpoints, Position
 from afa.config import ExperimentConfig, steps_of
 from afa.data.pipeline import TrainPipeline
-from afa.errors import TrainingDiverged
+from afa.errors import TrainingDiverged, UserError
 from afa.report.progress import Progress
 from afa.report.writers import MetricWriter
 from afa.train import health, steps
@@ -45,6 +45,7 @@ class Plan:
     """The steps of a run.
 
     Attributes:
+      small: the first steps of F, on smaller pictures (Tan & Le 2021, section 4, for the idea).
       plain: the first steps of F, which go without feature augmentation.
       embedder_steps: steps that move F.
       generator_steps: steps that move G and D: after F's, or, in a joint schedule, the same.
@@ -52,6 +53,7 @@ class Plan:
       log_every, evaluate_every, checkpoint_every: in steps.
     """
 
+    small: int
     plain: int
     embedder_steps: int
     generator_steps: int
@@ -65,16 +67,22 @@ def plan(config: ExperimentConfig, epoch: int) -> Plan:
     """Resolves every duration of the configuration.
 
     Raises:
-      UserError: a field is no duration.
+      UserError: a field is no duration, or small pictures in a joint schedule.
     """
     train, adversarial = config.train, config.adversarial
     count = functools.partial(steps_of, epoch=epoch)
     embedder = max(count("train.steps", train.steps, whole=0), 1)
+    small = count("train.small_steps", train.small_steps, whole=embedder)
     plain, game, total = embedder, 0, embedder
     if adversarial.enabled and adversarial.feature_epsilon > 0:
         plain = min(count("train.plain", train.plain, whole=embedder), embedder)
     if adversarial.enabled and adversarial.generator and train.schedule == "joint":
         game = embedder
+        if small:
+            raise UserError(
+                f"train.small_steps={train.small_steps!r} needs train.schedule='staged': G works "
+                "at one picture size"
+            )
     elif adversarial.enabled and adversarial.generator:
         game = count("train.generator_steps", train.generator_steps, whole=embedder)
         total = embedder + game
@@ -82,7 +90,7 @@ def plan(config: ExperimentConfig, epoch: int) -> Plan:
         field: max(count(f"train.{field}", getattr(train, field), whole=total), 1)
         for field in ("log_every", "evaluate_every", "checkpoint_every")
     }
-    return Plan(plain, embedder, game, total, **every)
+    return Plan(min(small, embedder), plain, embedder, game, total, **every)
 
 
 def stages(recipe: steps.Recipe, plan: Plan) -> list[Stage]:
@@ -171,7 +179,7 @@ def train(
     `writer` is None in all but the first of several processes.
 
     Every step's losses are checked for NaN, one step late, so that the devices never wait for the
-    host; a checkpoint is written only when the check is up to date.
+    host; a checkpoint is written only when the check is up to date and the state itself is finite.
 
     Returns:
       The last state, and the seconds spent in training steps over all starts of the run.
@@ -187,7 +195,8 @@ def train(
         functools.partial(steps.probe_step, recipe=recipe), config.train.parallel
     )
     clock = Stopwatch(position.train_seconds)
-    pending: list[Mapping[str, Any]] = []  # metrics of the steps since the last log line
+    pending = list(position.pending)  # metrics of the steps since the last log line
+    logged = position.batch  # the step at which the clock's lap began
     unchecked: tuple[int, Any] | None = None
 
     def check() -> None:
@@ -195,10 +204,16 @@ def train(
         if unchecked is None:
             return
         number, metrics = unchecked
-        pending.append(parallel.to_host(metrics))
+        # Plain numbers: a checkpoint keeps those that wait for the next log line.
+        pending.append({name: x.tolist() for name, x in parallel.to_host(metrics).items()})
         unchecked = None
         if part := health.first_not_finite(pending[-1]):
             raise TrainingDiverged(number, part, checkpoints.latest())
+
+    def check_all(step: int, state: TrainState) -> None:
+        check()
+        if part := health.first_part_not_finite(state):
+            raise TrainingDiverged(step, part, checkpoints.latest())
 
     def log(step: int, stage: str, figures: Mapping[str, float]) -> None:
         if writer is not None:
@@ -211,10 +226,11 @@ def train(
             state, metrics = stage.step(state, batch)
             check()
             unchecked = (done, metrics)
-            ends, leaving = done == stage.end, parallel.preempted(done, stop())
+            ends = done == stage.end
             if done % plan.log_every == 0 or ends:
                 check()
-                rate = len(pending) * config.data.batch_size / clock.lap()
+                rate = (done - logged) * config.data.batch_size / clock.lap()
+                logged = done
                 line = health.summarise(pending, config.data.corruptions)
                 pending.clear()
                 if "generator_loss" in line:
@@ -224,21 +240,24 @@ def train(
                 log(done, stage.name, line | {"images_per_second": rate})
                 progress.update(done, stage.name, line, rate)
             measured: Mapping[str, float] = {}
-            if (done % plan.evaluate_every == 0 or ends) and not leaving:
-                check()
+            if done % plan.evaluate_every == 0 or ends:
+                check_all(done, state)
                 with clock.stopped():
                     measured = evaluate(state)
                 log(done, stage.name, {f"validation/{k}": v for k, v in measured.items()})
                 figures = ", ".join(f"{k} {100 * v:.1f} %" for k, v in measured.items())
                 progress.note(f"step {done}: validation {figures}")
+            # After the evaluation, which is then part of what is saved.
+            leaving = parallel.preempted(done, stop())
             if done % plan.checkpoint_every == 0 or measured or leaving:
-                check()
+                if not measured:
+                    check_all(done, state)
                 if writer is not None:
                     writer.flush()
                 with clock.stopped():
-                    at = Position(done, clock.seconds)
+                    at = Position(done, clock.seconds, pending)
                     checkpoints.save(state, at, config, dict(measured) or None)
-            if leaving and done < total:
+            if leaving:
                 checkpoints.finish()
                 raise Preempted(done)
     checkpoints.finish()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import PyTree
 
 from afa import parallel
 from afa.models.embedder import Players
@@ -21,13 +21,14 @@ class TrainState(flax.struct.PyTreeNode):
     """Everything a step changes. Random numbers are derived from the step, never stored.
 
     Attributes:
-      step: steps taken; the only clock.
+      step: steps taken, an int32 scalar; the only clock. (Any, since a state also holds the shapes
+        a checkpoint is restored into, and host values.)
       variables: player -> {"params", "batch_stats"}.
       opt_state: player -> state of its optimiser.
       average: "embedder", "generator" -> moving average of their variables.
     """
 
-    step: Int[Array, ""]
+    step: Any
     variables: dict[str, PyTree]
     opt_state: dict[str, PyTree]
     average: dict[str, PyTree]
@@ -74,7 +75,7 @@ def apply_gradients(
         opt_state=state.opt_state | {player: opt_state},
         average=average,
     )
-    return state, {f"{player}_gradient_norm": optax.global_norm(gradients)}
+    return state, {f"{player}_gradient_norm": optax.tree.norm(gradients)}
 
 
 def checkpoint_id(trained: TrainState) -> str:

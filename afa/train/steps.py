@@ -87,7 +87,8 @@ def embedder_step(
         keys = parallel.sample_keys(key, len(mid))
         direction = slope
         if config.adversarial.feature_direction == "random":
-            direction = jax.vmap(lambda k: jax.random.normal(k, mid.shape[1:]))(keys)
+            others = parallel.sample_keys(stream(config.seed, "direction", state.step), len(mid))
+            direction = jax.vmap(lambda k: jax.random.normal(k, mid.shape[1:]))(others)
         delta = game.feature_push(mid, direction, keys, config.adversarial.feature_epsilon)
         pushed, pull_pushed, (stats, _) = jax.vjp(
             lambda p, h: upper(p, h, stats, "adversarial"), params, mid + delta, has_aux=True

@@ -1,0 +1,285 @@
+"""Schedules, optimisers, moving averages, and the state they move."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from afa.config import ExperimentConfig, OptimConfig, with_changes
+from afa.errors import UserError
+from afa.models.embedder import Players
+from afa.train import optim
+from afa.train.state import TrainState, apply_gradients, checkpoint_id, create
+
+
+def near(value, expected, tolerance=1e-6):
+    np.testing.assert_allclose(value, expected, rtol=tolerance, atol=1e-6)
+
+
+# ---- learning rate -----------------------------------------------------------------------------
+
+
+def rates(config, steps=100, epoch=10, count=100):
+    schedule = optim.learning_rate(config, 2.0, steps, epoch)
+    return np.array([float(schedule(jnp.asarray(i))) for i in range(count)])
+
+
+def test_warm_up_rises_to_the_peak_and_the_cosine_falls_to_zero():
+    found = rates(OptimConfig(warmup="10%"), count=101)
+    near(found[:10], 0.2 + np.arange(10) * 0.18)
+    near(found[10], 2.0)
+    near(found[10:], 1 + np.cos(np.pi * np.arange(91) / 90), 1e-5)
+    assert found[0] > 0
+    near(found[-1], 0.0)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [("7", 7), ("0.5ep", 5), ("20%", 20), ("0", 0)])
+def test_warm_up_in_every_unit(warmup, steps):
+    found = rates(OptimConfig(warmup=warmup, schedule="constant"))
+    assert (found[:steps] < 2).all()
+    near(found[steps:], np.full(100 - steps, 2.0))
+
+
+def test_linear_decay():
+    near(rates(OptimConfig(warmup="0", schedule="linear")), 2 * (1 - np.arange(100) / 100), 1e-5)
+
+
+def test_accumulated_steps_count_once():
+    """100 steps with 4 gradients each are 25 updates; the schedule counts updates."""
+    found = rates(OptimConfig(warmup="20%", accumulate=4, schedule="linear"), count=26)
+    near(found[5], 2.0)
+    assert (found[:5] < 2).all()
+    near(found[25], 0.0)
+
+
+def test_malformed_warm_up_is_refused():
+    with pytest.raises(UserError, match="optim.warmup='soon' is no duration"):
+        optim.learning_rate(OptimConfig(warmup="soon"), 1.0, 10, 5)
+
+
+# ---- optimisers --------------------------------------------------------------------------------
+
+PARAMS = {
+    "conv": {"kernel": jnp.full((2, 3), 0.5), "bias": jnp.full(3, 0.5)},
+    "norm": {"scale": jnp.ones(3)},
+    "power": jnp.asarray(3.0),
+    "class_head": jnp.ones((2, 2)),
+}
+
+
+def settings(**changes):
+    base = {"optim.warmup": "0", "optim.schedule": "constant", "optim.clip": 0.0}
+    changes = {f"optim.{name}": value for name, value in changes.items()}
+    return with_changes(ExperimentConfig(), **(base | changes))
+
+
+def walk(config, gradients, player="embedder"):
+    """Parameters after every gradient."""
+    optimiser = optim.optimisers(config, 100, 100, 10)[player]
+    params, state, path = PARAMS, optimiser.init(PARAMS), []
+    update = jax.jit(optimiser.update)
+    for gradient in gradients:
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        path.append(params)
+    return path
+
+
+def gradients(count, size=1.0):
+    draw = np.random.default_rng(0)
+    return [
+        jax.tree.map(lambda p: jnp.asarray(size * draw.normal(size=p.shape), jnp.float32), PARAMS)
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("name", optim.OPTIMISERS)
+def test_weight_decay_is_for_kernels_alone(name):
+    zero = jax.tree.map(jnp.zeros_like, PARAMS)
+    config = settings(name=name, learning_rate=0.1, weight_decay=0.5)
+    after = walk(config, [zero])[0]
+    assert (after["conv"]["kernel"] < PARAMS["conv"]["kernel"]).all()
+    kept = {**after, "conv": {"bias": after["conv"]["bias"]}}
+    jax.tree.map(np.testing.assert_array_equal, kept, {**PARAMS, "conv": {"bias": jnp.full(3, 0.5)}})
+    without = walk(settings(name=name, learning_rate=0.1, weight_decay=0.0), [zero])[0]
+    jax.tree.map(np.testing.assert_array_equal, without, PARAMS)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_accumulating_equals_averaging(name, clip):
+    small = gradients(6)
+    config = settings(name=name, learning_rate=0.1, clip=clip, accumulate=3)
+    path = walk(config, small)
+    jax.tree.map(np.testing.assert_array_equal, path[1], PARAMS)  # still collecting
+    jax.tree.map(np.testing.assert_array_equal, path[4], path[2])
+    mean = [
+        jax.tree.map(lambda *each: sum(each) / 3, *small[begin : begin + 3]) for begin in (0, 3)
+    ]
+    whole = walk(settings(name=name, learning_rate=0.1, clip=clip), mean)
+    for mine, expected in zip((path[2], path[5]), whole, strict=True):
+        jax.tree.map(lambda a, b: near(a, b, 1e-5), mine, expected)
+
+
+def test_clipping_keeps_the_direction_and_limits_the_norm():
+    long = gradients(1, size=50.0)[0]
+    length = optax.tree.norm(long)
+    short = jax.tree.map(lambda g: g / length, long)
+    config = {"name": "sgd", "learning_rate": 0.1, "weight_decay": 0.0}
+    clipped = walk(settings(clip=1.0, **config), [long])[0]
+    expected = walk(settings(clip=0.0, **config), [short])[0]
+    jax.tree.map(lambda a, b: near(a, b, 1e-5), clipped, expected)
+    unclipped = walk(settings(clip=0.0, **config), [long])[0]
+    assert np.abs(unclipped["power"] - expected["power"]) > 0.1
+    # What is shorter than the limit stays as it is.
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        walk(settings(clip=2.0, **config), [short])[0],
+        expected,
+    )
+
+
+def test_players_have_their_own_learning_rates():
+    config = settings(learning_rate=0.1, generator_learning_rate=0.02, weight_decay=0.0)
+    config = with_changes(config, **{"optim.discriminator_learning_rate": 0.003})
+    for player, rate in (("embedder", 0.1), ("generator", 0.02), ("discriminator", 0.003),
+                         ("gate", 0.02)):  # fmt: skip
+        moved = walk(config, gradients(1), player)[0]
+        # Adam's first step is as long as the learning rate, whatever the gradient.
+        near(np.abs(moved["conv"]["bias"] - PARAMS["conv"]["bias"]), np.full(3, rate), 1e-3)
+
+
+def test_a_gradient_that_is_not_finite_cannot_hide():
+    bad = gradients(1)[0] | {"power": jnp.asarray(jnp.nan)}
+    after = walk(settings(clip=1.0), [bad])[0]
+    assert not np.isfinite(after["power"])
+    assert not np.isfinite(optax.tree.norm(bad))
+
+
+def test_unknown_optimiser_is_refused():
+    with pytest.raises(UserError) as caught:
+        optim.optimisers(settings(name="adamv"), 10, 10, 5)
+    assert str(caught.value) == (
+        "optim.name='adamv' is unknown; did you mean 'adamw'? (allowed: adamw, lamb, lion, sgd)"
+    )
+
+
+# ---- moving average ----------------------------------------------------------------------------
+
+
+def test_moving_average_warms_up():
+    average, weights = {"w": jnp.zeros(2)}, []
+    for n in range(2000):
+        if n in (0, 1, 8, 1500):
+            weights.append(
+                float(optim.move_average(average, {"w": jnp.ones(2)}, 0.99, jnp.asarray(n))["w"][0])
+            )
+    near(weights, [1 - 1 / 10, 1 - 2 / 11, 1 - 9 / 18, 1 - 0.99], 1e-5)
+
+
+def test_moving_average_can_be_off():
+    now = {"w": jnp.arange(3.0)}
+    moved = optim.move_average({"w": jnp.ones(3)}, now, 0.0, jnp.asarray(5))
+    np.testing.assert_array_equal(moved["w"], now["w"])
+
+
+# ---- the state ---------------------------------------------------------------------------------
+
+
+class FewNumbers(Players):
+    """Players whose variables need no network."""
+
+    def init(self, key, image_size):
+        def player(key):
+            return {"params": {"kernel": jax.random.normal(key, (2, 2))}, "batch_stats": {}}
+
+        names = ("embedder", "generator", "discriminator", "gate")
+        return dict(zip(names, map(player, jax.random.split(key, 4)), strict=True))
+
+
+def few(**changes):
+    players = object.__new__(FewNumbers)
+    optimisers = optim.optimisers(settings(**changes), 10, 10, 5)
+    return create(players, optimisers, 4, 8), optimisers
+
+
+def test_a_fresh_state_is_a_function_of_the_seed():
+    state, optimisers = few()
+    again, _ = few()
+    for mine, other in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(mine, other)
+    other = create(object.__new__(FewNumbers), optimisers, 5, 8)
+    assert (other.variables["gate"]["params"]["kernel"]
+            != state.variables["gate"]["params"]["kernel"]).all()  # fmt: skip
+    assert int(state.step) == 0
+    assert set(state.average) == {"embedder", "generator"}
+    assert set(state.opt_state) == set(state.variables)
+
+
+def test_the_average_shares_no_memory_with_the_weights():
+    """An alias would be donated twice."""
+    state, _ = few()
+    leaves = jax.tree.leaves(state)
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves if leaf.size}) == len(
+        [leaf for leaf in leaves if leaf.size]
+    )
+
+
+def test_apply_gradients_moves_one_player():
+    state, optimisers = few(name="sgd", learning_rate=0.1, weight_decay=0.0)
+    state = state.replace(step=jnp.asarray(3))
+    gradient = {"kernel": jnp.ones((2, 2))}
+    before = state.variables["embedder"]["params"]["kernel"]
+    stats = {"mean": jnp.ones(2)}
+    state = state.replace(
+        variables=state.variables
+        | {"embedder": {"params": {"kernel": before}, "batch_stats": {"mean": jnp.zeros(2)}}},
+        average=state.average
+        | {"embedder": {"params": {"kernel": before}, "batch_stats": {"mean": jnp.zeros(2)}}},
+    )
+    after, metrics = apply_gradients(
+        state, optimisers["embedder"], "embedder", gradient, stats, 0.999
+    )
+    near(metrics["embedder_gradient_norm"], 2.0)
+    now = after.variables["embedder"]
+    near(now["params"]["kernel"], before - 0.19, 1e-5)  # Nesterov: 0.1 (1 + 0.9)
+    np.testing.assert_array_equal(now["batch_stats"]["mean"], np.ones(2))
+    d = 4 / 13
+    near(after.average["embedder"]["params"]["kernel"], before - (1 - d) * 0.19, 1e-5)
+    near(after.average["embedder"]["batch_stats"]["mean"], np.full(2, 1 - d), 1e-5)
+    for each in ("generator", "discriminator", "gate"):
+        assert after.variables[each] is state.variables[each]
+        assert after.opt_state[each] is state.opt_state[each]
+    assert int(after.step) == 3  # the step moves the clock, not a player
+
+
+def test_without_new_statistics_the_old_ones_stay():
+    state, optimisers = few()
+    after, _ = apply_gradients(
+        state, optimisers["discriminator"], "discriminator", {"kernel": jnp.ones((2, 2))}, None, 0.0
+    )
+    assert after.variables["discriminator"]["batch_stats"] == {}
+    assert after.average is state.average
+
+
+def test_search_uses_averages_where_there_are_any():
+    state, _ = few()
+    moved = state.replace(average=jax.tree.map(lambda x: x + 1, state.average))
+    found = moved.search_variables()
+    assert found["embedder"] is moved.average["embedder"]
+    assert found["discriminator"] is moved.variables["discriminator"]
+
+
+def test_checkpoint_id_names_the_variables_that_search():
+    state, _ = few()
+    first = checkpoint_id(state)
+    assert first.startswith("step-0-")
+    assert len(first) == len("step-0-") + 16
+    raw = state.variables | {"embedder": jax.tree.map(lambda x: x + 1, state.variables["embedder"])}
+    assert checkpoint_id(dataclasses.replace(state, variables=raw)) == first
+    average = jax.tree.map(lambda x: x + 1, state.average)
+    assert checkpoint_id(dataclasses.replace(state, average=average)) != first
+    assert isinstance(state, TrainState)
