@@ -363,7 +363,18 @@ def validate(config: ExperimentConfig) -> None:
     for name in positive:
         if not values[name] > 0:
             raise UserError(f"{name}={values[name]!r} must be above 0")
-    shares = ("data.corrupt_probability", "data.validation_fraction", "data.crop_scale")
+    not_negative = (
+        "data.jitter", "data.read_threads", "optim.weight_decay", "optim.clip", "train.keep_best",
+        "adversarial.feature_epsilon", "adversarial.r1", "evaluation.corruption_queries",
+        "evaluation.validation_queries",
+    )  # fmt: skip
+    for name in not_negative:
+        if not values[name] >= 0:
+            raise UserError(f"{name}={values[name]!r} must not be negative")
+    shares = (
+        "data.corrupt_probability", "data.validation_fraction", "data.crop_scale",
+        "data.max_unreadable",
+    )  # fmt: skip
     for name in shares:
         if not 0 <= values[name] <= 1:
             raise UserError(f"{name}={values[name]!r} must lie between 0 and 1")
@@ -378,7 +389,6 @@ def validate(config: ExperimentConfig) -> None:
             f"data.image_size={config.data.image_size} must be a multiple of {smallest}, "
             "2 to the larger of generator.levels and discriminator.levels"
         )
-    if any(severity not in range(1, 6) for severity in config.evaluation.severities):
-        raise UserError(
-            f"evaluation.severities={config.evaluation.severities!r} must lie between 1 and 5"
-        )
+    severities = config.evaluation.severities
+    if not severities or any(severity not in range(1, 6) for severity in severities):
+        raise UserError(f"evaluation.severities={severities!r} must be some of 1, 2, 3, 4, 5")

@@ -243,6 +243,19 @@ def map_rows(function: Callable) -> Callable:
     return run
 
 
+def compiled_once(function: Callable) -> Callable:
+    """`jax.jit` for what is called once: the CPU's compiler would spend seconds on making it fast."""
+    hasty = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    compiled = jax.jit(function, compiler_options=None if accelerated() else hasty)
+
+    def run(*args: Any) -> Any:
+        # Inside of another trace (`jax.eval_shape`) options are refused, and nothing is compiled.
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+        return function(*args) if traced else compiled(*args)
+
+    return run
+
+
 def to_host(tree: PyTree) -> PyTree:
     """Replicated device values as NumPy arrays."""
     return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), tree)

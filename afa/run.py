@@ -25,8 +25,10 @@ from afa.data import sets
 from afa.data.corruptions import held_back
 from afa.data.pipeline import TrainPipeline, preprocessing, steps_per_epoch
 from afa.data.types import Dataset, ImageSet
+from afa.errors import UserError, choose
 from afa.evaluation import evaluator as evaluator_module
 from afa.evaluation.evaluator import Evaluator, Results
+from afa.losses.metric import LOSSES
 from afa.models import embedder
 from afa.models.embedder import Players
 from afa.report import assemble, html
@@ -71,7 +73,10 @@ def setup(config: ExperimentConfig) -> Setup:
     configuration.validate(config)
     # Modules first: a misspelt name should not wait for the data.
     embedder.build(config, classes=2)
+    choose("loss.name", config.loss.name, LOSSES)
+    index.check_engine(config.retrieval.engine)
     dataset = sets.load(config.data)
+    _check_fit(config, dataset)
     epoch = steps_per_epoch(dataset.train, config.data)
     plan = loop.plan(config, epoch)
     pipeline = TrainPipeline(
@@ -85,6 +90,24 @@ def setup(config: ExperimentConfig) -> Setup:
     players = embedder.build(config, len(pipeline.classes))
     optimisers = optim.optimisers(config, plan.embedder_steps, max(plan.generator_steps, 1), epoch)
     return Setup(config, dataset, pipeline, plan, steps.Recipe(players, optimisers, config))
+
+
+def _check_fit(config: ExperimentConfig, dataset: Dataset) -> None:
+    """Checks settings against devices and data."""
+    devices, size = parallel.device_count(), config.data.batch_size
+    if size % devices:
+        raise UserError(f"data.batch_size={size} cannot be divided among {devices} devices")
+    if config.evaluation.protocol == "catalogue" and not dataset.test.catalogue.any():
+        raise UserError(
+            "evaluation.protocol='catalogue' needs catalogue pictures, and the test classes of "
+            f"{dataset.name} have none"
+        )
+    count = len(gallery(dataset, config))
+    if config.retrieval.results > count:
+        raise UserError(
+            f"retrieval.results={config.retrieval.results} is more than the {count} pictures of "
+            f"the gallery (retrieval.gallery={config.retrieval.gallery!r})"
+        )
 
 
 def run(
@@ -110,6 +133,7 @@ def run(
     with home.locked() if chief else nullcontext():
         if chief:
             home.claim(experiment, config)
+            home.confirm(ready.dataset.fingerprint)
             sets.save_split(ready.dataset, home.split)
         for line in describe(ready):
             say(line)
@@ -190,12 +214,11 @@ def finish(
     with timings.of("index"):
         engine = config.retrieval.engine
         built = index.build(home.embeddings, engine=engine)
-        k = min(config.retrieval.results, len(vectors))
         search = {
             "engine": built.engine,
             "gallery_size": len(vectors),
             "dimension": vectors.shape[1],
-            **index.measure(built, vectors[:SEARCHED], k),
+            **index.measure(built, vectors[:SEARCHED], config.retrieval.results),
         }
     result = {
         "config": {"experiment": experiment, **configuration.to_dict(config)},

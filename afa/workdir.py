@@ -1,5 +1,6 @@
 """The directory of a run: what lies where, and the lock that keeps a second process out."""
 
+import errno
 import fcntl
 import json
 import os
@@ -12,6 +13,8 @@ from afa import config as configuration
 from afa.config import ExperimentConfig
 from afa.errors import UserError
 from afa.report.writers import write_json
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Workdir:
         """Holds the directory; the system lets go of it when the process dies.
 
         Raises:
-          UserError: another process holds it, or it cannot be made or written.
+          UserError: another process holds it, it cannot be made or written, or its disk fills up.
         """
         self.create()
         with (self.root / ".lock").open("a") as handle:
@@ -73,7 +76,15 @@ class Workdir:
                     f"--workdir={self.root}: another run is working there (choose another "
                     "directory, or wait until it ends)"
                 ) from None
-            yield
+            try:
+                yield
+            except OSError as error:
+                if error.errno not in DISK_ERRORS:
+                    raise
+                raise UserError(
+                    f"--workdir={self.root}: cannot be written ({error.strerror}); the same "
+                    "command goes on once it can"
+                ) from error
 
     def stored(self) -> tuple[str, ExperimentConfig] | None:
         """Experiment name and configuration of the run that lives here, if any.
@@ -104,3 +115,22 @@ class Workdir:
                 )
             return
         write_json(self.config, {"experiment": experiment, "config": configuration.to_dict(config)})
+
+    def confirm(self, fingerprint: str) -> None:
+        """Refuses to go on with other pictures than the run began with (`split.json`).
+
+        Raises:
+          UserError: the data set changed since.
+        """
+        try:
+            stored = json.loads(self.split.read_text("utf-8"))["fingerprint"]
+        except FileNotFoundError:
+            return
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.split}: is no stored split ({error})") from None
+        if stored != fingerprint:
+            raise UserError(
+                f"--workdir={self.root} holds a run on other pictures: fingerprint "
+                f"{stored[:12]} -> {fingerprint[:12]} (choose another --workdir, or bring back "
+                "the data set as it was)"
+            )

@@ -9,8 +9,10 @@ import io
 import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -125,10 +127,34 @@ def parse(words: Sequence[str]) -> Command:
     except SystemExit as error:
         if error.code in (0, None):
             raise
-        # tyro draws a box with its help below; a mistake is told in one line here.
-        text = re.sub(r"[─│╭╮╰╯\s]+", " ", said.getvalue()).strip()
-        text = text.partition(" Argument helptext")[0].partition(" For full helptext")[0]
-        raise UserError(re.sub(r"^(Value|Parsing) error ", "", text)) from None
+        raise _mistake(said.getvalue(), given, configuration.flatten(default)) from None
+
+
+KINDS = {
+    int: "is no whole number",
+    float: "is no number",
+    bool: "is neither True nor False",
+    tuple: "is no list of such values with spaces between them",
+    str: "is no text",
+}
+
+
+def _mistake(said: str, given: Mapping[str, str], default: Mapping[str, Any]) -> UserError:
+    """One line instead of the box that tyro draws around an error and its help."""
+    text = re.sub(r"[─│╭╮╰╯\s]+", " ", said).strip()
+    text = text.partition(" Argument helptext")[0].partition(" For full helptext")[0]
+    found = re.search(r"--([\w.]+)", text)
+    name = found[1] if found else ""
+    if stray := re.search(r"Unrecognized options: (.*)", text):
+        return UserError(f"{stray[1]!r} is no field (fields are written --FIELD=VALUE)")
+    if name not in given or name not in default:
+        return UserError(re.sub(r"^(Value|Parsing) error ", "", text))
+    value, _, expected = given[name], *text.partition("Expected one of ")[1:]
+    if allowed := re.findall(r"'([^']*)'", expected):
+        return UserError(
+            f"{name}={value!r} is unknown{nearest(value, allowed)} (allowed: {', '.join(allowed)})"
+        )
+    return UserError(f"{name}={value!r} {KINDS[type(default[name])]}")
 
 
 def _given(words: Sequence[str]) -> dict[str, str]:
@@ -166,7 +192,8 @@ def main(words: Sequence[str] | None = None) -> int:
 def guarded(command: Callable[[], int]) -> int:
     """Runs a command; mistakes and early ends become one line and an exit code."""
     try:
-        return command()
+        with _stopping():
+            return command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -178,6 +205,23 @@ def guarded(command: Callable[[], int]) -> int:
             raise
         print(f"{error}; the same command goes on (exit code {EXIT_PREEMPTED})", file=sys.stderr)
         return EXIT_PREEMPTED
+    except KeyboardInterrupt:
+        print(f"stopped by a signal; the same command goes on from the last checkpoint (exit code "
+              f"{EXIT_PREEMPTED})", file=sys.stderr)  # fmt: skip
+        return EXIT_PREEMPTED
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does; while training, either is noted and obeyed between steps."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _main(words: Sequence[str]) -> int:

@@ -27,7 +27,10 @@ def parser() -> Parser:
     options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
     options.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="query pictures")
     options.add_argument("--run", required=True, type=Path, help="directory of a finished run")
-    options.add_argument("--results", type=int, default=10, help="results a query (default: 10)")
+    options.add_argument(
+        "--results", type=int, default=None,
+        help="results a query (default: retrieval.results of the run)",
+    )  # fmt: skip
     options.add_argument("--json", action="store_true", help="one JSON object a query, one a line")
     options.add_argument(
         "--sheets", type=Path, default=None,

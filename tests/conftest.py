@@ -1,6 +1,7 @@
 """Shared by all tests: shapes and types checked at run time, and a compilation cache."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -29,3 +30,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def embedded_cache() -> Path:
     """Where embedded data sets of the tests are built, once for all of them."""
     return CACHE / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures for the smallest complete runs (`tiny_run`)."""
+    import tiny_run
+
+    folder = tiny_run.shared(tmp_path_factory) / "tiny_data"
+    with tiny_run.once(folder) as mine:
+        if mine:
+            tiny_run.pictures(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_finished(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a finished run, not to be changed."""
+    import tiny_run
+
+    return tiny_run.finished(tiny_data, tmp_path_factory)
+
+
+@pytest.fixture
+def tiny_copy(tiny_finished: Path, tmp_path: Path) -> Path:
+    """A finished run that a test may spoil."""
+    return Path(shutil.copytree(tiny_finished, tmp_path / "moved"))

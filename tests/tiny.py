@@ -1,6 +1,7 @@
 """The smallest players of the method, for tests that compile whole training steps."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -74,14 +75,14 @@ def state(of: Recipe, seed: int = 0) -> TrainState:
         return np.float32(ordinary.get(name, 1.0)) + np.float32(0.1) * np.abs(noise)
 
     empty = jax.eval_shape(lambda: create(of.players, of.optimisers, 0, SIDE))
-    variables = jax.tree.map_with_path(fill, empty.variables)
+    variables = jax.tree.map(jnp.asarray, jax.tree.map_with_path(fill, empty.variables))
     return TrainState(
-        step=np.zeros((), np.int32),  # pyright: ignore[reportArgumentType]
+        step=jnp.zeros((), jnp.int32),
         variables=variables,
         opt_state={
             name: of.optimisers[name].init(each["params"]) for name, each in variables.items()
         },
-        average={name: jax.tree.map(np.copy, variables[name]) for name in empty.average},
+        average={name: jax.tree.map(jnp.copy, variables[name]) for name in empty.average},
     )
 
 

@@ -3,15 +3,22 @@
 In this process: `main(*words(...))`. In one of its own, to be killed: `start(*words(...))`.
 """
 
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from afa.data.images import encode_jpeg
 from afa.models import backbones
@@ -19,6 +26,7 @@ from afa.models.backbones.resnet import ResNet
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES, PICTURES, SIDE = 12, 4, 40
+TRAINING_CLASSES = 4  # of the half that trains two validate
 
 # A network that compiles in seconds, where users have resnet18 and larger.
 TINY = SimpleNamespace(
@@ -92,36 +100,143 @@ def words(data: Path | str, workdir: Path | str, **changes: Any) -> list[str]:
 
 def main(*line: str) -> int:
     """The command in this process; its exit code."""
-    from experiments import run
-
-    return run.main(list(line))
-
-
-def start(*line: str, **options: Any) -> "subprocess.Popen[str]":
-    """The command in a process of its own, with the compilation cache of this one."""
     import jax
 
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, (str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH")))
-    )
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(jax.config.jax_compilation_cache_dir)  # pyright: ignore
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    environment["PYTHONUNBUFFERED"] = "1"
+    from experiments import run
+
+    # Nothing here runs long enough to repay the compiler's optimisations.
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        return run.main(list(line))
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+def start(*line: str, **environment: str) -> "subprocess.Popen[str]":
+    """The command in a process of its own, with the compilation cache of this one.
+
+    Environment variables that decide where it ends:
+      END: "step:N:SIGNAL" sends itself a signal between step N and what is done after it,
+        "save:N:SIGNAL" while the checkpoint of step N is being written in the background.
+    """
+    import jax
+
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    cache = str(jax.config.jax_compilation_cache_dir)  # pyright: ignore[reportAttributeAccessIssue]
+    fixed = {"PYTHONPATH": path, "JAX_COMPILATION_CACHE_DIR": cache, "PYTHONUNBUFFERED": "1"}
+    fixed["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     return subprocess.Popen(
-        [sys.executable, __file__, *line], env=environment, cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+        [sys.executable, __file__, *line], env={**os.environ, **fixed, **environment}, cwd=ROOT,
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a process, once it is over."""
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+def ending(where: str) -> None:
+    """Makes this process send itself a signal at a place (see `start`)."""
+    from afa import parallel
+    from afa.checkpoint import Checkpoints
+
+    kind, step, name = where.split(":")
+    number = signal.Signals[name]
+    if kind == "step":
+        asked = parallel.preempted
+
+        def preempted(done: int, signalled: bool) -> bool:
+            if done == int(step):
+                os.kill(os.getpid(), number)
+            return asked(done, signalled)
+
+        parallel.preempted = preempted
+        return
+    saved = Checkpoints.save
+
+    def save(self: Checkpoints, state: Any, position: Any, config: Any, metrics: Any) -> None:
+        saved(self, state, position, config, metrics)
+        if position.batch == int(step):
+            os.kill(os.getpid(), number)
+
+    Checkpoints.save = save
+
+
 def listing(root: Path) -> Mapping[str, int]:
-    """Every file under a directory with its time of change: equal when nothing was touched."""
-    return {
-        str(path.relative_to(root)): path.stat().st_mtime_ns
-        for path in root.rglob("*")
-        if path.is_file()
-    }
+    """Every file and folder below a directory with its time of change: equal when nothing was
+    touched."""
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in root.rglob("*")}
+
+
+def lines(workdir: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what differs from run to run."""
+    timed = ("time", "images_per_second")
+    entries = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in entry.items() if k not in timed} for entry in entries]
+
+
+def result(workdir: Path) -> dict[str, Any]:
+    """result.json."""
+    return json.loads((workdir / "result.json").read_text())
+
+
+def figures(workdir: Path) -> dict[str, Any]:
+    """The metrics of result.json that do not depend on the clock."""
+    metrics = result(workdir)["metrics"]
+    search = {k: v for k, v in metrics["search"].items() if "second" not in k}
+    return metrics | {"search": search}
+
+
+def digest(workdir: Path, step: int = STEPS) -> str:
+    """Digest of every value of a checkpoint: parameters, statistics, optimisers, averages."""
+    import jax
+
+    from afa.retrieval.search import restore
+    from afa.workdir import Workdir
+
+    home = Workdir(workdir)
+    stored = home.stored()
+    assert stored is not None
+    state = restore(home, stored[1], TRAINING_CLASSES, step)
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(state):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def once(folder: Path) -> Iterator[bool]:
+    """Whether this test process is to make `folder`; another one that is at it is waited for."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    done = folder.with_name(folder.name + ".done")
+    with folder.with_name(folder.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not done.exists()
+        done.touch()
+
+
+def shared(factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of one test run share."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def finished(data: Path, factory: pytest.TempPathFactory) -> Path:
+    """A finished run, made once for all test processes; its standard output lies beside it."""
+    folder = shared(factory) / "tiny_finished"
+    with once(folder) as mine:
+        if mine:
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said):
+                assert main(*words(data, folder)) == 0
+            folder.with_suffix(".out").write_text(said.getvalue())
+    return folder
 
 
 if __name__ == "__main__":
+    if "END" in os.environ:
+        ending(os.environ["END"])
     sys.exit(main(*sys.argv[1:]))

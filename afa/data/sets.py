@@ -1,7 +1,5 @@
 """The table of data sets: `data.name` -> pictures in three class-disjoint splits."""
 
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +7,7 @@ from afa.config import DataConfig
 from afa.data.tfds_source import PREFIX, PROTOCOLS, load_tfds
 from afa.data.types import Dataset
 from afa.errors import UserError, nearest
+from afa.report.writers import write_json
 
 
 def _embedded(config: DataConfig) -> Dataset:
@@ -59,6 +58,4 @@ def save_split(dataset: Dataset, path: Path) -> None:
         "skipped": list(dataset.skipped),
         "splits": splits,
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    temporary.replace(path)
+    write_json(path, content)

@@ -52,9 +52,14 @@ class Embedder(nn.Module):
     def setup(self) -> None:
         self.global_head = GlobalHead(self.embedding_dim, self.gem_power)
         self.local_head = LocalHead(self.local_dim, self.dtype)
-        init = nn.initializers.normal(1.0)
-        self.class_head = self.param("class_head", init, (self.classes, self.embedding_dim))
-        self.local_class_head = self.param("local_class_head", init, (self.classes, self.local_dim))
+
+        def proxies(name: str, dim: int) -> Float[Array, "classes d"]:
+            # Of length about 1: only directions matter, and the shorter a proxy, the faster an
+            # optimiser with steps of fixed size can turn it.
+            return self.param(name, nn.initializers.normal(dim**-0.5), (self.classes, dim))
+
+        self.class_head = proxies("class_head", self.embedding_dim)
+        self.local_class_head = proxies("local_class_head", self.local_dim)
 
     def lower(
         self, images: Images, *, train: bool, branch: layers.Branch = "clean"
@@ -123,7 +128,7 @@ class Players:
                         jax.random.split(key, 4), strict=True))  # fmt: skip
 
         def fresh(name: str, module: nn.Module, *args: Any, **kwargs: Any) -> PyTree:
-            init = jax.jit(lambda k: module.init(k, *args, **kwargs))
+            init = parallel.compiled_once(lambda k: module.init(k, *args, **kwargs))
             variables = init(keys[name])
             return {each: variables.get(each, {}) for each in ("params", "batch_stats")}
 

@@ -42,7 +42,6 @@ def page(
     config, dataset, images = evaluator.config, evaluator.dataset, evaluator.dataset.test
     protocol = protocols(images, config.evaluation.protocol)[0]
     table, search = result["metrics"]["test"], result["metrics"]["search"]
-    k = config.retrieval.results
     clean, spoiled, failures = _strips(evaluator, variables, weights, protocol)
     restorations = _restorations(evaluator, variables) if evaluator.players.generator else []
     return Page(
@@ -88,7 +87,7 @@ def page(
         held_back=result["data"]["held_back_corruptions"],
         search=SearchFacts(
             search["engine"],
-            float(search[f"recall_at_{min(k, len(images))}"]),
+            float(search[f"recall_at_{config.retrieval.results}"]),
             float(search["queries_per_second"]),
             int(search["gallery_size"]),
             int(search["dimension"]),

@@ -84,7 +84,7 @@ class Index:
         embeddings = export.read_embeddings(directory / manifest["embeddings"])
         _same(f"the index in {directory}", manifest["bound"], _bound(embeddings.manifest))
         wanted = manifest["engine"] if engine is None else engine
-        _check_engine(wanted)
+        check_engine(wanted)
         if wanted == "exact":
             return cls(embeddings, manifest, "exact", _Exact(embeddings.vectors))
         if manifest["engine"] != "scann":
@@ -170,7 +170,7 @@ def build(
     source = Path(embeddings_dir)
     target = source / "index" if out_dir is None else Path(out_dir)
     engine = default_engine() if engine is None else engine
-    _check_engine(engine)
+    check_engine(engine)
     embeddings = export.read_embeddings(source)
     manifest: dict[str, Any] = {
         "format": export.FORMAT,
@@ -179,8 +179,6 @@ def build(
         "bound": _bound(embeddings.manifest),
     }
     searcher = None
-    if engine == "scann":
-        _scann()  # before anything is made on disk
     with export.staged(target) as stage:
         started = time.perf_counter()
         if engine == "scann":
@@ -282,8 +280,15 @@ class _Scann:
         return rows, np.where(missing, np.float32(-np.inf), scores)
 
 
-def _check_engine(engine: str) -> None:
-    choose("search.engine", engine, dict.fromkeys(get_args(Engine)))
+def check_engine(engine: str) -> None:
+    """Whether an engine can be used here.
+
+    Raises:
+      UserError: there is no such engine, or ScaNN is not installed.
+    """
+    choose("retrieval.engine", engine, dict.fromkeys(get_args(Engine)))
+    if engine == "scann":
+        _scann()
 
 
 def _scann() -> Any:

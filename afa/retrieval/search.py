@@ -1,13 +1,15 @@
 """Search with a trained run: a picture in, the most similar pictures of its gallery out."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree, UInt8
+from jaxtyping import PyTree
+from PIL import Image
 
 from afa import config as configuration
 from afa.checkpoint import Checkpoints
@@ -15,7 +17,7 @@ from afa.config import ExperimentConfig
 from afa.data import sets
 from afa.data.images import UnreadablePicture, decode
 from afa.data.pipeline import preprocessing
-from afa.data.types import ImageSet
+from afa.data.types import ImageSet, Picture
 from afa.errors import UserError
 from afa.evaluation.embed import Embedding
 from afa.models import embedder
@@ -88,21 +90,22 @@ class Searcher:
         return cls(home, config, index, trained.search_variables())
 
     def search(
-        self, pictures: Sequence[Path], k: int, sheets: Path | None = None
+        self, pictures: Sequence[Path], k: int | None = None, sheets: Path | None = None
     ) -> Iterator[Answer]:
         """Answers one query after the other.
 
         Args:
           pictures: files.
-          k: results a query.
+          k: results a query; None is the run's `retrieval.results`.
           sheets: folder for the pictures of the results; None is `searches` in the run.
 
         Raises:
           UserError: a file that is missing or no picture, or a k larger than the gallery.
         """
+        k = self.config.retrieval.results if k is None else k
         contents = [_read(path) for path in pictures]  # all are checked before the first answer
-        shown, reason = self._gallery()
-        for path, content in zip(pictures, contents, strict=True):
+        sheets = sheets or self.home.root / "searches"
+        for number, (path, content) in enumerate(zip(pictures, contents, strict=True)):
             one = ImageSet([content], np.zeros(1, np.int64), (str(path),), np.zeros(1, bool))
             rows, scores = self.index.rows(self._embed(self.variables, one), k)
             found = [(int(r), float(s)) for r, s in zip(rows[0], scores[0], strict=True) if r >= 0]
@@ -110,40 +113,45 @@ class Searcher:
             hits = tuple(
                 Hit(export.ids[r], export.classes[r], export.paths[r], score) for r, score in found
             )
-            sheet = None
-            if shown is not None:
-                folder = sheets or self.home.root / "searches"
-                sheet = folder / f"{path.stem}-results.png"
-                self._draw(sheet, content, hits, shown)
-            yield Answer(str(path), hits, sheet, reason)
+            namesake = any(path.stem == other.stem for other in pictures[:number])
+            sheet = sheets / f"{path.stem}{f'-{number + 1}' if namesake else ''}-results.png"
+            reason = self._draw(sheet, content, hits)
+            yield Answer(str(path), hits, None if reason else sheet, reason)
 
-    def _gallery(self) -> tuple[dict[str, bytes | UInt8[np.ndarray, "h w 3"]] | None, str]:
-        """The gallery's pictures by id, where the data set can still be read; else why not."""
+    def _draw(self, path: Path, query: bytes, hits: Sequence[Hit]) -> str:
+        """Saves the picture of the results; returns "", or why there is none."""
         try:
-            images = sets.load(self.config.data).everything()
-        except UserError as error:
-            return None, str(error)
-        return _ById(images), ""
+            found = [
+                (decode(self._picture(hit)), f"{hit.class_name}\n{hit.id}", hit.score, None)
+                for hit in hits
+            ]
+            sheet = results_sheet(decode(query), found)
+            write_atomically(path, lambda file: Image.fromarray(sheet).save(file, "PNG"))
+        except (UserError, UnreadablePicture) as error:
+            return str(error)
+        except OSError as error:
+            return f"{error.filename or path}: {error.strerror}"
+        return ""
 
-    def _draw(self, path: Path, query: bytes, hits: Sequence[Hit], shown: Any) -> None:
-        found = [
-            (decode(shown[hit.id]), f"{hit.class_name}\n{hit.id}", hit.score, None) for hit in hits
-        ]
-        sheet = results_sheet(decode(query), found)
-        from PIL import Image
+    def _picture(self, hit: Hit) -> Picture:
+        """A picture of the gallery: its own file where it has one, else from the data set.
 
-        write_atomically(path, lambda file: Image.fromarray(sheet).save(file, "PNG"))
+        Raises:
+          OSError, UserError: it cannot be read any more.
+        """
+        if hit.path != hit.id:
+            return Path(hit.path).read_bytes()
+        if hit.id not in self._places:
+            raise UserError(f"{hit.id} is no longer in the data set")
+        return self._images.images[self._places[hit.id]]
 
+    @functools.cached_property
+    def _images(self) -> ImageSet:
+        return sets.load(self.config.data).everything()
 
-class _ById(dict[str, Any]):
-    """Pictures looked up by id, read when asked for."""
-
-    def __init__(self, images: ImageSet) -> None:
-        super().__init__({name: i for i, name in enumerate(images.ids)})
-        self._images = images.images
-
-    def __getitem__(self, name: str) -> Any:
-        return self._images[super().__getitem__(name)]
+    @functools.cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self._images.ids)}
 
 
 def _read(path: Path) -> bytes:

@@ -1,0 +1,476 @@
+"""The training steps on one device, against plain gradients of the written objectives."""
+
+import functools
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from afa import parallel
+from afa.config import with_changes
+from afa.losses import adversarial as game
+from afa.losses.metric import metric_loss, norm_softmax
+from afa.models.discriminator import diffaugment
+from afa.models.embedder import named
+from afa.models.fusion import fuse
+from afa.train import steps
+
+
+def recorder(rate=0.0):
+    """An optimiser whose state is the gradient it was given, and which moves by `rate` times it."""
+
+    def update(gradients, state, params=None):
+        return jax.tree.map(lambda g: -rate * g, gradients), gradients
+
+    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+
+
+RECORDERS = {
+    "embedder": recorder(),
+    "generator": recorder(),
+    "discriminator": recorder(0.01),
+    "gate": recorder(),
+}
+
+
+def near(value, expected, tolerance=1e-5):
+    """Every leaf equal up to `tolerance` of the largest entry of the whole tree."""
+    assert jax.tree.structure(value) == jax.tree.structure(expected)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    for mine, other in zip(jax.tree.leaves(value), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=tolerance * largest)
+
+
+def equal(one, other):
+    """The same bits in every leaf."""
+    leaves, others = jax.tree.leaves(one), jax.tree.leaves(other)
+    return len(leaves) == len(others) and all(map(np.array_equal, leaves, others))
+
+
+def key_of(chosen, name, step):
+    """(seed, stream, step), written once more."""
+    key = jax.random.fold_in(jax.random.key(chosen.seed), zlib.crc32(name.encode()))
+    return jax.random.fold_in(key, step)
+
+
+def row_keys(key, rows):
+    return jnp.stack([jax.random.fold_in(key, i) for i in range(rows)])
+
+
+STEP = 4  # a step on which the gradient penalty is computed
+
+
+@functools.cache
+def made(kind, optimisers="recording", **changes):
+    """Recipe, state and compiled step; each combination is compiled once."""
+    chosen = tiny.config(**{name.replace("__", "."): value for name, value in changes.items()})
+    recipe = tiny.recipe(chosen, RECORDERS if optimisers == "recording" else None)
+    state = tiny.state(recipe).replace(step=jnp.asarray(STEP, jnp.int32))
+    bound = {"plain": functools.partial(steps.embedder_step, push=False),
+             "push": functools.partial(steps.embedder_step, push=True),
+             "game": steps.generator_step,
+             "joint": functools.partial(steps.joint_step, push=True),
+             "probe": steps.probe_step}[kind]  # fmt: skip
+    return recipe, state, jax.jit(functools.partial(bound, recipe=recipe))
+
+
+GATED = {"adversarial__gate": "learned"}
+
+
+# ---- F -----------------------------------------------------------------------------------------
+
+
+def written_objective(recipe, state, batch, push):
+    """Gradient of 1/2 metric(F_0(x)) + 1/2 metric(F_1(h + delta)), all in one expression."""
+    chosen, embedder = recipe.config, recipe.players.embedder
+    images, labels = jnp.asarray(batch["image"]) / 255, jnp.asarray(batch["label"])
+    variables = state.variables["embedder"]
+
+    def metric(params, mid, branch):
+        found, _ = embedder.apply(
+            variables | {"params": params}, mid, train=True, branch=branch,
+            method="upper", mutable=["batch_stats"],
+        )  # fmt: skip
+        proxies = embedder.apply({"params": params}, method="proxies")
+        return metric_loss(named(found), labels, proxies, chosen.loss)
+
+    def lower(params):
+        return embedder.apply(
+            variables | {"params": params}, images, train=True, method="lower",
+            mutable=["batch_stats"],
+        )[0]  # fmt: skip
+
+    params = variables["params"]
+    mid = lower(params)
+    slope = jax.grad(metric, argnums=1)(params, mid, "clean")
+    keys = row_keys(key_of(chosen, "push", STEP), len(mid))
+    strength = jnp.stack([jax.random.uniform(key) for key in keys])[:, None, None, None]
+
+    def length(x):
+        return jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2, 3), keepdims=True))
+
+    delta = tiny.EPSILON * strength * length(mid) * slope / length(slope)
+
+    def objective(params):
+        h = lower(params)
+        clean = metric(params, h, "clean")
+        if not push:
+            return clean, (clean, None)
+        pushed = metric(params, h + jax.lax.stop_gradient(delta), "adversarial")
+        return clean / 2 + pushed / 2, (clean, pushed)
+
+    return jax.grad(objective, has_aux=True)(params)
+
+
+@pytest.mark.parametrize("push", [False, True])
+def test_embedder_step_takes_the_gradient_of_the_written_objective(push):
+    recipe, state, step = made("push" if push else "plain")
+    batch = tiny.batch()
+    after, metrics = step(state, batch)
+    expected, (clean, pushed) = jax.jit(
+        functools.partial(written_objective, recipe, push=push)
+    )(state, batch)
+    near(after.opt_state["embedder"], expected)
+    np.testing.assert_allclose(metrics["metric_loss"], clean, rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["embedder_gradient_norm"], optax.tree.norm(expected), rtol=1e-5
+    )
+    if push:
+        np.testing.assert_allclose(metrics["adversarial_metric_loss"], pushed, rtol=1e-5)
+        assert pushed > clean  # it hurts
+    else:
+        assert "adversarial_metric_loss" not in metrics
+
+
+def statistics(state, branch):
+    leaves = jax.tree_util.tree_leaves_with_path(state.variables["embedder"]["batch_stats"])
+    return [leaf for path, leaf in leaves if path[-1].key.startswith(branch)]
+
+
+def test_only_the_push_moves_the_adversarial_statistics():
+    batch = tiny.batch()
+    _, state, plain = made("plain")
+    _, _, push = made("push")
+    after, pushed = plain(state, batch)[0], push(state, batch)[0]
+    assert equal(statistics(after, "adversarial"), statistics(state, "adversarial"))
+    assert not equal(statistics(after, "clean"), statistics(state, "clean"))
+    near(statistics(pushed, "clean"), statistics(after, "clean"))
+    # The upper part alone sees pushed maps: four norms of the second block and its shortcut.
+    changed = [
+        not np.array_equal(*pair)
+        for pair in zip(statistics(pushed, "adversarial"), statistics(state, "adversarial"),
+                        strict=True)
+    ]  # fmt: skip
+    assert sum(changed) == 2 * 3
+
+
+def test_embedder_step_leaves_the_other_players_alone():
+    recipe = tiny.recipe(tiny.config(**{"adversarial.gate": "learned"}))
+    state = tiny.state(recipe)
+    step = jax.jit(functools.partial(steps.embedder_step, recipe=recipe, push=True))
+    after, _ = step(state, tiny.batch())
+    for each in ("generator", "discriminator", "gate"):
+        assert equal(after.variables[each], state.variables[each])
+        assert equal(after.opt_state[each], state.opt_state[each])
+    assert equal(after.average["generator"], state.average["generator"])
+    assert not equal(after.variables["embedder"], state.variables["embedder"])
+    assert not equal(after.average["embedder"], state.average["embedder"])
+    assert int(after.step) == 1
+
+
+def test_random_push_is_as_long_as_the_adversarial_one_and_hurts_less():
+    _, state, push = made("push")
+    _, _, random = made("push", adversarial__feature_direction="random")
+    batch = tiny.batch()
+    _, hurt = push(state, batch)
+    after, control = random(state, batch)
+    np.testing.assert_allclose(control["metric_loss"], hurt["metric_loss"], rtol=1e-6)
+    assert control["adversarial_metric_loss"] < hurt["adversarial_metric_loss"]
+    # Its direction is drawn from a stream of its own: a step's strengths stay what they were.
+    again, _ = random(state, batch)
+    assert equal(after.opt_state, again.opt_state)
+
+
+def test_randomness_belongs_to_seed_step_and_row():
+    _, state, push = made("push")
+    batch = tiny.batch()
+    now, _ = push(state, batch)
+    assert equal(now.opt_state, push(state, batch)[0].opt_state)
+    later, _ = push(state.replace(step=state.step + 1), batch)
+    assert not equal(now.opt_state["embedder"], later.opt_state["embedder"])
+    keys = parallel.sample_keys(jax.random.key(0), 5)
+    wider = parallel.sample_keys(jax.random.key(0), 9)
+    assert np.array_equal(jax.random.key_data(keys), jax.random.key_data(wider)[:5])
+    assert len({tuple(each) for each in jax.random.key_data(wider).tolist()}) == 9
+    streams = [steps.stream(0, name, jnp.asarray(7)) for name in ("push", "game", "probe")]
+    streams += [steps.stream(1, "push", jnp.asarray(7)), steps.stream(0, "push", jnp.asarray(8))]
+    assert len({tuple(jax.random.key_data(each).tolist()) for each in streams}) == 5
+    expected = key_of(with_changes(tiny.config(), seed=0), "push", 7)
+    assert np.array_equal(jax.random.key_data(streams[0]), jax.random.key_data(expected))
+
+
+# ---- G and D -----------------------------------------------------------------------------------
+
+
+def written_game(recipe, state, after, batch):
+    """Gradients of D's and G's losses, each by its own differentiation.
+
+    G plays against the discriminator of `after`.
+    """
+    players, chosen = recipe.players, recipe.config.adversarial
+    clean, images = (jnp.asarray(batch[each]) / 255 for each in ("clean", "image"))
+    split = jax.random.split(key_of(recipe.config, "game", STEP), 3)
+    restore, imagine, augment = (row_keys(key, len(clean)) for key in split)
+
+    def noise(keys):
+        return jnp.stack([jax.random.normal(key, (players.latent_dim,)) for key in keys])
+
+    def generate(params):
+        apply = functools.partial(players.generator.apply, {"params": params})
+        return (apply(images, noise(restore), method="restore"),
+                apply(noise(imagine), method="imagine"))  # fmt: skip
+
+    def verdict(params, pictures):
+        return players.discriminator.apply(
+            {"params": params}, diffaugment(pictures, augment), train=True
+        ).logit
+
+    params = state.variables["generator"]["params"]
+    restored, imagined = generate(params)
+
+    def of_discriminator(params):
+        fake = jnp.concatenate([verdict(params, restored), verdict(params, imagined)])
+        loss = game.discriminator_loss(verdict(params, clean), fake)
+        penalty = game.r1_penalty(lambda x: verdict(params, x), clean)
+        return loss + chosen.r1 * chosen.r1_every * penalty, (loss, penalty)
+
+    def of_generator(params):
+        restored, imagined = generate(params)
+        judge = after.variables["discriminator"]["params"]
+        frozen = state.average["embedder"]
+        found, target = (
+            players.embedder.apply(frozen, each, train=False) for each in (restored, clean)
+        )
+        distance = sum(
+            jnp.mean(1 - jnp.sum(a * b, axis=1)) for a, b in zip(found, target, strict=True)
+        )
+        return (
+            chosen.lambda_mse * jnp.mean(jnp.square(restored - clean))
+            + chosen.lambda_adversarial * jnp.mean(jax.nn.softplus(-verdict(judge, restored)))
+            + chosen.lambda_noise * jnp.mean(jax.nn.softplus(-verdict(judge, imagined)))
+            + chosen.lambda_features * distance
+        )
+
+    moved, figures = jax.grad(of_discriminator, has_aux=True)(
+        state.variables["discriminator"]["params"]
+    )
+    loss, slope = jax.value_and_grad(of_generator)(params)
+    return moved, slope, (*figures, loss)
+
+
+def test_generator_step_takes_the_gradients_of_the_written_game():
+    recipe, state, step = made("game", **GATED)
+    batch = tiny.batch()
+    after, metrics = step(state, batch)
+    of_discriminator, of_generator, (loss, penalty, total) = jax.jit(
+        functools.partial(written_game, recipe)
+    )(state, after, batch)
+    near(after.opt_state["discriminator"], of_discriminator, 1e-4)
+    near(after.opt_state["generator"], of_generator, 1e-4)
+    np.testing.assert_allclose(metrics["discriminator_loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["r1"], penalty * 4, rtol=1e-4)
+    np.testing.assert_allclose(metrics["generator_loss"], total, rtol=1e-4)
+    near(
+        after.variables["discriminator"]["params"],
+        jax.tree.map(
+            lambda p, g: p - 0.01 * g,
+            state.variables["discriminator"]["params"],
+            of_discriminator,
+        ),
+        1e-4,
+    )
+
+
+def test_the_penalty_is_lazy():
+    _, state, step = made("game", **GATED)
+    batch = tiny.batch()
+    figures = [float(step(state.replace(step=jnp.asarray(i)), batch)[1]["r1"]) for i in range(6)]
+    assert figures[0] > 0
+    assert figures[4] > 0
+    assert figures[1] == figures[2] == figures[3] == figures[5] == 0
+
+
+def test_generator_step_leaves_the_embedder_alone():
+    _, state, step = made("game", **GATED)
+    after, _ = step(state, tiny.batch())
+    assert equal(after.variables["embedder"], state.variables["embedder"])
+    assert equal(after.opt_state["embedder"], state.opt_state["embedder"])
+    assert equal(after.average["embedder"], state.average["embedder"])
+    assert int(after.step) == STEP + 1
+
+
+def test_labels_do_not_reach_the_generator_and_discriminator():
+    _, state, step = made("game", **GATED)
+    batch = tiny.batch()
+    relabelled = batch | {"label": (batch["label"][::-1] + 1).astype(np.int32) % tiny.CLASSES}
+    one, other = step(state, batch)[0], step(state, relabelled)[0]
+    for each in ("generator", "discriminator"):
+        assert equal(one.opt_state[each], other.opt_state[each])
+        assert equal(one.variables[each], other.variables[each])
+    assert not equal(one.opt_state["gate"], other.opt_state["gate"])
+
+
+def test_the_gate_is_trained_by_the_metric_loss_of_the_fused_views():
+    recipe, state, step = made("game", **GATED)
+    batch = tiny.batch()
+    after, metrics = step(state, batch)
+    players, frozen = recipe.players, state.average["embedder"]
+    images, labels = jnp.asarray(batch["image"]) / 255, jnp.asarray(batch["label"])
+    keys = row_keys(jax.random.split(key_of(recipe.config, "game", STEP), 3)[0], len(labels))
+
+    @jax.jit
+    def written(params):
+        z = jnp.stack([jax.random.normal(key, (players.latent_dim,)) for key in keys])
+        restored = players.generator.apply(state.variables["generator"], images, z,
+                                           method="restore")  # fmt: skip
+        x, r = (players.embedder.apply(frozen, each, train=False).whole
+                for each in (images, restored))  # fmt: skip
+        opened = players.gate.apply({"params": params}, x, r, jnp.zeros(16), jnp.zeros(16))
+        proxies = players.embedder.apply(frozen, method="proxies")["global"]
+        both = {"global": 1.0, "restored": 1.0}
+        rows = fuse({"global": x, "restored": r}, both, {"restored": opened})
+        targets = fuse({"global": proxies, "restored": proxies}, both)
+        return norm_softmax(rows, labels, targets, recipe.config.loss)
+
+    loss, slope = jax.value_and_grad(written)(state.variables["gate"]["params"])
+    near(after.opt_state["gate"], slope, 1e-4)
+    np.testing.assert_allclose(metrics["gate_loss"], loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "verdict"])
+def test_only_a_learned_gate_is_trained(kind):
+    recipe = tiny.recipe(tiny.config(**{"adversarial.gate": kind}))
+    state = tiny.state(recipe)
+    after, metrics = jax.eval_shape(
+        functools.partial(steps.generator_step, recipe=recipe), state, tiny.batch()
+    )
+    assert jax.tree.leaves(state.variables["gate"]) == []
+    assert jax.tree.leaves(after.variables["gate"]) == []
+    assert "gate_loss" not in metrics
+
+
+@pytest.mark.parametrize(
+    ("off", "metric"),
+    [("lambda_mse", "g_mse"), ("lambda_adversarial", "g_adversarial"),
+     ("lambda_features", "g_features"), ("lambda_noise", "g_noise")],
+)  # fmt: skip
+def test_a_term_of_weight_zero_is_not_computed(off, metric):
+    recipe = tiny.recipe(tiny.config(**{f"adversarial.{off}": 0.0}))
+    _, metrics = jax.eval_shape(
+        functools.partial(steps.generator_step, recipe=recipe), tiny.state(recipe), tiny.batch()
+    )
+    terms = {name for name in metrics if name.startswith("g_")}
+    assert terms == {"g_mse", "g_adversarial", "g_features", "g_noise"} - {metric}
+
+
+def test_restoration_is_counted_for_every_corruption():
+    _, state, step = made("game", **GATED)
+    batch = tiny.batch()
+    _, metrics = step(state, batch)
+    np.testing.assert_array_equal(metrics["psnr_count"], [8, 8, 0, 0, 0])
+    exact = batch["corruption"] == 0
+    for rows, kind in ((exact, 0), (~exact, 1)):
+        clean, image = (batch[each][rows] / 255 for each in ("clean", "image"))
+        psnr = -10 * np.log10(np.mean(np.square(clean - image), axis=(1, 2, 3)) + 1e-6)
+        np.testing.assert_allclose(metrics["psnr_in"][kind], psnr.sum(), rtol=1e-5)
+
+
+# ---- all together ------------------------------------------------------------------------------
+
+JOINT = {"train__schedule": "joint", "adversarial__generated_views": 0.5,
+         "adversarial__lambda_features": 0.0, "optimisers": "real"}  # fmt: skip
+
+
+def test_joint_step_moves_every_player_and_the_clock_once():
+    _, state, step = made("joint", **JOINT)
+    after, metrics = step(state, tiny.batch())
+    for each in ("embedder", "generator", "discriminator"):
+        moved, before = after.variables[each]["params"], state.variables[each]["params"]
+        assert not any(map(np.array_equal, jax.tree.leaves(moved), jax.tree.leaves(before))), each
+    for each in ("embedder", "generator"):
+        assert not equal(after.average[each], state.average[each])
+    assert int(after.step) == STEP + 1
+    assert {"metric_loss", "adversarial_metric_loss", "generated_metric_loss",
+            "discriminator_loss", "generator_loss"} <= set(metrics)  # fmt: skip
+    assert all(np.isfinite(value).all() for value in metrics.values())
+
+
+def test_labels_do_not_reach_the_game_of_a_joint_step():
+    """Not even through F: without the feature distance G and D do not look at it."""
+    _, state, step = made("joint", **JOINT)
+    batch = tiny.batch()
+    relabelled = batch | {"label": (batch["label"][::-1] + 1).astype(np.int32) % tiny.CLASSES}
+    one, other = step(state, batch)[0], step(state, relabelled)[0]
+    for each in ("generator", "discriminator"):
+        assert equal(one.variables[each], other.variables[each])
+    assert not equal(one.variables["embedder"], other.variables["embedder"])
+
+
+def test_generated_views_train_the_embedder_through_the_adversarial_branch():
+    """The joint gradient less the one without generated views is theirs, with no share for G."""
+    views = {"train__schedule": "joint", "adversarial__generated_views": 0.5}
+    recipe, state, step = made("push", **views)
+    _, _, without = made("push")
+    batch = tiny.batch()
+    (after, metrics), (base, _) = step(state, batch), without(state, batch)
+    found = jax.tree.map(
+        jnp.subtract, after.opt_state["embedder"], base.opt_state["embedder"]
+    )
+    restored = recipe.players.restore(state.variables, jnp.asarray(batch["image"]) / 255)
+
+    @jax.jit
+    def written(params):
+        descriptors, _ = recipe.players.embedder.apply(
+            state.variables["embedder"] | {"params": params}, restored, train=True,
+            branch="adversarial", mutable=["batch_stats"],
+        )  # fmt: skip
+        proxies = recipe.players.embedder.apply({"params": params}, method="proxies")
+        return 0.5 * metric_loss(
+            named(descriptors), jnp.asarray(batch["label"]), proxies, recipe.config.loss
+        )
+
+    loss, expected = jax.value_and_grad(written)(state.variables["embedder"]["params"])
+    near(found, expected, 1e-4)
+    np.testing.assert_allclose(metrics["generated_metric_loss"], loss, rtol=1e-5)
+    assert equal(after.opt_state["generator"], state.opt_state["generator"])
+
+
+def test_probe_hands_the_state_back_as_it_is():
+    _, state, step = made("probe", **GATED)
+    after, figures = step(state, tiny.batch())
+    assert equal(after, state)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert set(figures) == {
+        "recall_x", "recall_restored", "recall_fused", "z_spread_restored", "z_spread_imagined"
+    }  # fmt: skip
+    assert all(np.isfinite(value) for value in figures.values())
+    assert figures["z_spread_imagined"] > 0
+
+
+def test_a_few_steps_of_every_stage_lower_their_losses():
+    recipe, state, plain = made("plain", "real", optim__learning_rate=3e-3)
+    losses = []
+    for i in range(25):
+        state, metrics = plain(state, tiny.batch(seed=i % 3))
+        losses.append(float(metrics["metric_loss"]))
+    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+    assert int(state.step) == STEP + 25
+
+
+def test_pictures_become_floats_between_zero_and_one():
+    bytes_ = jnp.asarray([[[[0, 51, 255]]]], jnp.uint8)
+    np.testing.assert_allclose(steps.to_unit(bytes_)[0, 0, 0], [0, 0.2, 1], rtol=1e-6)
