@@ -357,7 +357,7 @@ def validate(config: ExperimentConfig) -> None:
         "embedder.local_dim", "generator.width", "generator.levels", "discriminator.width",
         "discriminator.levels", "optim.learning_rate", "optim.accumulate", "loss.temperature",
         "evaluation.batch_size", "retrieval.results", "train.small_size",
-        "data.crop_fraction", "adversarial.r1_every",
+        "adversarial.r1_every",
     )  # fmt: skip
     values = flatten(config)
     for name in positive:

@@ -136,6 +136,8 @@ def test_defaults_are_valid():
         ({"loss.temperature": 0.0}, "loss.temperature=0.0 must be above 0"),
         ({"loss.temperature": float("nan")}, "loss.temperature=nan must be above 0"),
         ({"adversarial.r1_every": 0}, "adversarial.r1_every=0 must be above 0"),
+        ({"optim.clip": -1.0}, "optim.clip=-1.0 must not be negative"),
+        ({"train.small_size": 0}, "train.small_size=0 must be above 0"),
         ({"data.crop_fraction": 0.0}, "data.crop_fraction=0.0 must lie in (0, 1]"),
         ({"data.crop_fraction": 1.1}, "data.crop_fraction=1.1 must lie in (0, 1]"),
         (
@@ -150,7 +152,7 @@ def test_defaults_are_valid():
         ),
         (
             {"evaluation.severities": (0, 3)},
-            "evaluation.severities=(0, 3) must lie between 1 and 5",
+            "evaluation.severities=(0, 3) must be some of 1, 2, 3, 4, 5",
         ),
     ],
 )

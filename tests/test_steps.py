@@ -30,7 +30,7 @@ def recorder(rate=0.0):
 
 
 RECORDERS = {
-    "embedder": recorder(),
+    "embedder": recorder(2e-3),
     "generator": recorder(),
     "discriminator": recorder(0.01),
     "gate": recorder(),
@@ -75,7 +75,7 @@ def made(kind, optimisers="recording", **changes):
              "game": steps.generator_step,
              "joint": functools.partial(steps.joint_step, push=True),
              "probe": steps.probe_step}[kind]  # fmt: skip
-    return recipe, state, jax.jit(functools.partial(bound, recipe=recipe))
+    return recipe, state, parallel.compiled_once(functools.partial(bound, recipe=recipe))
 
 
 GATED = {"adversarial__gate": "learned"}
@@ -131,7 +131,7 @@ def test_embedder_step_takes_the_gradient_of_the_written_objective(push):
     recipe, state, step = made("push" if push else "plain")
     batch = tiny.batch()
     after, metrics = step(state, batch)
-    expected, (clean, pushed) = jax.jit(
+    expected, (clean, pushed) = parallel.compiled_once(
         functools.partial(written_objective, recipe, push=push)
     )(state, batch)
     near(after.opt_state["embedder"], expected)
@@ -169,9 +169,7 @@ def test_only_the_push_moves_the_adversarial_statistics():
 
 
 def test_embedder_step_leaves_the_other_players_alone():
-    recipe = tiny.recipe(tiny.config(**{"adversarial.gate": "learned"}))
-    state = tiny.state(recipe)
-    step = jax.jit(functools.partial(steps.embedder_step, recipe=recipe, push=True))
+    _, state, step = made("push")
     after, _ = step(state, tiny.batch())
     for each in ("generator", "discriminator", "gate"):
         assert equal(after.variables[each], state.variables[each])
@@ -179,7 +177,7 @@ def test_embedder_step_leaves_the_other_players_alone():
     assert equal(after.average["generator"], state.average["generator"])
     assert not equal(after.variables["embedder"], state.variables["embedder"])
     assert not equal(after.average["embedder"], state.average["embedder"])
-    assert int(after.step) == 1
+    assert int(after.step) == STEP + 1
 
 
 def test_random_push_is_as_long_as_the_adversarial_one_and_hurts_less():
@@ -276,7 +274,7 @@ def test_generator_step_takes_the_gradients_of_the_written_game():
     recipe, state, step = made("game", **GATED)
     batch = tiny.batch()
     after, metrics = step(state, batch)
-    of_discriminator, of_generator, (loss, penalty, total) = jax.jit(
+    of_discriminator, of_generator, (loss, penalty, total) = parallel.compiled_once(
         functools.partial(written_game, recipe)
     )(state, after, batch)
     near(after.opt_state["discriminator"], of_discriminator, 1e-4)
@@ -298,7 +296,7 @@ def test_generator_step_takes_the_gradients_of_the_written_game():
 def test_the_penalty_is_lazy():
     _, state, step = made("game", **GATED)
     batch = tiny.batch()
-    figures = [float(step(state.replace(step=jnp.asarray(i)), batch)[1]["r1"]) for i in range(6)]
+    figures = [float(step(state.replace(step=jnp.asarray(i, jnp.int32)), batch)[1]["r1"]) for i in range(6)]
     assert figures[0] > 0
     assert figures[4] > 0
     assert figures[1] == figures[2] == figures[3] == figures[5] == 0
@@ -332,9 +330,8 @@ def test_the_gate_is_trained_by_the_metric_loss_of_the_fused_views():
     images, labels = jnp.asarray(batch["image"]) / 255, jnp.asarray(batch["label"])
     keys = row_keys(jax.random.split(key_of(recipe.config, "game", STEP), 3)[0], len(labels))
 
-    @jax.jit
     def written(params):
-        z = jnp.stack([jax.random.normal(key, (players.latent_dim,)) for key in keys])
+        z = jax.vmap(lambda key: jax.random.normal(key, (players.latent_dim,)))(keys)
         restored = players.generator.apply(state.variables["generator"], images, z,
                                            method="restore")  # fmt: skip
         x, r = (players.embedder.apply(frozen, each, train=False).whole
@@ -346,7 +343,9 @@ def test_the_gate_is_trained_by_the_metric_loss_of_the_fused_views():
         targets = fuse({"global": proxies, "restored": proxies}, both)
         return norm_softmax(rows, labels, targets, recipe.config.loss)
 
-    loss, slope = jax.value_and_grad(written)(state.variables["gate"]["params"])
+    loss, slope = parallel.compiled_once(jax.value_and_grad(written))(
+        state.variables["gate"]["params"]
+    )
     near(after.opt_state["gate"], slope, 1e-4)
     np.testing.assert_allclose(metrics["gate_loss"], loss, rtol=1e-5)
 
@@ -423,16 +422,13 @@ def test_labels_do_not_reach_the_game_of_a_joint_step():
 def test_generated_views_train_the_embedder_through_the_adversarial_branch():
     """The joint gradient less the one without generated views is theirs, with no share for G."""
     views = {"train__schedule": "joint", "adversarial__generated_views": 0.5}
-    recipe, state, step = made("push", **views)
-    _, _, without = made("push")
+    recipe, state, step = made("plain", **views)
+    _, _, without = made("plain")
     batch = tiny.batch()
     (after, metrics), (base, _) = step(state, batch), without(state, batch)
-    found = jax.tree.map(
-        jnp.subtract, after.opt_state["embedder"], base.opt_state["embedder"]
-    )
+    found = jax.tree.map(jnp.subtract, after.opt_state["embedder"], base.opt_state["embedder"])
     restored = recipe.players.restore(state.variables, jnp.asarray(batch["image"]) / 255)
 
-    @jax.jit
     def written(params):
         descriptors, _ = recipe.players.embedder.apply(
             state.variables["embedder"] | {"params": params}, restored, train=True,
@@ -443,7 +439,9 @@ def test_generated_views_train_the_embedder_through_the_adversarial_branch():
             named(descriptors), jnp.asarray(batch["label"]), proxies, recipe.config.loss
         )
 
-    loss, expected = jax.value_and_grad(written)(state.variables["embedder"]["params"])
+    loss, expected = parallel.compiled_once(jax.value_and_grad(written))(
+        state.variables["embedder"]["params"]
+    )
     near(found, expected, 1e-4)
     np.testing.assert_allclose(metrics["generated_metric_loss"], loss, rtol=1e-5)
     assert equal(after.opt_state["generator"], state.opt_state["generator"])
@@ -461,8 +459,8 @@ def test_probe_hands_the_state_back_as_it_is():
     assert figures["z_spread_imagined"] > 0
 
 
-def test_a_few_steps_of_every_stage_lower_their_losses():
-    recipe, state, plain = made("plain", "real", optim__learning_rate=3e-3)
+def test_a_few_steps_lower_the_loss():
+    _, state, plain = made("plain")
     losses = []
     for i in range(25):
         state, metrics = plain(state, tiny.batch(seed=i % 3))

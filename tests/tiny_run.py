@@ -36,6 +36,7 @@ TINY = SimpleNamespace(
 backbones.FAMILIES["tiny"] = TINY  # pyright: ignore[reportArgumentType]
 
 SETTINGS = {
+    "exp": "debug",
     "data.name": "folder",
     "data.image_size": 16,
     "data.batch_size": 8,
@@ -87,10 +88,12 @@ def pictures(root: Path, classes: int = CLASSES, count: int = PICTURES, seed: in
 
 
 def words(data: Path | str, workdir: Path | str, **changes: Any) -> list[str]:
-    """The command line of a tiny run; dotted fields may be changed."""
+    """The command line of a tiny run; dotted fields may be changed, or left out with None."""
     settings = SETTINGS | {"data.path": str(data), "workdir": str(workdir)} | changes
-    line = ["--exp=debug"]
+    line = []
     for name, value in settings.items():
+        if value is None:
+            continue
         if isinstance(value, tuple):
             line += [f"--{name}", *map(str, value)]
         else:

@@ -10,7 +10,7 @@ Logits = Float[Array, "b"]
 Images = Float[Array, "b h w 3"]
 
 
-def discriminator_loss(real: Logits, fake: Logits) -> Float[Array, ""]:
+def discriminator_loss(real: Logits, fake: Float[Array, "f"]) -> Float[Array, ""]:
     """Cross-entropy of the verdicts (Goodfellow et al. 2014, equation 1):
     mean softplus(-D(x)) + mean softplus(D(x^)). At equilibrium 2 ln 2."""
     return jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake))

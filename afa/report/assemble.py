@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int64, PyTree, UInt8
 
@@ -171,8 +172,8 @@ def _restorations(evaluator: Evaluator, variables: PyTree) -> list[Restoration]:
         one = images.subset(np.array([i]))
         clean = evaluation_view(images.images[int(i)], config.data)
         degraded, restored = evaluator.embedding.restored(variables, one, (name, SHOWN_SEVERITY))
-        target = clean.astype(np.float32)[None] / 255
-        before, after = (float(np.asarray(psnr(x, target))[0]) for x in (degraded, restored))
+        target = jnp.asarray(clean[None], jnp.float32) / 255
+        before, after = (float(psnr(jnp.asarray(x), target)[0]) for x in (degraded, restored))
         label = f"{name.replace('_', ' ')}, severity {SHOWN_SEVERITY}"
         pictures = (to_pixels(degraded[0]), to_pixels(restored[0]), clean)
         shown.append(Restoration(label, *pictures, before, after))

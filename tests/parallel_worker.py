@@ -1,0 +1,164 @@
+"""Run by test_parallel.py in processes of its own, whose number of devices XLA is told at start.
+
+python parallel_worker.py eight DIR            8 devices: all comparisons, and a checkpoint
+python parallel_worker.py four DIR             4 devices: goes on from that checkpoint
+python parallel_worker.py pair DIR INDEX PORT  2 processes of 2 devices each
+"""
+
+import functools
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tiny
+
+from afa import parallel
+from afa.checkpoint import Checkpoints, Position
+from afa.config import ExperimentConfig
+from afa.errors import UserError
+from afa.train import steps
+from afa.train.state import TrainState, checkpoint_id
+from afa.train.steps import Batch, Recipe
+
+STEPS = 3
+SAVED = 2  # steps taken when the checkpoint is written
+
+
+def settings(loss: str) -> ExperimentConfig:
+    """SGD for F: Adam turns the rounding of a gradient near zero into a whole step."""
+    return tiny.config(**{
+        "loss.name": loss, "optim.name": "sgd", "optim.learning_rate": 0.02, "optim.clip": 1.0,
+        "adversarial.gate": "learned",
+    })  # fmt: skip
+
+
+def step_of(kind: str, recipe: Recipe) -> functools.partial:
+    if kind == "game":
+        return functools.partial(steps.generator_step, recipe=recipe)
+    return functools.partial(steps.embedder_step, recipe=recipe, push=True)
+
+
+def batch_of(number: int, processes: int = 1, index: int = 0) -> Batch:
+    """This process's rows of the global batch of a step."""
+    rows = 32 // processes
+    whole = tiny.batch(32, seed=number)
+    return {name: each[index * rows : (index + 1) * rows] for name, each in whole.items()}
+
+
+def walk(step: Any, state: TrainState, processes: int = 1, index: int = 0) -> dict[str, Any]:
+    """Metrics of every step and the last variables, as host arrays."""
+    metrics = []
+    for number in range(STEPS):
+        state, figures = step(state, batch_of(number, processes, index))
+        metrics.append(parallel.to_host(figures))
+    return {"metrics": metrics, "variables": parallel.to_host(state.variables)}
+
+
+def kinds() -> dict[str, tuple[str, Recipe]]:
+    recipes = {loss: tiny.recipe(settings(loss)) for loss in ("norm_softmax", "triplet")}
+    return {
+        "push": ("push", recipes["norm_softmax"]),
+        "game": ("game", recipes["norm_softmax"]),
+        "triplet": ("push", recipes["triplet"]),
+    }
+
+
+def message(step: Any, *given: Any) -> str:
+    try:
+        step(*given)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def eight(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"devices": parallel.device_count()}
+    for name, (kind, recipe) in kinds().items():
+        step = step_of(kind, recipe)
+        found[name, "pmap"] = walk(parallel.data_parallel(step, "pmap"), tiny.state(recipe))
+        if name != "triplet":
+            mapped = parallel.data_parallel(step, "shard_map")
+            found[name, "shard_map"] = walk(mapped, tiny.state(recipe))
+        # Unmapped, a step runs on one device and sees no other.
+        found[name, "one"] = walk(parallel.compiled_once(step), tiny.state(recipe))
+
+    recipe = kinds()["push"][1]
+    step = parallel.data_parallel(step_of("push", recipe), "pmap")
+    state = tiny.state(recipe)
+    for number in range(SAVED):
+        state, _ = step(state, batch_of(number))
+    found["saved"] = parallel.to_host(state), checkpoint_id(state)
+    with Checkpoints(folder / "checkpoints", keep_best=0) as checkpoints:
+        checkpoints.save(state, Position(SAVED, 1.5), recipe.config, None)
+        # The next step may donate the state at once: the save has copied it.
+        _, figures = step(state, batch_of(SAVED))
+        found["next"] = parallel.to_host(figures)
+        checkpoints.finish()
+
+    odd = tiny.batch(12)
+    for impl in ("pmap", "shard_map"):
+        found["refused", impl] = message(
+            parallel.data_parallel(lambda state, batch: (state, batch), impl), state, odd
+        )
+    return found | mapped_rows()
+
+
+def mapped_rows() -> dict[str, Any]:
+    seen = []
+
+    def double(shared: Any, rows: Any) -> Any:
+        seen.append(rows["x"].shape)
+        return {"y": rows["x"] * shared, "n": rows["n"] + 1}
+
+    mapped = parallel.map_rows(double)
+    rows = {"x": np.arange(22, dtype=np.float32).reshape(11, 2), "n": np.arange(11)}
+    out = {count: mapped(np.float32(2), {k: v[:count] for k, v in rows.items()})
+           for count in (11, 8, 1)}  # fmt: skip
+    shared = parallel.replicate_local(np.float32(3))
+    return {"rows": rows, "mapped": out, "seen": seen, "shared": mapped(shared, rows)}
+
+
+def four(folder: Path) -> dict[str, Any]:
+    recipe = kinds()["push"][1]
+    with Checkpoints(folder / "checkpoints", keep_best=0) as checkpoints:
+        state, position = checkpoints.restore(tiny.state(recipe, seed=9), recipe.config)
+    restored = parallel.to_host(state), checkpoint_id(state)
+    step = parallel.data_parallel(step_of("push", recipe), "pmap")
+    _, figures = step(state, batch_of(position.batch))
+    return {
+        "devices": parallel.device_count(),
+        "restored": restored,
+        "position": position,
+        "next": parallel.to_host(figures),
+    }
+
+
+def pair(index: int, port: int) -> dict[str, Any]:
+    parallel.start(f"localhost:{port}", 2, index)
+    found: dict[str, Any] = {
+        "devices": (parallel.device_count(), parallel.local_device_count()),
+        "processes": (parallel.process_count(), parallel.process_index()),
+    }
+    for name, (kind, recipe) in kinds().items():
+        if name == "push":  # the same step as "triplet", with an easier loss
+            continue
+        step = parallel.data_parallel(step_of(kind, recipe))
+        found[name] = walk(step, tiny.state(recipe), 2, index)
+    return found | mapped_rows()
+
+
+def main() -> None:
+    task, folder = sys.argv[1], Path(sys.argv[2])
+    rest = [int(each) for each in sys.argv[3:]]
+    found = {"eight": lambda: eight(folder), "four": lambda: four(folder),
+             "pair": lambda: pair(*rest)}[task]()  # fmt: skip
+    name = "-".join([task, *map(str, rest[:1])])
+    (folder / f"{name}.pickle").write_bytes(pickle.dumps(found))
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    main()
