@@ -13,8 +13,8 @@ import simplejpeg
 from afa.config import DataConfig
 from afa.data import embedded
 from afa.data.embedded import encode, load_embedded, render_parallel, split_objects
-from afa.data.objects import FAMILY
-from afa.data.render import render
+from afa.data.rendered.objects import FAMILY
+from afa.data.rendered.render import render
 from afa.errors import UserError
 
 OBJECTS, VIEWS, SIZE = 12, 2, 16

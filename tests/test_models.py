@@ -258,7 +258,9 @@ def test_learned_gate_starts_half_open_and_is_a_logistic_regression():
     opened, variables, (x, r, _, _) = gate_of("learned")
     near(opened, np.full(5, 0.5))
     kernel = normal(4, 12, 1)
-    moved, _, _ = gate_of("learned", {"params": {"linear": {"kernel": kernel, "bias": jnp.ones(1)}}})
+    moved, _, _ = gate_of(
+        "learned", {"params": {"linear": {"kernel": kernel, "bias": jnp.ones(1)}}}
+    )
     both = np.concatenate([x, r, x * r], axis=1)
     near(moved, 1 / (1 + np.exp(-(both @ kernel)[:, 0] - 1)))
     assert variables["params"]["linear"]["kernel"].shape == kernel.shape
@@ -620,9 +622,7 @@ def test_bfloat16_players_give_float32_descriptors_near_the_exact_ones(composed)
     players, variables, images = composed
     exact = players.embedder.apply(variables["embedder"], images, train=False)
     module = players.embedder
-    half = module.clone(
-        backbone=module.backbone.clone(dtype=jnp.bfloat16), dtype=jnp.bfloat16
-    )
+    half = module.clone(backbone=module.backbone.clone(dtype=jnp.bfloat16), dtype=jnp.bfloat16)
     rough = half.apply(variables["embedder"], images, train=False)
     for mine, expected in zip(rough, exact, strict=True):
         assert mine.dtype == jnp.float32

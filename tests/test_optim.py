@@ -103,7 +103,9 @@ def test_weight_decay_is_for_kernels_alone(name):
     after = walk(config, [zero])[0]
     assert (after["conv"]["kernel"] < PARAMS["conv"]["kernel"]).all()
     kept = {**after, "conv": {"bias": after["conv"]["bias"]}}
-    jax.tree.map(np.testing.assert_array_equal, kept, {**PARAMS, "conv": {"bias": jnp.full(3, 0.5)}})
+    jax.tree.map(
+        np.testing.assert_array_equal, kept, {**PARAMS, "conv": {"bias": jnp.full(3, 0.5)}}
+    )
     without = walk(settings(name=name, learning_rate=0.1, weight_decay=0.0), [zero])[0]
     jax.tree.map(np.testing.assert_array_equal, without, PARAMS)
 

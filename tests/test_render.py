@@ -8,11 +8,21 @@ import sys
 import numpy as np
 import pytest
 
-from afa.data.objects import FAMILY, STRIPED, cues, family, outline, view_frame
-from afa.data.render import render
-from afa.data.shapes import KINDS, SHAPES, draw_shape, part
-from afa.data.solids import MISS, bounds, hit, normals, place, product, sincos, transpose, turn
-from afa.data.textures import PATTERNS, Draw, draw_texture, paint, value_noise
+from afa.data.rendered.objects import FAMILY, STRIPED, cues, family, outline, view_frame
+from afa.data.rendered.render import render
+from afa.data.rendered.shapes import KINDS, SHAPES, draw_shape, part
+from afa.data.rendered.solids import (
+    MISS,
+    bounds,
+    hit,
+    normals,
+    place,
+    product,
+    sincos,
+    transpose,
+    turn,
+)
+from afa.data.rendered.textures import PATTERNS, Draw, draw_texture, paint, value_noise
 
 GOLDEN = {
     (0, 0, 0, 48): "981871c808638430451e6431c971f5a030dbcc4b984eba6ac7fce9e01b45310b",
@@ -55,7 +65,7 @@ def test_catalogue_views_show_the_object_on_plain_light_ground():
 
 def test_rendering_processes_start_with_numpy_alone():
     heavy = ("jax", "tensorflow_datasets", "cv2", "rich", "PIL")
-    code = f"import sys, afa.data.render; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, afa.data.rendered.render; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 

@@ -296,7 +296,9 @@ def test_generator_step_takes_the_gradients_of_the_written_game():
 def test_the_penalty_is_lazy():
     _, state, step = made("game", **GATED)
     batch = tiny.batch()
-    figures = [float(step(state.replace(step=jnp.asarray(i, jnp.int32)), batch)[1]["r1"]) for i in range(6)]
+    figures = [
+        float(step(state.replace(step=jnp.asarray(i, jnp.int32)), batch)[1]["r1"]) for i in range(6)
+    ]
     assert figures[0] > 0
     assert figures[4] > 0
     assert figures[1] == figures[2] == figures[3] == figures[5] == 0

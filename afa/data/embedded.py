@@ -27,8 +27,8 @@ import numpy as np
 import simplejpeg
 
 from afa.config import DataConfig
-from afa.data.objects import FAMILY
-from afa.data.render import VERSION, render
+from afa.data.rendered.objects import FAMILY
+from afa.data.rendered.render import VERSION, render
 from afa.data.types import Dataset, ImageSet, Picture, fingerprint
 from afa.errors import UserError
 

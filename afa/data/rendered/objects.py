@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
-from afa.data.shapes import SHAPES, draw_shape
-from afa.data.solids import MISS, Matrix, Part, bounds, hit, product, turn
-from afa.data.textures import PALETTES, PATTERNS, Draw, Texture, draw_texture
+from afa.data.rendered.shapes import SHAPES, draw_shape
+from afa.data.rendered.solids import MISS, Matrix, Part, bounds, hit, product, turn
+from afa.data.rendered.textures import PALETTES, PATTERNS, Draw, Texture, draw_texture
 
 FAMILY = 4  # objects of a family: 2 shapes x 2 textures
 SHARING, SHARED_PALETTES = 5, 3  # that many families in a row use that many palettes

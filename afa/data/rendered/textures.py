@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float32, Int32, UInt32
 
-from afa.data.solids import Matrix, Vector, product, turn
+from afa.data.rendered.solids import Matrix, Vector, product, turn
 
 T = TypeVar("T")
 Points = Float32[np.ndarray, "3 n"]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int16, UInt8
 
-from afa.data.objects import (
+from afa.data.rendered.objects import (
     CATALOGUE_AZIMUTH,
     CATALOGUE_ELEVATION,
     Surface,
@@ -18,8 +18,8 @@ from afa.data.objects import (
     outline,
     view_frame,
 )
-from afa.data.shapes import KINDS, part
-from afa.data.solids import (
+from afa.data.rendered.shapes import KINDS, part
+from afa.data.rendered.solids import (
     MISS,
     Matrix,
     Part,
@@ -34,7 +34,7 @@ from afa.data.solids import (
     transpose,
     turn,
 )
-from afa.data.textures import Draw, Texture, draw_texture, paint
+from afa.data.rendered.textures import Draw, Texture, draw_texture, paint
 
 VERSION = 1
 """Counts changes of the pictures: part of every cache key and fingerprint."""

@@ -6,8 +6,8 @@ is centred on the origin and its longest side is 2.
 
 from collections.abc import Callable
 
-from afa.data.solids import IDENTITY, Matrix, Part, Vector, bounds, product, turn
-from afa.data.textures import ACCENT, PATTERN, SWAPPED, Draw
+from afa.data.rendered.solids import IDENTITY, Matrix, Part, Vector, bounds, product, turn
+from afa.data.rendered.textures import ACCENT, PATTERN, SWAPPED, Draw
 
 _PROFILES: dict[str, Vector] = {
     "ellipsoid": (1.0, 0.0, -1.0),
