@@ -4,13 +4,16 @@ Saves run in the background. What is kept: the latest, and the best by a validat
 in the middle of a save leaves the older checkpoints whole.
 """
 
+import contextlib
 import dataclasses
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -21,6 +24,9 @@ from afa.errors import UserError
 from afa.train.state import TrainState
 
 METRIC = "map_at_r"
+MIB = 2**20
+SPARE_BYTES = MIB  # for what is written beside the arrays
+WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # what a full disk may turn into in Orbax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +49,10 @@ def _metric(metrics: dict[str, float]) -> float:
     # A NaN would become the best checkpoint and push a good one out.
     value = float(metrics[METRIC])
     return value if math.isfinite(value) else -math.inf
+
+
+def _reason(error: Exception) -> str:
+    return f"could not be written: {str(error).partition(chr(10))[0]}"
 
 
 class Checkpoints:
@@ -90,13 +100,25 @@ class Checkpoints:
             state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
             extra=ocp.args.JsonSave(extra),  # pyright: ignore[reportCallIssue]
         )
+        self.finish()
+        if step in self._manager.all_steps():
+            return
+        self._check_space(step, state)
         try:
-            self._manager.wait_until_finished()
-            if step in self._manager.all_steps():
-                return
             self._manager.save(step, args=items, metrics=metrics, force=True)
-        except OSError as error:
-            raise UserError(f"checkpoint of step {step} could not be written: {error}") from error
+        except WRITE_ERRORS as error:
+            raise UserError(f"checkpoint of step {step} {_reason(error)}") from error
+
+    def _check_space(self, step: int, state: TrainState) -> None:
+        """Refuses to begin what the disk cannot hold: Orbax would leave it half-written."""
+        needed = SPARE_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._manager.directory).free
+        if free < needed:
+            raise UserError(
+                f"checkpoint of step {step} needs {needed / MIB:.1f} MiB and {free / MIB:.1f} MiB "
+                f"are free in {self._manager.directory}; make room, and the same command goes on "
+                "from the last checkpoint"
+            )
 
     def restore(
         self, like: TrainState, config: ExperimentConfig, step: int | None = None
@@ -135,8 +157,8 @@ class Checkpoints:
         """
         try:
             self._manager.wait_until_finished()
-        except OSError as error:
-            raise UserError(f"the last checkpoint could not be written: {error}") from error
+        except WRITE_ERRORS as error:
+            raise UserError(f"the last checkpoint {_reason(error)}") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -147,4 +169,6 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._manager.close()
+        # What goes wrong here went wrong before, and was told then.
+        with contextlib.suppress(*WRITE_ERRORS if error else ()):
+            self._manager.close()

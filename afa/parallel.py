@@ -19,7 +19,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import core, lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PyTree, Shaped
@@ -145,9 +145,14 @@ def data_parallel(step: Callable, impl: Impl = "auto") -> Callable:
 
     mesh = _mesh()
     replicated, by_row = PartitionSpec(), PartitionSpec(AXIS)
+
+    def one_device(state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
+        # A leading axis of one, squeezed away, as pmap has it: XLA then makes the same program.
+        return step(state, jax.tree.map(lambda rows: jnp.squeeze(rows, 0), batch))
+
     mapped = jax.jit(
         jax.shard_map(
-            step,
+            one_device,
             mesh=mesh,
             in_specs=(replicated, by_row),
             out_specs=(replicated, replicated),
@@ -171,9 +176,9 @@ def split_rows(rows: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "devices
 
 
 def global_rows(mesh: Mesh, rows: Shaped[np.ndarray, "n ..."]) -> Array:
-    """This process's rows as its share of one array over all devices."""
-    split_rows(rows)
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(AXIS)), rows)
+    """This process's rows, cut into blocks, as its share of one array over all devices."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    return jax.make_array_from_process_local_data(sharding, split_rows(rows))
 
 
 def replicate(tree: PyTree) -> PyTree:
@@ -244,13 +249,13 @@ def map_rows(function: Callable) -> Callable:
 
 
 def compiled_once(function: Callable) -> Callable:
-    """`jax.jit` for what is called once: the CPU's compiler would spend seconds on making it fast."""
+    """`jax.jit` for what is called once: the CPU's compiler would spend seconds on its speed."""
     hasty = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     compiled = jax.jit(function, compiler_options=None if accelerated() else hasty)
 
     def run(*args: Any) -> Any:
         # Inside of another trace (`jax.eval_shape`) options are refused, and nothing is compiled.
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+        traced = any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(args))
         return function(*args) if traced else compiled(*args)
 
     return run

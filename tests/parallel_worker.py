@@ -48,7 +48,7 @@ def batch_of(number: int, processes: int = 1, index: int = 0) -> Batch:
     return {name: each[index * rows : (index + 1) * rows] for name, each in whole.items()}
 
 
-def walk(step: Any, state: TrainState, processes: int = 1, index: int = 0) -> dict[str, Any]:
+def walk(step: Any, state: TrainState, processes: int = 1, index: int = 0) -> dict[Any, Any]:
     """Metrics of every step and the last variables, as host arrays."""
     metrics = []
     for number in range(STEPS):
@@ -74,8 +74,8 @@ def message(step: Any, *given: Any) -> str:
     return ""
 
 
-def eight(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {"devices": parallel.device_count()}
+def eight(folder: Path) -> dict[Any, Any]:
+    found: dict[Any, Any] = {"devices": parallel.device_count()}
     for name, (kind, recipe) in kinds().items():
         step = step_of(kind, recipe)
         found[name, "pmap"] = walk(parallel.data_parallel(step, "pmap"), tiny.state(recipe))
@@ -106,7 +106,7 @@ def eight(folder: Path) -> dict[str, Any]:
     return found | mapped_rows()
 
 
-def mapped_rows() -> dict[str, Any]:
+def mapped_rows() -> dict[Any, Any]:
     seen = []
 
     def double(shared: Any, rows: Any) -> Any:
@@ -121,7 +121,7 @@ def mapped_rows() -> dict[str, Any]:
     return {"rows": rows, "mapped": out, "seen": seen, "shared": mapped(shared, rows)}
 
 
-def four(folder: Path) -> dict[str, Any]:
+def four(folder: Path) -> dict[Any, Any]:
     recipe = kinds()["push"][1]
     with Checkpoints(folder / "checkpoints", keep_best=0) as checkpoints:
         state, position = checkpoints.restore(tiny.state(recipe, seed=9), recipe.config)
@@ -136,9 +136,9 @@ def four(folder: Path) -> dict[str, Any]:
     }
 
 
-def pair(index: int, port: int) -> dict[str, Any]:
+def pair(index: int, port: int) -> dict[Any, Any]:
     parallel.start(f"localhost:{port}", 2, index)
-    found: dict[str, Any] = {
+    found: dict[Any, Any] = {
         "devices": (parallel.device_count(), parallel.local_device_count()),
         "processes": (parallel.process_count(), parallel.process_index()),
     }

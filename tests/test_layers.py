@@ -1,10 +1,13 @@
 """Convolution in both forms, batch normalisation with two sets of statistics, small layers."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import apply, normal
 from jax import lax
 
 from afa import parallel
@@ -19,10 +22,6 @@ def near(value, expected, tolerance=1e-5):
     value, expected = np.asarray(value), np.asarray(expected)
     assert value.shape == expected.shape
     np.testing.assert_allclose(value, expected, 0, tolerance * max(np.abs(expected).max(), 1e-3))
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 # ---- convolution -------------------------------------------------------------------------------
@@ -127,7 +126,7 @@ def test_a_whole_resnet18_agrees_in_both_forms(monkeypatch):
             mid = module.lower(x, True, "clean")
             return mid, module.upper(mid, True, "clean")
 
-        maps, _ = model.apply(variables, pictures, method=forward, mutable=["batch_stats"])
+        maps, _ = apply(model, variables, pictures, method=forward, mutable=["batch_stats"])
         return maps
 
     draw = np.random.default_rng(1)
@@ -179,7 +178,7 @@ def test_conv_halves_exactly(kernel):
 
 def fresh_norm():
     norm = layers.BatchNorm()
-    variables = norm.init(jax.random.key(0), jnp.ones((2, 3, 3, 4)), train=True)
+    variables: Any = norm.init(jax.random.key(0), jnp.ones((2, 3, 3, 4)), train=True)
     params = {"scale": normal(5, 4), "bias": normal(6, 4)}
     return norm, {"params": params, "batch_stats": variables["batch_stats"]}
 
@@ -196,14 +195,14 @@ def test_batch_norm_equals_flax():
 
     for step in range(3):
         x = 2 + 3 * normal(step, 8, 3, 3, 4)
-        y, changed = norm.apply(ours, x, train=True, mutable=["batch_stats"])
-        expected, kept = flax_norm(True).apply(theirs, x, mutable=["batch_stats"])
+        y, changed = apply(norm, ours, x, train=True, mutable=["batch_stats"])
+        expected, kept = apply(flax_norm(True), theirs, x, mutable=["batch_stats"])
         near(y, expected)
         ours, theirs = ours | changed, theirs | kept
     for each in ("mean", "var"):
         near(ours["batch_stats"][f"clean_{each}"], theirs["batch_stats"][each])
     x = normal(9, 8, 3, 3, 4)
-    near(norm.apply(ours, x, train=False), flax_norm(False).apply(theirs, x))
+    near(apply(norm, ours, x, train=False), apply(flax_norm(False), theirs, x))
 
 
 def test_gradient_of_batch_norm_passes_through_its_statistics():
@@ -213,11 +212,11 @@ def test_gradient_of_batch_norm_passes_through_its_statistics():
     x, weight = normal(1, 6, 4), normal(2, 6, 4)
 
     def mine(x):
-        return jnp.sum(weight * norm.apply(ours, x, train=True))
+        return jnp.sum(weight * apply(norm, ours, x, train=True))
 
     def reference(x):
         variables = {"params": ours["params"], "batch_stats": stats}
-        return jnp.sum(weight * theirs.apply(variables, x, mutable=["batch_stats"])[0])
+        return jnp.sum(weight * apply(theirs, variables, x, mutable=["batch_stats"])[0])
 
     near(jax.grad(mine)(x), jax.grad(reference)(x), 1e-4)
 
@@ -226,8 +225,8 @@ def test_the_two_sets_of_statistics_are_independent():
     norm, variables = fresh_norm()
     before = variables["batch_stats"]
     x = 4 + normal(1, 16, 4)
-    pushed, changed = norm.apply(
-        variables, x, train=True, branch="adversarial", mutable=["batch_stats"]
+    pushed, changed = apply(
+        norm, variables, x, train=True, branch="adversarial", mutable=["batch_stats"]
     )
     after = changed["batch_stats"]
     for each in ("clean_mean", "clean_var"):
@@ -236,14 +235,14 @@ def test_the_two_sets_of_statistics_are_independent():
     near(after["adversarial_var"], 0.9 + 0.1 * x.var(0))
 
     # The affine part is shared: in training mode the branch cannot be told from the output.
-    clean, _ = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    clean, _ = apply(norm, variables, x, train=True, mutable=["batch_stats"])
     np.testing.assert_array_equal(pushed, clean)
     moved = variables | changed
     scale, bias = variables["params"]["scale"], variables["params"]["bias"]
     mean, var = after["adversarial_mean"], after["adversarial_var"]
-    near(norm.apply(moved, x, train=False), scale * x / np.sqrt(1 + 1e-5) + bias)
+    near(apply(norm, moved, x, train=False), scale * x / np.sqrt(1 + 1e-5) + bias)
     near(
-        norm.apply(moved, x, train=False, branch="adversarial"),
+        apply(norm, moved, x, train=False, branch="adversarial"),
         scale * (x - mean) / np.sqrt(var + 1e-5) + bias,
     )
 
@@ -251,13 +250,13 @@ def test_the_two_sets_of_statistics_are_independent():
 def test_batch_norm_of_a_constant_is_its_bias_with_a_finite_gradient():
     norm, variables = fresh_norm()
     x = jnp.full((8, 4), 7.0)
-    near(norm.apply(variables, x, train=True), jnp.tile(variables["params"]["bias"], (8, 1)), 1e-4)
-    gradient = jax.grad(lambda x: norm.apply(variables, x, train=True).sum())(x)
+    near(apply(norm, variables, x, train=True), jnp.tile(variables["params"]["bias"], (8, 1)), 1e-4)
+    gradient = jax.grad(lambda x: apply(norm, variables, x, train=True).sum())(x)
     assert np.isfinite(gradient).all()
 
 
 def test_initialising_leaves_the_statistics_alone():
-    variables = layers.BatchNorm().init(jax.random.key(0), normal(0, 4, 3) + 5, train=True)
+    variables: Any = layers.BatchNorm().init(jax.random.key(0), normal(0, 4, 3) + 5, train=True)
     stats = variables["batch_stats"]
     assert set(stats) == {"clean_mean", "clean_var", "adversarial_mean", "adversarial_var"}
     for name, leaf in stats.items():
@@ -267,8 +266,8 @@ def test_initialising_leaves_the_statistics_alone():
 def test_batch_norm_in_bfloat16_keeps_float32_statistics():
     norm = layers.BatchNorm(dtype=jnp.bfloat16)
     x = (3 + normal(0, 64, 4)).astype(jnp.bfloat16)
-    variables = norm.init(jax.random.key(0), x, train=True)
-    y, changed = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    variables: Any = norm.init(jax.random.key(0), x, train=True)
+    y, changed = apply(norm, variables, x, train=True, mutable=["batch_stats"])
     assert y.dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(changed))
     exact = np.asarray(x, np.float32)

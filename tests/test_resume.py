@@ -1,4 +1,4 @@
-"""Ends in the middle of a run: started again, it comes to the same bits as one that never stopped."""
+"""A run that was ended in its middle and started again comes to the same bits as one that ran on."""
 
 import random
 import signal
@@ -9,7 +9,6 @@ import tiny_run
 from afa import parallel
 from afa import run as job
 from afa.errors import EXIT_PREEMPTED
-from afa.train import steps
 
 PUBLIC = ("checkpoints", "config.json", "metrics.jsonl", "split.json", "tensorboard")
 
@@ -101,22 +100,16 @@ def test_parts_of_a_run_add_up_to_the_whole(stops, tiny_data, tiny_finished, tmp
     """At the ends of stages, where evaluations and log lines are due, and where they are not."""
     stop, home = Stop(monkeypatch), tmp_path / "run"
     words = tiny_run.words(tiny_data, home)
-    taken = []
-    counted = steps.stream
-
-    def stream(seed, name, step):
-        taken.append(step)
-        return counted(seed, name, step)
-
-    monkeypatch.setattr(job, "finish", lambda *args: taken.append("finish") or {})
+    evaluated = []
+    monkeypatch.setattr(job, "finish", lambda *args: evaluated.append(True) or {})
     for at in stops:
         stop.at = at
         assert tiny_run.main(*words) == EXIT_PREEMPTED
         assert tiny_run.digest(home, at)
-        assert "finish" not in taken
+    assert not evaluated
     stop.at = 0
     assert tiny_run.main(*words) == 0
-    assert taken[-1] == "finish"
+    assert evaluated
     assert tiny_run.digest(home) == tiny_run.digest(tiny_finished)
     assert tiny_run.lines(home) == tiny_run.lines(tiny_finished)
 

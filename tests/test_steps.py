@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from arrays import apply
 
 from afa import parallel
 from afa.config import with_changes
@@ -23,8 +24,8 @@ from afa.train import steps
 def recorder(rate=0.0):
     """An optimiser whose state is the gradient it was given, and which moves by `rate` times it."""
 
-    def update(gradients, state, params=None):
-        return jax.tree.map(lambda g: -rate * g, gradients), gradients
+    def update(updates, state, params=None):
+        return jax.tree.map(lambda g: -rate * g, updates), updates
 
     return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
 
@@ -91,15 +92,15 @@ def written_objective(recipe, state, batch, push):
     variables = state.variables["embedder"]
 
     def metric(params, mid, branch):
-        found, _ = embedder.apply(
+        found, _ = apply(embedder,
             variables | {"params": params}, mid, train=True, branch=branch,
             method="upper", mutable=["batch_stats"],
         )  # fmt: skip
-        proxies = embedder.apply({"params": params}, method="proxies")
+        proxies = apply(embedder, {"params": params}, method="proxies")
         return metric_loss(named(found), labels, proxies, chosen.loss)
 
     def lower(params):
-        return embedder.apply(
+        return apply(embedder,
             variables | {"params": params}, images, train=True, method="lower",
             mutable=["batch_stats"],
         )[0]  # fmt: skip
@@ -228,13 +229,13 @@ def written_game(recipe, state, after, batch):
         return jnp.stack([jax.random.normal(key, (players.latent_dim,)) for key in keys])
 
     def generate(params):
-        apply = functools.partial(players.generator.apply, {"params": params})
-        return (apply(images, noise(restore), method="restore"),
-                apply(noise(imagine), method="imagine"))  # fmt: skip
+        made = functools.partial(apply, players.generator, {"params": params})
+        return (made(images, noise(restore), method="restore"),
+                made(noise(imagine), method="imagine"))  # fmt: skip
 
     def verdict(params, pictures):
-        return players.discriminator.apply(
-            {"params": params}, diffaugment(pictures, augment), train=True
+        return apply(
+            players.discriminator, {"params": params}, diffaugment(pictures, augment), train=True
         ).logit
 
     params = state.variables["generator"]["params"]
@@ -251,7 +252,7 @@ def written_game(recipe, state, after, batch):
         judge = after.variables["discriminator"]["params"]
         frozen = state.average["embedder"]
         found, target = (
-            players.embedder.apply(frozen, each, train=False) for each in (restored, clean)
+            apply(players.embedder, frozen, each, train=False) for each in (restored, clean)
         )
         distance = sum(
             jnp.mean(1 - jnp.sum(a * b, axis=1)) for a, b in zip(found, target, strict=True)
@@ -334,12 +335,12 @@ def test_the_gate_is_trained_by_the_metric_loss_of_the_fused_views():
 
     def written(params):
         z = jax.vmap(lambda key: jax.random.normal(key, (players.latent_dim,)))(keys)
-        restored = players.generator.apply(state.variables["generator"], images, z,
+        restored = apply(players.generator, state.variables["generator"], images, z,
                                            method="restore")  # fmt: skip
-        x, r = (players.embedder.apply(frozen, each, train=False).whole
+        x, r = (apply(players.embedder, frozen, each, train=False).whole
                 for each in (images, restored))  # fmt: skip
-        opened = players.gate.apply({"params": params}, x, r, jnp.zeros(16), jnp.zeros(16))
-        proxies = players.embedder.apply(frozen, method="proxies")["global"]
+        opened = apply(players.gate, {"params": params}, x, r, jnp.zeros(16), jnp.zeros(16))
+        proxies = apply(players.embedder, frozen, method="proxies")["global"]
         both = {"global": 1.0, "restored": 1.0}
         rows = fuse({"global": x, "restored": r}, both, {"restored": opened})
         targets = fuse({"global": proxies, "restored": proxies}, both)
@@ -432,11 +433,11 @@ def test_generated_views_train_the_embedder_through_the_adversarial_branch():
     restored = recipe.players.restore(state.variables, jnp.asarray(batch["image"]) / 255)
 
     def written(params):
-        descriptors, _ = recipe.players.embedder.apply(
+        descriptors, _ = apply(recipe.players.embedder,
             state.variables["embedder"] | {"params": params}, restored, train=True,
             branch="adversarial", mutable=["batch_stats"],
         )  # fmt: skip
-        proxies = recipe.players.embedder.apply({"params": params}, method="proxies")
+        proxies = apply(recipe.players.embedder, {"params": params}, method="proxies")
         return 0.5 * metric_loss(
             named(descriptors), jnp.asarray(batch["label"]), proxies, recipe.config.loss
         )

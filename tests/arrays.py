@@ -1,0 +1,46 @@
+"""Arrays for the tests of single modules: drawn by NumPy, so that nothing has to be compiled."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+def near(value: Any, expected: Any, tolerance: float = 1e-5) -> None:
+    np.testing.assert_allclose(value, expected, rtol=tolerance, atol=tolerance)
+
+
+def normal(seed: int, *shape: int) -> Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def uniform(seed: int, *shape: int) -> Array:
+    return jnp.asarray(np.random.default_rng(seed).uniform(size=shape), jnp.float32)
+
+
+def unit(seed: int, *shape: int) -> Array:
+    """Rows of unit length."""
+    x = normal(seed, *shape)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def variables_of(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Variables of a module where nothing is zero or one by convention."""
+    draw = np.random.default_rng(0)
+
+    def fill(path: tuple, leaf: jax.ShapeDtypeStruct) -> Array:
+        noise = np.asarray(draw.normal(size=leaf.shape), np.float32)
+        if path[-1].key.endswith("kernel"):
+            return jnp.asarray(noise * np.float32(np.sqrt(2 / np.prod(leaf.shape[:-1]))))
+        return jnp.asarray(np.float32("var" in path[-1].key) + np.float32(0.2) * np.abs(noise))
+
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs))
+    return jax.tree.map_with_path(fill, shapes)
+
+
+def apply(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """`module.apply`, whose declared type covers more than a test asks for."""
+    return module.apply(*args, **kwargs)

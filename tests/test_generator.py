@@ -1,0 +1,202 @@
+"""Generator, discriminator, and the augmentation between them."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from arrays import apply, near, normal, uniform, variables_of
+
+from afa.models.discriminator import Discriminator, diffaugment
+from afa.models.generator import Generator, Upsample, pixel_norm
+
+# ---- generator ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """Players as a run begins with them: the one place that compiles their initialisers."""
+    players = tiny.players(tiny.config())
+    return players, players.init(jax.random.key(0), tiny.SIDE)
+
+
+def pictures_and_noise():
+    return uniform(0, 2, 16, 16, 3), normal(1, 2, 5)
+
+
+def test_an_untrained_generator_leaves_the_picture_almost_alone(fresh):
+    players, variables = fresh
+    images, z = pictures_and_noise()
+    restored, imagined = jax.jit(players.generator.apply)(variables["generator"], images, z)
+    assert restored.shape == imagined.shape == (2, 16, 16, 3)
+    assert restored.dtype == imagined.dtype == jnp.float32
+    assert 0 < np.abs(restored - images).max() < 0.5
+    assert np.sqrt(np.mean(np.square(restored - images))) < 0.1
+    assert np.abs(imagined - 0.5).max() < 0.5
+
+
+def test_noise_reaches_both_modes_and_pictures_only_one(fresh):
+    players, variables = fresh
+    images, z = pictures_and_noise()
+
+    def mode(name, *given):
+        apply = jax.jit(players.generator.apply, static_argnames="method")
+        return apply(variables["generator"], *given, method=name)
+
+    by_mode = {
+        "restore": lambda images, z: mode("restore", images, z),
+        "imagine": lambda _, z: mode("imagine", z),
+    }
+    for name, made in by_mode.items():
+        assert np.abs(made(images, z) - made(images, z + 1)).max() > 1e-4, name
+        np.testing.assert_array_equal(made(images, z), made(images, z))
+    # A picture's output is its own: no batch statistics.
+    alone = by_mode["restore"](images[:1], z[:1])
+    near(alone, by_mode["restore"](images, z)[:1])
+
+
+@pytest.mark.parametrize(("side", "levels"), [(8, 1), (16, 4), (32, 3)])
+def test_generator_fits_its_picture_at_any_depth(side, levels):
+    generator = Generator(2, levels, 3, side)
+    images, z = jnp.zeros((3, side, side, 3)), jnp.zeros((3, 3))
+    out, variables = jax.eval_shape(
+        lambda: generator.init_with_output(jax.random.key(0), images, z)
+    )
+    assert [each.shape for each in out] == [images.shape] * 2
+    bottom = 2 * min(2**levels, 8)
+    code = variables["params"]["code"]["kernel"].shape
+    assert code == (3, (side // 2**levels) ** 2 * bottom)
+
+
+def test_upsample_is_a_convolution_and_depth_to_space():
+    x = normal(0, 1, 3, 4, 2)
+    layer = Upsample(3)
+    variables = variables_of(layer, x)
+    wide = apply(nn.Conv(12, (3, 3)), {"params": variables["params"]["conv"]}, x)
+    y = np.asarray(apply(layer, variables, x))
+    assert y.shape == (1, 6, 8, 3)
+    for dy in range(2):
+        for dx in range(2):
+            place = slice(3 * (2 * dy + dx), 3 * (2 * dy + dx) + 3)
+            near(y[:, dy::2, dx::2], wide[..., place])
+
+
+def test_pixel_norm():
+    x = 5 * normal(0, 2, 3, 3, 8)
+    near(np.square(pixel_norm(x)).mean(-1), np.ones((2, 3, 3)), 1e-4)
+    assert pixel_norm(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert np.isfinite(jax.grad(lambda x: pixel_norm(x).sum())(jnp.zeros((1, 1, 1, 4)))).all()
+
+
+# ---- discriminator -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spectral_norm", [False, True])
+def test_discriminator_gives_a_logit_and_unit_features(spectral_norm):
+    judge = Discriminator(4, 2, spectral_norm)
+    images = uniform(0, 3, 16, 16, 3)
+    variables = variables_of(judge, images, train=False)
+    apply = jax.jit(judge.apply, static_argnames="train")
+    verdict = apply(variables, images, train=False)
+    assert verdict.logit.shape == (3,)
+    assert verdict.features.shape == (3, 4 + 8)
+    near(jnp.linalg.norm(verdict.features, axis=1), np.ones(3))
+    alone = apply(variables, images[1:2], train=False)
+    near(alone.logit, verdict.logit[1:2])
+    assert ("batch_stats" in variables) == spectral_norm
+
+
+def test_spectral_norm_bounds_every_kernel():
+    judge = Discriminator(3, 1, True)
+    images = uniform(0, 2, 8, 8, 3)
+    variables = variables_of(judge, images, train=False)
+    # Ten times the weights: without normalisation the verdicts would grow a hundredfold.
+    params = jax.tree.map_with_path(
+        lambda path, x: x * (10 if path[-1].key == "kernel" else 1), variables["params"]
+    )
+    step = jax.jit(lambda v: apply(judge, v, images, train=True, mutable=["batch_stats"]))
+
+    def settled(params):
+        state = {"params": params, "batch_stats": variables["batch_stats"]}
+        for _ in range(30):
+            _, changed = step(state)
+            state |= changed
+        return state
+
+    small, large = settled(variables["params"]), settled(params)
+    kernels = [
+        leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if path[-1].key == "kernel"
+    ]  # fmt: skip
+    largest = sorted(float(np.linalg.norm(k.reshape(-1, k.shape[-1]), 2)) for k in kernels)
+    stored = [
+        leaf for path, leaf in jax.tree_util.tree_leaves_with_path(large["batch_stats"])
+        if "sigma" in path[-1].key
+    ]  # fmt: skip
+    near(sorted(float(leaf) for leaf in stored), largest, 1e-3)
+    verdicts = [apply(judge, each, images, train=False).logit for each in (small, large)]
+    near(verdicts[0], verdicts[1], 1e-3)
+
+
+# ---- differentiable augmentation ---------------------------------------------------------------
+
+
+def test_augmentation_is_a_function_of_picture_and_key():
+    images, keys = uniform(0, 4, 16, 16, 3), jax.random.split(jax.random.key(0), 4)
+    augment = jax.jit(diffaugment)
+    out = augment(images, keys)
+    assert out.shape == images.shape
+    np.testing.assert_array_equal(out, augment(images, keys))
+    np.testing.assert_array_equal(augment(images[::-1], keys[::-1]), out[::-1])
+    same = augment(jnp.tile(images[:1], (4, 1, 1, 1)), keys)
+    assert all(np.abs(same[0] - same[i]).max() > 0.05 for i in range(1, 4))
+
+
+def test_augmentation_passes_a_gradient_and_cuts_a_quarter_of_the_side():
+    images, keys = uniform(0, 64, 16, 16, 3), jax.random.split(jax.random.key(1), 64)
+    slope = np.asarray(jax.jit(jax.grad(lambda x: diffaugment(x, keys).sum()))(images))
+    assert np.isfinite(slope).all()
+    assert (np.abs(slope).reshape(64, -1).max(1) > 0.5).all()
+    out = np.asarray(diffaugment(images, keys))
+    grey = (out == 0.5).all(-1)
+    assert grey.sum((1, 2)).max() == 16
+    assert grey.sum((1, 2)).min() >= 4  # at a corner
+
+
+def test_augmentation_stays_in_its_ranges():
+    """Brightness within 0.2 and contrast within 0.7 to 1.3 of the picture; shifts within 1/8."""
+    keys = jax.random.split(jax.random.key(2), 200)
+    left = np.full((16, 16, 3), 0.25, np.float32)
+    left[:, 8:] = 0.75
+    out = np.asarray(diffaugment(jnp.tile(jnp.asarray(left), (200, 1, 1, 1)), keys))
+    inner = np.sort(out[:, 2:-2, 2:-2], axis=2)
+    low, high = inner[:, :, 0].min((1, 2)), inner[:, :, -1].max((1, 2))
+    contrast = (high - low) / 0.5
+    assert contrast.min() > 0.69
+    assert contrast.max() < 1.31
+    assert contrast.min() < 0.76
+    assert contrast.max() > 1.24
+    middle = (high + low) / 2
+    assert np.abs(middle - 0.5).max() < 0.21
+    steps = np.abs(np.diff(out[:, 2:-2, :, 0], axis=2)).sum(1)  # the cutout crosses few rows
+    edges = steps[:, 4:11].argmax(1) + 4
+    assert set(edges) == {5, 6, 7, 8, 9}
+
+
+# ---- fresh players -----------------------------------------------------------------------------
+
+
+def test_fresh_variables_of_every_player(fresh):
+    _, variables = fresh
+    assert set(variables) == {"embedder", "generator", "discriminator", "gate"}
+    for each in variables.values():
+        assert set(each) == {"params", "batch_stats"}
+    params = variables["embedder"]["params"]
+    last = params["backbone"]["stage2_block1"]
+    assert (last["norm2"]["scale"] == 0).all()
+    assert (last["norm1"]["scale"] == 1).all()
+    assert float(params["global_head"]["power"]) == 3
+    # He: variance 2 over the fan out.
+    kernel = np.asarray(last["conv2"]["kernel"])
+    near(kernel.std(), np.sqrt(2 / (9 * kernel.shape[-1])), 0.1)
