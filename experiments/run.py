@@ -145,7 +145,7 @@ def _mistake(said: str, given: Mapping[str, str], default: Mapping[str, Any]) ->
     text = text.partition(" Argument helptext")[0].partition(" For full helptext")[0]
     found = re.search(r"--([\w.]+)", text)
     name = found[1] if found else ""
-    if stray := re.search(r"Unrecognized options: (.*)", text):
+    if stray := re.search(r"Unrecognized options: (\S+)", text):
         return UserError(f"{stray[1]!r} is no field (fields are written --FIELD=VALUE)")
     if name not in given or name not in default:
         return UserError(re.sub(r"^(Value|Parsing) error ", "", text))

@@ -153,7 +153,7 @@ def filled(model: Twin, params: Mapping[str, np.ndarray]) -> Twin:
         name = path if name == path else f"{name}weight"
         axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim) if path.endswith("kernel") else None
         state[name] = torch.from_numpy(np.array(value if axes is None else value.transpose(axes)))
-    own = {name: buffer for name, buffer in model.named_buffers()}
+    own = dict(model.named_buffers())
     model.load_state_dict(state | own)
     return model
 

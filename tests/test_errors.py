@@ -22,6 +22,7 @@ from afa.evaluation.evaluator import Evaluator, Results
 from afa.evaluation.rows import Row
 from afa.report import writers
 from afa.retrieval import export
+from afa.train.state import TrainState
 from experiments import run as command
 
 Usage = namedtuple("Usage", "total used free")
@@ -57,7 +58,8 @@ NO_DURATION = 'is no duration (allowed: "500", "20ep", "40%")'
 @pytest.mark.parametrize(
     ("field", "value", "line"),
     [
-        ("exp", "debugg", f"exp='debugg' is unknown; did you mean 'debug'? (allowed: {EXPERIMENTS})"),
+        ("exp", "debugg",
+         f"exp='debugg' is unknown; did you mean 'debug'? (allowed: {EXPERIMENTS})"),
         ("exp", "", f"--exp is missing (allowed: list, {EXPERIMENTS})"),
         ("data.image_sise", 3,
          "--data.image_sise is no field; did you mean 'data.image_size'? (--help lists all)"),
@@ -124,8 +126,8 @@ def test_a_stray_word_is_no_field(refused):
 
 
 def test_a_notebook_gets_the_same_lines_as_exceptions():
-    with pytest.raises(UserError, match="data.image_sise is no field; did you mean 'data.image_s"):
-        command.run("debug", **{"data.image_sise": 3})
+    with pytest.raises(UserError, match=r"image_sise is no field; did you mean 'data\.image_s"):
+        command.run("debug", **{"data.image_sise": 3})  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="exp='debugg' is unknown"):
         command.run("debugg")
 
@@ -271,9 +273,9 @@ def poison(state):
 
     def spoiled(tree):
         params = tree["embedder"]["params"]
-        head = params["global_head"] | {"linear": jax.tree.map(lambda x: x * jnp.nan,
-                                                               params["global_head"]["linear"])}  # fmt: skip
-        embedder = tree["embedder"] | {"params": params | {"global_head": head}}
+        last = jax.tree.map(lambda x: x * jnp.nan, params["global_head"]["linear"])
+        head = {"global_head": params["global_head"] | {"linear": last}}
+        embedder = tree["embedder"] | {"params": params | head}
         return tree | {"embedder": embedder}
 
     return state.replace(variables=spoiled(state.variables), average=spoiled(state.average))
@@ -361,7 +363,7 @@ def test_no_room_for_a_checkpoint(tiny_data, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("error", [DISK_FULL, ValueError("RESOURCE_EXHAUSTED: disk\nmore")])
 def test_a_checkpoint_that_fails_all_the_same(error, tmp_path, monkeypatch):
     """A quota, say, that no one can see beforehand; TensorStore makes a ValueError of it."""
-    state = jax.eval_shape(lambda: {"a": jnp.zeros(3)})
+    state = TrainState(jnp.zeros((), jnp.int32), {}, {}, {})
     config = tiny_config(tmp_path)
     position = checkpoint.Position(4, 1.0)
     with checkpoint.Checkpoints(tmp_path, 1) as saved:
@@ -372,7 +374,7 @@ def test_a_checkpoint_that_fails_all_the_same(error, tmp_path, monkeypatch):
         monkeypatch.setattr(saved._manager, "save", fail)
         monkeypatch.setattr(saved, "_check_space", lambda *args: None)
         with pytest.raises(UserError) as told:
-            saved.save(state, position, config, None)  # pyright: ignore[reportArgumentType]
+            saved.save(state, position, config, None)
     reason = str(error).splitlines()[0]
     assert str(told.value) == f"checkpoint of step 4 could not be written: {reason}"
 
@@ -450,7 +452,7 @@ def poisoned_steps(monkeypatch, before=0, after=0):
     """Makes F's parameters NaN before, or after, the step of this number."""
     mapped = parallel.data_parallel
 
-    def data_parallel(step, impl="auto"):
+    def data_parallel(step, impl):
         run = mapped(step, impl)
 
         def taken(state, batch):

@@ -56,6 +56,20 @@ def test_noise_reaches_both_modes_and_pictures_only_one(fresh):
     near(alone, by_mode["restore"](images, z)[:1])
 
 
+def test_skips_carry_the_picture_around_the_bottleneck():
+    generator, (images, z) = Generator(4, 2, 5, 16), pictures_and_noise()
+    params = variables_of(generator, images, z)["params"]
+    # The bottleneck is cut: what still tells two pictures apart has come by the skips.
+    cut = {"down_0": 1, "down_1": 0, "middle": 0, "code": 0}
+    params |= {name: jax.tree.map(lambda leaf, s=s: s * leaf, params[name])
+               for name, s in cut.items()}  # fmt: skip
+    restored = jax.jit(generator.apply, static_argnames="method")(
+        {"params": params}, images, z, method="restore"
+    )
+    change = np.asarray(restored - images)
+    assert np.abs(change[0] - change[1]).max() > 1e-3
+
+
 @pytest.mark.parametrize(("side", "levels"), [(8, 1), (16, 4), (32, 3)])
 def test_generator_fits_its_picture_at_any_depth(side, levels):
     generator = Generator(2, levels, 3, side)

@@ -93,12 +93,12 @@ def uses_xla(kernel, stride, side, **kwargs):
         (1, 1, 56, False),
         (1, 2, 56, False),
         (3, 1, 2, False),
-        (3, 1, 4, False),
-        (3, 1, 5, True),
+        (3, 1, 3, True),
         (3, 1, 56, True),
         (3, 2, 4, False),
-        (3, 2, 56, False),
-        (7, 2, 4, True),
+        (3, 2, 5, True),
+        (3, 2, 56, True),
+        (7, 2, 12, False),
         (7, 2, 64, True),
     ],
 )
@@ -111,10 +111,10 @@ def test_convolution_takes_the_faster_form_on_the_cpu(monkeypatch, kernel, strid
 
 def test_grouped_and_dilated_convolutions_keep_xlas_form(monkeypatch):
     monkeypatch.setattr(parallel, "accelerated", lambda: False)
-    assert uses_xla(3, 2, 8, feature_group_count=4)
-    assert uses_xla(3, 2, 8, rhs_dilation=(2, 2))
-    assert uses_xla(3, 2, 8, lhs_dilation=(2, 2))
-    assert not uses_xla(3, 2, 8, rhs_dilation=(1, 1), lhs_dilation=(1, 1))
+    assert uses_xla(3, 2, 4, feature_group_count=4)
+    assert uses_xla(3, 2, 4, rhs_dilation=(2, 2))
+    assert uses_xla(3, 2, 4, lhs_dilation=(2, 2))
+    assert not uses_xla(3, 2, 4, rhs_dilation=(1, 1), lhs_dilation=(1, 1))
 
 
 def test_a_whole_resnet18_agrees_in_both_forms(monkeypatch):
@@ -283,6 +283,32 @@ def test_max_pool_never_prefers_its_padding():
     assert y.shape == (1, 2, 2, 2)
     np.testing.assert_array_equal(y[0, 0, 0], x[0, :2, :2].max((0, 1)))
     np.testing.assert_array_equal(y[0, 1, 1], x[0, 1:, 1:].max((0, 1)))
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 6), (1, 2), (7, 3)])
+def test_max_pool_and_its_gradient_are_xlas(monkeypatch, size):
+    # Rounding makes equal neighbours, of which the first must get the slope.
+    x = jnp.round(2 * normal(0, 3, *size, 4))
+
+    def both(accelerated):
+        monkeypatch.setattr(parallel, "accelerated", lambda: accelerated)
+        y, pull = jax.vjp(layers.max_pool, x)
+        return y, pull(normal(1, *y.shape))[0]
+
+    (ours, slope), (theirs, expected) = both(False), both(True)
+    np.testing.assert_array_equal(ours, theirs)
+    near(slope, expected, 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6, 2, 5), (6, 5, 2)])
+def test_product_and_its_gradient_are_those_of_matrices(shape):
+    rows, inside, outside = shape
+    x, w = normal(0, rows, inside), normal(1, inside, outside)
+    cotangent = normal(2, rows, outside)
+    (y, pull), (z, expected) = jax.vjp(layers.product, x, w), jax.vjp(jnp.matmul, x, w)
+    near(y, z)
+    for mine, theirs in zip(pull(cotangent), expected(cotangent), strict=True):
+        near(mine, theirs)
 
 
 def test_l2_normalise_gives_float32_unit_rows_and_survives_zero():

@@ -1,4 +1,4 @@
-"""A run that was ended in its middle and started again comes to the same bits as one that ran on."""
+"""A run ended in its middle and started again comes to the same bits as an unbroken one."""
 
 import random
 import signal

@@ -82,7 +82,10 @@ def state(of: Recipe, seed: int = 0) -> TrainState:
         opt_state={
             name: of.optimisers[name].init(each["params"]) for name, each in variables.items()
         },
-        average={name: jax.tree.map(jnp.copy, variables[name]) for name in empty.average},
+        # Unlike the variables, so that a step cannot take one for the other unseen.
+        average={
+            name: jax.tree.map(lambda leaf: 1.1 * leaf, variables[name]) for name in empty.average
+        },
     )
 
 

@@ -58,7 +58,7 @@ def load_folder(config: DataConfig) -> Dataset:
       UserError: no such directory, nothing in it, too few classes, a class with one picture, or
         more unreadable pictures than `config.max_unreadable` allows.
     """
-    root = Path(config.path).expanduser()
+    root = Path(config.path).expanduser().absolute()
     parts = _layout(root, config)
     plan = _plan(parts, config)
     entries = []

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -14,11 +15,6 @@ from afa import parallel
 
 Branch = Literal["clean", "adversarial"]
 Dtype = Any
-
-# XLA's CPU convolution falls off a cliff on small maps and strided windows: there, cutting the
-# windows out and multiplying once is up to a hundred times faster. Above this many pixels a side
-# its own loop is the better one.
-SMALL_MAP = 4
 
 
 def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -30,6 +26,29 @@ def _pairs(padding: Any, lhs: Array, kernel: tuple[int, int], strides: tuple[int
     if padding == "SAME":
         return [_same_padding(*each) for each in zip(lhs.shape[1:3], kernel, strides, strict=True)]
     return [(0, 0), (0, 0)] if padding == "VALID" else list(padding)
+
+
+@jax.custom_vjp
+def product(rows: Float[Array, "n k"], kernel: Float[Array, "k d"]) -> Float[Array, "n d"]:
+    """`rows @ kernel`, with a gradient that is fast on the CPU.
+
+    The kernel's gradient is a product over the rows, and XLA turns over the left operand in memory
+    first: here that is the smaller one, whereas JAX's own rule always takes the slope.
+    """
+    return rows @ kernel
+
+
+def _product_gradient(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+    rows, kernel = kept
+    over_rows = (((0,), (0,)), ((), ()))
+    if rows.shape[1] < slope.shape[1]:
+        gradient = lax.dot_general(rows, slope, over_rows)
+    else:
+        gradient = lax.dot_general(slope, rows, over_rows).T
+    return slope @ kernel.T, gradient
+
+
+product.defvjp(lambda rows, kernel: (rows @ kernel, (rows, kernel)), _product_gradient)
 
 
 def im2col_convolution(
@@ -52,7 +71,15 @@ def im2col_convolution(
         for dx in range(kernel[1])
     ]
     columns = windows[0] if len(windows) == 1 else jnp.concatenate(windows, axis=-1)
-    return columns @ rhs.reshape(-1, rhs.shape[-1])
+    flat = product(columns.reshape(-1, columns.shape[-1]), rhs.reshape(-1, rhs.shape[-1]))
+    return flat.reshape(-1, height, width, rhs.shape[-1])
+
+
+def _below_kernel(lhs: Array, kernel: tuple[int, int], strides: Any, padding: Any) -> bool:
+    """Whether the convolved map has a side shorter than the kernel's."""
+    pads = _pairs(padding, lhs, kernel, strides)
+    sides = zip(lhs.shape[1:3], pads, kernel, strides, strict=True)
+    return any((size + sum(pad) - k) // step + 1 < k for size, pad, k, step in sides)
 
 
 def convolution(
@@ -66,14 +93,18 @@ def convolution(
     feature_group_count: int = 1,
     **rest: Any,
 ) -> Float[Array, "b y x d"]:
-    """`lax.conv_general_dilated`, by the faster of two ways on the CPU (see `SMALL_MAP`)."""
+    """`lax.conv_general_dilated`, by the faster of two ways on the CPU.
+
+    XLA's CPU convolution, or its gradient, falls off a cliff on maps smaller than the kernel: there
+    cutting the windows out and multiplying once is a hundred times faster. A pointwise convolution
+    is a product of matrices as it stands.
+    """
     kernel = rhs.shape[:2]
     plain = feature_group_count == 1 and not any(
         step != 1 for step in (*(lhs_dilation or ()), *(rhs_dilation or ()))
     )
-    pointwise = kernel == (1, 1)
-    small = kernel == (3, 3) and (max(window_strides) > 1 or max(lhs.shape[1:3]) <= SMALL_MAP)
-    if plain and (pointwise or small) and not parallel.accelerated():
+    product_is_faster = kernel == (1, 1) or _below_kernel(lhs, kernel, window_strides, padding)
+    if plain and product_is_faster and not parallel.accelerated():
         return im2col_convolution(lhs, rhs, window_strides, padding)
     return lax.conv_general_dilated(
         lhs,
@@ -165,8 +196,27 @@ def batch_norm(dtype: Dtype, train: bool, branch: Branch) -> Callable[..., Array
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b y x c"]:
-    """3x3 maximum with stride 2 and padding 1."""
-    return nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
+    """3x3 maximum with stride 2 and padding 1; of equal places the first gets the slope.
+
+    On the CPU by comparing neighbours, along rows and then along columns: XLA's gradient of a
+    pooling window takes as long there as ten convolutions.
+    """
+    if parallel.accelerated():
+        return nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
+    return _halve(_halve(x, axis=2), axis=1)
+
+
+def _halve(x: Array, axis: int) -> Array:
+    """Largest of three neighbours around every other place of one axis."""
+    odd = x.shape[axis] % 2
+    pads = [(1, 1 + odd) if each == axis else (0, 0) for each in range(x.ndim)]
+    wide = jnp.pad(x, pads, constant_values=-jnp.inf)
+    before, at, after = (
+        lax.slice_in_dim(wide, i, i + x.shape[axis] + odd - 1, 2, axis) for i in range(3)
+    )
+    # No `jnp.maximum`: it would share the slope among equal places.
+    largest = jnp.where(before >= at, before, at)
+    return jnp.where(largest >= after, largest, after)
 
 
 def l2_normalise(x: Float[Array, "... d"]) -> Float[Array, "... d"]:

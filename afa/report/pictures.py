@@ -98,8 +98,9 @@ def results_sheet(
 
     Args:
       query: any size.
-      results: (picture, id, score, correct), best first. `correct` None means unknown: grey frame
-        and no mark; otherwise green with a tick or red with a cross.
+      results: (picture, name, score, correct), best first. A name may have several lines, all
+        names equally many. `correct` None means unknown: grey frame and no mark; otherwise green
+        with a tick or red with a cross.
 
     Returns:
       A picture; its size depends on the number of results only.
@@ -126,7 +127,7 @@ def _result_cell(
     picture = framed(_fitted(image, CELL), colour)
     if correct is not None:
         picture = _marked(picture, colour, correct)
-    return _captioned(picture, [f"{rank}    {score:.3f}", name])
+    return _captioned(picture, [f"{rank}    {score:.3f}", *name.splitlines()])
 
 
 def _fitted(image: Picture, side: int) -> Picture:

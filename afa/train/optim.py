@@ -1,6 +1,7 @@
 """Optimisers and learning-rate schedules of the players, and the moving average."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,20 @@ OPTIMISERS: dict[str, Callable[[optax.Schedule, OptimConfig], optax.GradientTran
     "lamb": lambda rate, c: optax.lamb(rate, weight_decay=c.weight_decay, mask=_decayed),
     "lion": lambda rate, c: optax.lion(rate, weight_decay=c.weight_decay, mask=_decayed),
 }
+
+
+def clip_to(limit: float) -> optax.GradientTransformation:
+    """Scales gradients of a global norm above `limit` down to it.
+
+    By one factor, which XLA multiplies in where the gradient is used; optax divides by the norm,
+    which writes and reads a clipped copy of the whole gradient.
+    """
+
+    def update(updates: PyTree, state: optax.EmptyState, params: PyTree = None) -> Any:
+        factor = limit / jnp.maximum(optax.tree.norm(updates), limit)
+        return jax.tree.map(lambda each: factor * each, updates), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
 def learning_rate(config: OptimConfig, peak: float, steps: int, epoch: int) -> optax.Schedule:
@@ -63,7 +78,7 @@ def optimisers(
     optim = config.optim
 
     def finish(core: optax.GradientTransformation) -> optax.GradientTransformation:
-        clip = optax.clip_by_global_norm(optim.clip) if optim.clip > 0 else optax.identity()
+        clip = clip_to(optim.clip) if optim.clip > 0 else optax.identity()
         chained = optax.chain(clip, core)
         if optim.accumulate == 1:
             return chained

@@ -93,8 +93,8 @@ def embedder_step(
         pushed, pull_pushed, (stats, _) = jax.vjp(
             lambda p, h: upper(p, h, stats, "adversarial"), params, mid + delta, has_aux=True
         )
-        halves = pull_upper(jnp.full_like(clean, 0.5)), pull_pushed(jnp.full_like(clean, 0.5))
-        gradient, slope = jax.tree.map(jnp.add, *halves)
+        both = (gradient, slope), pull_pushed(jnp.ones_like(pushed))
+        gradient, slope = jax.tree.map(lambda a, b: 0.5 * (a + b), *both)
         metrics["adversarial_metric_loss"] = pushed
     gradient = jax.tree.map(jnp.add, gradient, pull_lower(slope)[0])
     if config.train.schedule == "joint" and config.adversarial.generated_views > 0:

@@ -1,0 +1,376 @@
+"""Protocols, choice of weights, and the table of rows, on descriptors whose figures are known."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny_run
+
+from afa.config import with_changes
+from afa.data.corruptions import CORRUPTIONS, held_back
+from afa.data.types import Dataset, ImageSet
+from afa.evaluation import rows as table
+from afa.evaluation.embed import Described, Embedding, pixels
+from afa.evaluation.evaluator import Evaluator, ranked_metrics
+from afa.evaluation.protocols import drawn_evenly, protocols
+from afa.evaluation.rows import GRID, LEAST_GAIN, Costs, Row, choose_weights
+from afa.models import embedder
+from experiments import run as command
+
+DIMENSION = 64
+
+
+def image_set(classes, count, catalogue=True, first=0, side=8, seed=0):
+    """Grey pictures: `count` in the wild a class, and one for the catalogue, in mixed order."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(first, first + classes), count + catalogue)
+    clean = np.tile(np.arange(count + catalogue) == count, classes)
+    order = rng.permutation(len(labels))
+    images = [np.full((side, side, 3), 10 * i % 256, np.uint8) for i in order]
+    labels, clean = labels[order], clean[order] & catalogue
+    return ImageSet(images, labels, tuple(f"picture {first}/{i}" for i in order), clean)
+
+
+# ---- protocols -----------------------------------------------------------------------------------
+
+
+def test_leave_one_out_searches_each_among_the_others():
+    images = image_set(3, 4)
+    first, second = protocols(images)
+    assert (first.name, second.name) == ("leave_one_out", "catalogue")
+    wild = np.flatnonzero(~images.catalogue)
+    np.testing.assert_array_equal(first.queries, wild)
+    np.testing.assert_array_equal(first.gallery, wild)
+    np.testing.assert_array_equal(first.queries, first.gallery[first.exclude])
+
+
+def test_the_catalogue_is_searched_with_what_is_not_in_it():
+    images = image_set(3, 4)
+    (protocol,) = protocols(images, "catalogue")
+    assert images.catalogue[protocol.gallery].all() and len(protocol.gallery) == 3
+    assert not images.catalogue[protocol.queries].any() and len(protocol.queries) == 12
+    assert (protocol.exclude == -1).all()
+
+
+def test_without_a_catalogue_there_is_one_protocol():
+    images = image_set(3, 4, catalogue=False)
+    assert [each.name for each in protocols(images)] == ["leave_one_out"]
+    assert [each.name for each in protocols(image_set(3, 4), "leave_one_out")] == ["leave_one_out"]
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 13, 29])
+def test_queries_are_drawn_evenly(count):
+    """No class has two more than another that still has pictures; the draw is a subset in order."""
+    labels = np.array([0] * 20 + [1] * 7 + [2] * 3)
+    images = ImageSet(
+        [np.zeros((1, 1, 3), np.uint8)] * 30, labels, tuple(map(str, range(30))),
+        np.zeros(30, bool),
+    )  # fmt: skip
+    index = np.arange(30)
+    drawn = drawn_evenly(images, index, count, seed=1)
+    assert len(drawn) == count
+    np.testing.assert_array_equal(drawn, np.unique(drawn))
+    np.testing.assert_array_equal(drawn, drawn_evenly(images, index, count, seed=1))
+    taken, there = np.bincount(labels[drawn], minlength=3), np.bincount(labels)
+    unfinished = taken[taken < there]
+    assert not len(unfinished) or unfinished.min() >= taken.max() - 1
+
+
+def test_a_draw_of_all_is_all_of_them():
+    images = image_set(3, 4)
+    index = np.flatnonzero(~images.catalogue)
+    for count in (0, 12, 100):
+        np.testing.assert_array_equal(drawn_evenly(images, index, count, 0), index)
+    draws = {tuple(drawn_evenly(images, index, 5, seed)) for seed in range(6)}
+    assert len(draws) > 1
+    assert all(set(draw) <= set(index.tolist()) for draw in draws)
+
+
+# ---- weights and costs ---------------------------------------------------------------------------
+
+
+def test_weights_follow_the_score():
+    """Every block comes to its best value, also one that pays only beside a later one."""
+
+    def score(weights):
+        return -((weights["flip"] - 1) ** 2) - (weights["local"] - weights["flip"] / 2) ** 2
+
+    assert choose_weights(score, ["local", "flip"]) == {"global": 1.0, "local": 0.5, "flip": 1.0}
+
+
+def test_a_block_without_a_gain_is_left_out():
+    assert choose_weights(lambda w: -w["noise"], ["noise"]) == {"global": 1.0}
+    assert choose_weights(lambda w: LEAST_GAIN * w["tiny"] / 4, ["tiny"]) == {"global": 1.0}
+    gain = {"global": 1.0, "good": max(GRID)}
+    assert choose_weights(lambda w: 2 * LEAST_GAIN * w["good"], ["noise", "good"]) == gain
+
+
+def test_weights_on_blocks_of_which_one_knows_the_class():
+    """The global view is noise, one block is half right, one is worthless."""
+    images = image_set(8, 4, catalogue=False)
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(len(images), DIMENSION))
+    known = np.eye(DIMENSION)[images.labels] + 0.2 * rng.normal(size=noise.shape)
+    other = rng.normal(size=noise.shape)
+    blocks = {
+        name: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+        for name, x in (("global", noise), ("known", known), ("other", other))
+    }
+    described, (protocol,) = Described(blocks, {}), protocols(images)
+
+    def score(weights):
+        rows = described.fused(weights)
+        return ranked_metrics(rows, rows, images, protocol).means["map_at_r"]
+
+    chosen = choose_weights(score, ["other", "known"])
+    assert chosen["known"] == max(GRID)
+    assert chosen.get("other", 0) < chosen["known"]
+    assert score(chosen) > score({"global": 1.0}) + 0.2
+
+
+def test_costs_count_every_pass():
+    costs = Costs(embedder=10.0, generator=30.0, discriminator=5.0, gated=False)
+    assert costs.of({"global": 1.0}) == costs.of({"local": 1.0}) == 1
+    assert costs.of({"global": 1.0, "local": 1.0, "posterior": 1.0}) == 1
+    assert costs.of({"global": 1.0, "flip": 1.0, "median": 1.0}) == 3
+    assert costs.of({"restored": 1.0}) == 4
+    assert costs.of({"global": 1.0, "restored": 1.0}) == 5
+    assert costs.of({"discriminator": 1.0}) == 0.5
+    assert costs.of({"global": 1.0, "discriminator": 1.0}) == 1.5
+    gated = dataclasses.replace(costs, gated=True)
+    assert gated.of({"global": 1.0, "restored": 1.0}) == 6  # D sees both pictures
+
+
+# ---- the evaluator -------------------------------------------------------------------------------
+
+
+class Fake:
+    """An embedding that answers from labels: `how(labels, rng)` gives the global rows."""
+
+    def __init__(self, names, how):
+        self.names, self.how = names, how
+        self.seen = []
+
+    def blocks(self, variables, images, corruption=None):
+        self.seen.append((len(images), corruption))
+        # The rows belong to picture and corruption, whatever subset they are asked for in.
+        rng = np.random.default_rng(len(str(corruption)))
+        place = {name: i for i, name in enumerate(sorted(images.ids))}
+        found = self.how(images.labels, rng)[[place[name] for name in images.ids]]
+        if self.how is oracle:
+            found = self.how(images.labels, rng)
+        unit = found / np.linalg.norm(found, axis=1, keepdims=True)
+        return Described({name: unit.astype(np.float32) for name in self.names}, {})
+
+    def plain(self, variables, images, corruption=None):
+        described = self.blocks(variables, images, corruption)
+        own = described.blocks["global"]
+        return Described({"global": own, "local": own, "fused": own}, {})
+
+
+def oracle(labels, rng):
+    return np.eye(DIMENSION)[labels]
+
+
+def chance(labels, rng):
+    return rng.normal(size=(len(labels), DIMENSION))
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Players, configuration and a data set whose figures at chance are known."""
+    config = command.parse(tiny_run.words("", "", **{"evaluation.severities": (1, 5)}))
+    config = with_changes(config, **{"evaluation.corruption_queries": 12})
+    train, validation, test = (image_set(n, 6, first=f) for n, f in ((4, 0), (5, 4), (10, 9)))
+    names = tuple(f"class {i}" for i in range(19))
+    data = Dataset("fake", train, validation, test, names, "made up", "0" * 64)
+    return embedder.build(config, 4), config, data
+
+
+def evaluator(parts, how):
+    players, config, dataset = parts
+    made = Evaluator(players, config, dataset)
+    made.embedding = Fake(players.block_names(), how)  # pyright: ignore[reportAttributeAccessIssue]
+    return made
+
+
+ROWS = [
+    Row("raw pixels", "pixels", {"pixels": 1.0}, None),
+    Row("F", "trained", {"global": 1.0}, 1.0),
+    Row("fused", "trained", {"global": 1.0, "local": 0.5}, 1.0),
+]
+
+
+def table_of(parts, how):
+    said = []
+    results = evaluator(parts, how).test({}, {}, ROWS, said.append)
+    assert len(said) == len(CORRUPTIONS)
+    return results
+
+
+def test_an_oracle_is_always_right(parts):
+    made = evaluator(parts, oracle)
+    assert set(made.validation({}).values()) == {1.0}
+    results = table_of(parts, oracle)
+    for name in ("F", "fused"):
+        for protocol in ("leave_one_out", "catalogue"):
+            row = results.rows[name][protocol]
+            assert set(row["clean"].values()) == {1.0}
+            for group in ("trained", "held_back"):
+                assert set(row[group].values()) == {1.0}
+    assert results.rows["raw pixels"]["leave_one_out"]["clean"]["recall_at_1"] < 1
+
+
+def test_noise_is_right_by_chance(parts):
+    """10 classes of 6: of 59 others 5 are right; of 10 in the catalogue one is."""
+    results = table_of(parts, chance)
+    row = results.rows["F"]
+    mean = np.mean([row["leave_one_out"]["clean"]["recall_at_1"],
+                    *(f["recall_at_1"] for c in row["leave_one_out"]["corruptions"].values()
+                      for f in c.values())])  # fmt: skip
+    assert mean == pytest.approx(5 / 59, abs=0.06)
+    assert row["catalogue"]["clean"]["recall_at_8"] == pytest.approx(0.8, abs=0.15)
+    assert evaluator(parts, chance).validation({})["recall_at_1"] < 0.5
+
+
+def test_the_table_holds_every_corruption_and_its_means(parts):
+    results = table_of(parts, chance)
+    config = parts[1]
+    groups = {"trained": config.data.corruptions, "held_back": held_back(config.data.corruptions)}
+    assert sorted(sum(groups.values(), ())) == sorted(CORRUPTIONS)
+    for row in results.rows.values():
+        for protocol in ("leave_one_out", "catalogue"):
+            found = row[protocol]["corruptions"]
+            assert list(found) == list(CORRUPTIONS)
+            assert all(list(each) == ["1", "5"] for each in found.values())
+            for group, names in groups.items():
+                for figure in ("recall_at_1", "map_at_r"):
+                    values = [found[n][s][figure] for n in names for s in found[n]]
+                    assert row[protocol][group][figure] == pytest.approx(np.mean(values))
+
+
+def test_the_table_of_queries_has_the_means_of_the_rows(parts):
+    results = table_of(parts, chance)
+    columns = {name: np.array(values) for name, values in results.per_query.items()}
+    lengths = {len(values) for values in columns.values()}
+    assert lengths == {len(ROWS) * 2 * (60 + 12 * 2 * len(CORRUPTIONS))}
+    dataset = parts[2]
+    label_of = dict(zip(dataset.test.ids, dataset.test.labels.tolist(), strict=True))
+    assert all(label_of[q] == c for q, c in zip(columns["query"], columns["label"], strict=True))
+    for row in ROWS:
+        for protocol in ("leave_one_out", "catalogue"):
+            mine = (columns["row"] == row.name) & (columns["protocol"] == protocol)
+            for corruption, severity, count in (("", 0, 60), ("stripes", 5, 12)):
+                those = mine & (columns["corruption"] == corruption)
+                those &= columns["severity"] == severity
+                assert those.sum() == count == len(set(columns["query"][those]))
+                figures = results.rows[row.name][protocol]
+                figures = (
+                    figures["corruptions"][corruption][str(severity)]
+                    if corruption
+                    else figures["clean"]
+                )
+                for name, value in figures.items():
+                    assert columns[name][those].mean() == pytest.approx(value)
+
+
+def test_an_evaluation_is_the_same_every_time(parts):
+    first, second = table_of(parts, chance), table_of(parts, chance)
+    assert first.rows == second.rows
+    assert first.per_query == second.per_query
+
+
+def test_queries_of_the_robustness_test_are_few_and_the_gallery_is_clean(parts):
+    made = evaluator(parts, chance)
+    made.test({}, {}, ROWS, lambda line: None)
+    embedding = made.embedding
+    assert isinstance(embedding, Fake)
+    counts = {}
+    for count, corruption in embedding.seen:
+        counts.setdefault(corruption, set()).add(count)
+    assert counts.pop(None) == {len(parts[2].test)}
+    assert counts == {(c, s): {12} for c in CORRUPTIONS for s in (1, 5)}
+
+
+def test_weights_are_chosen_on_validation_classes_alone(parts, monkeypatch):
+    """The score sees clean queries and the trained corruptions of validation pictures."""
+    made = evaluator(parts, oracle)
+    monkeypatch.setattr(table, "costs", lambda *args: Costs(1.0, 1.0, 1.0, False))
+    found = made.rows({})
+    embedding, config = made.embedding, parts[1]
+    assert isinstance(embedding, Fake)
+    assert embedding.seen == [(30, None)] + [(12, (name, 3)) for name in config.data.corruptions]
+    assert [row.name for row in found] == [
+        "raw pixels", "untrained backbone", "F", "local", "flip alone", "F + flip", "G alone",
+        "F + G", "D features alone", "fused",
+    ]  # fmt: skip
+    # Nothing can be gained over the oracle's global view, so nothing is paid for.
+    assert found[-1] == Row("fused", "trained", {"global": 1.0}, 1.0)
+
+
+def test_few_validation_queries_are_both_queries_and_gallery(parts):
+    players, config, dataset = parts
+    few = with_changes(config, **{"evaluation.validation_queries": 10})
+    made = evaluator((players, few, dataset), oracle)
+    assert made.validation({})["recall_at_1"] == 1
+    assert made.embedding.seen == [(10, None)]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# ---- descriptors ---------------------------------------------------------------------------------
+
+
+def test_raw_pixels_know_patterns_and_not_brightness(parts):
+    config = with_changes(parts[1], **{"evaluation.batch_size": 4})
+    rng = np.random.default_rng(0)
+    pattern = rng.integers(60, 120, (16, 16, 3))
+    shades = [pattern, pattern + 100, rng.integers(0, 256, (16, 16, 3)), np.full((16, 16, 3), 7)]
+    pictures = [each.astype(np.uint8) for each in shades * 2][:6]
+    images = ImageSet(pictures, np.arange(6), tuple("abcdef"), np.zeros(6, bool))
+    rows = pixels(images, config).blocks["pixels"]
+    assert rows.shape == (6, 16 * 16 * 3)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3)
+    similarity = rows @ rows.T
+    assert similarity[0, 1] == pytest.approx(1, abs=1e-3)
+    assert abs(similarity[0, 2]) < 0.3
+    np.testing.assert_allclose(similarity[:2, 4:].diagonal(), 1, atol=1e-3)
+    spoiled = pixels(images, config, ("gaussian_noise", 5)).blocks["pixels"]
+    assert spoiled[0] @ rows[0] < 0.99
+    again = pixels(images.subset(np.array([0])), config, ("gaussian_noise", 5))
+    np.testing.assert_array_equal(again.blocks["pixels"][0], spoiled[0])
+
+
+def test_batches_do_not_show_in_descriptors(parts):
+    """Any batch size, also one that leaves a rest, embeds a picture the same way."""
+    images = image_set(3, 3, side=16)
+
+    def mean_and_first(variables, batch):
+        return {"mean": batch.astype("float32").mean((1, 2, 3)), "first": batch[:, 0, 0, 0]}
+
+    found = []
+    for size in (1, 5, 12, 64):
+        config = with_changes(parts[1], **{"evaluation.batch_size": size})
+        made = Embedding(parts[0], config)
+        found.append(made._over(mean_and_first, SimpleNamespace(), images, None))
+    for each in found:
+        assert each["mean"].shape == (12,)
+        for name, values in each.items():
+            np.testing.assert_array_equal(values, found[0][name])
+
+
+def test_rows_and_weights_of_descriptors():
+    rng = np.random.default_rng(0)
+    blocks = {name: rng.normal(size=(5, 4)).astype(np.float32) for name in ("a", "b")}
+    blocks = {n: x / np.linalg.norm(x, axis=1, keepdims=True) for n, x in blocks.items()}
+    gates = {"b": np.linspace(0, 1, 5, dtype=np.float32)}
+    described = Described(blocks, gates)
+    some = described.rows(np.array([4, 1]))
+    np.testing.assert_array_equal(some.blocks["a"], blocks["a"][[4, 1]])
+    np.testing.assert_array_equal(some.gates["b"], gates["b"][[4, 1]])
+    np.testing.assert_allclose(described.fused({"a": 1.0}), blocks["a"], atol=1e-6)
+    fused = described.fused({"a": 1.0, "b": 0.5})
+    assert fused.shape == (5, 8)
+    np.testing.assert_allclose(np.linalg.norm(fused, axis=1), 1, atol=1e-5)
+    share = 0.5 * gates["b"] / (1 + 0.5 * gates["b"])
+    np.testing.assert_allclose(np.sum(fused[:, 4:] ** 2, axis=1), share, atol=1e-4)
+    np.testing.assert_allclose(some.fused({"a": 1.0, "b": 0.5}), fused[[4, 1]], atol=1e-6)

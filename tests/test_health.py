@@ -1,0 +1,70 @@
+"""Figures of the log lines, and the checks that stop a run."""
+
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from arrays import near, unit
+
+from afa.train import health
+
+
+def test_batch_recall_asks_the_nearest_other_row():
+    rows = jnp.asarray([[1, 0], [0.9, 0.1], [0, 1], [-1, 0.1]], jnp.float32)
+    rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+    # Nearest others: 1, 0, 1, 2.
+    assert health.batch_recall(rows, jnp.array([0, 0, 1, 1])) == 0.75
+    assert health.batch_recall(rows, jnp.array([0, 1, 2, 3])) == 0
+
+
+def test_mean_cosine_is_that_of_all_pairs_and_tells_a_collapse():
+    rows, labels = unit(0, 7, 4), jnp.arange(7)
+    similarity = np.asarray(rows @ rows.T)
+    expected = (similarity.sum() - 7) / 42
+    near(health.embedding(rows, labels)["mean_cosine"], expected)
+    near(health.embedding(jnp.tile(rows[:1], (7, 1)), labels)["mean_cosine"], 1.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_first_loss_that_is_not_finite_is_named(bad):
+    fine = dict.fromkeys(health.CHECKED, 1.0) | {"psnr_in": [bad]}
+    assert health.first_not_finite(fine) is None
+    # In the order a step computes them, whatever the order of the names.
+    broken = fine | {"generator_loss": bad, "metric_loss": bad, "d_real": bad}
+    assert health.first_not_finite(dict(sorted(broken.items()))) == "metric_loss"
+    assert health.first_not_finite({"generator_gradient_norm": bad}) == "generator_gradient_norm"
+
+
+class Parts(flax.struct.PyTreeNode):
+    variables: dict
+    average: dict
+
+
+def test_the_first_part_of_the_state_that_is_not_finite_is_named():
+    def state(weight=1.0, mean=1.0):
+        player = {"params": {"w": jnp.asarray([0.0, weight])}, "batch_stats": {}}
+        return Parts({"embedder": player}, {"embedder": {"batch_stats": jnp.asarray(mean)}})
+
+    assert health.first_part_not_finite(state()) is None
+    named = health.first_part_not_finite(state(weight=np.inf))
+    assert named == "variables/embedder/params/w"
+    assert health.first_part_not_finite(state(mean=np.nan)) == "average/embedder/batch_stats"
+
+
+def test_a_log_line_is_the_mean_of_its_steps():
+    steps = [
+        {"metric_loss": 1.0, "r1": 0.0},
+        {"metric_loss": 3.0, "r1": 4.0},
+    ]
+    assert health.summarise(steps, ()) == {"metric_loss": 2.0, "r1": 2.0}
+
+
+def test_psnr_of_a_log_line_is_weighed_by_pictures():
+    steps = [
+        {"psnr_in": [30.0, 20.0, 0.0], "psnr_out": [33.0, 22.0, 0.0], "psnr_count": [1, 1, 0]},
+        {"psnr_in": [0.0, 90.0, 0.0], "psnr_out": [0.0, 96.0, 0.0], "psnr_count": [0, 3, 0]},
+    ]
+    assert health.summarise(steps, ("noise", "blur")) == {
+        "psnr_in/clean": 30.0, "psnr_in/noise": 27.5,
+        "psnr_out/clean": 33.0, "psnr_out/noise": 29.5,
+    }  # fmt: skip

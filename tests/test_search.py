@@ -1,0 +1,253 @@
+"""Search with a finished run: answers as text and JSON, pictures of them, and refusals."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_run
+from PIL import Image
+
+from afa.errors import UserError
+from afa.retrieval.export import read_embeddings
+from afa.retrieval.search import Searcher
+from experiments import search
+
+OPTIONS = "(python -m experiments.search --help lists the options)"
+
+
+def of_gallery(data, count, part="test"):
+    """Pictures of the last classes, which are the gallery of a tiny run, one a class."""
+    return [str(data / part / f"class_{11 - i:02d}" / "img_0.jpg") for i in range(count)]
+
+
+@pytest.fixture
+def ask(tiny_copy, capsys):
+    """Asks a copy of the finished run; returns exit code, standard output and error."""
+
+    def call(*words, run=tiny_copy):
+        code = search.main([f"--run={run}", *map(str, words)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def refused(ask, tiny_copy):
+    """Asks for what has to be refused with this line, leaving the run as it was."""
+
+    def check(line, *words, run=tiny_copy):
+        before = tiny_run.listing(tiny_copy)
+        assert ask(*words, run=run) == (2, "", f"error: {line}\n")
+        assert tiny_run.listing(tiny_copy) == before
+
+    return check
+
+
+def test_answers_as_text(ask, tiny_data, tiny_copy):
+    queries = of_gallery(tiny_data, 2)
+    code, out, err = ask(*queries)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == 2 * (1 + 5)
+    for query, head, first in zip(queries, lines[::6], lines[1::6], strict=True):
+        assert head.startswith(f"{query}  ->  {tiny_copy}/searches/img_0")
+        class_name = query.split("/")[-2]
+        assert first == f"   1   1.000  test/{class_name}/img_0.jpg  ({class_name})"
+    for number, line in enumerate(lines[1:6], start=1):
+        assert re.fullmatch(
+            rf"  +{number} +-?[01]\.\d{{3}}  (test|iconic)/\S+  \(class_\d\d\)", line
+        )
+
+
+def test_answers_as_json(ask, tiny_data, tiny_copy):
+    queries = of_gallery(tiny_data, 3)
+    code, out, err = ask("--json", "--results=7", *queries)
+    assert (code, err) == (0, "")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [answer["query"] for answer in answers] == queries
+    export = read_embeddings(tiny_copy / "embeddings")
+    for query, answer in zip(queries, answers, strict=True):
+        assert answer.keys() == {"query", "hits", "sheet", "without_sheet"}
+        assert answer["without_sheet"] == ""
+        scores = [hit["score"] for hit in answer["hits"]]
+        assert len(scores) == 7
+        assert scores == sorted(scores, reverse=True)
+        assert scores[0] == pytest.approx(1, abs=1e-4)
+        assert answer["hits"][0]["path"] == query
+        own = export.vectors[export.ids.index(answer["hits"][0]["id"])]
+        for hit in answer["hits"]:
+            assert hit.keys() == {"id", "class_name", "path", "score"}
+            row = export.ids.index(hit["id"])
+            assert export.classes[row] == hit["class_name"] == hit["id"].split("/")[1]
+            assert hit["score"] == pytest.approx(float(export.vectors[row] @ own), abs=1e-4)
+
+
+def test_pictures_of_the_answers(ask, tiny_data, tiny_copy, tmp_path):
+    """One a query, also where two files have the same name."""
+    code, out, _ = ask("--json", *of_gallery(tiny_data, 2), f"--sheets={tmp_path / 'sheets'}")
+    assert code == 0
+    sheets = [json.loads(line)["sheet"] for line in out.splitlines()]
+    names = ["img_0-results.png", "img_0-2-results.png"]
+    assert sheets == [str(tmp_path / "sheets" / name) for name in names]
+    for path in sheets:
+        with Image.open(path) as picture:
+            picture.load()
+            assert picture.format == "PNG"
+            assert min(picture.size) >= 100
+            assert len(set(np.asarray(picture).reshape(-1, 3)[:, 0].tolist())) > 20
+    assert not (tiny_copy / "searches").exists()
+
+
+def test_a_query_from_elsewhere_finds_its_class(ask, tiny_data, tmp_path):
+    """A PNG of another size and shape, of an object of the gallery."""
+    with Image.open(of_gallery(tiny_data, 1)[0]) as picture:
+        query = tmp_path / "mein Bild.png"
+        picture.resize((64, 50)).save(query)
+    code, out, _ = ask("--json", query)
+    assert code == 0
+    answer = json.loads(out)
+    assert answer["hits"][0]["class_name"] == "class_11"
+    assert answer["sheet"].endswith("mein Bild-results.png")
+
+
+def test_a_moved_run_answers_as_before(ask, tiny_data, tiny_copy, tmp_path):
+    queries = of_gallery(tiny_data, 2)
+    before = [json.loads(line)["hits"] for line in ask("--json", *queries)[1].splitlines()]
+    moved = tmp_path / "somewhere" / "else"
+    moved.parent.mkdir()
+    shutil.move(tiny_copy, moved)
+    code, out, _ = ask("--json", *queries, run=moved)
+    assert code == 0
+    assert [json.loads(line)["hits"] for line in out.splitlines()] == before
+
+
+def test_a_gallery_that_is_gone_still_answers(tiny_data, tiny_copy, tmp_path, capsys):
+    """The index is all a search needs; the picture of the results is left out, and it is said."""
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    query = shutil.copy(of_gallery(data, 1)[0], tmp_path / "query.jpg")
+    assert tiny_run.main(*tiny_run.words(data, tiny_copy)) == 0
+    shutil.rmtree(data)
+    capsys.readouterr()
+    assert search.main([f"--run={tiny_copy}", str(query)]) == 0
+    head, first, *_ = capsys.readouterr().out.splitlines()
+    gone = data / "test" / "class_11" / "img_0.jpg"
+    assert head == f"{query}  ->  no picture: {gone}: No such file or directory"
+    assert first.endswith("test/class_11/img_0.jpg  (class_11)")
+
+
+def test_results_come_from_the_whole_data_set_when_asked(tiny_data, tiny_copy):
+    line = tiny_run.words(tiny_data, tiny_copy, **{"retrieval.gallery": "all"})
+    assert tiny_run.main(*line, "--retrieval.engine=exact") == 0
+    searcher = Searcher.load(tiny_copy)
+    assert searcher.index.engine == "exact"
+    assert len(searcher.index.embeddings) == 60
+    query = tiny_data / "train" / "class_00" / "img_1.jpg"
+    (answer,) = searcher.search([query], 1)
+    assert answer.hits[0].id == "train/class_00/img_1.jpg"
+    assert answer.sheet is not None and answer.sheet.is_file()
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
+def test_directories_that_hold_no_finished_run(refused, tiny_data, tiny_copy, tmp_path):
+    query = of_gallery(tiny_data, 1)[0]
+    refused(f"--run={tmp_path}: holds no run (config.json is missing)", query, run=tmp_path)
+    (tiny_copy / "result.json").unlink()
+    line = f"--run={tiny_copy}: the run is not finished; start it again to go on"
+    refused(line, query)
+
+
+def test_pictures_that_cannot_be_read(refused, ask, tiny_data, tmp_path):
+    """All are looked at before the first is answered."""
+    query, nowhere, broken = of_gallery(tiny_data, 1)[0], tmp_path / "no.jpg", tmp_path / "b.jpg"
+    refused(f"{nowhere}: cannot be read (No such file or directory)", query, nowhere)
+    refused(f"{tmp_path}: cannot be read (Is a directory)", query, tmp_path)
+    broken.write_text("no picture")
+    refused(f"{broken}: is no readable picture (not a picture of a known format)", query, broken)
+    broken.write_bytes(Path(query).read_bytes()[:300])
+    code, out, err = ask(query, broken)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"error: {broken}: is no readable picture \(.+\)\n", err)
+
+
+def test_more_results_than_pictures(refused, tiny_data):
+    query = of_gallery(tiny_data, 1)[0]
+    for k in (31, 0):
+        refused(
+            f"k={k} is not between 1 and 30, the pictures in the index", f"--results={k}", query
+        )
+
+
+def test_options_that_are_none(refused, tiny_data):
+    query = of_gallery(tiny_data, 1)[0]
+    refused(f"unrecognized arguments: --jsn {OPTIONS}", "--jsn", query)
+    refused(f"argument --results: invalid int value: 'x' {OPTIONS}", "--results=x", query)
+    refused(f"the following arguments are required: PICTURE {OPTIONS}")
+
+
+def changed(run, **fields):
+    """Writes other values into the manifest of the export, and binds the index to them."""
+    for path, bound in (
+        (run / "embeddings" / "index.json", False),
+        (run / "embeddings" / "index" / "index.json", True),
+    ):
+        manifest = json.loads(path.read_text())
+        (manifest["bound"] if bound else manifest).update(fields)
+        path.write_text(json.dumps(manifest))
+
+
+def test_an_index_of_another_checkpoint(refused, tiny_data, tiny_copy):
+    query = of_gallery(tiny_data, 1)[0]
+    own = json.loads((tiny_copy / "embeddings" / "index.json").read_text())["checkpoint"]
+    other = "step-12-0123456789abcdef"
+    changed(tiny_copy, checkpoint=other)
+    refused(
+        f"the index does not fit: checkpoint {other!r}, not {own!r}; export and build it again",
+        query,
+    )
+
+
+def test_an_index_of_another_preprocessing(refused, tiny_data, tiny_copy):
+    query = of_gallery(tiny_data, 1)[0]
+    own = json.loads((tiny_copy / "embeddings" / "index.json").read_text())["preprocessing"]
+    other = own | {"image_size": 32}
+    changed(tiny_copy, preprocessing=other)
+    refused(
+        f"the index does not fit: preprocessing {other!r}, not {own!r}; export and build it again",
+        query,
+    )
+
+
+def test_an_index_over_another_export(refused, tiny_data, tiny_copy):
+    """As when the embeddings of a second run are copied over those of the first."""
+    path = tiny_copy / "embeddings" / "index.json"
+    manifest = json.loads(path.read_text())
+    own = manifest["checkpoint"]
+    path.write_text(json.dumps(manifest | {"checkpoint": "step-3-0"}))
+    refused(
+        f"the index in {tiny_copy}/embeddings/index does not fit: checkpoint {own!r}, not "
+        "'step-3-0'; export and build it again",
+        of_gallery(tiny_data, 1)[0],
+    )
+
+
+def test_a_checkpoint_that_is_gone(refused, tiny_data, tiny_copy):
+    shutil.rmtree(tiny_copy / "checkpoints" / "12")
+    refused(f"{tiny_copy}/checkpoints has no checkpoint of step 12", of_gallery(tiny_data, 1)[0])
+
+
+def test_a_configuration_of_another_version(refused, tiny_data, tiny_copy):
+    path = tiny_copy / "config.json"
+    content = json.loads(path.read_text())
+    content["config"]["data"]["colour"] = "blue"
+    path.write_text(json.dumps(content))
+    query = of_gallery(tiny_data, 1)[0]
+    refused("stored configuration: 'colour' is no field of DataConfig", query)
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: is no stored configuration \(.+\)$"):
+        Searcher.load(tiny_copy)
