@@ -158,10 +158,20 @@ def test_local_head_is_the_attention_weighted_sum_of_its_places():
     d = flat @ params["describe"]["kernel"][0, 0] + params["describe"]["bias"]
     d /= np.linalg.norm(d, axis=-1, keepdims=True)
     attention, descriptors = apply(head, variables, mid, method="places")
-    near(attention, a[..., 0])
+    near(attention, a[..., 0] / a[..., 0].sum(1, keepdims=True))
     near(descriptors, d)
     pooled = (a * d).sum(1)
     near(apply(head, variables, mid), pooled / np.linalg.norm(pooled, axis=1, keepdims=True))
+
+
+def test_local_view_has_unit_length_where_nothing_draws_attention():
+    mid = normal(2, 3, 4, 5, 6)
+    head = LocalHead(7)
+    variables = variables_of(head, mid)
+    attend = jax.tree.map(jnp.zeros_like, variables["params"]["attend"])
+    attend["bias"] = jnp.full(1, -90.0)  # softplus(-90) ~ 1e-39
+    variables["params"]["attend"] = attend
+    near(jnp.linalg.norm(apply(head, variables, mid), axis=1), np.ones(3))
 
 
 # ---- the players composed ----------------------------------------------------------------------

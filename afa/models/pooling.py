@@ -31,8 +31,8 @@ class GlobalHead(nn.Module):
 class LocalHead(nn.Module):
     """Attention-pooled local descriptors of the mid map (after DELF, Noh et al. 2017).
 
-    Each place of the map gets a unit descriptor d_i and an attention a_i >= 0; the local view is
-    sum_i a_i d_i at unit length. The pairs (a_i, d_i) themselves serve re-ranking.
+    Each place of the map gets a unit descriptor d_i and an attention a_i = softplus(x_i) / sum; the
+    local view is sum_i a_i d_i at unit length. The pairs (a_i, d_i) themselves serve re-ranking.
     """
 
     dim: int
@@ -45,9 +45,13 @@ class LocalHead(nn.Module):
     def places(
         self, mid: Float[Array, "b h w c"]
     ) -> tuple[Float[Array, "b p"], Float[Array, "b p d"]]:
-        """Attention and unit descriptor of every place of the map."""
+        """Attention (of sum 1) and unit descriptor of every place of the map."""
         batch = mid.shape[0]
-        attention = nn.softplus(self.attend(mid).astype(jnp.float32)).reshape(batch, -1)
+        x = self.attend(mid).astype(jnp.float32).reshape(batch, -1)
+        # In logarithms, where softplus(x) ~ e^x: a picture without anything to attend to would
+        # else have a descriptor of length 0.
+        logarithm = jnp.where(x < -15, x, jnp.log(nn.softplus(jnp.maximum(x, -15))))
+        attention = nn.softmax(logarithm)
         descriptors = layers.l2_normalise(self.describe(mid).reshape(batch, -1, self.dim))
         return attention, descriptors
 
