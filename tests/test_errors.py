@@ -17,7 +17,7 @@ import tiny_run
 from afa import checkpoint, parallel
 from afa import run as job
 from afa.config import with_changes
-from afa.errors import EXIT_DIVERGED, EXIT_USER_ERROR, TrainingDiverged, UserError
+from afa.errors import EXIT_DIVERGED, EXIT_USER_ERROR, UserError
 from afa.evaluation.evaluator import Evaluator, Results
 from afa.evaluation.rows import Row
 from afa.report import writers
@@ -498,8 +498,3 @@ def test_a_huge_learning_rate_is_told_as_divergence(tiny_data, tmp_path, capsys)
     said = capsys.readouterr().err
     assert said.startswith("error: step ") and " is not finite; training stopped, " in said
     assert said.count("\n") == 1
-
-
-def test_a_diverged_run_is_an_exception_in_a_notebook():
-    error = TrainingDiverged(7, "metric_loss", 6)
-    assert (error.step, error.part, error.kept) == (7, "metric_loss", 6)

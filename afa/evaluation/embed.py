@@ -12,6 +12,7 @@ from afa import parallel
 from afa.config import ExperimentConfig
 from afa.data.pipeline import eval_batches
 from afa.data.types import ImageSet
+from afa.models import layers
 from afa.models.embedder import Players, named
 from afa.models.fusion import fuse
 from afa.train.steps import to_unit
@@ -65,10 +66,10 @@ class Embedding:
             return players.blocks(variables, to_unit(images))
 
         def plain(variables: PyTree, images: Array) -> PyTree:
-            descriptors = players.embedder.apply(
-                variables["embedder"], to_unit(images), train=False
+            descriptors = layers.apply(
+                players.embedder, variables["embedder"], to_unit(images), train=False
             )
-            return named(descriptors)  # pyright: ignore[reportArgumentType]
+            return named(descriptors)
 
         def restore(variables: PyTree, images: Array) -> tuple[Array, Array]:
             return to_unit(images), players.restore(variables, to_unit(images))

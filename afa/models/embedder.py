@@ -124,12 +124,13 @@ class Players:
         """Fresh variables of every player: name -> {"params": ..., "batch_stats": ...}."""
         images = jnp.zeros((1, image_size, image_size, 3))
         z = jnp.zeros((1, self.latent_dim))
-        keys = dict(zip(("embedder", "generator", "discriminator", "gate"),
-                        jax.random.split(key, 4), strict=True))  # fmt: skip
+        names = ("embedder", "generator", "discriminator", "gate")
+        keys = jax.random.split(key, len(names))
 
-        def fresh(name: str, module: nn.Module, *args: Any, **kwargs: Any) -> PyTree:
+        def fresh(name: str, module: nn.Module | None, *args: Any, **kwargs: Any) -> PyTree:
+            assert module is not None
             init = parallel.compiled_once(lambda k: module.init(k, *args, **kwargs))
-            variables = init(keys[name])
+            variables = init(keys[names.index(name)])
             return {each: variables.get(each, {}) for each in ("params", "batch_stats")}
 
         variables = {"embedder": fresh("embedder", self.embedder, images, train=True)}
@@ -171,10 +172,10 @@ class Players:
         blocks = {name: each.whole for name, each in described.items()}
         blocks["local"] = described["global"].local
         if "posterior" in wanted:
-            posterior = self.embedder.apply(
-                variables["embedder"], blocks["global"], method="posterior"
+            posterior = layers.apply(
+                self.embedder, variables["embedder"], blocks["global"], method="posterior"
             )
-            blocks["posterior"] = layers.l2_normalise(posterior)  # pyright: ignore
+            blocks["posterior"] = layers.l2_normalise(posterior)
         gates = {}
         if self.discriminator is not None and "discriminator" in wanted:
             blocks["discriminator"] = self._verdict(variables, images).features
@@ -182,10 +183,10 @@ class Players:
             # Both verdicts are dead code, and cost nothing, unless the gate asks for them.
             logits = [self._verdict(variables, each).logit
                       for each in (images, pictures["restored"])]  # fmt: skip
-            gates["restored"] = self.gate.apply(
-                variables["gate"], blocks["global"], blocks["restored"], *logits
+            gates["restored"] = layers.apply(
+                self.gate, variables["gate"], blocks["global"], blocks["restored"], *logits
             )
-        return blocks, gates  # pyright: ignore[reportReturnType]
+        return blocks, gates
 
     def _described(
         self, variables: Mapping[str, PyTree], pictures: Mapping[str, Images]
@@ -195,7 +196,8 @@ class Players:
         for branch in ("clean", "adversarial"):
             names = [n for n in pictures if branch == self._branch(n)]
             if names:
-                out = self.embedder.apply(
+                out = layers.apply(
+                    self.embedder,
                     variables["embedder"],
                     jnp.concatenate([pictures[n] for n in names]),
                     train=False,
@@ -210,15 +212,15 @@ class Players:
 
     def _verdict(self, variables: Mapping[str, PyTree], images: Images) -> Verdict:
         assert self.discriminator is not None
-        return self.discriminator.apply(variables["discriminator"], images, train=False)  # pyright: ignore[reportReturnType]
+        return layers.apply(self.discriminator, variables["discriminator"], images, train=False)
 
     def restore(self, variables: Mapping[str, PyTree], images: Images) -> Images:
         """x^ = G(x, 0), clipped to [0, 1]."""
         if self.generator is None:
             raise ValueError("this run has no generator")
         z = jnp.zeros((images.shape[0], self.latent_dim))
-        restored = self.generator.apply(variables["generator"], images, z, method="restore")
-        return jnp.clip(restored, 0, 1)  # pyright: ignore[reportArgumentType]
+        restored = layers.apply(self.generator, variables["generator"], images, z, method="restore")
+        return jnp.clip(restored, 0, 1)
 
 
 def dtype_of(precision: str) -> layers.Dtype:

@@ -22,7 +22,7 @@ def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def _pairs(padding: Any, lhs: Array, kernel: tuple[int, int], strides: tuple[int, int]) -> Any:
+def _pairs(padding: Any, lhs: Array, kernel: Sequence[int], strides: Sequence[int]) -> Any:
     if padding == "SAME":
         return [_same_padding(*each) for each in zip(lhs.shape[1:3], kernel, strides, strict=True)]
     return [(0, 0), (0, 0)] if padding == "VALID" else list(padding)
@@ -75,7 +75,7 @@ def im2col_convolution(
     return flat.reshape(-1, height, width, rhs.shape[-1])
 
 
-def _below_kernel(lhs: Array, kernel: tuple[int, int], strides: Any, padding: Any) -> bool:
+def _below_kernel(lhs: Array, kernel: Sequence[int], strides: Any, padding: Any) -> bool:
     """Whether the convolved map has a side shorter than the kernel's."""
     pads = _pairs(padding, lhs, kernel, strides)
     sides = zip(lhs.shape[1:3], pads, kernel, strides, strict=True)
@@ -116,6 +116,15 @@ def convolution(
         feature_group_count=feature_group_count,
         **rest,
     )
+
+
+def apply(module: nn.Module | None, variables: Any, *args: Any, **kwargs: Any) -> Any:
+    """`module.apply`, whose declared type in linen (a union with mutated variables) fits no caller.
+
+    A module that may be missing, because the run has no adversarial part, has to be there.
+    """
+    assert module is not None
+    return module.apply(variables, *args, **kwargs)
 
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -202,7 +211,7 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b y x c"]:
     pooling window takes as long there as ten convolutions.
     """
     if parallel.accelerated():
-        return nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
+        return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
     return _halve(_halve(x, axis=2), axis=1)
 
 

@@ -16,6 +16,7 @@ from afa.data.types import ImageSet
 from afa.evaluation.evaluator import Evaluator
 from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
 from afa.losses.adversarial import psnr
+from afa.models import layers
 from afa.report.html import Hit, Page, QueryRow, Restoration, ResultRow, SearchFacts
 from afa.report.writers import read_history
 from afa.retrieval.exact import topk
@@ -188,10 +189,10 @@ def _samples(evaluator: Evaluator, variables: PyTree) -> list[UInt8[np.ndarray, 
     z = jax.random.normal(
         jax.random.key(evaluator.config.seed), (SAMPLES, evaluator.players.latent_dim)
     )
-    imagined = jax.jit(lambda v, z: generator.apply(v, z, method="imagine"))(
+    imagined = jax.jit(lambda v, z: layers.apply(generator, v, z, method="imagine"))(
         variables["generator"], z
     )
-    return [to_pixels(np.asarray(each)) for each in imagined]  # pyright: ignore
+    return [to_pixels(np.asarray(each)) for each in imagined]
 
 
 def to_pixels(image: Float32[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:

@@ -84,7 +84,7 @@ class Index:
         embeddings = export.read_embeddings(directory / manifest["embeddings"])
         _same(f"the index in {directory}", manifest["bound"], _bound(embeddings.manifest))
         wanted = manifest["engine"] if engine is None else engine
-        check_engine(wanted)
+        _check_name(wanted)
         if wanted == "exact":
             return cls(embeddings, manifest, "exact", _Exact(embeddings.vectors))
         if manifest["engine"] != "scann":
@@ -286,9 +286,13 @@ def check_engine(engine: str) -> None:
     Raises:
       UserError: there is no such engine, or ScaNN is not installed.
     """
-    choose("retrieval.engine", engine, dict.fromkeys(get_args(Engine)))
+    _check_name(engine)
     if engine == "scann":
         _scann()
+
+
+def _check_name(engine: str) -> None:
+    choose("retrieval.engine", engine, dict.fromkeys(get_args(Engine)))
 
 
 def _scann() -> Any:

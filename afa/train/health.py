@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from afa import parallel
 from afa.config import ExperimentConfig
 from afa.losses.adversarial import psnr
+from afa.models import layers
 from afa.models.embedder import Players
 from afa.models.fusion import fuse
 
@@ -76,14 +77,14 @@ def snapshot(
         return jnp.sqrt(jnp.mean(jnp.var(pictures, axis=0)))
 
     def restore(z: Float[Array, "b z"]) -> Array:
-        return players.generator.apply(variables, images[:few], z, method="restore")  # pyright: ignore
+        return layers.apply(players.generator, variables, images[:few], z, method="restore")
 
     def imagine(z: Float[Array, "b z"]) -> Array:
-        return players.generator.apply(variables, z, method="imagine")  # pyright: ignore
+        return layers.apply(players.generator, variables, z, method="imagine")
 
     restored = players.restore(state.variables, images)
     blocks = {
-        name: players.embedder.apply(frozen, each, train=False).whole  # pyright: ignore
+        name: layers.apply(players.embedder, frozen, each, train=False).whole
         for name, each in (("x", images), ("restored", restored))
     }
     blocks["fused"] = fuse(blocks, {"x": 1.0, "restored": 1.0})

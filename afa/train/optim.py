@@ -39,11 +39,14 @@ def clip_to(limit: float) -> optax.GradientTransformation:
     which writes and reads a clipped copy of the whole gradient.
     """
 
-    def update(updates: PyTree, state: optax.EmptyState, params: PyTree = None) -> Any:
+    def init(params: Any) -> Any:
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         factor = limit / jnp.maximum(optax.tree.norm(updates), limit)
         return jax.tree.map(lambda each: factor * each, updates), state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformation(init, update)
 
 
 def learning_rate(config: OptimConfig, peak: float, steps: int, epoch: int) -> optax.Schedule:

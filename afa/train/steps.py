@@ -17,6 +17,7 @@ from afa import parallel
 from afa.config import ExperimentConfig
 from afa.losses import adversarial as game
 from afa.losses.metric import metric_loss, norm_softmax
+from afa.models import layers
 from afa.models.discriminator import diffaugment
 from afa.models.embedder import Descriptors, Players, named
 from afa.models.fusion import fuse
@@ -61,14 +62,14 @@ def embedder_step(
     variables = state.variables["embedder"]
 
     def lower(params: PyTree) -> tuple[Array, PyTree]:
-        mid, changed = embedder.apply(
+        mid, changed = layers.apply(embedder,
             variables | {"params": params}, images, train=True,
             method="lower", mutable=["batch_stats"],
         )  # fmt: skip
-        return mid, changed["batch_stats"]  # pyright: ignore[reportReturnType]
+        return mid, changed["batch_stats"]
 
     def upper(params: PyTree, mid: Array, stats: PyTree, branch: str) -> tuple[Array, Any]:
-        descriptors, changed = embedder.apply(
+        descriptors, changed = layers.apply(embedder,
             {"params": params, "batch_stats": stats}, mid, train=True, branch=branch,
             method="upper", mutable=["batch_stats"],
         )  # fmt: skip
@@ -112,9 +113,9 @@ def _metric(
     recipe: Recipe, params: PyTree, descriptors: Descriptors, labels: Int[Array, "n"]
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Metric loss of the global batch, and its descriptors."""
-    proxies = recipe.players.embedder.apply({"params": params}, method="proxies")
+    proxies = layers.apply(recipe.players.embedder, {"params": params}, method="proxies")
     blocks = parallel.all_gather(named(descriptors))
-    loss = metric_loss(blocks, labels, proxies, recipe.config.loss)  # pyright: ignore[reportArgumentType]
+    loss = metric_loss(blocks, labels, proxies, recipe.config.loss)
     return loss, blocks
 
 
@@ -127,11 +128,11 @@ def _generated_views(
     restored = jax.lax.stop_gradient(recipe.players.restore(state.variables, images))
 
     def objective(params: PyTree) -> tuple[Array, Any]:
-        descriptors, changed = recipe.players.embedder.apply(
+        descriptors, changed = layers.apply(recipe.players.embedder,
             {"params": params, "batch_stats": stats}, restored, train=True,
             branch="adversarial", mutable=["batch_stats"],
         )  # fmt: skip
-        loss, _ = _metric(recipe, params, descriptors, labels)  # pyright: ignore[reportArgumentType]
+        loss, _ = _metric(recipe, params, descriptors, labels)
         return recipe.config.adversarial.generated_views * loss, changed["batch_stats"]
 
     (loss, stats), gradient = jax.value_and_grad(objective, has_aux=True)(
@@ -159,11 +160,9 @@ def generator_step(
         return jax.vmap(lambda k: jax.random.normal(k, (players.latent_dim,)))(keys)
 
     def generate(params: PyTree) -> tuple[Array, Array]:
-        return players.generator.apply(  # pyright: ignore
-            {"params": params}, images, noise(key_restore), method="restore"
-        ), players.generator.apply(  # pyright: ignore
-            {"params": params}, noise(key_imagine), method="imagine"
-        )
+        return layers.apply(
+            players.generator, {"params": params}, images, noise(key_restore), method="restore"
+        ), layers.apply(players.generator, {"params": params}, noise(key_imagine), method="imagine")
 
     (restored, imagined), pull = jax.vjp(generate, state.variables["generator"]["params"])
     frozen = _frozen(state, config)
@@ -199,11 +198,11 @@ def _discriminator_update(
 
     def objective(params: PyTree) -> tuple[Array, Any]:
         def verdict(pictures: Array, keys: Array) -> tuple[Array, PyTree]:
-            out, changed = module.apply(
+            out, changed = layers.apply(module,
                 variables | {"params": params}, _augmented(config, pictures, keys), train=True,
                 mutable=["batch_stats"],
             )  # fmt: skip
-            return out.logit, changed.get("batch_stats", {})  # pyright: ignore
+            return out.logit, changed.get("batch_stats", {})
 
         # One pass over all pictures; each group meets the same augmentation.
         groups = [clean, *fakes]
@@ -251,16 +250,19 @@ def _generator_slopes(
     judge = players.discriminator
 
     def fool(pictures: Array) -> Array:
-        verdict = judge.apply(
-            state.variables["discriminator"], _augmented(config, pictures, keys), train=False
+        verdict = layers.apply(
+            judge, state.variables["discriminator"], _augmented(config, pictures, keys), train=False
         )
-        return game.generator_loss(verdict.logit)  # pyright: ignore[reportAttributeAccessIssue]
+        return game.generator_loss(verdict.logit)
 
     def distance(pictures: Array) -> Array:
-        target = players.embedder.apply(frozen, clean, train=False)
-        found = players.embedder.apply(frozen, pictures, train=False)
-        return sum(1 - jnp.mean(jnp.sum(a * jax.lax.stop_gradient(b), -1))
-                   for a, b in zip(found, target, strict=True))  # pyright: ignore # fmt: skip
+        target = layers.apply(players.embedder, frozen, clean, train=False)
+        found = layers.apply(players.embedder, frozen, pictures, train=False)
+        apart = [
+            1 - jnp.mean(jnp.sum(a * jax.lax.stop_gradient(b), -1))
+            for a, b in zip(found, target, strict=True)
+        ]
+        return jnp.sum(jnp.stack(apart))
 
     def objective(pictures: tuple[Array, Array]) -> tuple[Array, Metrics]:
         restored, imagined = pictures
@@ -282,18 +284,21 @@ def _gate_update(
     players = recipe.players
     assert players.gate is not None and players.discriminator is not None
     gate, judge = players.gate, players.discriminator
-    x, r = (players.embedder.apply(frozen, each, train=False).whole for each in (images, restored))  # pyright: ignore
-    logits = [judge.apply(state.variables["discriminator"], each, train=False).logit
-              for each in (images, restored)]  # pyright: ignore # fmt: skip
-    proxies = players.embedder.apply(frozen, method="proxies")["global"]  # pyright: ignore
+    x, r = (
+        layers.apply(players.embedder, frozen, each, train=False).whole
+        for each in (images, restored)
+    )
+    logits = [layers.apply(judge, state.variables["discriminator"], each, train=False).logit
+              for each in (images, restored)]  # fmt: skip
+    proxies = layers.apply(players.embedder, frozen, method="proxies")["global"]
     weights = {"global": 1.0, "restored": 1.0}
     targets = fuse({"global": proxies, "restored": proxies}, weights)
     fixed = jax.lax.stop_gradient((x, r, *logits))
 
     def objective(params: PyTree) -> Array:
-        opened = gate.apply({"params": params}, *fixed)
+        opened = layers.apply(gate, {"params": params}, *fixed)
         fused = fuse(
-            {"global": fixed[0], "restored": fixed[1]}, weights, {"restored": opened}  # pyright: ignore
+            {"global": fixed[0], "restored": fixed[1]}, weights, {"restored": opened}
         )  # fmt: skip
         rows, labels = parallel.all_gather((fused, label))
         return norm_softmax(rows, labels, targets, recipe.config.loss)
