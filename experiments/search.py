@@ -19,7 +19,7 @@ PROGRAM = "python -m experiments.search"
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        raise UserError(f"{message} ({PROGRAM} --help lists the options)")
+        raise UserError(f"{message} ({self.prog} --help lists the options)")
 
 
 def parser() -> Parser:

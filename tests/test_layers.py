@@ -1,4 +1,4 @@
-"""Convolution in both forms, batch normalisation with two sets of statistics, small layers."""
+"""Batch normalisation with two sets of statistics, small layers."""
 
 from typing import Any
 
@@ -8,11 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from arrays import apply, normal
-from jax import lax
 
 from afa import parallel
 from afa.models import layers
-from afa.models.backbones.resnet import ResNet
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -22,147 +20,6 @@ def near(value, expected, tolerance=1e-5):
     value, expected = np.asarray(value), np.asarray(expected)
     assert value.shape == expected.shape
     np.testing.assert_allclose(value, expected, 0, tolerance * max(np.abs(expected).max(), 1e-3))
-
-
-# ---- convolution -------------------------------------------------------------------------------
-
-
-def half(kernel):
-    return [(kernel // 2, kernel // 2)] * 2
-
-
-CASES = [
-    (kernel, stride, padding, size)
-    for kernel in (1, 3, 7)
-    for stride in (1, 2)
-    for padding, size in (
-        ("SAME", (5, 8)),
-        ("VALID", (7, 9)),
-        (half(kernel), (4, 4)),
-        (half(kernel), (1, 2)),
-        ([(0, 1), (2, 0)], (7, 6)),
-    )
-]
-
-
-@pytest.mark.parametrize(("kernel", "stride", "padding", "size"), CASES)
-def test_im2col_is_the_convolution(kernel, stride, padding, size):
-    x, w = normal(0, 2, *size, 3), normal(1, kernel, kernel, 3, 4)
-
-    def reference(x, w):
-        return lax.conv_general_dilated(
-            x, w, (stride, stride), padding, dimension_numbers=DIMENSIONS
-        )
-
-    def ours(x, w):
-        return layers.im2col_convolution(x, w, (stride, stride), padding)
-
-    shape = jax.eval_shape(reference, x, w).shape
-    cotangent = normal(2, *shape)
-
-    def all_of(form):
-        value, pull = jax.vjp(form, x, w)
-        return value, *pull(cotangent)
-
-    for mine, theirs in zip(*jax.jit(lambda: (all_of(ours), all_of(reference)))(), strict=True):
-        near(mine, theirs)
-
-
-def test_im2col_strides_of_two_axes_may_differ():
-    x, w = normal(0, 2, 6, 9, 3), normal(1, 3, 3, 3, 4)
-    expected = lax.conv_general_dilated(x, w, (1, 2), "SAME", dimension_numbers=DIMENSIONS)
-    near(layers.im2col_convolution(x, w, (1, 2), "SAME"), expected)
-
-
-def uses_xla(kernel, stride, side, **kwargs):
-    x, w = jnp.zeros((1, side, side, 4)), jnp.zeros((kernel, kernel, 4, 4))
-    if "feature_group_count" in kwargs:
-        w = jnp.zeros((kernel, kernel, 1, 4))
-    traced = jax.make_jaxpr(
-        lambda x, w: layers.convolution(
-            x, w, (stride, stride), half(kernel), dimension_numbers=DIMENSIONS, **kwargs
-        )
-    )(x, w)
-    return "conv_general_dilated" in str(traced)
-
-
-@pytest.mark.parametrize(
-    ("kernel", "stride", "side", "xla"),
-    [
-        (1, 1, 1, False),
-        (1, 1, 56, False),
-        (1, 2, 56, False),
-        (3, 1, 2, False),
-        (3, 1, 3, True),
-        (3, 1, 56, True),
-        (3, 2, 4, False),
-        (3, 2, 5, True),
-        (3, 2, 56, True),
-        (7, 2, 12, False),
-        (7, 2, 64, True),
-    ],
-)
-def test_convolution_takes_the_faster_form_on_the_cpu(monkeypatch, kernel, stride, side, xla):
-    monkeypatch.setattr(parallel, "accelerated", lambda: False)
-    assert uses_xla(kernel, stride, side) == xla
-    monkeypatch.setattr(parallel, "accelerated", lambda: True)
-    assert uses_xla(kernel, stride, side)
-
-
-def test_grouped_and_dilated_convolutions_keep_xlas_form(monkeypatch):
-    monkeypatch.setattr(parallel, "accelerated", lambda: False)
-    assert uses_xla(3, 2, 4, feature_group_count=4)
-    assert uses_xla(3, 2, 4, rhs_dilation=(2, 2))
-    assert uses_xla(3, 2, 4, lhs_dilation=(2, 2))
-    assert not uses_xla(3, 2, 4, rhs_dilation=(1, 1), lhs_dilation=(1, 1))
-
-
-def test_a_whole_resnet18_agrees_in_both_forms(monkeypatch):
-    model = ResNet("basic", (2, 2, 2, 2), "imagenet", 8)
-    pictures = normal(0, 4, 64, 64, 3)
-
-    def whole(variables):
-        def forward(module, x):
-            mid = module.lower(x, True, "clean")
-            return mid, module.upper(mid, True, "clean")
-
-        maps, _ = apply(model, variables, pictures, method=forward, mutable=["batch_stats"])
-        return maps
-
-    draw = np.random.default_rng(1)
-    shapes = jax.eval_shape(
-        lambda: model.init(
-            jax.random.key(0),
-            pictures,
-            method=lambda m, x: m.upper(m.lower(x, True, "clean"), True, "clean"),
-        )
-    )
-    params = jax.tree.map(
-        lambda leaf: np.asarray(
-            draw.normal(size=leaf.shape) * 0.05 if len(leaf.shape) == 4 else np.ones(leaf.shape),
-            np.float32,
-        ),
-        shapes["params"],
-    )
-    stats = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes["batch_stats"])
-
-    def run(accelerated):
-        monkeypatch.setattr(parallel, "accelerated", lambda: accelerated)
-
-        def loss(params):
-            mid, last = whole({"params": params, "batch_stats": stats})
-            return jnp.mean(jnp.square(last)) + jnp.mean(mid), (mid, last)
-
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-
-    (ours, maps), gradient = run(False)
-    (theirs, their_maps), their_gradient = run(True)
-    assert maps[1].shape == (4, 2, 2, 64)
-    near(ours, theirs)
-    for mine, other in zip(maps, their_maps, strict=True):
-        near(mine, other, 1e-4)
-    for mine, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(their_gradient), strict=True):
-        near(mine, other, 1e-3)
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 7])
@@ -298,17 +155,6 @@ def test_max_pool_and_its_gradient_are_xlas(monkeypatch, size):
     (ours, slope), (theirs, expected) = both(False), both(True)
     np.testing.assert_array_equal(ours, theirs)
     near(slope, expected, 1e-6)
-
-
-@pytest.mark.parametrize("shape", [(6, 2, 5), (6, 5, 2)])
-def test_product_and_its_gradient_are_those_of_matrices(shape):
-    rows, inside, outside = shape
-    x, w = normal(0, rows, inside), normal(1, inside, outside)
-    cotangent = normal(2, rows, outside)
-    (y, pull), (z, expected) = jax.vjp(layers.product, x, w), jax.vjp(jnp.matmul, x, w)
-    near(y, z)
-    for mine, theirs in zip(pull(cotangent), expected(cotangent), strict=True):
-        near(mine, theirs)
 
 
 def test_l2_normalise_gives_float32_unit_rows_and_survives_zero():

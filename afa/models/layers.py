@@ -1,121 +1,20 @@
-"""Layers every network here is made of: convolution that is fast on CPUs too, and BatchNorm with
-a second set of statistics."""
+"""Layers every network here is made of: convolutions, and BatchNorm with a second set of
+statistics."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from afa import parallel
+from afa.models.convolution import convolution
 
 Branch = Literal["clean", "adversarial"]
 Dtype = Any
-
-
-def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
-
-
-def _pairs(padding: Any, lhs: Array, kernel: Sequence[int], strides: Sequence[int]) -> Any:
-    if padding == "SAME":
-        return [_same_padding(*each) for each in zip(lhs.shape[1:3], kernel, strides, strict=True)]
-    return [(0, 0), (0, 0)] if padding == "VALID" else list(padding)
-
-
-@jax.custom_vjp
-def product(rows: Float[Array, "n k"], kernel: Float[Array, "k d"]) -> Float[Array, "n d"]:
-    """`rows @ kernel`, with a gradient that is fast on the CPU.
-
-    The kernel's gradient is a product over the rows, and XLA turns over the left operand in memory
-    first: here that is the smaller one, whereas JAX's own rule always takes the slope.
-    """
-    return rows @ kernel
-
-
-def _product_gradient(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
-    rows, kernel = kept
-    over_rows = (((0,), (0,)), ((), ()))
-    if rows.shape[1] < slope.shape[1]:
-        gradient = lax.dot_general(rows, slope, over_rows)
-    else:
-        gradient = lax.dot_general(slope, rows, over_rows).T
-    return slope @ kernel.T, gradient
-
-
-product.defvjp(lambda rows, kernel: (rows @ kernel, (rows, kernel)), _product_gradient)
-
-
-def im2col_convolution(
-    lhs: Float[Array, "b h w c"],
-    rhs: Float[Array, "kh kw c d"],
-    window_strides: Sequence[int],
-    padding: Any,
-) -> Float[Array, "b y x d"]:
-    """The convolution as one matrix product over cut-out windows; equal to `lax.conv` up to
-    rounding. `padding` is "SAME", "VALID" or one (before, after) pair for each side."""
-    kernel, (sy, sx) = rhs.shape[:2], window_strides
-    pads = _pairs(padding, lhs, kernel, (sy, sx))
-    if any(sum(pair) for pair in pads):
-        lhs = jnp.pad(lhs, ((0, 0), *pads, (0, 0)))
-    height = (lhs.shape[1] - kernel[0]) // sy + 1
-    width = (lhs.shape[2] - kernel[1]) // sx + 1
-    windows = [
-        lhs[:, dy : dy + (height - 1) * sy + 1 : sy, dx : dx + (width - 1) * sx + 1 : sx]
-        for dy in range(kernel[0])
-        for dx in range(kernel[1])
-    ]
-    columns = windows[0] if len(windows) == 1 else jnp.concatenate(windows, axis=-1)
-    flat = product(columns.reshape(-1, columns.shape[-1]), rhs.reshape(-1, rhs.shape[-1]))
-    return flat.reshape(-1, height, width, rhs.shape[-1])
-
-
-def _below_kernel(lhs: Array, kernel: Sequence[int], strides: Any, padding: Any) -> bool:
-    """Whether the convolved map has a side shorter than the kernel's."""
-    pads = _pairs(padding, lhs, kernel, strides)
-    sides = zip(lhs.shape[1:3], pads, kernel, strides, strict=True)
-    return any((size + sum(pad) - k) // step + 1 < k for size, pad, k, step in sides)
-
-
-def convolution(
-    lhs: Float[Array, "b h w c"],
-    rhs: Float[Array, "kh kw cg d"],
-    window_strides: Sequence[int],
-    padding: Any,
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    *,
-    feature_group_count: int = 1,
-    **rest: Any,
-) -> Float[Array, "b y x d"]:
-    """`lax.conv_general_dilated`, by the faster of two ways on the CPU.
-
-    XLA's CPU convolution, or its gradient, falls off a cliff on maps smaller than the kernel: there
-    cutting the windows out and multiplying once is a hundred times faster. A pointwise convolution
-    is a product of matrices as it stands.
-    """
-    kernel = rhs.shape[:2]
-    plain = feature_group_count == 1 and not any(
-        step != 1 for step in (*(lhs_dilation or ()), *(rhs_dilation or ()))
-    )
-    product_is_faster = kernel == (1, 1) or _below_kernel(lhs, kernel, window_strides, padding)
-    if plain and product_is_faster and not parallel.accelerated():
-        return im2col_convolution(lhs, rhs, window_strides, padding)
-    return lax.conv_general_dilated(
-        lhs,
-        rhs,
-        window_strides,
-        padding,
-        lhs_dilation,
-        rhs_dilation,
-        feature_group_count=feature_group_count,
-        **rest,
-    )
 
 
 def apply(module: nn.Module | None, variables: Any, *args: Any, **kwargs: Any) -> Any:

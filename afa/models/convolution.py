@@ -1,0 +1,155 @@
+"""Convolution that is fast on CPUs too.
+
+On an accelerator it is `lax.conv_general_dilated`. XLA's CPU convolution is good at wide maps, and
+its gradients much less so; on maps smaller than the kernel it is a hundred times too slow. A
+convolution is also a sum of matrix products over cut-out windows, and each of the three products of
+a training step (the map, the gradient of the picture, that of the kernel) has a side up to which
+that is the faster form. The sides below were measured with 32 pictures and two threads.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from afa import parallel
+
+# Largest side, in pixels, of the convolved map for which windows are the faster form.
+FORWARD_SIDE, PICTURE_SIDE, KERNEL_SIDE = 8, 16, 32
+
+Pads = tuple[tuple[int, int], ...]
+Steps = tuple[int, ...]
+
+
+@jax.custom_vjp
+def product(rows: Float[Array, "n k"], kernel: Float[Array, "k d"]) -> Float[Array, "n d"]:
+    """`rows @ kernel`, with a gradient that is fast on the CPU."""
+    return rows @ kernel
+
+
+product.defvjp(
+    lambda rows, kernel: (rows @ kernel, (rows, kernel)),
+    lambda kept, slope: (slope @ kept[1].T, _over_rows(kept[0], slope)),
+)
+
+
+def _over_rows(rows: Float[Array, "n k"], slope: Float[Array, "n d"]) -> Float[Array, "k d"]:
+    """`rows.T @ slope`. XLA turns over the left operand in memory first: here that is the smaller
+    one, whereas JAX's own rule of a product always takes the slope."""
+    over_rows = (((0,), (0,)), ((), ()))
+    if rows.shape[1] < slope.shape[1]:
+        return lax.dot_general(rows, slope, over_rows)
+    return lax.dot_general(slope, rows, over_rows).T
+
+
+def _flat(maps: Float[Array, "b h w c"]) -> Float[Array, "n c"]:
+    return maps.reshape(-1, maps.shape[-1])
+
+
+def _windows(lhs: Array, kernel: Sequence[int], steps: Steps, pads: Pads) -> list[Array]:
+    """What every tap of the kernel sees: maps of the convolved size, taps row by row."""
+    if any(sum(pair) for pair in pads):
+        lhs = jnp.pad(lhs, ((0, 0), *pads, (0, 0)))
+    height, width = _convolved(lhs.shape[1:3], kernel, steps, ((0, 0), (0, 0)))
+    (sy, sx) = steps
+    return [
+        lhs[:, dy : dy + (height - 1) * sy + 1 : sy, dx : dx + (width - 1) * sx + 1 : sx]
+        for dy in range(kernel[0])
+        for dx in range(kernel[1])
+    ]
+
+
+def _convolved(size: Sequence[int], kernel: Sequence[int], steps: Steps, pads: Pads) -> list[int]:
+    """Sides of the convolved map."""
+    each = zip(size, kernel, steps, pads, strict=True)
+    return [(side + sum(pad) - k) // step + 1 for side, k, step, pad in each]
+
+
+def im2col(
+    lhs: Float[Array, "b h w c"], rhs: Float[Array, "kh kw c d"], steps: Steps, pads: Pads
+) -> Float[Array, "b y x d"]:
+    """The convolution as one matrix product over cut-out windows laid side by side."""
+    windows = _windows(lhs, rhs.shape[:2], steps, pads)
+    columns = windows[0] if len(windows) == 1 else jnp.concatenate(windows, axis=-1)
+    return product(_flat(columns), _flat(rhs)).reshape(*columns.shape[:3], rhs.shape[-1])
+
+
+def xla(
+    lhs: Float[Array, "b h w c"], rhs: Float[Array, "kh kw c d"], steps: Steps, pads: Pads
+) -> Float[Array, "b y x d"]:
+    """The convolution as XLA has it."""
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(lhs, rhs, steps, pads, dimension_numbers=dimensions)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def on_cpu(
+    lhs: Float[Array, "b h w c"], rhs: Float[Array, "kh kw c d"], steps: Steps, pads: Pads
+) -> Float[Array, "b y x d"]:
+    """The convolution and its gradients, each in its faster form; equal up to rounding."""
+    side = max(_convolved(lhs.shape[1:3], rhs.shape[:2], steps, pads))
+    return (im2col if side <= FORWARD_SIDE else xla)(lhs, rhs, steps, pads)
+
+
+def _forward(lhs: Array, rhs: Array, steps: Steps, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
+    return on_cpu(lhs, rhs, steps, pads), (lhs, rhs)
+
+
+def _backward(
+    steps: Steps, pads: Pads, kept: tuple[Array, Array], slope: Float[Array, "b y x d"]
+) -> tuple[Array, Array]:
+    lhs, rhs = kept
+    side = max(slope.shape[1:3])
+    picture = im2col if side <= PICTURE_SIDE else xla
+    to_picture = jax.vjp(lambda x: picture(x, rhs, steps, pads), lhs)[1](slope)[0]
+    if side > KERNEL_SIDE:
+        to_kernel = jax.vjp(lambda w: xla(lhs, w, steps, pads), rhs)[1](slope)[0]
+    else:
+        # Tap by tap: laying the windows side by side would only move memory.
+        windows = _windows(lhs, rhs.shape[:2], steps, pads)
+        taps = [_over_rows(_flat(window), _flat(slope)) for window in windows]
+        to_kernel = jnp.stack(taps).reshape(rhs.shape)
+    return to_picture, to_kernel
+
+
+on_cpu.defvjp(_forward, _backward)
+
+
+def convolution(
+    lhs: Float[Array, "b h w c"],
+    rhs: Float[Array, "kh kw cg d"],
+    window_strides: Sequence[int],
+    padding: Any,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    *,
+    feature_group_count: int = 1,
+    **rest: Any,
+) -> Float[Array, "b y x d"]:
+    """`lax.conv_general_dilated` of NHWC maps, by `on_cpu` where there is no accelerator.
+
+    `padding` is "SAME", "VALID" or one (before, after) pair a side.
+    """
+    dilated = any(step != 1 for step in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+    if parallel.accelerated() or dilated or feature_group_count > 1:
+        return lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            lhs_dilation,
+            rhs_dilation,
+            feature_group_count=feature_group_count,
+            **rest,
+        )
+    kernel, steps = rhs.shape[:2], tuple(window_strides)
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:3], kernel, steps, padding)
+    pads = tuple((int(before), int(after)) for before, after in padding)
+    if kernel == (1, 1):  # a product of matrices as it stands
+        return im2col(lhs, rhs, steps, pads)
+    return on_cpu(lhs, rhs, steps, pads)

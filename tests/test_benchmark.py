@@ -1,0 +1,97 @@
+"""The speed comparison: what it measures, what it refuses, and that its twin computes the same."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from afa.errors import UserError
+from experiments import benchmark
+
+
+def test_contenders_take_turns_and_only_the_steps_are_timed(monkeypatch):
+    clock, order = [0.0], []
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
+
+    def contender(name, seconds):
+        def run(steps):
+            order.append((name, steps))
+            clock[0] += seconds * steps + (100 if steps == 1 else 0)
+
+        return run
+
+    contenders = {"a": contender("a", 0.5), "b": contender("b", 2.0)}
+    found = benchmark.measure(contenders, turns=2, steps=4)
+    assert order == [("a", 1), ("a", 4), ("b", 1), ("b", 4)] * 2
+    assert found == {"a": [0.5, 0.5], "b": [2.0, 2.0]}
+
+
+def test_figures_compare_with_the_faster_layout_turn_by_turn():
+    seconds = {
+        "afa baseline": [1.0, 2.0],
+        "afa G and D": [3.0, 6.0],
+        "torch channels_last": [1.1, 1.8],
+        "torch NCHW": [4.0, 4.0],
+    }
+    found = benchmark.figures(seconds, batch_size=30)
+    ours = found["afa baseline"]
+    assert ours["images_per_second"] == pytest.approx(20)
+    assert ours["speed_over_torch"] == pytest.approx((1.1 + 0.9) / 2)
+    # Half-width for two values: t(1) = 12.706 times their distance / 2.
+    assert ours["speed_over_torch_interval"] == pytest.approx(12.706 * 0.1, rel=1e-3)
+    assert ours["cost_over_baseline"] == 1 and ours["cost_over_baseline_interval"] == 0
+    assert found["afa G and D"]["cost_over_baseline"] == pytest.approx(3)
+    assert found["torch NCHW"]["speed_over_torch"] < 1
+
+
+def test_contenders_that_disagree_are_not_compared():
+    benchmark._agree({"afa baseline": 4.0, "torch NCHW": 4.003}, 1e-3)
+    with pytest.raises(UserError) as caught:
+        benchmark._agree({"afa baseline": 4.0, "torch NCHW": 4.1}, 1e-3)
+    assert str(caught.value) == (
+        "the contenders disagree: first loss 4.000000, torch NCHW 4.100000"
+    )
+    with pytest.raises(UserError):
+        benchmark._agree({"afa baseline": 4.0, "torch NCHW": float("nan")}, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--turns=1"], "error: --turns=1 must be at least 2\n"),
+        (["--steps=0"], "error: --steps=0 must be at least 1\n"),
+        (["--threads=0"], "error: --threads=0 must be at least 1\n"),
+        (["--steps=x"], "error: argument --steps: invalid int value: 'x' "
+         "(python -m experiments.benchmark --help lists the options)\n"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_one_line(words, message, capsys):
+    assert benchmark.main(words) == 2
+    assert capsys.readouterr().err == message
+
+
+def test_without_torch_the_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert benchmark.main([]) == 2
+    assert capsys.readouterr().err == ("error: torch is not installed; the extra `bench` has it\n")
+
+
+@pytest.mark.slow
+def test_the_twin_computes_our_losses(tmp_path):
+    """`build` compares the first loss of both sides; the figures are complete."""
+    pytest.importorskip("torch", reason="needs the extra `bench`")
+    out = tmp_path / "speed.json"
+    # In a process of its own: the command keeps to some of the cores.
+    words = ["--backbones", "resnet18", "--image_size=32", "--batch_size=8", "--turns=2",
+             "--steps=1", "--threads=1", f"--out={out}"]  # fmt: skip
+    command = [sys.executable, "-m", benchmark.__name__, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert set(found["backbones"]["resnet18"]) == {
+        "afa baseline", "afa + feature augmentation", "afa G and D", "torch channels_last",
+        "torch NCHW",
+    }  # fmt: skip
+    assert "speed / torch" in done.stdout
