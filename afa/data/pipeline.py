@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict, TypeVar
 
 import grain
@@ -23,6 +23,7 @@ SAMPLE, VIEW = 0, 1
 PREFETCH_PER_THREAD = 2  # batches waiting for the training step
 
 Result = TypeVar("Result")
+Corruption = tuple[str, int]  # name and severity
 
 
 class Batch(TypedDict):
@@ -168,26 +169,28 @@ def eval_batches(
     images: ImageSet,
     config: DataConfig,
     batch_size: int,
-    corruption: tuple[str, int] | None = None,
+    corruption: Corruption | Sequence[Corruption] | None = None,
     seed: int = 0,
 ) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
     """The evaluation view of every picture, in order; the last batch may be short.
 
     Args:
-      corruption: (name, severity) applied to the views. Its random numbers come from the seed,
-        the picture's id and the corruption, so a picture looks the same in any subset or order.
+      corruption: (name, severity) applied to the views; a list has one a picture. Its random
+        numbers come from the seed, the picture's id and the corruption, so a picture looks the
+        same in any subset or order.
 
     Raises:
       UserError: a picture cannot be read, or there is no such corruption.
     """
-    if corruption is not None:
-        choose("corruption", corruption[0], CORRUPTIONS)
+    each = [corruption] * len(images) if isinstance(corruption, tuple) else corruption
+    for name, _ in each or ():
+        choose("corruption", name, CORRUPTIONS)
 
     def view(index: int) -> UInt8[np.ndarray, "s s 3"]:
         pixels = _evaluation_view(_read(images, index, _evaluation_side(config)), config)
-        if corruption is None:
+        if each is None:
             return pixels
-        name, severity = corruption
+        name, severity = each[index]
         return corrupt(pixels, name, severity, _keyed(seed, images.ids[index], name, severity))
 
     def batch(number: int) -> UInt8[np.ndarray, "b s s 3"]:

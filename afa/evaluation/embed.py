@@ -1,7 +1,7 @@
 """Image sets -> descriptors, on all devices."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float32, PyTree, UInt8
 
 from afa import parallel
 from afa.config import ExperimentConfig
-from afa.data.pipeline import eval_batches
+from afa.data.pipeline import Corruption, eval_batches
 from afa.data.types import ImageSet
 from afa.models import layers
 from afa.models.embedder import Players, named
@@ -18,7 +18,7 @@ from afa.models.fusion import fuse
 from afa.train.steps import to_unit
 
 PIXEL_SIDE = 16  # raw-pixel descriptors: pictures of this side
-Corruption = tuple[str, int]
+Corruptions = Corruption | Sequence[Corruption] | None  # of all pictures, of each, of none
 
 
 @dataclass(frozen=True)
@@ -77,41 +77,45 @@ class Embedding:
         self._blocks = parallel.map_rows(all_blocks)
         self._plain = parallel.map_rows(plain)
         self._restore = parallel.map_rows(restore)
+        self._fused: dict[tuple[tuple[str, float], ...], Callable] = {}
 
     def blocks(
-        self, variables: PyTree, images: ImageSet, corruption: Corruption | None = None
+        self, variables: PyTree, images: ImageSet, corruption: Corruptions = None
     ) -> Described:
         """Every block of every picture."""
         blocks, gates = self._over(self._blocks, variables, images, corruption)
         return Described(blocks, gates)
 
     def plain(
-        self, variables: PyTree, images: ImageSet, corruption: Corruption | None = None
+        self, variables: PyTree, images: ImageSet, corruption: Corruptions = None
     ) -> Described:
         """The blocks that need one pass through F: global, local, and both fused."""
         return Described(self._over(self._plain, variables, images, corruption), {})
 
     def restored(
-        self, variables: PyTree, images: ImageSet, corruption: Corruption | None = None
+        self, variables: PyTree, images: ImageSet, corruption: Corruptions = None
     ) -> tuple[Float32[np.ndarray, "n h w 3"], Float32[np.ndarray, "n h w 3"]]:
         """The pictures as they are seen, and G's, in [0, 1]."""
         return self._over(self._restore, variables, images, corruption)
 
     def fused(self, weights: Mapping[str, float]) -> Callable[..., Float32[np.ndarray, "n d"]]:
         """The function that search uses, of variables, pictures and a corruption: only the blocks
-        that have a weight are computed."""
+        that have a weight are computed, and each choice of weights compiles once."""
+        key = tuple(weights.items())
+        if key not in self._fused:
 
-        def embed(variables: PyTree, images: Array) -> Array:
-            blocks, gates = self.players.blocks(variables, to_unit(images), tuple(weights))
-            return fuse(blocks, weights, gates)
+            def embed(variables: PyTree, images: Array) -> Array:
+                blocks, gates = self.players.blocks(variables, to_unit(images), tuple(weights))
+                return fuse(blocks, weights, gates)
 
-        mapped = parallel.map_rows(embed)
+            self._fused[key] = parallel.map_rows(embed)
+        mapped = self._fused[key]
         return lambda variables, images, corruption=None: self._over(
             mapped, variables, images, corruption
         )
 
     def _over(
-        self, function: Callable, variables: PyTree, images: ImageSet, corruption: Corruption | None
+        self, function: Callable, variables: PyTree, images: ImageSet, corruption: Corruptions
     ) -> PyTree:
         """A mapped function over all pictures, in batches of one shape."""
         size = self.config.evaluation.batch_size
@@ -127,9 +131,7 @@ def _first(count: int, rows: np.ndarray) -> np.ndarray:
     return rows[:count]
 
 
-def pixels(
-    images: ImageSet, config: ExperimentConfig, corruption: Corruption | None = None
-) -> Described:
+def pixels(images: ImageSet, config: ExperimentConfig, corruption: Corruptions = None) -> Described:
     """Raw pixels as descriptors: 16 x 16 RGB, mean removed, unit length."""
 
     def rows() -> Iterator[np.ndarray]:

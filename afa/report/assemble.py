@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int64, PyTree, UInt8
 
-from afa.data.corruptions import CORRUPTIONS, corrupt
+from afa.data.corruptions import CORRUPTIONS
 from afa.data.images import decode
-from afa.data.pipeline import evaluation_view
+from afa.data.pipeline import Corruption, eval_batches
 from afa.data.types import ImageSet
 from afa.evaluation.evaluator import Evaluator
 from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
@@ -22,7 +22,7 @@ from afa.report.writers import read_history
 from afa.retrieval.exact import topk
 
 QUERIES, FAILURES, HITS, SAMPLES = 8, 6, 8, 24
-SHOWN_SEVERITY = 3
+SPOILED = [(name, 3) for name in CORRUPTIONS]  # what corrupted pictures are shown with
 GROUPS = ("trained", "held_back")
 
 
@@ -104,49 +104,60 @@ def _strips(
     """Query rows: clean ones, corrupted ones, and the worst clean failures."""
     config, images = evaluator.config, evaluator.dataset.test
     embed = evaluator.embedding.fused(weights)
-    gallery = embed(variables, images.subset(protocol.gallery))
-    queries = embed(variables, images.subset(protocol.queries))
+    vectors = embed(variables, images)
+    gallery, queries = vectors[protocol.gallery], vectors[protocol.queries]
     hits = min(HITS, len(protocol.gallery) - 1)
     some = drawn_evenly(images, protocol.queries, QUERIES, config.seed + 1)
     at = np.searchsorted(protocol.queries, some)
 
     def rows(
-        vectors: Float32[np.ndarray, "q d"], at: Int64[np.ndarray, "q"], labels: Sequence[str]
+        vectors: Float32[np.ndarray, "q d"], at: Int64[np.ndarray, "q"], spoiled: bool = False
     ) -> list[QueryRow]:
         scores, found = topk(vectors, gallery, hits, protocol.exclude[at])
+        shown = [decode(images.images[int(protocol.queries[q])]) for q in at]
+        if spoiled:
+            seen = images.subset(protocol.queries[at])
+            shown = np.concatenate(
+                list(eval_batches(seen, config.data, len(at), SPOILED[: len(at)], config.seed))
+            )
         return [
-            _row(evaluator, images, protocol, int(q), found[i], scores[i], label)
-            for i, (q, label) in enumerate(zip(at, labels, strict=True))
+            _row(
+                evaluator,
+                images,
+                protocol,
+                int(q),
+                shown[i],
+                found[i],
+                scores[i],
+                _told(SPOILED[i]) if spoiled else "",
+            )  # fmt: skip
+            for i, q in enumerate(at)
         ]
 
-    clean = rows(queries[at], at, [""] * len(at))
-    names = [name for name in CORRUPTIONS for _ in (0,)][: len(at)]
-    spoiled: list[QueryRow] = []
-    for place, name in zip(at, names, strict=False):
-        one = images.subset(protocol.queries[place : place + 1])
-        vector = embed(variables, one, (name, SHOWN_SEVERITY))
-        spoiled += rows(vector, np.array([place]), [f"{name}:{SHOWN_SEVERITY}"])
+    clean = rows(queries[at], at)
+    few = at[: len(SPOILED)]
+    spoiled = embed(variables, images.subset(protocol.queries[few]), SPOILED[: len(few)])
+    corrupted = rows(spoiled, few, spoiled=True)
     scores, found = topk(queries, gallery, hits, protocol.exclude)
     labels, targets = images.labels[protocol.queries], images.labels[protocol.gallery]
     right = targets[found] == labels[:, None]
     # Worst: nothing right among the results, and the wrong ones the most convincing.
     order = np.lexsort((-scores[:, 0], right.any(axis=1), right[:, 0]))
     worst = [int(q) for q in order[:FAILURES] if not right[q, 0]]
-    failures = rows(queries[worst], np.array(worst, np.int64), [""] * len(worst)) if worst else []
-    return clean, spoiled, failures
+    failures = rows(queries[worst], np.array(worst, np.int64)) if worst else []
+    return clean, corrupted, failures
+
+
+def _told(corruption: Corruption) -> str:
+    return f"{corruption[0].replace('_', ' ')}, severity {corruption[1]}"
 
 
 def _row(
     evaluator: Evaluator, images: ImageSet, protocol: Protocol, query: int,
-    found: np.ndarray, scores: np.ndarray, corruption: str,
+    picture: UInt8[np.ndarray, "h w 3"], found: np.ndarray, scores: np.ndarray, corruption: str,
 ) -> QueryRow:  # fmt: skip
-    """One query with its results as pictures."""
+    """One query, as it was seen, with its results as pictures."""
     names, index = evaluator.dataset.class_names, int(protocol.queries[query])
-    picture = decode(images.images[index])
-    if corruption:
-        name, severity = corruption.split(":")
-        view = evaluation_view(images.images[index], evaluator.config.data)
-        picture = corrupt(view, name, int(severity), np.random.default_rng(0))
     hits = []
     for row, score in zip(found, scores, strict=True):
         place = int(protocol.gallery[row])
@@ -159,25 +170,23 @@ def _row(
                 names[images.labels[place]],
             )
         )
-    label = corruption.replace(":", ", severity ").replace("_", " ")
-    return QueryRow(picture, images.ids[index], names[images.labels[index]], hits, label)
+    return QueryRow(picture, images.ids[index], names[images.labels[index]], hits, corruption)
 
 
 def _restorations(evaluator: Evaluator, variables: PyTree) -> list[Restoration]:
     """One picture a corruption: as it came, what G made of it, and the clean target."""
     images, config = evaluator.dataset.test, evaluator.config
     wild = np.flatnonzero(~images.catalogue)
-    chosen = drawn_evenly(images, wild, len(CORRUPTIONS), config.seed + 2)
+    chosen = images.subset(drawn_evenly(images, wild, len(SPOILED), config.seed + 2))
+    spoiled = SPOILED[: len(chosen)]
+    degraded, restored = evaluator.embedding.restored(variables, chosen, spoiled)
+    clean = np.concatenate(list(eval_batches(chosen, config.data, len(chosen))))
+    target = jnp.asarray(clean, jnp.float32) / 255
+    before, after = (np.asarray(psnr(jnp.asarray(x), target)) for x in (degraded, restored))
     shown = []
-    for i, name in zip(chosen, CORRUPTIONS, strict=False):
-        one = images.subset(np.array([i]))
-        clean = evaluation_view(images.images[int(i)], config.data)
-        degraded, restored = evaluator.embedding.restored(variables, one, (name, SHOWN_SEVERITY))
-        target = jnp.asarray(clean[None], jnp.float32) / 255
-        before, after = (float(psnr(jnp.asarray(x), target)[0]) for x in (degraded, restored))
-        label = f"{name.replace('_', ' ')}, severity {SHOWN_SEVERITY}"
-        pictures = (to_pixels(degraded[0]), to_pixels(restored[0]), clean)
-        shown.append(Restoration(label, *pictures, before, after))
+    for i, corruption in enumerate(spoiled):
+        pictures = (to_pixels(degraded[i]), to_pixels(restored[i]), clean[i])
+        shown.append(Restoration(_told(corruption), *pictures, float(before[i]), float(after[i])))
     return shown
 
 
