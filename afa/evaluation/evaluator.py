@@ -14,9 +14,9 @@ from jaxtyping import PyTree
 
 from afa.config import ExperimentConfig
 from afa.data.corruptions import CORRUPTIONS, held_back
+from afa.data.pipeline import Corruption
 from afa.data.types import Dataset, ImageSet
 from afa.evaluation import rows as table
-from afa.data.pipeline import Corruption
 from afa.evaluation.embed import Embedding, pixels
 from afa.evaluation.metrics import Metrics, metrics_from_ranks
 from afa.evaluation.protocols import Protocol, drawn_evenly, protocols

@@ -1,6 +1,6 @@
 """Gathers what `report.html` shows from a finished evaluation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
