@@ -130,7 +130,7 @@ def _strips(
                 found[i],
                 scores[i],
                 _told(SPOILED[i]) if spoiled else "",
-            )  # fmt: skip
+            )
             for i, q in enumerate(at)
         ]
 
