@@ -27,13 +27,13 @@ def _laptop(full: ExperimentConfig) -> ExperimentConfig:
         **{
             "data.image_size": 64,
             "data.render_size": 96,
-            "data.batch_size": 32,
+            "data.batch_size": 16,
             "data.sampler": "shuffle",
             "data.corrupt_probability": 0.25,
-            "train.steps": "200",
+            "train.steps": "440",
             # Pushed from the start: a stage of its own would cost another compilation.
             "train.plain": "0",
-            "train.generator_steps": "40",
+            "train.generator_steps": "70",
             "train.evaluate_every": "100%",
             "train.checkpoint_every": "25%",
             "train.keep_best": 1,
