@@ -1,8 +1,10 @@
 """Shared by all tests: shapes and types checked at run time, and a compilation cache."""
 
+import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,15 @@ import jax  # noqa: E402
 CACHE = Path(os.environ.get("AFA_TEST_CACHE", Path(tempfile.gettempdir()) / "afa-test-cache"))
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Frees a module's compiled programs: each holds memory maps, of which Linux allows a process
+    65,530, and at the limit XLA ends the process without a word."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
