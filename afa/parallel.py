@@ -13,6 +13,7 @@ to `psum`, that is the gradient of the mean of all devices' losses, also through
 """
 
 import functools
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -71,6 +72,13 @@ def peak_device_bytes() -> int | None:
     """Most bytes in use on the first device so far; None where the backend keeps no count."""
     stats = jax.local_devices()[0].memory_stats()
     return None if not stats else stats.get("peak_bytes_in_use")
+
+
+def forget_programs() -> None:
+    """Frees all compiled programs. Each holds memory maps, of which Linux allows a process 65,530;
+    some ten runs in one process come to that, and XLA then ends it without a word."""
+    jax.clear_caches()
+    gc.collect()
 
 
 # ---- inside a step ----------------------------------------------------------------------------

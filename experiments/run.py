@@ -251,10 +251,13 @@ def _execute(exp: str, config: ExperimentConfig, workdir: str) -> dict[str, Any]
     from afa import run as job
 
     home = Path(workdir or Path("runs") / exp)
-    if parallel.process_index() == 0:
-        return job.run(exp, config, home)
-    with contextlib.redirect_stdout(io.StringIO()):  # of several processes one speaks
-        return job.run(exp, config, home)
+    chief = parallel.process_index() == 0  # of several processes one speaks
+    speaking = contextlib.nullcontext() if chief else contextlib.redirect_stdout(io.StringIO())
+    try:
+        with speaking:
+            return job.run(exp, config, home)
+    finally:
+        parallel.forget_programs()  # of a notebook that calls this again and again
 
 
 def _dry_run(exp: str, config: ExperimentConfig) -> int:

@@ -1,6 +1,5 @@
 """Shared by all tests: shapes and types checked at run time, and a compilation cache."""
 
-import gc
 import os
 import shutil
 import tempfile
@@ -15,6 +14,8 @@ install_import_hook("afa", "beartype.beartype")
 
 import jax  # noqa: E402
 
+from afa import parallel  # noqa: E402
+
 CACHE = Path(os.environ.get("AFA_TEST_CACHE", Path(tempfile.gettempdir()) / "afa-test-cache"))
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -22,11 +23,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs() -> Iterator[None]:
-    """Frees a module's compiled programs: each holds memory maps, of which Linux allows a process
-    65,530, and at the limit XLA ends the process without a word."""
+    """Frees a module's compiled programs, of which a process can hold only so many."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    parallel.forget_programs()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
