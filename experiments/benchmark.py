@@ -162,6 +162,7 @@ def _ours(step: Callable, state: Any, batch: Mapping[str, Any]) -> tuple[Contend
 
     def run(steps: int) -> None:
         nonlocal kept
+        out = None
         for _ in range(steps):
             kept, out = step(kept, batch)
         jax.block_until_ready((kept, out))
@@ -170,9 +171,11 @@ def _ours(step: Callable, state: Any, batch: Mapping[str, Any]) -> tuple[Contend
 
 
 def _theirs(trainer: Any, batch: Mapping[str, np.ndarray], steps: int) -> None:
+    out = ()
     for _ in range(steps):
-        loss, norm = trainer.step(batch)
-    float(loss), float(norm)  # waits for the device
+        out = trainer.step(batch)
+    for each in out:
+        float(each)  # waits for the device
 
 
 def _agree(losses: Mapping[str, float], tolerance: float) -> None:

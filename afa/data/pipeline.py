@@ -4,7 +4,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypedDict, TypeVar
+from typing import TypedDict, TypeVar, cast
 
 import grain
 import numpy as np
@@ -182,7 +182,10 @@ def eval_batches(
     Raises:
       UserError: a picture cannot be read, or there is no such corruption.
     """
-    each = [corruption] * len(images) if isinstance(corruption, tuple) else corruption
+    each = cast(
+        Sequence[Corruption] | None,
+        [corruption] * len(images) if isinstance(corruption, tuple) else corruption,
+    )
     for name, _ in each or ():
         choose("corruption", name, CORRUPTIONS)
 
