@@ -60,9 +60,29 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True)
 class BackboneConfig:
     name: str = "resnet50"
-    """resnet18, resnet34, resnet50, resnet101 or resnet152."""
+    """Network of F; `python -m experiments.weights --list` shows them all."""
     stem: Literal["imagenet", "small"] = "imagenet"
-    """imagenet: 7x7 stride 2 and max pooling; small: 3x3 stride 1, for pictures up to 48 pixels."""
+    """imagenet: as published; small: 3x3 stride 1, for pictures up to 48 pixels."""
+    weights: str = ""
+    """First weights: a file (.pth, .pt, .bin, .safetensors, .npz), a directory of them, a run of
+    ours, or hf://org/name; empty: random."""
+    allow_partial: tuple[str, ...] = ()
+    """Regular expressions of parameters that the weights may lack, have too many, or in another
+    shape; all others must fit."""
+    head: Literal["none", "imagenet"] = "none"
+    """imagenet: the published classifier too; its posterior becomes a descriptor block."""
+    mean: tuple[float, ...] = ()
+    """Mean of the pictures in [0, 1], a figure a channel; empty: that of the weights."""
+    std: tuple[float, ...] = ()
+    """Deviation, likewise."""
+    channels: Literal["", "rgb", "bgr"] = ""
+    """Order of the channels that the network sees; empty: that of the weights."""
+    frozen_stages: int = 0
+    """Stages of the backbone, from the picture upwards, that are not trained."""
+    frozen_norm: bool = False
+    """Training normalises by the stored BatchNorm statistics and leaves them as they are."""
+    remat: bool = False
+    """Compute the maps inside a block again in the backward pass: less memory, more time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +93,8 @@ class EmbedderConfig:
     """Length of the local descriptor, and of each of the local descriptors it pools."""
     gem_power: float = 3.0
     """First value of the learned power of generalised-mean pooling."""
+    standardise: bool = False
+    """F sees every picture at the same mean and contrast."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +170,10 @@ class OptimConfig:
     """Optimiser of F: adamw, sgd, lamb or lion."""
     learning_rate: float = 1e-3
     """Peak learning rate of F."""
+    backbone_rate: float = 1.0
+    """Learning rate of the backbone, relative to that of the new parts of F."""
+    head_warmup: str = "0"
+    """Duration at the beginning in which the new parts of F learn alone."""
     weight_decay: float = 1e-4
     """Decoupled weight decay of F, on kernels only."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

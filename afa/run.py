@@ -20,7 +20,7 @@ import afa
 from afa import config as configuration
 from afa import parallel
 from afa.checkpoint import Checkpoints, Position
-from afa.config import ExperimentConfig
+from afa.config import ExperimentConfig, with_changes
 from afa.data import sets
 from afa.data.corruptions import held_back
 from afa.data.pipeline import TrainPipeline, preprocessing, steps_per_epoch
@@ -29,8 +29,9 @@ from afa.errors import UserError, choose
 from afa.evaluation import evaluator as evaluator_module
 from afa.evaluation.evaluator import Evaluator, Results
 from afa.losses.metric import LOSSES
-from afa.models import embedder
+from afa.models import embedder, pretrained
 from afa.models.embedder import Players
+from afa.models.pretrained import Pretrained
 from afa.report import assemble, html
 from afa.report.progress import table
 from afa.report.writers import MetricWriter, write_result
@@ -53,14 +54,26 @@ class Setup:
     pipeline: TrainPipeline
     plan: loop.Plan
     recipe: steps.Recipe
+    pretrained: Pretrained | None
 
     @property
     def players(self) -> Players:
         return self.recipe.players
 
     def fresh_state(self) -> TrainState:
-        return state.create(
-            self.players, self.recipe.optimisers, self.config.seed, self.config.data.image_size
+        """The state before the first step, with the pretrained weights in it.
+
+        Raises:
+          UserError: they do not fit the backbone.
+        """
+        config = self.config
+        fresh = state.create(
+            self.players, self.recipe.optimisers, config.seed, config.data.image_size
+        )
+        if (weights := self.pretrained) is None:
+            return fresh
+        return state.with_backbone(
+            fresh, lambda own: pretrained.fill(own, weights, config.backbone)[0]
         )
 
 
@@ -71,6 +84,8 @@ def setup(config: ExperimentConfig) -> Setup:
       UserError: any mistake in configuration or data.
     """
     configuration.validate(config)
+    weights = pretrained.read(config.backbone) if config.backbone.weights else None
+    config = _with_preprocessing(config, weights)
     # Modules first: a misspelt name should not wait for the data.
     embedder.build(config, classes=2)
     choose("loss.name", config.loss.name, LOSSES)
@@ -89,7 +104,21 @@ def setup(config: ExperimentConfig) -> Setup:
     )
     players = embedder.build(config, len(pipeline.classes))
     optimisers = optim.optimisers(config, plan.embedder_steps, max(plan.generator_steps, 1), epoch)
-    return Setup(config, dataset, pipeline, plan, steps.Recipe(players, optimisers, config))
+    recipe = steps.Recipe(players, optimisers, config)
+    return Setup(config, dataset, pipeline, plan, recipe, weights)
+
+
+def _with_preprocessing(config: ExperimentConfig, weights: Pretrained | None) -> ExperimentConfig:
+    """What the weights expect of a picture, written into the configuration: a search does not have
+    to read them again."""
+    if weights is None:
+        return config
+    usual, chosen = weights.preprocessing, config.backbone
+    filled = {
+        f"backbone.{name}": getattr(chosen, name) or getattr(usual, name)
+        for name in ("mean", "std", "channels")
+    }
+    return with_changes(config, **filled)
 
 
 def _check_fit(config: ExperimentConfig, dataset: Dataset) -> None:
@@ -128,6 +157,7 @@ def run(
     timings = Timings()
     with timings.of("data"):
         ready = setup(config)
+    config = ready.config
     home = Workdir(workdir)
     chief = parallel.process_index() == 0  # of several processes one writes
     with home.locked() if chief else nullcontext():
@@ -202,7 +232,8 @@ def finish(
             "experiment": experiment,
             "checkpoint": checkpoint_id(trained),
             "step": int(trained.step),
-            "preprocessing": preprocessing(config.data),
+            "preprocessing": preprocessing(config.data) | embedder.preprocessing_record(config),
+            "backbone_weights": ready.pretrained.record() if ready.pretrained else None,
             "weights": weights,
             "training_classes": len(ready.pipeline.classes),
         }
@@ -237,6 +268,7 @@ def finish(
         "hardware": parallel.platform(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "parameters": parameters(trained),
+        "backbone_weights": ready.pretrained.record() if ready.pretrained else None,
         "step": int(trained.step),
     }
     with timings.of("report"):
@@ -269,6 +301,11 @@ def describe(ready: Setup) -> list[str]:
         f"steps     {plan.total} ({stages})"
         + (f", the first {plan.small} at {config.train.small_size} px" if plan.small else ""),
     ]
+    if ready.pretrained is not None:
+        known = ready.pretrained
+        lines.insert(
+            4, f"weights   {known.source} ({known.names} names, sha256 {known.sha256[:12]})"
+        )
     lines += [f"skipped   {each}" for each in dataset.skipped]
     return lines
 

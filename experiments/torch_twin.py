@@ -4,7 +4,7 @@ Modules and parameters carry the names of the Flax ones, so that a tree of ours 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from afa.config import ExperimentConfig
-from afa.models.backbones.resnet import DEPTHS, EXPANSION
-from afa.models.embedder import FUSED, IMAGENET_MEAN, IMAGENET_STD
+from afa.models import embedder
+from afa.models.backbones.contract import IMAGENET
+from afa.models.backbones.resnet import EXPANSION
+from afa.models.embedder import FUSED
 
 STEM = 64  # channels of the stem and of the first stage
 
@@ -39,48 +41,42 @@ class Block(nn.Module):
         self.depth = len(basic if kind == "basic" else bottleneck)
         for i, shape in enumerate(basic if kind == "basic" else bottleneck, start=1):
             self.add_module(f"conv{i}", _conv(*shape))
-            self.add_module(f"norm{i}", nn.BatchNorm2d(shape[1]))
-        self.has_shortcut = stride > 1 or inside != out
-        if self.has_shortcut:
-            self.shortcut_conv = _conv(inside, out, 1, stride)
-            self.shortcut_norm = nn.BatchNorm2d(out)
+            self.add_module(f"bn{i}", nn.BatchNorm2d(shape[1]))
+        self.downsample = None
+        if stride > 1 or inside != out:
+            self.downsample = nn.Sequential(_conv(inside, out, 1, stride), nn.BatchNorm2d(out))
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
         for i in range(1, self.depth + 1):
-            y = getattr(self, f"norm{i}")(getattr(self, f"conv{i}")(y))
+            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
             y = F.relu(y, inplace=True) if i < self.depth else y
-        if self.has_shortcut:
-            x = self.shortcut_norm(self.shortcut_conv(x))
+        x = x if self.downsample is None else self.downsample(x)
         return F.relu(y.add_(x), inplace=True)
 
 
 class Backbone(nn.Module):
     """ResNet with the ImageNet stem: pictures -> mid map, last map."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, kind: str, depths: Sequence[int]) -> None:
         super().__init__()
-        kind, depths = DEPTHS[name]
-        self.stem_conv, self.stem_norm = _conv(3, STEM, 7, 2), nn.BatchNorm2d(STEM)
-        inside, self.stages = STEM, []
+        self.conv1, self.bn1 = _conv(3, STEM, 7, 2), nn.BatchNorm2d(STEM)
+        inside, self.names = STEM, []
         for stage, depth in enumerate(depths):
-            width, names = STEM * 2**stage, []
+            width, blocks = STEM * 2**stage, []
             for block in range(depth):
-                names.append(f"stage{stage + 1}_block{block + 1}")
                 stride = 2 if stage > 0 and block == 0 else 1
-                self.add_module(names[-1], Block(kind, inside, width, stride))
+                blocks.append(Block(kind, inside, width, stride))
                 inside = width * EXPANSION[kind]
-            self.stages.append(names)
+            self.names.append(f"layer{stage + 1}")
+            self.add_module(self.names[-1], nn.Sequential(*blocks))
         self.mid, self.last = inside // 2, inside
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = F.relu(self.stem_norm(self.stem_conv(x)), inplace=True)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         maps = [F.max_pool2d(x, 3, 2, 1)]
-        for names in self.stages:
-            x = maps[-1]
-            for name in names:
-                x = getattr(self, name)(x)
-            maps.append(x)
+        for name in self.names:
+            maps.append(getattr(self, name)(maps[-1]))
         return maps[-2], maps[-1]
 
 
@@ -118,7 +114,8 @@ class Twin(nn.Module):
         super().__init__()
         dim, local = config.embedder.embedding_dim, config.embedder.local_dim
         self.loss = config.loss
-        self.backbone = Backbone(config.backbone.name)
+        ours = embedder.backbone(config)
+        self.backbone = Backbone(ours.kind, ours.depths)
         self.global_head = GlobalHead(self.backbone.last, dim)
         self.local_head = LocalHead(self.backbone.mid, local)
         self.class_head = nn.Parameter(torch.randn(classes, dim))
@@ -190,7 +187,7 @@ class Trainer:
         )
         self.mean, self.std = (
             torch.tensor(each, device=self.device).reshape(1, 3, 1, 1)
-            for each in (IMAGENET_MEAN, IMAGENET_STD)
+            for each in (IMAGENET.mean, IMAGENET.std)
         )
         self.steps = 0
 

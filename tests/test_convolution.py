@@ -149,7 +149,7 @@ def test_grouped_and_dilated_convolutions_keep_xlas_form(monkeypatch):
 
 
 def test_a_whole_resnet18_agrees_in_both_forms(monkeypatch):
-    model = ResNet("basic", (2, 2, 2, 2), "imagenet", 8)
+    model = ResNet("basic", (2, 2, 2, 2), width=8)
     pictures = normal(0, 4, 64, 64, 3)
 
     def whole(variables):

@@ -70,8 +70,8 @@ NO_DURATION = 'is no duration (allowed: "500", "20ep", "40%")'
         ("loss.name", "tripplet",
          f"loss.name='tripplet' is unknown; did you mean 'triplet'? (allowed: {LOSSES})"),
         ("backbone.name", "resnet51",
-         "backbone.name='resnet51' is unknown; did you mean 'resnet50'? (allowed: resnet101, "
-         "resnet152, resnet18, resnet34, resnet50, tiny)"),
+         "backbone.name='resnet51' is unknown; did you mean 'resnet50'? "
+         f"(allowed: {', '.join(sorted(tiny_run.backbones.MEMBERS))})"),
         ("evaluation.views", "flop",
          "evaluation.views='flop' is unknown; did you mean 'flip'? (allowed: flip, median, "
          "standardise)"),

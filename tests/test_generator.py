@@ -207,9 +207,9 @@ def test_fresh_variables_of_every_player(fresh):
     for each in variables.values():
         assert set(each) == {"params", "batch_stats"}
     params = variables["embedder"]["params"]
-    last = params["backbone"]["stage2_block1"]
-    assert (last["norm2"]["scale"] == 0).all()
-    assert (last["norm1"]["scale"] == 1).all()
+    last = params["backbone"]["layer2.0"]
+    assert (last["bn2"]["scale"] == 0).all()
+    assert (last["bn1"]["scale"] == 1).all()
     assert float(params["global_head"]["power"]) == 3
     # He: variance 2 over the fan out.
     kernel = np.asarray(last["conv2"]["kernel"])

@@ -15,6 +15,7 @@ from afa import parallel
 from afa.config import ExperimentConfig, with_changes
 from afa.errors import UserError
 from afa.models import backbones, embedder
+from afa.models.backbones.contract import IMAGENET, Options
 from afa.models.backbones.resnet import Block
 from afa.models.pooling import GlobalHead, LocalHead
 
@@ -27,7 +28,7 @@ def both_maps(module, x):
 
 
 def shapes_of(name, stem, side):
-    model = backbones.build(name, stem, jnp.float32)
+    model = backbones.build(name, Options(stem))
     x = jnp.zeros((2, side, side, 3))
     maps, variables = jax.eval_shape(
         lambda: model.init_with_output(jax.random.key(0), x, method=both_maps)
@@ -55,17 +56,17 @@ def test_resnet_has_the_published_size(name, count, channels):
 def test_small_stem_keeps_the_picture_large():
     maps, variables = shapes_of("resnet18", "small", 32)
     assert maps == [(2, 8, 8, 256), (2, 4, 4, 512)]
-    assert variables["params"]["stem_conv"]["kernel"].shape == (3, 3, 3, 64)
+    assert variables["params"]["conv1"]["kernel"].shape == (3, 3, 3, 64)
 
 
 def test_unknown_backbone_is_refused(monkeypatch):
     # Tests of whole runs, which may share this process, bring a member of their own.
-    monkeypatch.delitem(backbones.FAMILIES, "tiny", raising=False)
+    monkeypatch.delitem(backbones.MEMBERS, "tiny", raising=False)
     with pytest.raises(UserError) as caught:
-        backbones.build("resnet51", "small", jnp.float32)
+        backbones.build("resnet51", Options())
     assert str(caught.value) == (
         "backbone.name='resnet51' is unknown; did you mean 'resnet50'? "
-        "(allowed: resnet101, resnet152, resnet18, resnet34, resnet50)"
+        f"(allowed: {', '.join(sorted(backbones.MEMBERS))})"
     )
 
 
@@ -79,8 +80,8 @@ def test_block_equals_its_equations(kind, strides):
     params, stats = variables["params"], variables["batch_stats"]
 
     def step(x, number, stride, activate):
-        kernel = params[f"conv{number}" if number else "shortcut_conv"]["kernel"]
-        norm = f"norm{number}" if number else "shortcut_norm"
+        kernel = params[f"conv{number}" if number else "downsample.0"]["kernel"]
+        norm = f"bn{number}" if number else "downsample.1"
         pad = [((kernel.shape[0] - 1) // 2,) * 2] * 2
         y = lax.conv_general_dilated(
             x, kernel, (stride, stride), pad, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -100,7 +101,7 @@ def test_block_equals_its_equations(kind, strides):
 def test_a_fresh_block_is_the_identity():
     block, x = Block("basic", 8, 1), jnp.abs(normal(0, 2, 4, 4, 8))
     variables = block.init(jax.random.key(0), x, False, "clean")
-    assert "shortcut_conv" not in variables["params"]
+    assert "downsample.0" not in variables["params"]
     np.testing.assert_array_equal(apply(block, variables, x, False, "clean"), x)
 
 
@@ -249,7 +250,7 @@ def test_the_restored_view_takes_the_branch_it_was_trained_in(composed):
 
 def test_pictures_are_standardised_as_pretrained_files_expect(composed):
     players, variables, _ = composed
-    mean = jnp.tile(jnp.asarray(embedder.IMAGENET_MEAN), (1, 16, 16, 1))
+    mean = jnp.tile(jnp.asarray(IMAGENET.mean), (1, 16, 16, 1))
     seen = []
 
     def note(next_function, args, kwargs, context):
@@ -325,7 +326,8 @@ def test_bfloat16_players_give_float32_descriptors_near_the_exact_ones(composed)
     players, variables, images = composed
     exact = apply(players.embedder, variables["embedder"], images, train=False)
     module = players.embedder
-    half = module.clone(backbone=module.backbone.clone(dtype=jnp.bfloat16), dtype=jnp.bfloat16)
+    coarse = module.backbone.clone(options=Options(dtype=jnp.bfloat16))
+    half = module.clone(backbone=coarse, dtype=jnp.bfloat16)
     rough = apply(half, variables["embedder"], images, train=False)
     for mine, expected in zip(rough, exact, strict=True):
         assert mine.dtype == jnp.float32

@@ -39,7 +39,7 @@ def config(**changes) -> ExperimentConfig:
 def players(chosen: ExperimentConfig) -> Players:
     """An embedder of two blocks (mid map 4x4, last map 2x2), and a generator and discriminator of
     two levels."""
-    embedder = Embedder(ResNet("basic", (1, 1), "imagenet", 8), 12, 6, CLASSES, 0.2)
+    embedder = Embedder(ResNet("basic", (1, 1), width=8), 12, 6, CLASSES, 0.2)
     generator = Generator(4, 2, 5, SIDE)
     discriminator = Discriminator(4, 2, chosen.discriminator.spectral_norm)
     joint = chosen.train.schedule == "joint" and chosen.adversarial.generated_views > 0

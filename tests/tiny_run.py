@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ import pytest
 
 from afa.data.images import encode_jpeg
 from afa.models import backbones
+from afa.models.backbones.contract import Member
 from afa.models.backbones.resnet import ResNet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,11 +29,11 @@ CLASSES, PICTURES, SIDE = 12, 4, 40
 TRAINING_CLASSES = 4  # of the half that trains two validate
 
 # A network that compiles in seconds, where users have resnet18 and larger.
-TINY = SimpleNamespace(
-    DEPTHS={"tiny": None},
-    build=lambda name, stem, dtype: ResNet("basic", (1, 1), stem, 8, dtype),
+TINY = Member(
+    lambda options: ResNet("basic", (1, 1), options, 8), "nowhere", stems=("imagenet", "small")
 )
-backbones.FAMILIES["tiny"] = TINY  # pyright: ignore[reportArgumentType]
+backbones.MEMBERS["tiny"] = TINY
+backbones.FAMILIES["resnet"]["tiny"] = TINY
 
 SETTINGS = {
     "exp": "debug",

@@ -12,16 +12,16 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from afa import parallel
 from afa.config import ExperimentConfig
-from afa.errors import choose
+from afa.errors import UserError, choose
 from afa.models import backbones, layers, views
+from afa.models.backbones.contract import IMAGENET, Options, Preprocessing
 from afa.models.discriminator import Discriminator, Verdict
+from afa.models.freezing import Frozen
 from afa.models.fusion import RestorationGate, fuse
 from afa.models.generator import Generator
 from afa.models.pooling import GlobalHead, LocalHead
 
-# Mean and standard deviation of ImageNet's pixels in [0, 1], RGB: what pretrained files expect.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_CLASSES = 1000
 
 Images = Float[Array, "b h w 3"]
 Proxies = dict[str, Float[Array, "classes _"]]
@@ -41,13 +41,16 @@ class Embedder(nn.Module):
     view; the proxy losses train them, and they give the class posterior.
     """
 
-    backbone: nn.Module
+    backbone: Any
     embedding_dim: int
     local_dim: int
     classes: int
     temperature: float
     gem_power: float = 3.0
     dtype: layers.Dtype = jnp.float32
+    preprocessing: Preprocessing = IMAGENET
+    standardise: bool = False
+    frozen: Frozen = Frozen()
 
     def setup(self) -> None:
         self.global_head = GlobalHead(self.embedding_dim, self.gem_power)
@@ -65,21 +68,33 @@ class Embedder(nn.Module):
         self, images: Images, *, train: bool, branch: layers.Branch = "clean"
     ) -> Float[Array, "b y x c"]:
         """Picture -> mid map."""
-        images = (images - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
-        return self.backbone.lower(images, train, branch)
+        expected = self.preprocessing
+        images = views.level(images) if self.standardise else images
+        images = images if expected.channels == "rgb" else images[..., ::-1]
+        images = (images - jnp.asarray(expected.mean)) / jnp.asarray(expected.std)
+        with self.frozen.statistics(self.backbone):
+            return self.backbone.lower(images, train, branch)
 
     def upper(
         self, mid: Float[Array, "b y x c"], *, train: bool, branch: layers.Branch = "clean"
     ) -> Descriptors:
         """Mid map -> descriptors."""
-        last = self.backbone.upper(mid, train, branch)
-        return Descriptors(self.global_head(last), self.local_head(mid))
+        with self.frozen.statistics(self.backbone):
+            last = self.backbone.upper(mid, train, branch)
+        whole = self.backbone.pool(last) if hasattr(self.backbone, "pool") else last
+        places = self.backbone.grid(mid) if hasattr(self.backbone, "grid") else mid
+        return Descriptors(self.global_head(whole), self.local_head(places))
 
     def __call__(
         self, images: Images, *, train: bool, branch: layers.Branch = "clean"
     ) -> Descriptors:
         mid = self.lower(images, train=train, branch=branch)
         return self.upper(mid, train=train, branch=branch)
+
+    def logits(self, images: Images) -> Float[Array, "b n"]:
+        """Picture -> scores of the classes that the published backbone was trained on."""
+        mid = self.lower(images, train=False)
+        return self.backbone.logits(self.backbone.upper(mid, False, "clean"))
 
     def proxies(self) -> Proxies:
         """Unit proxies of the training classes: global, local and fused."""
@@ -146,7 +161,8 @@ class Players:
     def block_names(self) -> tuple[str, ...]:
         """Every descriptor block there is for search."""
         game = () if self.generator is None else ("restored", "discriminator")
-        return ("global", "local", "posterior", *self.view_names, *game)
+        original = ("imagenet",) if self.embedder.backbone.options.classes else ()
+        return ("global", "local", "posterior", *original, *self.view_names, *game)
 
     def blocks(
         self,
@@ -156,9 +172,10 @@ class Players:
     ) -> tuple[dict[str, Float[Array, "b _"]], dict[str, Float[Array, "b"]]]:
         """Descriptor blocks of a batch for search, and the gate of G's view.
 
-        Blocks: "global", "local", "posterior", one a second view ("flip", ...), and with a
-        generator "restored" (F of G(x)) and "discriminator" (D's features of x). The noise input
-        of G is zero, so that a picture has one descriptor. All views run through F as one batch.
+        Blocks: "global", "local", "posterior", with the published classifier "imagenet" (its own
+        posterior), one a second view ("flip", ...), and with a generator "restored" (F of G(x)) and
+        "discriminator" (D's features of x). The noise input of G is zero, so that a picture has one
+        descriptor. All views run through F as one batch.
 
         Args:
           wanted: names of the blocks to compute; None is all of them.
@@ -176,6 +193,9 @@ class Players:
                 self.embedder, variables["embedder"], blocks["global"], method="posterior"
             )
             blocks["posterior"] = layers.l2_normalise(posterior)
+        if "imagenet" in wanted:
+            logits = layers.apply(self.embedder, variables["embedder"], images, method="logits")
+            blocks["imagenet"] = layers.l2_normalise(nn.softmax(logits.astype(jnp.float32)))
         gates = {}
         if self.discriminator is not None and "discriminator" in wanted:
             blocks["discriminator"] = self._verdict(variables, images).features
@@ -230,24 +250,78 @@ def dtype_of(precision: str) -> layers.Dtype:
     return jnp.dtype(precision)
 
 
+def backbone(config: ExperimentConfig) -> Any:
+    """F's network alone.
+
+    Raises:
+      UserError: unknown backbone, or one that has no such stem, stage, or is too deep for so small
+        pictures.
+    """
+    chosen, size = config.backbone, config.data.image_size
+    options = Options(
+        chosen.stem,
+        dtype_of(config.train.precision),
+        chosen.remat,
+        IMAGENET_CLASSES if chosen.head == "imagenet" else 0,
+    )
+    module = backbones.build(chosen.name, options)
+    smallest = backbones.member(chosen.name).smallest
+    if size < smallest:
+        raise UserError(f"data.image_size={size}: {chosen.name} needs at least {smallest} pixels")
+    if not 0 <= chosen.frozen_stages <= len(module.STAGES):
+        raise UserError(
+            f"backbone.frozen_stages={chosen.frozen_stages}: {chosen.name} has "
+            f"{len(module.STAGES)} stages"
+        )
+    return module
+
+
+def frozen(config: ExperimentConfig) -> Frozen:
+    """What of F's network stays as it is."""
+    return Frozen(config.backbone.frozen_stages, config.backbone.frozen_norm)
+
+
+def preprocessing(config: ExperimentConfig) -> Preprocessing:
+    """What F expects of a picture: as configured, else as the network's published weights do."""
+    usual, chosen = backbones.member(config.backbone.name).preprocessing, config.backbone
+    return Preprocessing(
+        chosen.mean or usual.mean, chosen.std or usual.std, chosen.channels or usual.channels,
+        usual.crop,
+    )  # fmt: skip
+
+
+def preprocessing_record(config: ExperimentConfig) -> dict[str, Any]:
+    """What the network does to a picture's values first; stored with an index."""
+    expected = preprocessing(config)
+    return {
+        "standardise": config.embedder.standardise,
+        "mean": list(expected.mean),
+        "std": list(expected.std),
+        "channels": expected.channels,
+    }
+
+
 def build(config: ExperimentConfig, classes: int) -> Players:
     """All players of an experiment with that many training classes.
 
     Raises:
-      UserError: unknown backbone or view.
+      UserError: unknown view, or as `backbone`.
     """
     dtype = dtype_of(config.train.precision)
     for name in config.evaluation.views:
         choose("evaluation.views", name, views.VIEWS)
     adversarial = config.adversarial
     embedder = Embedder(
-        backbones.build(config.backbone.name, config.backbone.stem, dtype),
+        backbone(config),
         config.embedder.embedding_dim,
         config.embedder.local_dim,
         classes,
         config.loss.temperature,
         config.embedder.gem_power,
         dtype,
+        preprocessing(config),
+        config.embedder.standardise,
+        frozen(config),
     )
     if not (adversarial.enabled and adversarial.generator):
         generator = discriminator = gate = None

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -31,20 +32,26 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 def conv(
     features: int,
-    kernel: int,
+    kernel: int | tuple[int, int],
     strides: int = 1,
     *,
     dtype: Dtype,
+    padding: int | None = None,
+    groups: int = 1,
     use_bias: bool = False,
     name: str | None = None,
     kernel_init: Callable = he_normal,
 ) -> nn.Conv:
-    """A square convolution that halves exactly: padding (kernel - 1) / 2 on every side."""
+    """A convolution; unless told otherwise its padding is (kernel - 1) / 2 on every side, so that
+    a stride of 2 halves exactly."""
+    sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+    pads = [(side - 1) // 2 if padding is None else padding for side in sides]
     return nn.Conv(
         features,
-        (kernel, kernel),
+        sides,
         (strides, strides),
-        padding=[((kernel - 1) // 2, (kernel - 1) // 2)] * 2,
+        padding=[(pad, pad) for pad in pads],
+        feature_group_count=groups,
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=kernel_init,
@@ -93,38 +100,124 @@ class BatchNorm(nn.Module):
         return (x * gain.astype(x.dtype) + (bias - mean * gain).astype(x.dtype)).astype(self.dtype)
 
 
-def batch_norm(dtype: Dtype, train: bool, branch: Branch) -> Callable[..., Array]:
-    """`norm(x, name=..., zero=...)`: a BatchNorm of one call, bound to its mode."""
+class ConvNorm(nn.Module):
+    """Convolution, BatchNorm, ReLU: the brick of the Inception networks."""
 
-    def norm(x: Array, name: str, zero: bool = False) -> Array:
-        init = nn.initializers.zeros if zero else nn.initializers.ones
-        return BatchNorm(dtype=dtype, scale_init=init, name=name)(x, train=train, branch=branch)
+    features: int
+    kernel: int | tuple[int, int] = 1
+    strides: int = 1
+    padding: int | None = None
+    epsilon: float = 1e-3
+    dtype: Dtype = jnp.float32
 
-    return norm
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], train: bool, branch: Branch
+    ) -> Float[Array, "b y x d"]:
+        x = conv(self.features, self.kernel, self.strides, padding=self.padding,
+                 dtype=self.dtype, name="conv")(x)  # fmt: skip
+        norm = BatchNorm(epsilon=self.epsilon, dtype=self.dtype, name="bn")
+        return nn.relu(norm(x, train=train, branch=branch))
 
 
-def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b y x c"]:
-    """3x3 maximum with stride 2 and padding 1; of equal places the first gets the slope.
+class LayerNorm(nn.Module):
+    """Layer normalisation, with a second scale and bias for the adversarial branch.
 
-    On the CPU by comparing neighbours, along rows and then along columns: XLA's gradient of a
-    pooling window takes as long there as ten convolutions.
+    There are no statistics to keep apart, as BatchNorm has; what AdvProp's second set is there for,
+    a normalisation that the adversarial branch cannot spoil for the clean one, is done by an affine
+    part of its own. It is stored as the difference from the clean one and starts at zero, so that a
+    pretrained file fills both.
     """
+
+    epsilon: float = 1e-6
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b ... c"], *, branch: Branch = "clean"
+    ) -> Float[Array, "b ... c"]:
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        more_scale = self.param("adversarial_scale", nn.initializers.zeros, shape)
+        more_bias = self.param("adversarial_bias", nn.initializers.zeros, shape)
+        if branch == "adversarial":
+            scale, bias = scale + more_scale, bias + more_bias
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        return (centred * lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+
+
+def max_pool(
+    x: Float[Array, "b h w c"],
+    kernel: int = 3,
+    strides: int = 2,
+    padding: int = 1,
+    ceil: bool = False,
+) -> Float[Array, "b y x c"]:
+    """Maximum over square windows; of equal places the first gets the slope.
+
+    On the CPU by comparing shifted maps, along rows and then along columns: XLA's gradient of a
+    pooling window takes as long there as ten convolutions.
+
+    Args:
+      ceil: a last window that hangs over the edge counts too (`ceil_mode` of PyTorch).
+    """
+    pads = [_pads(side, kernel, strides, padding, ceil) for side in x.shape[1:3]]
     if parallel.accelerated():
-        return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
-    return _halve(_halve(x, axis=2), axis=1)
+        return nn.max_pool(x, (kernel, kernel), (strides, strides), padding=pads)  # pyright: ignore
+    for axis in (2, 1):
+        x = functools.reduce(_larger, _shifted(x, axis, kernel, strides, pads[axis - 1], -jnp.inf))
+    return x
 
 
-def _halve(x: Array, axis: int) -> Array:
-    """Largest of three neighbours around every other place of one axis."""
-    odd = x.shape[axis] % 2
-    pads = [(1, 1 + odd) if each == axis else (0, 0) for each in range(x.ndim)]
-    wide = jnp.pad(x, pads, constant_values=-jnp.inf)
-    before, at, after = (
-        lax.slice_in_dim(wide, i, i + x.shape[axis] + odd - 1, 2, axis) for i in range(3)
-    )
+def avg_pool(
+    x: Float[Array, "b h w c"], kernel: int, strides: int, padding: int = 0
+) -> Float[Array, "b y x c"]:
+    """Mean over square windows, the zeros of the padding among them; on the CPU as `max_pool`."""
+    pads = [_pads(side, kernel, strides, padding, False) for side in x.shape[1:3]]
+    if parallel.accelerated():
+        return nn.avg_pool(x, (kernel, kernel), (strides, strides), padding=pads)  # pyright: ignore
+    for axis in (2, 1):
+        x = functools.reduce(jnp.add, _shifted(x, axis, kernel, strides, pads[axis - 1], 0.0))
+    return x / kernel**2
+
+
+def _pads(side: int, kernel: int, strides: int, padding: int, ceil: bool) -> tuple[int, int]:
+    """Padding before and after; a window must begin inside the map or its padding before."""
+    steps = (side + 2 * padding - kernel + (strides - 1 if ceil else 0)) // strides
+    if ceil and steps * strides >= side + padding:
+        steps -= 1
+    return padding, max(steps * strides + kernel - side - padding, 0)
+
+
+def _shifted(
+    x: Array, axis: int, kernel: int, strides: int, pads: tuple[int, int], fill: float
+) -> list[Array]:
+    """What each place of a window sees along one axis, over all windows."""
+    if any(pads):
+        around = [pads if each == axis else (0, 0) for each in range(x.ndim)]
+        x = jnp.pad(x, around, constant_values=fill)
+    windows = (x.shape[axis] - kernel) // strides
+    return [lax.slice_in_dim(x, i, i + windows * strides + 1, strides, axis) for i in range(kernel)]
+
+
+def _larger(a: Array, b: Array) -> Array:
     # No `jnp.maximum`: it would share the slope among equal places.
-    largest = jnp.where(before >= at, before, at)
-    return jnp.where(largest >= after, largest, after)
+    return jnp.where(a >= b, a, b)
+
+
+def adaptive_avg_pool(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b side side c"]:
+    """Mean over `side` x `side` windows that cover a map of any size, as PyTorch cuts them."""
+
+    def windows(length: int) -> np.ndarray:
+        place, at = np.arange(length), np.arange(side)[:, None]
+        inside = (place >= at * length // side) & (place < -(-(at + 1) * length // side))
+        return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
+
+    down, across = windows(x.shape[1]), windows(x.shape[2])
+    return jnp.einsum("bhwc,yh,xw->byxc", x, down, across)
 
 
 def l2_normalise(x: Float[Array, "... d"]) -> Float[Array, "... d"]:

@@ -8,7 +8,9 @@ from afa.models import layers
 
 
 class GlobalHead(nn.Module):
-    """Generalised-mean pooling (Radenovic et al. 2018, equation 3), layer normalisation without
+    """Map (or vector, of a network that pools itself) to descriptor.
+
+    Generalised-mean pooling (Radenovic et al. 2018, equation 3), layer normalisation without
     affine part (Zhai & Wu 2019, section 3.2), linear map, unit length.
 
     f = (mean_i max(x_i, eps)^p)^(1/p), computed in float32; p is learned.
@@ -18,11 +20,12 @@ class GlobalHead(nn.Module):
     power: float = 3.0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b {self.dim}"]:
-        p = self.param("power", nn.initializers.constant(self.power), ())
-        # The floor keeps the gradient of x^p finite where a whole map is zero.
-        x = jnp.maximum(x.astype(jnp.float32), 1e-4)
-        pooled = jnp.mean(x**p, axis=(1, 2)) ** (1 / p)
+    def __call__(self, x: Float[Array, "b *places c"]) -> Float[Array, "b {self.dim}"]:
+        pooled = x.astype(jnp.float32)
+        if x.ndim == 4:
+            p = self.param("power", nn.initializers.constant(self.power), ())
+            # The floor keeps the gradient of x^p finite where a whole map is zero.
+            pooled = jnp.mean(jnp.maximum(pooled, 1e-4) ** p, axis=(1, 2)) ** (1 / p)
         # Pooled maps are positive and share a large mean, which would make all cosines alike.
         centred = nn.LayerNorm(use_scale=False, use_bias=False, name="norm")(pooled)
         return layers.l2_normalise(nn.Dense(self.dim, name="linear")(centred))

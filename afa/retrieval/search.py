@@ -86,7 +86,8 @@ class Searcher:
         manifest = index.embeddings.manifest
         config = configuration.from_dict(manifest["configuration"])
         trained = restore(home, config, manifest["training_classes"], manifest["step"])
-        index.require(checkpoint=checkpoint_id(trained), preprocessing=preprocessing(config.data))
+        expected = preprocessing(config.data) | embedder.preprocessing_record(config)
+        index.require(checkpoint=checkpoint_id(trained), preprocessing=expected)
         return cls(home, config, index, trained.search_variables())
 
     def search(

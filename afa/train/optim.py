@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from afa.config import ExperimentConfig, OptimConfig, steps_of
 from afa.errors import choose
+from afa.models import embedder
 
 Optimisers = dict[str, optax.GradientTransformation]
 
@@ -70,19 +71,48 @@ def learning_rate(config: OptimConfig, peak: float, steps: int, epoch: int) -> o
     return optax.join_schedules([first, after], [warmup])
 
 
+def _of_backbone(path: tuple) -> str:
+    """Name of the backbone's part that a parameter of F belongs to; "" of all others."""
+    keys = [getattr(key, "key", "") for key in path]
+    return keys[1] if keys[0] == "backbone" else ""
+
+
+def hold(still: Callable[[str], bool]) -> optax.GradientTransformation:
+    """Zero for the still parts of the backbone; XLA then leaves out whatever only they needed."""
+
+    def held(path: tuple, update: Array) -> Array:
+        name = _of_backbone(path)
+        return jnp.zeros_like(update) if name and still(name) else update
+
+    return optax.stateless(lambda updates, params: jax.tree.map_with_path(held, updates))
+
+
+def slow_backbone(rate: float, after: int) -> optax.GradientTransformation:
+    """Multiplies the backbone's updates: by 0 for `after` updates, by `rate` from then on."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        factor = jnp.where(state < after, 0.0, rate)
+        slowed = jax.tree.map_with_path(
+            lambda path, each: factor * each if _of_backbone(path) else each, updates
+        )
+        return slowed, optax.safe_increment(state)
+
+    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+
+
 def optimisers(
     config: ExperimentConfig, embedder_steps: int, generator_steps: int, epoch: int
 ) -> Optimisers:
     """One optimiser a player, with clipping and accumulation.
 
     Raises:
-      UserError: unknown optimiser or malformed duration.
+      UserError: unknown optimiser or backbone, or malformed duration.
     """
     optim = config.optim
 
-    def finish(core: optax.GradientTransformation) -> optax.GradientTransformation:
+    def finish(*core: optax.GradientTransformation) -> optax.GradientTransformation:
         clip = clip_to(optim.clip) if optim.clip > 0 else optax.identity()
-        chained = optax.chain(clip, core)
+        chained = optax.chain(clip, *core)
         if optim.accumulate == 1:
             return chained
         return optax.MultiSteps(chained, optim.accumulate).gradient_transformation()
@@ -92,8 +122,15 @@ def optimisers(
         return finish(optax.adam(rate, b1=0.5, b2=0.99))
 
     rate = learning_rate(optim, optim.learning_rate, embedder_steps, epoch)
+    core = [choose("optim.name", optim.name, OPTIMISERS)(rate, optim)]
+    alone = steps_of("optim.head_warmup", optim.head_warmup, whole=embedder_steps, epoch=epoch)
+    if optim.backbone_rate != 1 or alone:
+        core.append(slow_backbone(optim.backbone_rate, alone // optim.accumulate))
+    backbone, frozen = embedder.backbone(config), embedder.frozen(config)
+    still = hold(lambda name: frozen.holds(backbone, name))
     return {
-        "embedder": finish(choose("optim.name", optim.name, OPTIMISERS)(rate, optim)),
+        # First of all, so that clipping does not see their gradients; and last, against decay.
+        "embedder": optax.chain(still, finish(*core), still),
         "generator": adam(optim.generator_learning_rate),
         "discriminator": adam(optim.discriminator_learning_rate),
         "gate": adam(optim.generator_learning_rate),

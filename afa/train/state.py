@@ -1,6 +1,7 @@
 """The state of a run: one frozen pytree for all players."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -46,6 +47,30 @@ def create(players: Players, optimisers: Optimisers, seed: int, image_size: int)
                for name in AVERAGED if name in variables}  # fmt: skip
     opt_state = {name: optimisers[name].init(each["params"]) for name, each in variables.items()}
     return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, average)
+
+
+def with_backbone(
+    fresh: TrainState, fill: Callable[[dict[str, PyTree]], dict[str, PyTree]]
+) -> TrainState:
+    """A fresh state whose backbone, and its average, hold other values.
+
+    Args:
+      fill: {"params", "batch_stats"} of the backbone -> the same with other values.
+    """
+
+    def filled(embedder: dict[str, PyTree]) -> dict[str, PyTree]:
+        # Without BatchNorm a backbone has no statistics.
+        new = fill({name: tree.get("backbone", {}) for name, tree in embedder.items()})
+        arrays = jax.tree.map(jnp.asarray, new)
+        return {
+            name: tree | ({"backbone": arrays[name]} if "backbone" in tree else {})
+            for name, tree in embedder.items()
+        }
+
+    return fresh.replace(
+        variables=fresh.variables | {"embedder": filled(fresh.variables["embedder"])},
+        average=fresh.average | {"embedder": filled(fresh.average["embedder"])},
+    )
 
 
 def apply_gradients(

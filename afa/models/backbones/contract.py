@@ -1,0 +1,82 @@
+"""What every family of backbones agrees on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from afa.models import layers
+
+Stem = Literal["imagenet", "small"]
+
+BSD = "BSD-3-Clause"
+APACHE = "Apache-2.0"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a member is built.
+
+    Attributes:
+      stem: "imagenet", or "small" for pictures up to 48 pixels.
+      dtype: compute type; parameters are float32.
+      remat: compute the maps inside a block again in the backward pass instead of keeping them.
+      classes: outputs of the original classifier; 0 leaves it out.
+    """
+
+    stem: Stem = "imagenet"
+    dtype: layers.Dtype = jnp.float32
+    remat: bool = False
+    classes: int = 0
+
+    def block(self, module: Any) -> Any:
+        """The class of a block called as `block(x, train, branch)`, rematerialised if asked for."""
+        return nn.remat(module, static_argnums=(2, 3)) if self.remat else module
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network expects of a picture in [0, 1]: (picture[channels] - mean) / std.
+
+    Attributes:
+      mean, std: one figure a channel, in the order of `channels`.
+      channels: "rgb", or "bgr" for networks from Caffe.
+      crop: share of the shorter side that its makers' evaluation keeps; for the record.
+    """
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    channels: Literal["rgb", "bgr"] = "rgb"
+    crop: float = 0.875
+
+
+IMAGENET = Preprocessing()
+HALF = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of a family.
+
+    Attributes:
+      build: options -> linen module.
+      source: where its published weights come from.
+      licence: of those weights.
+      preprocessing: of those weights.
+      input_size: side of the pictures they were trained on.
+      smallest: side of the smallest pictures it can take.
+      stems: what `Options.stem` may be.
+      aside: regular expression of the parameters in published files that the network does without,
+        such as auxiliary classifiers.
+    """
+
+    build: Callable[[Options], Any]
+    source: str
+    licence: str = BSD
+    preprocessing: Preprocessing = IMAGENET
+    input_size: int = 224
+    smallest: int = 16
+    stems: tuple[Stem, ...] = ("imagenet",)
+    aside: str = r"(?!)"

@@ -1,0 +1,98 @@
+"""VGG-11/13/16/19 (Simonyan & Zisserman 2015, arXiv:1409.1556), with and without BatchNorm."""
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from afa.models import layers
+from afa.models.backbones.contract import Member, Options
+
+WIDTHS = (64, 128, 256, 512, 512)
+
+
+class VGG(nn.Module):
+    """Picture -> mid map (after the fourth pooling, 1/16 of the side) -> last map (the fifth stage
+    before its pooling, 1/16: as retrieval has it since Babenko & Lempitsky 2015)."""
+
+    depths: tuple[int, ...]
+    norm: bool
+    options: Options = Options()
+
+    # Places in `features` at which the stages begin differ from member to member.
+    @property
+    def STAGES(self) -> tuple[str, ...]:
+        return tuple(rf"features\.({'|'.join(map(str, stage))})" for stage in self._places())
+
+    def _places(self) -> list[list[int]]:
+        """Place in `features` of every convolution, stage by stage; its BatchNorm is the next."""
+        at, stages = 0, []
+        for depth in self.depths:
+            step = 3 if self.norm else 2  # convolution, perhaps BatchNorm, ReLU
+            stages.append([at + i * step + j for i in range(depth) for j in range(step - 1)])
+            at += depth * step + 1  # and the pooling
+        return stages
+
+    def setup(self) -> None:
+        dtype, bricks = self.options.dtype, []
+        for width, places in zip(WIDTHS, self._places(), strict=True):
+            stage = []
+            for place in places[:: 2 if self.norm else 1]:
+                stage.append(
+                    layers.conv(width, 3, use_bias=True, dtype=dtype, name=f"features.{place}")
+                )
+                if self.norm:
+                    stage.append(layers.BatchNorm(dtype=dtype, name=f"features.{place + 1}"))
+            bricks.append(stage)
+        self.bricks = bricks
+        if self.options.classes:
+            sizes = {0: 4096, 3: 4096, 6: self.options.classes}
+            self.dense = [
+                nn.Dense(n, dtype=dtype, name=f"classifier.{i}") for i, n in sizes.items()
+            ]
+
+    def _stage(
+        self, x: Float[Array, "b h w c"], stage: int, train: bool, branch: layers.Branch
+    ) -> Float[Array, "b h w d"]:
+        bricks = iter(self.bricks[stage])
+        for conv in bricks:
+            x = conv(x)
+            x = nn.relu(next(bricks)(x, train=train, branch=branch) if self.norm else x)
+        return x
+
+    def lower(
+        self, x: Float[Array, "b h w 3"], train: bool, branch: layers.Branch
+    ) -> Float[Array, "b y x c"]:
+        """Standardised picture -> mid map."""
+        x = x.astype(self.options.dtype)
+        for stage in range(4):
+            x = layers.max_pool(self._stage(x, stage, train, branch), 2, 2, 0)
+        return x
+
+    def upper(
+        self, mid: Float[Array, "b y x c"], train: bool, branch: layers.Branch
+    ) -> Float[Array, "b y x d"]:
+        """Mid map -> last map."""
+        return self._stage(mid, 4, train, branch)
+
+    def logits(self, last: Float[Array, "b y x d"]) -> Float[Array, "b classes"]:
+        """Last map -> scores of the classes of the published network (without its dropout)."""
+        x = layers.adaptive_avg_pool(layers.max_pool(last, 2, 2, 0), 7)
+        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # channels first: the order of its weights
+        for dense in self.dense[:-1]:
+            x = nn.relu(dense(x))
+        return self.dense[-1](x)
+
+
+def _member(depths: tuple[int, ...], norm: bool, source: str) -> Member:
+    return Member(lambda options: VGG(depths, norm, options), f"torchvision {source}.pth")
+
+
+MEMBERS = {
+    "vgg11": _member((1, 1, 2, 2, 2), False, "vgg11-8a719046"),
+    "vgg13": _member((2, 2, 2, 2, 2), False, "vgg13-19584684"),
+    "vgg16": _member((2, 2, 3, 3, 3), False, "vgg16-397923af"),
+    "vgg19": _member((2, 2, 4, 4, 4), False, "vgg19-dcbb9e9d"),
+    "vgg11_bn": _member((1, 1, 2, 2, 2), True, "vgg11_bn-6002323d"),
+    "vgg13_bn": _member((2, 2, 2, 2, 2), True, "vgg13_bn-abd245e5"),
+    "vgg16_bn": _member((2, 2, 3, 3, 3), True, "vgg16_bn-6c64b313"),
+    "vgg19_bn": _member((2, 2, 4, 4, 4), True, "vgg19_bn-c79401a0"),
+}

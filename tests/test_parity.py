@@ -1,0 +1,118 @@
+"""Every backbone against the network it was published as: logits, mid map and gradients, with all
+parameters filled by one rule (`references/rule.py`; `references/make.py` makes the references).
+
+Nothing is jitted: a deep network takes a minute to compile and seconds to run operation by
+operation.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from references import rule
+
+from afa.config import BackboneConfig
+from afa.models import backbones, pretrained
+from afa.models.backbones.contract import IMAGENET, Options
+from afa.models.pretrained import match, names
+
+REFERENCES = Path(__file__).parent / "references"
+CASES = sorted(path.stem for path in REFERENCES.glob("*.npz"))
+# One of every kind of block; the gradients of all others are `slow`.
+GRADIENTS = {
+    "resnet18", "resnext50_32x4d", "vgg11_bn", "densenet121", "googlenet", "bn_inception",
+    "inception_v3", "squeezenet1_0", "vit_s16", "vit_s14_reg",
+}  # fmt: skip
+HEADLESS = ("vit_s14_reg.timm",)
+
+
+def reference(case: str) -> dict[str, np.ndarray]:
+    with np.load(REFERENCES / f"{case}.npz") as file:
+        return dict(file)
+
+
+def arrays(case: str) -> dict[str, np.ndarray]:
+    """What the reference's own file of weights would hold."""
+    stored = reference(case)
+    pairs = zip(stored["names"], stored["shapes"], strict=True)
+    return rule.filled({str(n): tuple(map(int, s.split())) for n, s in pairs})
+
+
+def network(case: str):
+    """Our network with the reference's parameters: module, variables, account."""
+    name = case.split(".")[0]
+    found, library = names.translated(arrays(case), backbones.family(name))
+    weights = pretrained.Pretrained(found, case, "", library, IMAGENET)
+    head = "none" if case in HEADLESS else "imagenet"
+    module = backbones.build(name, Options(classes=0 if case in HEADLESS else 1000))
+    side = int(reference(case)["side"])
+    shapes = jax.eval_shape(
+        lambda: module.init(jax.random.key(0), jnp.zeros((1, side, side, 3)), method=forward)
+    )
+    variables, account = pretrained.fill(shapes, weights, BackboneConfig(name, head=head))
+    return module, variables, account
+
+
+def forward(module, x):
+    """Mid map, and logits, or of a network without them the class token."""
+    mid = module.lower(x, False, "clean")
+    last = module.upper(mid, False, "clean")
+    return mid, module.logits(last) if module.options.classes else last[:, 0, 0]
+
+
+def far(found, wanted) -> float:
+    return float(np.abs(np.asarray(found) - wanted).max() / np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_mid_map(case):
+    stored = reference(case)
+    module, variables, account = network(case)
+    assert not (account.missing or account.unmatched or account.reshaped or account.aside)
+    x = jnp.asarray(rule.pictures(int(stored["side"])))
+    mid, logits = module.apply(variables, x, method=forward)
+    assert far(rule.sample(np.asarray(mid)), stored["mid"]) < 1e-4
+    assert far(logits, stored["logits"]) < 1e-4
+    assert_same_order(np.asarray(logits), stored["logits"])
+
+
+def assert_same_order(found, wanted):
+    """The same ranking of classes wherever neighbours are further apart than rounding."""
+    order = np.argsort(-wanted, axis=-1)
+    apart = -np.diff(np.take_along_axis(wanted, order, -1)) > 2e-4 * np.abs(wanted).max()
+    alone = np.pad(apart, ((0, 0), (1, 0)), constant_values=True)
+    alone &= np.pad(apart, ((0, 0), (0, 1)), constant_values=True)
+    assert alone[:, 0].all()
+    np.testing.assert_array_equal(np.argsort(-found, axis=-1)[alone], order[alone])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[] if case in GRADIENTS else [pytest.mark.slow])
+     for case in CASES if "." not in case],
+)  # fmt: skip
+def test_gradients(case):
+    stored = reference(case)
+    module, variables, _ = network(case)
+    weights = rule.direction("logits", stored["logits"].shape)
+
+    def loss(params, x):
+        _, logits = module.apply(variables | {"params": params}, x, method=forward)
+        return jnp.sum(logits * weights)
+
+    x = jnp.asarray(rule.pictures(int(stored["side"])))
+    gradient, slope = jax.grad(loss, argnums=(0, 1))(variables["params"], x)
+    assert far(rule.sample(np.asarray(slope)), stored["slope"]) < 1e-3
+    found = match.export({"params": gradient})
+    theirs = zip(
+        stored["gradient_names"], stored["gradient_norms"], stored["gradient_dots"], strict=True
+    )
+    own = [(name, norm, dot) for name, norm, dot in theirs if name in found]
+    # transformers names its parameters otherwise; their way back is in the slope of the picture.
+    assert len(own) == len(found) or case.startswith(("vit_s14", "vit_b14"))
+    for name, norm, dot in own:
+        each = found[name]
+        assert abs(np.linalg.norm(each) - norm) <= 1e-3 * norm, name
+        assert abs(np.vdot(each, rule.direction(name, each.shape)) - dot) <= 1e-3 * norm, name
