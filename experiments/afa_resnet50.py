@@ -26,6 +26,20 @@ def config(laptop: bool) -> ExperimentConfig:
     return _laptop(full) if laptop else full
 
 
+def fine_tuned(config: ExperimentConfig, weights: str) -> ExperimentConfig:
+    """The same from published weights: new parts of F learn alone for an epoch, then the backbone
+    with a tenth of their rate, its BatchNorm statistics as they were published."""
+    return with_changes(
+        config,
+        **{
+            "backbone.weights": weights,
+            "backbone.frozen_norm": True,
+            "optim.backbone_rate": 0.1,
+            "optim.head_warmup": "1ep",
+        },
+    )
+
+
 def _laptop(full: ExperimentConfig) -> ExperimentConfig:
     return with_changes(
         full,

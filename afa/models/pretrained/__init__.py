@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from jaxtyping import PyTree
 
 from afa.config import BackboneConfig
@@ -51,10 +50,15 @@ def read(config: BackboneConfig) -> Pretrained:
     Raises:
       UserError: as `files.read`, or no such network.
     """
-    member = backbones.member(config.name)
-    file = files.read(config.weights)
-    arrays, library = names.translated(file.arrays, backbones.family(config.name))
-    return Pretrained(arrays, file.source, file.sha256, library, _preprocessing(file, member))
+    backbones.member(config.name)  # a misspelt name should not wait for the file
+    return understood(files.read(config.weights), config.name)
+
+
+def understood(file: File, name: str) -> Pretrained:
+    """What a file holds for the network `name`, by our names."""
+    arrays, library = names.translated(file.arrays, backbones.family(name))
+    expected = _preprocessing(file, backbones.member(name))
+    return Pretrained(arrays, file.source, file.sha256, library, expected)
 
 
 def fill(
@@ -82,16 +86,6 @@ def fill(
 
 
 CLASSIFIER = r"(fc|classifier|last_linear|head|head_dist)(\.\d)?\.(weight|bias)"
-
-
-def to_safetensors(variables: Mapping[str, PyTree], about: Mapping[str, str]) -> bytes:
-    """A backbone as a safetensors file under its published names; `fill` reads the same back.
-
-    Args:
-      variables: {"params", "batch_stats"} of the backbone alone.
-      about: stored with the file.
-    """
-    return safetensors.numpy.save(match.export(variables), dict(about))
 
 
 def _preprocessing(file: File, member: Member) -> Preprocessing:

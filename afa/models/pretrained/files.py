@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from afa.errors import UserError
 from afa.models.pretrained import match
@@ -90,6 +91,11 @@ def _of_run(directory: Path, source: str) -> File:
     return File(source, digest.hexdigest(), arrays, about)
 
 
+def safetensors_of(arrays: dict[str, np.ndarray], source: str) -> bytes:
+    """The content of a safetensors file with these arrays; `source` is noted in it."""
+    return save(arrays, {"source": source, "format": "pt"})
+
+
 def _parts(directory: Path, source: str) -> list[Path]:
     for name in IN_DIRECTORY:
         found = directory / name
@@ -136,7 +142,8 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: of a damaged file `np.load` leaves open what it opened itself.
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
         raise Refused(f"it is damaged or no npz file of arrays ({error})") from None

@@ -1,0 +1,16 @@
+"""AFA-SVR with a SqueezeNet 1.0.
+
+Command: python -m experiments.run --exp=afa_squeezenet
+From scratch, unless told otherwise: its published weights are on no hub. With a file of them (which
+one, says experiments.weights --list) fine-tune: --backbone.weights=FILE --backbone.frozen_norm
+--optim.backbone_rate=0.1 --optim.head_warmup=1ep.
+Hardware, wall time and figures: not measured yet.
+"""
+
+from afa.config import ExperimentConfig, with_changes
+from experiments import afa_resnet50
+
+
+def config(laptop: bool) -> ExperimentConfig:
+    """As afa_resnet50."""
+    return with_changes(afa_resnet50.config(laptop), **{"backbone.name": "squeezenet1_0"})

@@ -1,0 +1,142 @@
+"""Published weights: `python -m experiments.weights` with `--list`, `--check FILE`, `--export RUN`.
+
+--list shows every backbone with the source and licence of its published weights, parameters,
+operations of one picture and input size. --check reads a file, a directory, a run of ours or
+hf://org/name, tells which backbone it belongs to, what becomes of every parameter, and, with
+--logits, whether the network computes what its makers say it does. --export writes the backbone of
+a run as safetensors, under the names that torchvision or timm have for it.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from afa.errors import UserError
+from experiments.run import guarded, quiet
+from experiments.search import Parser
+
+PROGRAM = "python -m experiments.weights"
+SHOWN = 20  # parameters of each kind that --check names
+TOLERANCE = 1e-3  # of --logits, relative to the largest
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
+    one = options.add_mutually_exclusive_group(required=True)
+    one.add_argument("--list", action="store_true", help="show every backbone")
+    one.add_argument("--check", metavar="FILE", help="look at a file of weights")
+    one.add_argument("--export", metavar="RUN", help="write the backbone of a run")
+    options.add_argument("--to", type=Path, metavar="FILE", help="with --export: the file")
+    options.add_argument("--backbone", metavar="NAME", help="with --check: the only one to try")
+    options.add_argument(
+        "--logits", type=Path, metavar="FILE",
+        help="with --check: npz of arrays images (uint8, NHWC), logits and perhaps labels",
+    )  # fmt: skip
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+
+
+def _main(words: Sequence[str]) -> int:
+    chosen = parser().parse_args(list(words))
+    if (chosen.to is None) != (chosen.export is None):
+        raise UserError("--export RUN and --to FILE go together")
+    if chosen.check is None and (chosen.backbone or chosen.logits):
+        raise UserError("--backbone and --logits go with --check")
+    quiet()
+    if chosen.check is not None:
+        return _check(chosen.check, chosen.backbone, chosen.logits)
+    if chosen.list:
+        _list()
+    else:
+        _export(chosen.export, chosen.to)
+    return 0
+
+
+def _list() -> None:
+    from afa.models import backbones
+    from afa.models.pretrained import zoo
+    from afa.report.progress import table
+
+    console = Console(stderr=True)
+    rows = []
+    for name in track(backbones.MEMBERS, "counting", console=console, transient=True):
+        member, weight = backbones.member(name), zoo.weigh(name)
+        size = f"{member.input_size} px"
+        rows.append([name, f"{weight.parameters / 1e6:.2f} M", f"{weight.operations / 1e9:.2f} G",
+                     size, member.licence, member.source])  # fmt: skip
+    columns = ["backbone", "parameters", "operations", "input", "licence", "weights"]
+    table("backbones", rows, columns)
+
+
+def _export(run: str, target: Path) -> None:
+    from afa.models.pretrained import files
+    from afa.report.writers import write_atomically
+
+    if target.suffix != ".safetensors":
+        raise UserError(f"--to={target}: the file has to end in .safetensors")
+    if not (Path(run) / files.CHECKPOINTS).is_dir():
+        raise UserError(f"--export={run}: is no run of ours")
+    file = files.read(run)
+    write_atomically(target, lambda out: out.write(files.safetensors_of(file.arrays, run)))
+    print(f"{target}: {len(file.arrays)} tensors of the backbone of {run}")
+
+
+def _check(source: str, backbone: str | None, logits: Path | None) -> int:
+    from afa.models.pretrained import zoo
+
+    console = Console(stderr=True)
+    with console.status("comparing") as status:
+        found = zoo.identify(
+            source, [backbone] if backbone else None, lambda name: status.update(f"trying {name}")
+        )
+    account, weights = found.account, found.weights
+    print(f"backbone   {found.name}, {weights.names} names")
+    print(f"sha256     {weights.sha256}")
+    expected = weights.preprocessing
+    mean, std = ([round(value, 4) for value in each] for each in (expected.mean, expected.std))
+    print(f"pictures   {expected.channels}, mean {mean}, std {std}, crop {expected.crop:g}")
+    for kind in ("loaded", "aside", "missing", "unmatched", "reshaped"):
+        names = getattr(account, kind)
+        few = ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
+        print(f"{kind:<10} {len(names)}{'' if kind == 'loaded' or not names else ': ' + few}")
+    fits = not (account.missing or account.unmatched or account.reshaped)
+    if fits and logits:
+        fits = _compare(found, logits)
+    print("fits" if fits else "does not fit")
+    return 0 if fits else 2
+
+
+def _compare(found: object, path: Path) -> bool:
+    """Our logits beside the published ones."""
+    from afa.models.pretrained import zoo
+    from afa.models.pretrained.zoo import Verdict
+
+    assert isinstance(found, Verdict)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            stored = {name.partition("_")[0]: file[name] for name in file.files}
+        images, wanted = stored["images"], stored["logits"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--logits={path}: needs arrays images and logits ({error})") from None
+    ours = zoo.classify(found, images)
+    apart = float(np.abs(ours - wanted).max() / np.abs(wanted).max())
+    same = float((ours.argmax(-1) == wanted.argmax(-1)).mean())
+    print(f"logits     at most {apart:.1e} apart, relative; same first class {100 * same:.0f} %")
+    if "labels" in stored:
+        right = float((ours.argmax(-1) == stored["labels"]).mean())
+        print(f"labels     {100 * right:.0f} % right")
+    return apart <= TOLERANCE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

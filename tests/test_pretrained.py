@@ -1,0 +1,372 @@
+"""Weights in and out: file formats, names, accounting, preprocessing, and what is refused."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import torch_files
+from references import rule
+from safetensors.numpy import save_file
+from torch_files import Call, Global
+
+from afa.config import BackboneConfig
+from afa.errors import UserError
+from afa.models import backbones, pretrained
+from afa.models.backbones.contract import HALF, IMAGENET, Options
+from afa.models.pretrained import match, names, zoo
+from experiments import weights as command
+
+NAME = "squeezenet1_1"  # the lightest
+REAL = Path(__file__).parents[2] / "shared" / "weights"
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return zoo.skeleton(NAME)[1]
+
+
+@pytest.fixture(scope="module")
+def arrays(shapes):
+    """What a file of the network holds."""
+    return {
+        match.published(path): rule.value(
+            match.published(path), match.to_theirs(np.empty(leaf.shape, np.float32), path).shape
+        )
+        for _, path, leaf in match.leaves(shapes)
+    }
+
+
+def config(weights, **changes):
+    return BackboneConfig(NAME, weights=str(weights), head="imagenet", **changes)
+
+
+def loaded(weights, shapes, **changes):
+    chosen = config(weights, **changes)
+    return pretrained.fill(shapes, pretrained.read(chosen), chosen)
+
+
+def refusal(weights, shapes, **changes) -> str:
+    with pytest.raises(UserError) as caught:
+        loaded(weights, shapes, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).replace(str(weights), "FILE")
+
+
+def assert_holds(variables, arrays):
+    found = match.export(variables)
+    assert found.keys() == arrays.keys()
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, arrays[name])
+
+
+# ---- formats -------------------------------------------------------------------------------------
+
+
+def save_npz(path, arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def save_safetensors(path, arrays):
+    save_file(arrays, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("w.pth", torch_files.write_zip),
+        ("w.pt", torch_files.write_legacy),
+        ("w.bin", torch_files.write_zip),
+        ("w.npz", save_npz),
+        ("w.safetensors", save_safetensors),
+    ],
+)
+def test_every_format_is_read_exactly(tmp_path, shapes, arrays, name, write):
+    variables, account = loaded(write(tmp_path / name, arrays), shapes)
+    assert_holds(variables, arrays)
+    assert set(account.loaded) == set(arrays)
+
+
+def test_sharded_safetensors(tmp_path, shapes, arrays):
+    keys = sorted(arrays)
+    parts = {"model-1.safetensors": keys[:20], "model-2.safetensors": keys[20:]}
+    for file, inside in parts.items():
+        save_file({key: arrays[key] for key in inside}, tmp_path / file)
+    where = {key: file for file, inside in parts.items() for key in inside}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    variables, _ = loaded(tmp_path, shapes)
+    assert_holds(variables, arrays)
+    (tmp_path / "model-2.safetensors").unlink()
+    assert refusal(tmp_path, shapes) == (
+        "backbone.weights='FILE': model.safetensors.index.json names model-2.safetensors, not there"
+    )
+    index.write_text("{}")
+    assert "is no index" in refusal(tmp_path, shapes)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_half_precision_becomes_float32(tmp_path, shapes, arrays, dtype, suffix):
+    half = {name: value.astype(dtype) for name, value in arrays.items()}
+    write = save_safetensors if suffix == ".safetensors" else torch_files.write_zip
+    variables, _ = loaded(write(tmp_path / f"w{suffix}", half), shapes)
+    assert_holds(variables, {name: value.astype(np.float32) for name, value in half.items()})
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.model.", "backbone."])
+def test_wrappers_are_taken_off(tmp_path, shapes, arrays, prefix):
+    wrapped = {prefix + name: value for name, value in arrays.items()}
+    variables, _ = loaded(torch_files.write_zip(tmp_path / "w.pth", wrapped), shapes)
+    assert_holds(variables, arrays)
+
+
+def test_a_state_inside_a_training_checkpoint(tmp_path, shapes, arrays):
+    tree = {"epoch": 7, "state_dict": arrays, "note": "best"}
+    variables, _ = loaded(torch_files.write_zip(tmp_path / "w.pth", tree), shapes)
+    assert_holds(variables, arrays)
+
+
+def test_what_torch_itself_writes(tmp_path, shapes, arrays):
+    torch = pytest.importorskip("torch")
+    state = {name: torch.from_numpy(value) for name, value in arrays.items()}
+    for i, new in enumerate((True, False)):
+        path = tmp_path / f"{i}.pth"
+        torch.save(state, path, _use_new_zipfile_serialization=new)
+        assert_holds(loaded(path, shapes)[0], arrays)
+
+
+# ---- hostile and damaged files -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", [torch_files.write_zip, torch_files.write_legacy])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("os", "system"), ("builtins", "eval"), ("posix", "system"), ("subprocess", "Popen"),
+     ("torch.hub", "load"), ("builtins", "getattr"), ("numpy", "load")],
+)  # fmt: skip
+def test_a_hostile_pickle_runs_nothing(tmp_path, shapes, write, module, name):
+    mark = tmp_path / "mark"
+    tree = {"features.0.weight": Call(Global(module, name), f"touch {mark}")}
+    told = refusal(write(tmp_path / "w.pth", tree), shapes)
+    assert told == (
+        f"backbone.weights='FILE': it calls {module}.{name}, and only tensors are read from a "
+        "pickle"
+    )
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("w.pth", torch_files.write_zip), ("w.pt", torch_files.write_legacy),
+     ("w.npz", save_npz), ("w.safetensors", save_safetensors)],
+)  # fmt: skip
+def test_a_truncated_file_is_refused(tmp_path, shapes, arrays, name, write, share):
+    path = write(tmp_path / name, arrays)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    told = refusal(path, shapes)
+    assert "damaged" in told or "ends too early" in told or "no PyTorch file" in told
+
+
+def test_a_tensor_that_reaches_beyond_its_data(tmp_path, shapes):
+    storage = torch_files.Storage("0", np.zeros(4, np.float32))
+    for offset, shape, strides in ((2, (4,), (1,)), (0, (2, 2), (4, 1)), (0, (2**40,), (0,))):
+        rebuild = Global("torch._utils", "_rebuild_tensor_v2")
+        hooks = Call(Global("collections", "OrderedDict"))
+        call = Call(rebuild, storage, offset, shape, strides, False, hooks)
+        path = tmp_path / "w.pth"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", torch_files.pickled({"a": call}))
+            archive.writestr("archive/data/0", storage.values.tobytes())
+        assert refusal(path, shapes).endswith("a tensor reaches beyond its data")
+
+
+def test_an_npz_of_objects_is_refused(tmp_path, shapes):
+    np.savez(tmp_path / "w.npz", a=np.array([{"hostile": True}], dtype=object))
+    assert "no npz file of arrays" in refusal(tmp_path / "w.npz", shapes)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("w.ckpt", b"x", "backbone.weights='FILE': .ckpt is unknown (allowed: .bin, .npz, .pt, "
+                         ".pth, .safetensors)"),
+        ("w.pth", b"", "backbone.weights='FILE': it is damaged or no PyTorch file (EOFError)"),
+        ("w.pth", b"<html>", "backbone.weights='FILE': it is damaged or no PyTorch file "
+                             "(UnpicklingError)"),
+    ],
+)  # fmt: skip
+def test_no_file_of_weights(tmp_path, shapes, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    assert refusal(tmp_path / name, shapes) == told
+
+
+def test_nothing_there(tmp_path, shapes):
+    assert refusal(tmp_path / "w.pth", shapes) == "backbone.weights='FILE' does not exist"
+    (tmp_path / "empty").mkdir()
+    assert "is a directory without one of" in refusal(tmp_path / "empty", shapes)
+
+
+def test_not_finite(tmp_path, shapes, arrays):
+    spoilt = dict(arrays)
+    spoilt["features.0.bias"] = np.full_like(arrays["features.0.bias"], np.nan)
+    told = refusal(save_npz(tmp_path / "w.npz", spoilt), shapes)
+    assert told == f"backbone.weights='FILE' as {NAME}: features.0.bias is not finite"
+
+
+# ---- accounting ----------------------------------------------------------------------------------
+
+
+def test_a_wrong_architecture_is_refused_with_every_kind_of_misfit(tmp_path, shapes, arrays):
+    other = dict(arrays)
+    del other["features.3.squeeze.weight"]
+    other["features.99.weight"] = np.zeros(3, np.float32)
+    other["classifier.1.bias"] = np.zeros(7, np.float32)
+    path = save_npz(tmp_path / "w.npz", other)
+    told = refusal(path, shapes)
+    assert told == (
+        f"backbone.weights='FILE' as {NAME} does not fit: 1 missing: features.3.squeeze.weight; "
+        "1 unmatched: features.99.weight; 1 reshaped: classifier.1.bias: (7,) -> (1000,) "
+        "(backbone.allow_partial names what may be left out)"
+    )
+    allowed = (r"features\.(3\.squeeze|99)\.weight", r"classifier\..*")
+    variables, account = loaded(path, {**shapes}, allow_partial=allowed)
+    assert account.missing == ("features.3.squeeze.weight",)
+    assert account.unmatched == ("features.99.weight",)
+    assert len(account.reshaped) == 1
+    kept = variables["params"]["features.3"]["squeeze"]["kernel"]
+    assert isinstance(kept, jax.ShapeDtypeStruct)  # left as it was
+    assert "is no regular expression" in refusal(path, shapes, allow_partial=("(",))
+    assert "nothing fits" in refusal(path, zoo.skeleton("resnet18")[1], allow_partial=(".*",))
+
+
+def test_the_published_classifier_may_stay_behind(tmp_path, arrays):
+    module = backbones.build(NAME, Options())
+    shapes = jax.eval_shape(
+        lambda: module.init(
+            jax.random.key(0), jnp.zeros((1, 64, 64, 3)),
+            method=lambda m, x: m.upper(m.lower(x, False, "clean"), False, "clean"),
+        )
+    )  # fmt: skip
+    path = save_npz(tmp_path / "w.npz", arrays)
+    chosen = BackboneConfig(NAME, weights=str(path))
+    _, account = pretrained.fill(shapes, pretrained.read(chosen), chosen)
+    assert set(account.aside) == {"classifier.1.weight", "classifier.1.bias"}
+
+
+def test_both_branches_get_the_statistics():
+    _, shapes = zoo.skeleton("resnet18")
+    arrays = rule.filled({"bn1.running_mean": (64,), "bn1.running_var": (64,)})
+    variables, _ = match.fill(shapes, arrays, "")
+    found = variables["batch_stats"]["bn1"]
+    for name in ("mean", "var"):
+        np.testing.assert_array_equal(found[f"clean_{name}"], arrays[f"bn1.running_{name}"])
+        np.testing.assert_array_equal(found[f"adversarial_{name}"], found[f"clean_{name}"])
+
+
+def test_counters_are_not_missed():
+    arrays = {"bn1.num_batches_tracked": np.zeros((), np.int64)}
+    _, account = match.fill(zoo.skeleton("resnet18")[1], arrays, "")
+    assert not account.unmatched
+
+
+# ---- names of other libraries: the forward pass is compared in test_parity -----------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "theirs", "ours"),
+    [
+        ("densenet", "features.denseblock1.denselayer2.norm.1.weight",
+         "features.denseblock1.denselayer2.norm1.weight"),
+        ("vgg", "pre_logits.fc1.weight", "classifier.0.weight"),
+        ("resnet", "resnet.embedder.embedder.convolution.weight", "conv1.weight"),
+        ("vit", "register_tokens", "reg_token"),
+        ("vit", "conv_proj.weight", "patch_embed.proj.weight"),
+    ],
+)  # fmt: skip
+def test_names(family, theirs, ours):
+    found, _ = names.translated({theirs: np.zeros(3, np.float32)}, family)
+    assert list(found) == [ours]
+
+
+# ---- preprocessing -------------------------------------------------------------------------------
+
+
+def test_preprocessing_of_the_network_and_of_the_files_beside_the_weights(tmp_path, arrays):
+    path = save_safetensors(tmp_path / "model.safetensors", arrays)
+    assert pretrained.read(config(path)).preprocessing == IMAGENET
+    about = {"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 0.95}}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    found = pretrained.read(config(tmp_path)).preprocessing
+    assert (found.mean, found.std, found.crop) == ((0.5,) * 3, (0.25,) * 3, 0.95)
+    (tmp_path / "config.json").unlink()
+    about = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
+    assert pretrained.read(config(tmp_path)).preprocessing.mean == (0.1, 0.2, 0.3)
+    assert backbones.member("googlenet").preprocessing == HALF
+    assert backbones.member("bn_inception").preprocessing.channels == "bgr"
+
+
+# ---- hub -----------------------------------------------------------------------------------------
+
+
+def test_hub_offline_and_from_its_cache(tmp_path, shapes, arrays, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    save_safetensors(tmp_path / "model.safetensors", arrays)
+
+    def gone(*args, **kwargs):
+        raise hub.errors.LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(hub, "snapshot_download", gone)
+    assert refusal("hf://some/where", shapes) == (
+        "backbone.weights='FILE' is not in the cache of huggingface_hub and cannot be downloaded "
+        "(LocalEntryNotFoundError); download it where there is a network, or name a local file"
+    )
+    monkeypatch.setattr(hub, "snapshot_download", lambda *args, **kwargs: str(tmp_path))
+    assert_holds(loaded("hf://some/where@main", shapes)[0], arrays)
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def test_check_finds_the_backbone_and_tells_misfits(tmp_path, arrays, capsys):
+    path = save_npz(tmp_path / "w.npz", arrays)
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (2, 64, 64, 3), np.uint8)
+    found = zoo.identify(str(path), ["squeezenet1_0", NAME])
+    assert found.name == NAME
+    np.savez(tmp_path / "l.npz", images=images, logits=zoo.classify(found, images), labels=[1, 2])
+    words = ["--check", str(path), "--backbone", NAME, "--logits", str(tmp_path / "l.npz")]
+    assert command.main(words) == 0
+    told = capsys.readouterr().out
+    assert f"backbone   {NAME}, torchvision names\n" in told and told.endswith("fits\n")
+    short = {name: value for name, value in arrays.items() if name != "features.0.bias"}
+    assert command.main(["--check", str(save_npz(path, short)), "--backbone", NAME]) == 2
+    assert "missing    1: features.0.bias" in capsys.readouterr().out
+
+
+def test_the_command_refuses_nonsense(capsys):
+    for words in (["--export", "x"], ["--list", "--backbone", "y"], [], ["--check", "nowhere.pth"]):
+        assert command.main(words) == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the published weights are not beside the project")
+def test_published_weights_compute_what_their_makers_say():
+    found = zoo.identify(
+        str(REAL / "squeezenet1_0_imagenet_torchvision_layout.pth"), ["squeezenet1_0"]
+    )
+    assert not (found.account.missing or found.account.unmatched or found.account.reshaped)
+    with np.load(REAL / "imagenet20_squeezenet1_0_reference_logits.npz") as stored:
+        images, wanted = stored["images_uint8_nhwc"], stored["logits"]
+    ours = zoo.classify(found, images)
+    assert np.abs(ours - wanted).max() < 1e-3 * np.abs(wanted).max()
+    np.testing.assert_array_equal(ours.argmax(-1), wanted.argmax(-1))
