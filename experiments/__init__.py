@@ -11,7 +11,7 @@ from collections.abc import Callable
 from afa.config import ExperimentConfig
 from afa.errors import choose
 
-COMMANDS = ("run", "search", "weights", "benchmark", "torch_twin")
+COMMANDS = ("run", "search", "weights", "benchmark", "throughput", "torch_twin", "torch_zoo")
 
 
 def names() -> list[str]:

@@ -109,8 +109,6 @@ def test_the_gradient_of_a_gradient_is_xlas(monkeypatch):
 
 def uses_xla(kernel, stride, side, **kwargs):
     x, w = jnp.zeros((1, side, side, 4)), jnp.zeros((kernel, kernel, 4, 4))
-    if "feature_group_count" in kwargs:
-        w = jnp.zeros((kernel, kernel, 1, 4))
     traced = jax.make_jaxpr(
         lambda x, w: convolution.convolution(
             x, w, (stride, stride), half(kernel), dimension_numbers=DIMENSIONS, **kwargs
@@ -140,9 +138,32 @@ def test_convolution_takes_the_faster_form_on_the_cpu(monkeypatch, kernel, strid
     assert uses_xla(kernel, stride, side)
 
 
-def test_grouped_and_dilated_convolutions_keep_xlas_form(monkeypatch):
+@pytest.mark.parametrize("side", [4, 18])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("groups", "channels"), [(4, 8), (16, 64), (2, 128)])
+def test_grouped_convolutions_agree(side, stride, groups, channels):
+    x, w = normal(0, 2, side, side, channels), normal(1, 3, 3, channels // groups, 2 * channels)
+
+    def reference(x, w):
+        return lax.conv_general_dilated(
+            x, w, (stride, stride), half(3), dimension_numbers=DIMENSIONS,
+            feature_group_count=groups,
+        )  # fmt: skip
+
+    def ours(x, w):
+        return convolution.convolution(x, w, (stride, stride), half(3), feature_group_count=groups)
+
+    near(ours(x, w), reference(x, w))
+    slopes = [
+        jax.grad(lambda x, w, f=f: jnp.sum(jnp.square(f(x, w))), argnums=(0, 1))(x, w)
+        for f in (ours, reference)
+    ]
+    for mine, expected in zip(*slopes, strict=True):
+        near(mine, expected)
+
+
+def test_dilated_convolutions_keep_xlas_form(monkeypatch):
     monkeypatch.setattr(parallel, "accelerated", lambda: False)
-    assert uses_xla(3, 2, 4, feature_group_count=4)
     assert uses_xla(3, 2, 4, rhs_dilation=(2, 2))
     assert uses_xla(3, 2, 4, lhs_dilation=(2, 2))
     assert not uses_xla(3, 2, 4, rhs_dilation=(1, 1), lhs_dilation=(1, 1))

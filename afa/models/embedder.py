@@ -265,9 +265,14 @@ def backbone(config: ExperimentConfig) -> Any:
         IMAGENET_CLASSES if chosen.head == "imagenet" else 0,
     )
     module = backbones.build(chosen.name, options)
-    smallest = backbones.member(chosen.name).smallest
-    if size < smallest:
-        raise UserError(f"data.image_size={size}: {chosen.name} needs at least {smallest} pixels")
+    smallest, multiple = (
+        getattr(backbones.member(chosen.name), field) for field in ("smallest", "multiple")
+    )
+    if size < smallest or size % multiple:
+        rule = f" and a multiple of {multiple}" if multiple > 1 else ""
+        raise UserError(
+            f"data.image_size={size}: {chosen.name} needs at least {smallest} pixels{rule}"
+        )
     if not 0 <= chosen.frozen_stages <= len(module.STAGES):
         raise UserError(
             f"backbone.frozen_stages={chosen.frozen_stages}: {chosen.name} has "

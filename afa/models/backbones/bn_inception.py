@@ -128,5 +128,6 @@ MEMBERS = {
         preprocessing=Preprocessing(
             (104 / 255, 117 / 255, 128 / 255), (1 / 255, 1 / 255, 1 / 255), "bgr"
         ),
+        multiple=32,  # else convolutions and pooling halve an odd map to different sizes
     )
 }

@@ -67,6 +67,7 @@ class Member:
       preprocessing: of those weights.
       input_size: side of the pictures they were trained on.
       smallest: side of the smallest pictures it can take.
+      multiple: what the side has to be a multiple of.
       stems: what `Options.stem` may be.
       aside: regular expression of the parameters in published files that the network does without,
         such as auxiliary classifiers.
@@ -78,5 +79,6 @@ class Member:
     preprocessing: Preprocessing = IMAGENET
     input_size: int = 224
     smallest: int = 16
+    multiple: int = 1
     stems: tuple[Stem, ...] = ("imagenet",)
     aside: str = r"(?!)"

@@ -37,6 +37,14 @@ def skeleton(name: str) -> tuple[Any, Variables]:
     return module, {"batch_stats": {}} | shapes
 
 
+def without_shapes(variables: Variables) -> Variables:
+    """Zeros where nothing was filled in: the adversarial branch's own parameters."""
+    return jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x,
+        variables,
+    )
+
+
 @dataclass(frozen=True)
 class Weight:
     """What a backbone costs at its published size: parameters with its classifier, as its makers
