@@ -164,6 +164,7 @@ def run(
         if chief:
             home.claim(experiment, config)
             home.confirm(ready.dataset.fingerprint)
+            home.confirm_weights(ready.pretrained.record() if ready.pretrained else None)
             sets.save_split(ready.dataset, home.split)
         for line in describe(ready):
             say(line)

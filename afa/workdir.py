@@ -4,10 +4,11 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from afa import config as configuration
 from afa.config import ExperimentConfig
@@ -30,6 +31,10 @@ class Workdir:
     @property
     def split(self) -> Path:
         return self.root / "split.json"
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "weights.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -133,4 +138,28 @@ class Workdir:
                 f"--workdir={self.root} holds a run on other pictures: fingerprint "
                 f"{stored[:12]} -> {fingerprint[:12]} (choose another --workdir, or bring back "
                 "the data set as it was)"
+            )
+
+    def confirm_weights(self, record: Mapping[str, Any] | None) -> None:
+        """Notes the weights that a run begins with, or refuses to go on with others.
+
+        Args:
+          record: of the weights (`Pretrained.record`); None when the run begins with random ones.
+
+        Raises:
+          UserError: the file changed since.
+        """
+        if record is None:
+            return
+        if not self.weights.is_file():
+            write_json(self.weights, dict(record))
+            return
+        try:
+            stored = json.loads(self.weights.read_text("utf-8"))["sha256"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.weights}: is no record of weights ({error})") from None
+        if stored != record["sha256"]:
+            raise UserError(
+                f"--workdir={self.root} began with other weights: sha256 {stored[:12]} -> "
+                f"{record['sha256'][:12]} (choose another --workdir, or bring back the file)"
             )

@@ -87,11 +87,12 @@ def _export(run: str, target: Path) -> None:
     if not (Path(run) / files.CHECKPOINTS).is_dir():
         raise UserError(f"--export={run}: is no run of ours")
     file = files.read(run)
-    write_atomically(target, lambda out: out.write(files.safetensors_of(file.arrays, run)))
+    write_atomically(target, lambda out: out.write(files.safetensors_of(file)))
     print(f"{target}: {len(file.arrays)} tensors of the backbone of {run}")
 
 
 def _check(source: str, backbone: str | None, logits: Path | None) -> int:
+    from afa.models import pretrained
     from afa.models.pretrained import zoo
 
     console = Console(stderr=True)
@@ -109,10 +110,12 @@ def _check(source: str, backbone: str | None, logits: Path | None) -> int:
         names = getattr(account, kind)
         few = ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
         print(f"{kind:<10} {len(names)}{'' if kind == 'loaded' or not names else ': ' + few}")
-    fits = not (account.missing or account.unmatched or account.reshaped)
+    headless = bool(account.missing) and all(map(pretrained.of_classifier, account.missing))
+    fits = not (account.unmatched or account.reshaped) and (headless or not account.missing)
     if fits and logits:
         fits = _compare(found, logits)
-    print("fits" if fits else "does not fit")
+    without = ", without the published classifier" if headless else ""
+    print(f"fits{without}" if fits else "does not fit")
     return 0 if fits else 2
 
 

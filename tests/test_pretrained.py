@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import tiny_run
 import torch_files
 from references import rule
 from safetensors.numpy import save_file
@@ -18,7 +19,7 @@ from afa.config import BackboneConfig
 from afa.errors import UserError
 from afa.models import backbones, pretrained
 from afa.models.backbones.contract import HALF, IMAGENET, Options
-from afa.models.pretrained import match, names, zoo
+from afa.models.pretrained import files, match, names, zoo
 from experiments import weights as command
 
 NAME = "squeezenet1_1"  # the lightest
@@ -370,3 +371,37 @@ def test_published_weights_compute_what_their_makers_say():
     ours = zoo.classify(found, images)
     assert np.abs(ours - wanted).max() < 1e-3 * np.abs(wanted).max()
     np.testing.assert_array_equal(ours.argmax(-1), wanted.argmax(-1))
+
+
+# ---- out again -----------------------------------------------------------------------------------
+
+
+def test_a_run_of_ours_goes_out_and_comes_back(tiny_finished, tmp_path, capsys):
+    """A run -> safetensors under published names -> the same network, bit for bit."""
+    own = files.read(str(tiny_finished))
+    path = tmp_path / "out.safetensors"
+    assert command.main(["--export", str(tiny_finished), "--to", str(path)]) == 0
+    back = files.read(str(path))
+    assert back.arrays.keys() == own.arrays.keys() and "layer1.0.conv1.weight" in own.arrays
+    for name, value in own.arrays.items():
+        np.testing.assert_array_equal(back.arrays[name], value)
+    capsys.readouterr()
+    assert command.main(["--check", str(path), "--backbone", "tiny"]) == 0
+    assert capsys.readouterr().out.endswith("fits, without the published classifier\n")
+
+
+def test_a_run_begins_with_the_weights_of_another(tiny_finished, tiny_data, tmp_path, capsys):
+    """Through the command line: stored with run and index, searched with, and held to."""
+    changes = {"backbone.weights": str(tiny_finished), "backbone.mean": (0.1, 0.2, 0.3)}
+    line = tiny_run.words(tiny_data, tmp_path / "run", **changes)
+    assert tiny_run.main(*line) == 0
+    assert f"weights   {tiny_finished} (torchvision names" in capsys.readouterr().out
+    record = tiny_run.result(tmp_path / "run")["backbone_weights"]
+    assert record["source"] == str(tiny_finished) and len(record["sha256"]) == 64
+    manifest = json.loads((tmp_path / "run" / "embeddings" / "index.json").read_text())
+    assert manifest["backbone_weights"] == record
+    assert manifest["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
+    assert manifest["preprocessing"]["std"] == list(IMAGENET.std)
+    (tmp_path / "run" / "weights.json").write_text(json.dumps(record | {"sha256": "0" * 64}))
+    assert tiny_run.main(*line) == 2
+    assert "began with other weights: sha256 000000000000 -> " in capsys.readouterr().err

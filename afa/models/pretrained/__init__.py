@@ -1,6 +1,7 @@
 """Weights in: somebody's file -> the variables of a backbone; and out again."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,6 +84,11 @@ def fill(
         if not np.isfinite(pretrained.arrays[name].astype(np.float32)).all():
             raise UserError(f"{field}: {name} is not finite")
     return filled, account
+
+
+def of_classifier(name: str) -> bool:
+    """Whether a published name is that of a parameter of the classifier."""
+    return re.fullmatch(CLASSIFIER, name) is not None
 
 
 CLASSIFIER = r"(fc|classifier|last_linear|head|head_dist)(\.\d)?\.(weight|bias)"

@@ -1,5 +1,6 @@
 """Weights as they lie in files: names of the file's own -> arrays."""
 
+import contextlib
 import hashlib
 import json
 import zipfile
@@ -24,6 +25,7 @@ IN_DIRECTORY = (
     "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )  # fmt: skip
+NOTED = "preprocessing"  # in a safetensors file of ours
 NESTED = ("state_dict", "model_state_dict", "model", "teacher", "net")  # where trainers put them
 
 
@@ -65,7 +67,7 @@ def read(source: str) -> File:
         arrays |= _read_one(part, source)
     if not arrays:
         raise UserError(f"backbone.weights={source!r}: no tensors in it")
-    return File(source, _digest(parts), arrays, _about(parts[0].parent))
+    return File(source, _digest(parts), arrays, _about(parts[0]))
 
 
 def _of_run(directory: Path, source: str) -> File:
@@ -91,9 +93,9 @@ def _of_run(directory: Path, source: str) -> File:
     return File(source, digest.hexdigest(), arrays, about)
 
 
-def safetensors_of(arrays: dict[str, np.ndarray], source: str) -> bytes:
-    """The content of a safetensors file with these arrays; `source` is noted in it."""
-    return save(arrays, {"source": source, "format": "pt"})
+def safetensors_of(file: File) -> bytes:
+    """The content of a safetensors file of the same; what is known about it goes along."""
+    return save(file.arrays, {"source": file.source, "format": "pt", NOTED: json.dumps(file.about)})
 
 
 def _parts(directory: Path, source: str) -> list[Path]:
@@ -168,12 +170,17 @@ def _digest(parts: Iterable[Path]) -> str:
     return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
-def _about(directory: Path) -> dict[str, Any]:
-    """What lies beside published weights and says how pictures were prepared; {} if nothing."""
+def _about(part: Path) -> dict[str, Any]:
+    """What lies beside published weights, or in a file of our own, and says how pictures were
+    prepared; {} if nothing."""
     found: dict[str, Any] = {}
+    if part.suffix == ".safetensors":
+        with safe_open(part, framework="numpy") as file, contextlib.suppress(ValueError):
+            noted = json.loads((file.metadata() or {}).get(NOTED, "{}"))
+            found |= noted if isinstance(noted, dict) else {}
     for name in ("config.json", "preprocessor_config.json"):
         try:
-            read = json.loads((directory / name).read_text())
+            read = json.loads((part.parent / name).read_text())
         except (OSError, ValueError):
             continue
         found |= read if isinstance(read, dict) else {}
