@@ -43,10 +43,7 @@ def refused(tiny_data, tmp_path, capsys, monkeypatch):
     return check
 
 
-EXPERIMENTS = (
-    "afa_resnet18, afa_resnet50, afa_resnet50_cars, afa_resnet50_cub, afa_resnet50_sop, "
-    "baseline_resnet18, baseline_resnet50, debug"
-)
+EXPERIMENTS = ", ".join(command.experiments.names())  # test_run says which there are
 CORRUPTIONS = (
     "clutter, contrast, gaussian_blur, gaussian_noise, jpeg, low_resolution, motion_blur, "
     "occlusion, salt_pepper, stripes"

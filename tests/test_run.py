@@ -203,6 +203,8 @@ def test_list_names_every_experiment_with_its_purpose(capsys):
         "afa_resnet18", "afa_resnet50", "afa_resnet50_cars", "afa_resnet50_cub",
         "afa_resnet50_sop", "baseline_resnet18", "baseline_resnet50", "debug",
     }  # fmt: skip
+    families = ("vgg16", "densenet121", "inception_v3", "bn_inception", "squeezenet", "vit_s14")
+    expected |= {f"{kind}_{name}" for kind in ("afa", "baseline") for name in families}
     assert expected <= set(experiments.names())
     for line in said:
         assert len(line.split(maxsplit=1)[1]) > 20

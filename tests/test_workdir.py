@@ -60,7 +60,7 @@ def another(config, name, value):
     head, _, last = name.rpartition(".")
     choices = get_args(get_type_hints(type(getattr(config, head) if head else config))[last])
     if isinstance(value, tuple):
-        return value[:1]
+        return value[:1] if value else (choices[0](1),)
     if isinstance(value, bool):
         return not value
     if isinstance(value, str):
