@@ -392,6 +392,7 @@ def validate(config: ExperimentConfig) -> None:
     not_negative = (
         "data.jitter", "data.read_threads", "optim.weight_decay", "optim.clip", "train.keep_best",
         "adversarial.feature_epsilon", "adversarial.r1", "evaluation.corruption_queries",
+        "optim.backbone_rate",
         "evaluation.validation_queries",
     )  # fmt: skip
     for name in not_negative:
@@ -408,6 +409,11 @@ def validate(config: ExperimentConfig) -> None:
         raise UserError(f"data.crop_fraction={config.data.crop_fraction!r} must lie in (0, 1]")
     if not 0 <= config.optim.ema_decay < 1:
         raise UserError(f"optim.ema_decay={config.optim.ema_decay!r} must lie in [0, 1)")
+    for name in ("backbone.mean", "backbone.std"):
+        if len(values[name]) not in (0, 3):
+            raise UserError(f"{name}={values[name]!r} must have 3 figures, one a channel, or none")
+    if not all(figure > 0 for figure in config.backbone.std):
+        raise UserError(f"backbone.std={config.backbone.std!r} must be above 0")
     smallest = 2 ** max(config.generator.levels, config.discriminator.levels)
     has_generator = config.adversarial.enabled and config.adversarial.generator
     if has_generator and config.data.image_size % smallest:

@@ -105,7 +105,10 @@ def setup(config: ExperimentConfig) -> Setup:
     players = embedder.build(config, len(pipeline.classes))
     optimisers = optim.optimisers(config, plan.embedder_steps, max(plan.generator_steps, 1), epoch)
     recipe = steps.Recipe(players, optimisers, config)
-    return Setup(config, dataset, pipeline, plan, recipe, weights)
+    ready = Setup(config, dataset, pipeline, plan, recipe, weights)
+    if weights is not None:
+        jax.eval_shape(ready.fresh_state)  # what does not fit is told before anything is written
+    return ready
 
 
 def _with_preprocessing(config: ExperimentConfig, weights: Pretrained | None) -> ExperimentConfig:

@@ -2,15 +2,15 @@
 
 Command: python -m experiments.run --exp=afa_bn_inception
 From scratch, unless told otherwise: its published weights are on no hub. With a file of them (which
-one, says experiments.weights --list) fine-tune: --backbone.weights=FILE --backbone.frozen_norm
+one, says experiments.weights --list) fine-tune: --backbone.weights=FILE --backbone.frozen_norm=True
 --optim.backbone_rate=0.1 --optim.head_warmup=1ep.
 Hardware, wall time and figures: not measured yet.
 """
 
-from afa.config import ExperimentConfig, with_changes
+from afa.config import ExperimentConfig
 from experiments import afa_resnet50
 
 
 def config(laptop: bool) -> ExperimentConfig:
     """As afa_resnet50."""
-    return with_changes(afa_resnet50.config(laptop), **{"backbone.name": "bn_inception"})
+    return afa_resnet50.on(laptop, "bn_inception")

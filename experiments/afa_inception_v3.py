@@ -6,17 +6,15 @@ scratch.
 Hardware, wall time and figures: not measured yet.
 """
 
-from afa.config import ExperimentConfig, with_changes
+from afa.config import ExperimentConfig
 from experiments import afa_resnet50
 
 
 def config(laptop: bool) -> ExperimentConfig:
     """As afa_resnet50."""
-    base = with_changes(
-        afa_resnet50.config(laptop),
-        **{
-            "backbone.name": "inception_v3",
-            "data.image_size": 96 if laptop else 304,
-        },
+    return afa_resnet50.on(
+        laptop,
+        "inception_v3",
+        "hf://timm/inception_v3.tv_in1k",
+        **{"data.image_size": 96 if laptop else 304},
     )
-    return base if laptop else afa_resnet50.fine_tuned(base, "hf://timm/inception_v3.tv_in1k")

@@ -12,10 +12,10 @@ classes, leave-one-out, seeds 0 to 2, mean and 95 % interval, R@1 / MAP@R in %:
 Full scale: not measured yet.
 """
 
-from afa.config import ExperimentConfig, with_changes
+from afa.config import ExperimentConfig
 from experiments import afa_resnet50
 
 
 def config(laptop: bool) -> ExperimentConfig:
     """As afa_resnet50."""
-    return with_changes(afa_resnet50.config(laptop), **{"backbone.name": "resnet18"})
+    return afa_resnet50.on(laptop, "resnet18")

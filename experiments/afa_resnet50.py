@@ -1,8 +1,9 @@
 """AFA-SVR with a ResNet-50 on the embedded objects: the main job.
 
 Command: python -m experiments.run --exp=afa_resnet50
-Laptop scale, two cores of an AMD EPYC (Milan, AVX2), 2026-11-26: 330 to 370 s. Test classes,
-leave-one-out, exact search, seeds 0 to 2, mean and 95 % interval, R@1 / MAP@R in %:
+Laptop scale, two cores of an AMD EPYC (Milan, AVX2), 2026-11-26: 340 s, up to 420 s beside other
+work. Test classes, leave-one-out, exact search, seeds 0 to 2, mean and 95 % interval, R@1 / MAP@R
+in %:
   fused       clean 53.0 ± 6.1 / 21.3 ± 3.2, seen corruptions 37.1 ± 13.5 / 15.3 ± 3.0,
               unseen 40.2 ± 4.5 / 15.7 ± 0.9
   raw pixels  clean 31.6 / 5.6, seen 24.5 / 4.5, unseen 27.8 / 5.1
@@ -10,6 +11,8 @@ leave-one-out, exact search, seeds 0 to 2, mean and 95 % interval, R@1 / MAP@R i
 The schedule was chosen on validation classes alone.
 Full scale: not measured yet.
 """
+
+from typing import Any
 
 from afa.config import ExperimentConfig, with_changes
 
@@ -29,18 +32,21 @@ def config(laptop: bool) -> ExperimentConfig:
     return _laptop(full) if laptop else full
 
 
-def fine_tuned(config: ExperimentConfig, weights: str) -> ExperimentConfig:
-    """The same from published weights: new parts of F learn alone for an epoch, then the backbone
-    with a tenth of their rate, its BatchNorm statistics as they were published."""
-    return with_changes(
-        config,
-        **{
+def on(laptop: bool, backbone: str, weights: str = "", **changes: Any) -> ExperimentConfig:
+    """The same job on another backbone, with other fields changed.
+
+    At full scale `weights` are fine-tuned: new parts of F learn alone for an epoch, then the
+    backbone with a tenth of their rate, its BatchNorm statistics as they were published.
+    """
+    changes = {"backbone.name": backbone, **changes}
+    if weights and not laptop:
+        changes |= {
             "backbone.weights": weights,
             "backbone.frozen_norm": True,
             "optim.backbone_rate": 0.1,
             "optim.head_warmup": "1ep",
-        },
-    )
+        }
+    return with_changes(config(laptop), **changes)
 
 
 def _laptop(full: ExperimentConfig) -> ExperimentConfig:

@@ -6,16 +6,10 @@ scratch.
 Hardware, wall time and figures: not measured yet.
 """
 
-from afa.config import ExperimentConfig, with_changes
+from afa.config import ExperimentConfig
 from experiments import afa_resnet50
 
 
 def config(laptop: bool) -> ExperimentConfig:
     """As afa_resnet50."""
-    base = with_changes(
-        afa_resnet50.config(laptop),
-        **{
-            "backbone.name": "vgg16",
-        },
-    )
-    return base if laptop else afa_resnet50.fine_tuned(base, "hf://timm/vgg16.tv_in1k")
+    return afa_resnet50.on(laptop, "vgg16", "hf://timm/vgg16.tv_in1k")

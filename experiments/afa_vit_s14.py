@@ -6,17 +6,15 @@ scratch.
 Hardware, wall time and figures: not measured yet.
 """
 
-from afa.config import ExperimentConfig, with_changes
+from afa.config import ExperimentConfig
 from experiments import afa_resnet50
 
 
 def config(laptop: bool) -> ExperimentConfig:
     """As afa_resnet50."""
-    base = with_changes(
-        afa_resnet50.config(laptop),
-        **{
-            "backbone.name": "vit_s14",
-            "data.image_size": 112 if laptop else 224,
-        },
+    return afa_resnet50.on(
+        laptop,
+        "vit_s14",
+        "hf://facebook/dinov2-small",
+        **{"data.image_size": 112 if laptop else 224},
     )
-    return base if laptop else afa_resnet50.fine_tuned(base, "hf://facebook/dinov2-small")

@@ -39,11 +39,17 @@ def parser() -> argparse.ArgumentParser:
     add("--backbones", nargs="+", default=["resnet18", "resnet50"], metavar="NAME")
     add("--image_size", type=int, default=None, help="pixels (default: 64; 224 on accelerators)")
     add("--batch_size", type=int, default=None, help="default: 32; 256 on accelerators")
-    add("--threads", type=int, default=os.cpu_count(), help="cores either side may use")
-    add("--turns", type=int, default=8, help="turns of each contender")
-    add("--steps", type=int, default=4, help="timed steps a turn, after one that is not")
-    add("--out", type=Path, default=None, help="file for the figures as JSON")
+    add_measurement(options, turns=8, steps=4)
     return options
+
+
+def add_measurement(options: argparse.ArgumentParser, turns: int, steps: int) -> None:
+    """The options that say how long and on how many cores both sides are measured."""
+    add = options.add_argument
+    add("--threads", type=int, default=os.cpu_count(), help="cores either side may use")
+    add("--turns", type=int, default=turns, help="turns of each contender")
+    add("--steps", type=int, default=steps, help="timed steps a turn, after one that is not")
+    add("--out", type=Path, default=None, help="file for the figures as JSON")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -53,13 +59,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _main(words: Sequence[str]) -> int:
     chosen = parser().parse_args(list(words))
-    for name, least in {"turns": 2, "steps": 1, "threads": 1}.items():
-        if getattr(chosen, name) < least:
-            raise UserError(f"--{name}={getattr(chosen, name)} must be at least {least}")
-    if importlib.util.find_spec("torch") is None:
-        raise UserError("torch is not installed; the extra `bench` has it")
-    _share_the_machine(chosen.threads)
-    quiet()
+    prepare(chosen)
     from afa import parallel
     from afa.report.progress import table
     from afa.report.writers import write_json
@@ -80,6 +80,21 @@ def _main(words: Sequence[str]) -> int:
                  "batch_size": batch, "turns": chosen.turns, "steps": chosen.steps}  # fmt: skip
         write_json(chosen.out, facts | {"backbones": found})
     return 0
+
+
+def prepare(chosen: argparse.Namespace) -> None:
+    """Checks the options of `add_measurement` and gives both libraries the same cores.
+
+    Raises:
+      UserError: a number that is too small, more threads than cores, or no torch.
+    """
+    for name, least in {"turns": 2, "steps": 1, "threads": 1}.items():
+        if getattr(chosen, name) < least:
+            raise UserError(f"--{name}={getattr(chosen, name)} must be at least {least}")
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("torch is not installed; the extra `bench` has it")
+    _share_the_machine(chosen.threads)
+    quiet()
 
 
 def _share_the_machine(threads: int) -> None:

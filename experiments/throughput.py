@@ -9,18 +9,15 @@ accelerators both compute in bfloat16, and PyTorch's is compiled. Needs the extr
 
 import argparse
 import functools
-import importlib.util
-import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from afa.errors import UserError
-from experiments.benchmark import Contender, _share_the_machine, measure
-from experiments.run import guarded, quiet
+from experiments.benchmark import Contender, add_measurement, measure, prepare
+from experiments.run import guarded
 from experiments.search import Parser
 
 PROGRAM = "python -m experiments.throughput"
@@ -40,10 +37,7 @@ def parser() -> argparse.ArgumentParser:
     add("--image_size", type=int, default=None,
         help="pixels (default: 64, or what a network needs; 224 on accelerators)")  # fmt: skip
     add("--batch_size", type=int, default=None, help="default: 32; 128 on accelerators")
-    add("--threads", type=int, default=os.cpu_count(), help="cores either side may use")
-    add("--turns", type=int, default=5, help="turns of each contender")
-    add("--steps", type=int, default=2, help="timed passes a turn, after one that is not")
-    add("--out", type=Path, default=None, help="file for the figures as JSON")
+    add_measurement(options, turns=5, steps=2)
     return options
 
 
@@ -54,10 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _main(words: Sequence[str]) -> int:
     chosen = parser().parse_args(list(words))
-    if importlib.util.find_spec("torch") is None:
-        raise UserError("torch is not installed; the extra `bench` has it")
-    _share_the_machine(chosen.threads)
-    quiet()
+    prepare(chosen)
     from afa import parallel
     from afa.models import backbones
     from afa.report.progress import table

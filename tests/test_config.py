@@ -137,6 +137,12 @@ def test_defaults_are_valid():
         ({"loss.temperature": float("nan")}, "loss.temperature=nan must be above 0"),
         ({"adversarial.r1_every": 0}, "adversarial.r1_every=0 must be above 0"),
         ({"optim.clip": -1.0}, "optim.clip=-1.0 must not be negative"),
+        ({"optim.backbone_rate": -1.0}, "optim.backbone_rate=-1.0 must not be negative"),
+        (
+            {"backbone.mean": (0.5,)},
+            "backbone.mean=(0.5,) must have 3 figures, one a channel, or none",
+        ),
+        ({"backbone.std": (1.0, 0.0, 1.0)}, "backbone.std=(1.0, 0.0, 1.0) must be above 0"),
         ({"train.small_size": 0}, "train.small_size=0 must be above 0"),
         ({"data.crop_fraction": 0.0}, "data.crop_fraction=0.0 must lie in (0, 1]"),
         ({"data.crop_fraction": 1.1}, "data.crop_fraction=1.1 must lie in (0, 1]"),

@@ -15,11 +15,13 @@ from references import rule
 from safetensors.numpy import save_file
 from torch_files import Call, Global
 
+from afa import run as job
 from afa.config import BackboneConfig
 from afa.errors import UserError
 from afa.models import backbones, pretrained
 from afa.models.backbones.contract import HALF, IMAGENET, Options
 from afa.models.pretrained import files, match, names, zoo
+from experiments import run as experiment
 from experiments import weights as command
 
 NAME = "squeezenet1_1"  # the lightest
@@ -405,3 +407,35 @@ def test_a_run_begins_with_the_weights_of_another(tiny_finished, tiny_data, tmp_
     (tmp_path / "run" / "weights.json").write_text(json.dumps(record | {"sha256": "0" * 64}))
     assert tiny_run.main(*line) == 2
     assert "began with other weights: sha256 000000000000 -> " in capsys.readouterr().err
+
+
+def test_weights_that_do_not_fit_leave_nothing_behind(tiny_data, tmp_path, arrays, capsys):
+    path = save_npz(tmp_path / "w.npz", arrays)
+    changes = {"backbone.weights": str(path)}
+    line = tiny_run.words(tiny_data, tmp_path / "run", **changes)
+    assert tiny_run.main(*line) == 2
+    assert "as tiny does not fit: " in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_published_classifier_describes_pictures_too(tiny_finished, tiny_data, tmp_path):
+    """`backbone.head=imagenet`: its parameters stay still, and its posterior is a row."""
+    changes = {"backbone.head": "imagenet", "train.steps": "2", "train.plain": "1",
+               "train.generator_steps": "1", "optim.weight_decay": "0.1"}  # fmt: skip
+    home = tmp_path / "run"
+    assert tiny_run.main(*tiny_run.words(tiny_data, home, **changes)) == 0
+    rows = tiny_run.result(home)["metrics"]["test"]
+    assert rows["published classes alone"]["weights"] == {"imagenet": 1.0}
+    assert "published classes alone" not in tiny_run.result(tiny_finished)["metrics"]["test"]
+    trained = files.read(str(home)).arrays["fc.weight"]
+    assert trained.shape[0] == 1000
+
+    def first(**changes):
+        chosen = experiment.parse(tiny_run.words(tiny_data, home, **changes))
+        backbone = job.setup(chosen).fresh_state().variables["embedder"]["params"]["backbone"]
+        return np.asarray(backbone["fc"]["kernel"]).T
+
+    average = pytest.approx(trained, rel=1e-5)  # the moving average of what never moved
+    assert first(**changes) == average  # neither learned nor decayed
+    again = {"backbone.weights": str(home), "backbone.head": "imagenet"}
+    np.testing.assert_array_equal(first(**again), trained)

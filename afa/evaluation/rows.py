@@ -76,6 +76,9 @@ def rows(players: Players, score: Score, costs: "Costs") -> list[Row]:
         add(f"{shown} alone", {view: 1.0})
         add(f"F + {shown}", choose_weights(score, [view]))
     others = ["local", *seconds, "posterior"]
+    if "imagenet" in players.block_names():
+        add("published classes alone", {"imagenet": 1.0})
+        others.append("imagenet")
     if players.discriminator is not None:
         add("D features alone", {"discriminator": 1.0})
         others.append("discriminator")

@@ -81,6 +81,8 @@ class Embedder(nn.Module):
         """Mid map -> descriptors."""
         with self.frozen.statistics(self.backbone):
             last = self.backbone.upper(mid, train, branch)
+        if self.is_initializing() and self.backbone.options.classes:
+            self.backbone.logits(last)  # training never calls it, and its parameters have to be
         whole = self.backbone.pool(last) if hasattr(self.backbone, "pool") else last
         places = self.backbone.grid(mid) if hasattr(self.backbone, "grid") else mid
         return Descriptors(self.global_head(whole), self.local_head(places))

@@ -44,16 +44,19 @@ def _order(a: Images, b: Images, c: Images) -> tuple[Images, Images, Images]:
 
 def standardise(images: Images) -> Images:
     """Every channel of every picture to mean 1/2 and standard deviation 1/4, clipped to [0, 1]."""
-    mean = images.mean((1, 2), keepdims=True)
-    spread = jnp.sqrt(jnp.square(images - mean).mean((1, 2), keepdims=True) + 1e-4)
-    return jnp.clip(0.5 + 0.25 * (images - mean) / spread, 0, 1)
+    return jnp.clip(_at_one_contrast(images, (1, 2)), 0, 1)
 
 
 def level(images: Images) -> Images:
     """Every picture to mean 1/2 and standard deviation 1/4 over all its pixels and channels: undoes
     a change of brightness and contrast, and keeps colours. Not clipped."""
-    mean = images.mean((1, 2, 3), keepdims=True)
-    spread = jnp.sqrt(jnp.square(images - mean).mean((1, 2, 3), keepdims=True) + 1e-4)
+    return _at_one_contrast(images, (1, 2, 3))
+
+
+def _at_one_contrast(images: Images, axes: tuple[int, ...]) -> Images:
+    """Mean 1/2 and standard deviation 1/4 over the axes; a flat picture stays flat."""
+    mean = images.mean(axes, keepdims=True)
+    spread = jnp.sqrt(jnp.square(images - mean).mean(axes, keepdims=True) + 1e-4)
     return 0.5 + 0.25 * (images - mean) / spread
 
 
