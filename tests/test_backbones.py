@@ -13,7 +13,7 @@ import tiny
 from afa import parallel
 from afa.errors import UserError
 from afa.models import backbones, embedder, layers
-from afa.models.backbones.contract import Options
+from afa.models.backbones.contract import Options, Preprocessing
 from afa.models.backbones.vit import ViT, cubic
 from afa.models.embedder import Embedder
 from afa.models.layers import apply
@@ -152,3 +152,41 @@ def test_layer_norm_is_linens():
     found = mine.apply(mine.init(jax.random.key(0), x), x)
     expected = theirs.apply(theirs.init(jax.random.key(0), x), x)
     np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=1e-4, atol=1e-5)
+
+
+# ---- what the network sees -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def convolutional():
+    """A tiny F, its variables and pictures in [0.3, 0.7]."""
+    state = tiny.state(tiny.recipe(tiny.config()))
+    images = jnp.asarray(np.random.default_rng(0).uniform(0.3, 0.7, (2, 16, 16, 3)), jnp.float32)
+    return tiny.players(tiny.config()).embedder, state.variables["embedder"], images
+
+
+def described(module, variables, images):
+    return np.asarray(apply(module, variables, images, train=False).whole)
+
+
+def test_channels_are_turned_over_before_mean_and_deviation(convolutional):
+    module, variables, images = convolutional
+    figures = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    rgb, bgr = (
+        module.clone(preprocessing=Preprocessing(*figures, channels)) for channels in ("rgb", "bgr")
+    )
+    turned = described(bgr, variables, images)
+    np.testing.assert_array_equal(turned, described(rgb, variables, images[..., ::-1]))
+    assert np.abs(turned - described(rgb, variables, images)).max() > 1e-3
+
+
+def test_standardised_pictures_have_no_brightness_and_contrast(convolutional):
+    module, variables, images = convolutional
+    hazy = 0.4 * images + 0.3
+    level, plain = (module.clone(standardise=each) for each in (True, False))
+    np.testing.assert_allclose(
+        described(level, variables, hazy), described(level, variables, images), atol=5e-3
+    )
+    assert (
+        np.abs(described(plain, variables, hazy) - described(plain, variables, images)).max() > 0.05
+    )
