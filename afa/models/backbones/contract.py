@@ -1,11 +1,12 @@
 """What every family of backbones agrees on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from afa.models import layers
 
@@ -34,6 +35,19 @@ class Options:
     def block(self, module: Any) -> Any:
         """The class of a block called as `block(x, train, branch)`, rematerialised if asked for."""
         return nn.remat(module, static_argnums=(2, 3)) if self.remat else module
+
+
+def through(
+    blocks: Mapping[str, Any],
+    begin: str | tuple[str, ...],
+    x: Float[Array, "b h w c"],
+    train: bool,
+    branch: layers.Branch,
+) -> Float[Array, "b y x d"]:
+    """A map through the blocks whose names begin so, in their order."""
+    for name, block in blocks.items():
+        x = block(x, train, branch) if name.startswith(begin) else x
+    return x
 
 
 @dataclass(frozen=True)

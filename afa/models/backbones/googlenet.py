@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from afa.models import layers
-from afa.models.backbones.contract import HALF, Member, Options
+from afa.models.backbones.contract import HALF, Member, Options, through
 from afa.models.layers import ConvNorm
 
 # Channels of the four branches: 1x1; 1x1 then 3x3; 1x1 then 3x3; pooling then 1x1.
@@ -74,7 +74,8 @@ class GoogLeNet(nn.Module):
         x = layers.max_pool(x, 3, 2, 0, ceil=True)
         x = self.conv3(self.conv2(x, train, branch), train, branch)
         for stage in ("inception3", "inception4"):
-            x = self._stage(layers.max_pool(x, 3, 2, 0, ceil=True), stage, train, branch)
+            x = layers.max_pool(x, 3, 2, 0, ceil=True)
+            x = through(self.blocks, stage, x, train, branch)
         return x
 
     def upper(
@@ -82,12 +83,7 @@ class GoogLeNet(nn.Module):
     ) -> Float[Array, "b v u d"]:
         """Mid map -> last map."""
         x = layers.max_pool(mid, 2, 2, 0, ceil=True)
-        return self._stage(x, "inception5", train, branch)
-
-    def _stage(self, x: Array, stage: str, train: bool, branch: layers.Branch) -> Array:
-        for name in PLANS:
-            x = self.blocks[name](x, train, branch) if name.startswith(stage) else x
-        return x
+        return through(self.blocks, "inception5", x, train, branch)
 
     def logits(self, last: Float[Array, "b v u d"]) -> Float[Array, "b classes"]:
         """Last map -> scores of the classes of the published network (without its dropout)."""

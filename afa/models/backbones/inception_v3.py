@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from afa.models import layers
-from afa.models.backbones.contract import HALF, Member, Options
+from afa.models.backbones.contract import HALF, Member, Options, through
 from afa.models.layers import ConvNorm
 
 Shape = tuple[int, int | tuple[int, int], int, int | None]  # channels, kernel, stride, padding
@@ -162,20 +162,13 @@ class InceptionV3(nn.Module):
         for name, brick in self.stem.items():
             x = brick(x, train, branch)
             x = layers.max_pool(x, 3, 2, 0) if name in POOLED else x
-        return self._stages(x, ("Mixed_5", "Mixed_6"), train, branch)
+        return through(self.blocks, ("Mixed_5", "Mixed_6"), x, train, branch)
 
     def upper(
         self, mid: Float[Array, "b y x c"], train: bool, branch: layers.Branch
     ) -> Float[Array, "b v u d"]:
         """Mid map -> last map."""
-        return self._stages(mid, ("Mixed_7",), train, branch)
-
-    def _stages(
-        self, x: Array, stages: tuple[str, ...], train: bool, branch: layers.Branch
-    ) -> Array:
-        for name, block in self.blocks.items():
-            x = block(x, train, branch) if name.startswith(stages) else x
-        return x
+        return through(self.blocks, "Mixed_7", mid, train, branch)
 
     def logits(self, last: Float[Array, "b v u d"]) -> Float[Array, "b classes"]:
         """Last map -> scores of the classes of the published network (without its dropout)."""
