@@ -170,6 +170,7 @@ class Trainer:
         self, config: ExperimentConfig, params: Mapping[str, np.ndarray], classes: int, layout: str
     ) -> None:
         self.optim, self.order = config.optim, LAYOUTS[layout]
+        self.standardise = config.embedder.standardise
         self.fast = torch.cuda.is_available()
         self.device = torch.device("cuda" if self.fast else "cpu")
         model = filled(Twin(config, classes), params)
@@ -197,7 +198,12 @@ class Trainer:
             torch.from_numpy(batch[name]).to(self.device, non_blocking=True)
             for name in ("image", "label")
         )
-        images = (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        images = images.permute(0, 3, 1, 2).float() / 255
+        if self.standardise:
+            mean = images.mean((1, 2, 3), keepdim=True)
+            spread = ((images - mean).square().mean((1, 2, 3), keepdim=True) + 1e-4).sqrt()
+            images = 0.5 + 0.25 * (images - mean) / spread
+        images = (images - self.mean) / self.std
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
             loss = self.forward(images.contiguous(memory_format=self.order), labels.long())
         loss.backward()
