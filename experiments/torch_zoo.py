@@ -45,7 +45,7 @@ def build(name: str) -> torch.nn.Module:
         "vit_b14": ("transformers", _dinov2),
         "vit_s14_reg": ("transformers", _dinov2),
         "vit_b14_reg": ("transformers", _dinov2),
-        **dict.fromkeys(IN_TIMM, ("timm", lambda name, m: m.create_model(IN_TIMM[name]))),
+        **dict.fromkeys(IN_TIMM, ("timm", _timm)),
     }
     library, make = makers.get(name, ("torchvision.models", _torchvision))
     try:
@@ -62,6 +62,10 @@ def _torchvision(name: str, models: Any) -> torch.nn.Module:
     if name in ("googlenet", "inception_v3"):
         options = {"init_weights": False, "aux_logits": False}
     return getattr(models, name)(weights=None, **options)
+
+
+def _timm(name: str, timm: Any) -> torch.nn.Module:
+    return timm.create_model(IN_TIMM[name], dynamic_img_size=True)  # pictures of any size
 
 
 def _bn_inception(name: str, module: Any) -> torch.nn.Module:
