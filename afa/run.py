@@ -83,6 +83,7 @@ def setup(config: ExperimentConfig) -> Setup:
     Raises:
       UserError: any mistake in configuration or data.
     """
+    parallel.keep_memory()
     configuration.validate(config)
     weights = pretrained.read(config.backbone) if config.backbone.weights else None
     config = _with_preprocessing(config, weights)

@@ -95,6 +95,9 @@ def prepare(chosen: argparse.Namespace) -> None:
         raise UserError("torch is not installed; the extra `bench` has it")
     _share_the_machine(chosen.threads)
     quiet()
+    from afa import parallel
+
+    parallel.keep_memory()
 
 
 def _share_the_machine(threads: int) -> None:

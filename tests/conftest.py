@@ -17,6 +17,7 @@ import jax  # noqa: E402
 from afa import parallel  # noqa: E402
 
 CACHE = Path(os.environ.get("AFA_TEST_CACHE", Path(tempfile.gettempdir()) / "afa-test-cache"))
+parallel.keep_memory()  # as every run does
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from afa import parallel
 
 # Largest side, in pixels, of the convolved map for which windows are the faster form.
-FORWARD_SIDE, PICTURE_SIDE, KERNEL_SIDE = 8, 16, 32
+FORWARD_SIDE, PICTURE_SIDE, KERNEL_SIDE = 4, 8, 32
 # Of a grouped convolution: largest side at which every group is a product of its own, and the
 # channels that a shared convolution has on wider maps.
 GROUPED_SIDE, GROUPED_CHANNELS = 4, 32
@@ -37,17 +37,22 @@ def product(rows: Float[Array, "n k"], kernel: Float[Array, "k d"]) -> Float[Arr
 
 product.defvjp(
     lambda rows, kernel: (rows @ kernel, (rows, kernel)),
-    lambda kept, slope: (slope @ kept[1].T, _over_rows(kept[0], slope)),
+    lambda kept, slope: (slope @ kept[1].T, _over_rows([kept[0]], slope)[0]),
 )
 
 
-def _over_rows(rows: Float[Array, "n k"], slope: Float[Array, "n d"]) -> Float[Array, "k d"]:
-    """`rows.T @ slope`. XLA turns over the left operand in memory first: here that is the smaller
-    one, whereas JAX's own rule of a product always takes the slope."""
-    over_rows = (((0,), (0,)), ((), ()))
-    if rows.shape[1] < slope.shape[1]:
-        return lax.dot_general(rows, slope, over_rows)
-    return lax.dot_general(slope, rows, over_rows).T
+def _over_rows(
+    taps: Sequence[Float[Array, "n k"]], slope: Float[Array, "n d"]
+) -> Float[Array, "taps k d"]:
+    """`rows.T @ slope` of every tap. XLA has a fast product of matrices but none over rows, so one
+    side is turned over in memory first: every tap, or the slope and then what comes of it, which of
+    the two moves less. The barriers keep XLA from merging the turns into what uses them."""
+    fixed = lax.optimization_barrier
+    (rows, depth), width = taps[0].shape, slope.shape[1]
+    if rows * depth * len(taps) < rows * width + len(taps) * depth * width:
+        return jnp.stack([fixed(fixed(tap).T) @ slope for tap in taps])
+    turned = fixed(fixed(slope).T)
+    return fixed(jnp.stack([turned @ fixed(tap) for tap in taps]).swapaxes(1, 2))
 
 
 def _flat(maps: Float[Array, "b h w c"]) -> Float[Array, "n c"]:
@@ -114,9 +119,8 @@ def _backward(
         to_kernel = jax.vjp(lambda w: xla(lhs, w, steps, pads), rhs)[1](slope)[0]
     else:
         # Tap by tap: laying the windows side by side would only move memory.
-        windows = _windows(lhs, rhs.shape[:2], steps, pads)
-        taps = [_over_rows(_flat(window), _flat(slope)) for window in windows]
-        to_kernel = jnp.stack(taps).reshape(rhs.shape)
+        taps = [_flat(window) for window in _windows(lhs, rhs.shape[:2], steps, pads)]
+        to_kernel = _over_rows(taps, _flat(slope)).reshape(rhs.shape)
     return to_picture, to_kernel
 
 
