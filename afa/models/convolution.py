@@ -9,7 +9,7 @@ that is the faster form. The sides below were measured with 32 pictures and two 
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +19,8 @@ from jaxtyping import Array, Float
 
 from afa import parallel
 
-# Largest side, in pixels, of the convolved map for which windows are the faster form.
-FORWARD_SIDE, PICTURE_SIDE, KERNEL_SIDE = 4, 8, 32
+# Bytes of cut-out windows that the cache holds.
+CACHE = 5 << 20
 # Of a grouped convolution: largest side at which every group is a product of its own, and the
 # channels that a shared convolution has on wider maps.
 GROUPED_SIDE, GROUPED_CHANNELS = 4, 32
@@ -95,33 +95,66 @@ def xla(
     return lax.conv_general_dilated(lhs, rhs, steps, pads, dimension_numbers=dimensions)
 
 
+def _block(lhs: Array, rhs: Array, steps: Steps, pads: Pads) -> int:
+    """How many pictures' windows fit into the cache: a divisor of the batch, or 0 if not even one
+    picture's do."""
+    sides = _convolved(lhs.shape[1:3], rhs.shape[:2], steps, pads)
+    picture = math.prod(sides) * math.prod(rhs.shape[:3]) * lhs.dtype.itemsize
+    if picture > CACHE:
+        return 0
+    return max(n for n in range(1, len(lhs) + 1) if len(lhs) % n == 0 and n * picture <= CACHE)
+
+
+def _in_blocks(maps: Array, block: int) -> Array:
+    return maps.reshape(-1, block, *maps.shape[1:])
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def on_cpu(
     lhs: Float[Array, "b h w c"], rhs: Float[Array, "kh kw c d"], steps: Steps, pads: Pads
 ) -> Float[Array, "b y x d"]:
     """The convolution and its gradients, each in its faster form; equal up to rounding."""
-    side = max(_convolved(lhs.shape[1:3], rhs.shape[:2], steps, pads))
-    return (im2col if side <= FORWARD_SIDE else xla)(lhs, rhs, steps, pads)
+    block = _block(lhs, rhs, steps, pads)
+    if block == 0:
+        return xla(lhs, rhs, steps, pads)
+    if block == len(lhs):
+        return im2col(lhs, rhs, steps, pads)
+    found = lax.map(lambda x: im2col(x, rhs, steps, pads), _in_blocks(lhs, block))
+    return found.reshape(len(lhs), *found.shape[2:])
 
 
 def _forward(lhs: Array, rhs: Array, steps: Steps, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
     return on_cpu(lhs, rhs, steps, pads), (lhs, rhs)
 
 
+def _to_picture(form: Callable, lhs: Array, rhs: Array, slope: Array) -> Array:
+    return jax.vjp(lambda x: form(x, rhs), jnp.zeros_like(lhs))[1](slope)[0]
+
+
+def _to_kernel(lhs: Array, rhs: Array, steps: Steps, pads: Pads, slope: Array) -> Array:
+    # Tap by tap: laying the windows side by side would only move memory.
+    taps = [_flat(window) for window in _windows(lhs, rhs.shape[:2], steps, pads)]
+    return _over_rows(taps, _flat(slope)).reshape(rhs.shape)
+
+
 def _backward(
     steps: Steps, pads: Pads, kept: tuple[Array, Array], slope: Float[Array, "b y x d"]
 ) -> tuple[Array, Array]:
     lhs, rhs = kept
-    side = max(slope.shape[1:3])
-    picture = im2col if side <= PICTURE_SIDE else xla
-    to_picture = jax.vjp(lambda x: picture(x, rhs, steps, pads), lhs)[1](slope)[0]
-    if side > KERNEL_SIDE:
-        to_kernel = jax.vjp(lambda w: xla(lhs, w, steps, pads), rhs)[1](slope)[0]
-    else:
-        # Tap by tap: laying the windows side by side would only move memory.
-        taps = [_flat(window) for window in _windows(lhs, rhs.shape[:2], steps, pads)]
-        to_kernel = _over_rows(taps, _flat(slope)).reshape(rhs.shape)
-    return to_picture, to_kernel
+    block = _block(lhs, rhs, steps, pads)
+    if block == 0:
+        return jax.vjp(lambda x, w: xla(x, w, steps, pads), lhs, rhs)[1](slope)
+    form = functools.partial(im2col, steps=steps, pads=pads)
+    if block == len(lhs):
+        return _to_picture(form, lhs, rhs, slope), _to_kernel(lhs, rhs, steps, pads, slope)
+
+    def one(total: Array, both: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, s = both
+        return total + _to_kernel(x, rhs, steps, pads, s), _to_picture(form, x, rhs, s)
+
+    blocks = (_in_blocks(lhs, block), _in_blocks(slope, block))
+    to_kernel, to_picture = lax.scan(one, jnp.zeros_like(rhs), blocks)
+    return to_picture.reshape(lhs.shape), to_kernel
 
 
 on_cpu.defvjp(_forward, _backward)
