@@ -39,16 +39,15 @@ CASES = [
 ]
 
 
-# Largest sides: all by windows; all by XLA.
-FORMS = [(100, 100, 100), (0, 0, 0)]
+# Pictures whose windows are in the cache at a time, of two; 0: not even one, so XLA's form.
+BLOCKS = [2, 1, 0]
 
 
-@pytest.mark.parametrize("sides", FORMS)
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize(("kernel", "stride", "padding", "size"), CASES)
-def test_every_form_is_the_convolution(kernel, stride, padding, size, sides, monkeypatch):
+def test_every_form_is_the_convolution(kernel, stride, padding, size, block, monkeypatch):
     monkeypatch.setattr(parallel, "accelerated", lambda: False)
-    for name, side in zip(("FORWARD_SIDE", "PICTURE_SIDE", "KERNEL_SIDE"), sides, strict=True):
-        monkeypatch.setattr(convolution, name, side)
+    monkeypatch.setattr(convolution, "_block", lambda *_: block)
     x, w = normal(0, 2, *size, 3), normal(1, kernel, kernel, 3, 4)
 
     def reference(x, w):
@@ -70,10 +69,9 @@ def test_every_form_is_the_convolution(kernel, stride, padding, size, sides, mon
         near(mine, theirs)
 
 
-@pytest.mark.parametrize("sides", FORMS)
-def test_strides_of_two_axes_may_differ(sides, monkeypatch):
-    for name, side in zip(("FORWARD_SIDE", "PICTURE_SIDE", "KERNEL_SIDE"), sides, strict=True):
-        monkeypatch.setattr(convolution, name, side)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_strides_of_two_axes_may_differ(block, monkeypatch):
+    monkeypatch.setattr(convolution, "_block", lambda *_: block)
     x, w = normal(0, 2, 6, 9, 3), normal(1, 3, 3, 3, 4)
 
     def reference(x, w):
@@ -107,8 +105,8 @@ def test_the_gradient_of_a_gradient_is_xlas(monkeypatch):
     near(penalty(lambda x, w: convolution.convolution(x, w, (2, 2), half(3))), penalty(reference))
 
 
-def uses_xla(kernel, stride, side, **kwargs):
-    x, w = jnp.zeros((1, side, side, 4)), jnp.zeros((kernel, kernel, 4, 4))
+def uses_xla(kernel, stride, side, channels=4, **kwargs):
+    x, w = jnp.zeros((1, side, side, channels)), jnp.zeros((kernel, kernel, channels, 4))
     traced = jax.make_jaxpr(
         lambda x, w: convolution.convolution(
             x, w, (stride, stride), half(kernel), dimension_numbers=DIMENSIONS, **kwargs
@@ -118,24 +116,33 @@ def uses_xla(kernel, stride, side, **kwargs):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "side", "xla"),
+    ("kernel", "stride", "side", "channels", "xla"),
     [
-        (1, 1, 1, False),
-        (1, 2, 56, False),
-        (3, 1, 2, False),
-        (3, 1, 8, False),
-        (3, 1, 9, True),
-        (3, 2, 16, False),
-        (3, 2, 17, True),
-        (7, 2, 16, False),
-        (7, 2, 64, True),
+        (1, 1, 1, 4, False),
+        (1, 2, 56, 4, False),
+        (3, 1, 2, 512, False),
+        (3, 1, 64, 64, True),  # 9 MiB of windows
+        (3, 2, 64, 64, False),
+        (7, 2, 64, 3, False),
+        (7, 2, 224, 3, True),
     ],
 )
-def test_convolution_takes_the_faster_form_on_the_cpu(monkeypatch, kernel, stride, side, xla):
+def test_convolution_takes_the_faster_form_on_the_cpu(
+    monkeypatch, kernel, stride, side, channels, xla
+):
     monkeypatch.setattr(parallel, "accelerated", lambda: False)
-    assert uses_xla(kernel, stride, side) == xla
+    assert uses_xla(kernel, stride, side, channels) == xla
     monkeypatch.setattr(parallel, "accelerated", lambda: True)
-    assert uses_xla(kernel, stride, side)
+    assert uses_xla(kernel, stride, side, channels)
+
+
+@pytest.mark.parametrize(
+    ("batch", "cache", "blocks"), [(6, 4, 3), (7, 4, 1), (3, 4, 3), (3, 0.5, 0)]
+)
+def test_a_block_is_the_largest_part_of_the_batch_that_fits(monkeypatch, batch, cache, blocks):
+    x, w = normal(0, batch, 8, 8, 3), normal(1, 3, 3, 3, 4)
+    monkeypatch.setattr(convolution, "CACHE", int(cache * 8 * 8 * 27 * 4))
+    assert convolution._block(x, w, (1, 1), ((1, 1), (1, 1))) == blocks
 
 
 @pytest.mark.parametrize("side", [4, 18])
