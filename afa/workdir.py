@@ -13,7 +13,7 @@ from typing import Any
 from afa import config as configuration
 from afa.config import ExperimentConfig
 from afa.errors import UserError
-from afa.report.writers import write_json
+from afa.report.writers import PER_QUERY_FILE, write_json
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -47,6 +47,10 @@ class Workdir:
     @property
     def result(self) -> Path:
         return self.root / "result.json"
+
+    @property
+    def per_query(self) -> Path:
+        return self.root / PER_QUERY_FILE
 
     @property
     def report(self) -> Path:

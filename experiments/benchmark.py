@@ -219,7 +219,7 @@ def measure(contenders: Mapping[str, Contender], turns: int, steps: int) -> dict
 def figures(seconds: Mapping[str, Sequence[float]], batch_size: int) -> dict[str, dict[str, float]]:
     """Images per second (median turn), speed relative to the faster layout of torch, and cost
     relative to our baseline step, both as means over turns with a 95 % interval."""
-    from afa.evaluation.metrics import mean_and_interval
+    from afa.evaluation.statistics import mean_and_interval
 
     times = {name: np.asarray(each) for name, each in seconds.items()}
     peer = min((n for n in times if n.startswith(THEIRS)), key=lambda n: np.median(times[n]))

@@ -215,7 +215,7 @@ def _torch_contenders(
 def figures(seconds: Mapping[str, Sequence[float]], batch: int) -> dict[str, Any]:
     """Of either pass: images per second of both (median turn), torch in its faster layout, and our
     speed relative to it, with a 95 % interval over turns."""
-    from afa.evaluation.metrics import mean_and_interval
+    from afa.evaluation.statistics import mean_and_interval
 
     times = {name: np.asarray(each) for name, each in seconds.items()}
     found: dict[str, Any] = {}

@@ -253,34 +253,3 @@ def test_landmark_recognition():
         metrics.global_average_precision(confidence, correct, 2)
     with pytest.raises(UserError, match="confidence: 1 of 5 rows"):
         metrics.global_average_precision(confidence * [1, np.nan, 1, 1, 1], correct, landmarks)
-
-
-# ---- several seeds -----------------------------------------------------------------------------
-
-
-def test_interval_of_ten_seeds():
-    given = case("interval")
-    near(metrics.mean_and_interval(given["values"]), (given["mean"], given["half_width"]))
-
-
-@pytest.mark.parametrize(
-    ("freedom", "expected"),  # the usual table of the two-sided 95 % quantile
-    [
-        (1, 12.7062047),
-        (2, 4.3026527),
-        (3, 3.1824463),
-        (4, 2.7764451),
-        (9, 2.2621572),
-        (30, 2.0422725),
-        (1000, 1.9623391),
-    ],
-)
-def test_student_t(freedom, expected):
-    near(metrics.student_t(freedom), expected)
-
-
-def test_interval_needs_two_finite_values():
-    with pytest.raises(UserError, match="at least 2 values, not 1"):
-        metrics.mean_and_interval([0.5])
-    with pytest.raises(UserError, match="values: 1 of 3 rows hold NaN"):
-        metrics.mean_and_interval([0.5, float("nan"), 0.6])

@@ -9,8 +9,7 @@ Notation in the formulas: R is the number of positives of a query, found or not;
 are the ranks of those found; P_i is the precision of the first i results.
 """
 
-import math
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +20,6 @@ from afa.errors import UserError
 PADDING = -1
 RECALL_CUTS = (1, 2, 4, 8)
 LANDMARK_CUT = 100
-CONFIDENCE = 0.95
-BISECTIONS = 60  # halves the interval of the angle below the last bit of a double
 
 
 @dataclass(frozen=True)
@@ -215,6 +212,21 @@ def average_precision_trapezoid(ranked: Ranked) -> Float64[np.ndarray, "q"]:
     return _divide(ranked, gained.sum(axis=1), ranked.relevant)
 
 
+def cumulative_match(ranked: Ranked, depth: int) -> Float64[np.ndarray, "depth"]:
+    """The CMC curve: the share of queries whose first positive stands in the first 1, 2, ...
+    `depth` results (of those that have one), as re-identification is scored.
+
+    Raises:
+      UserError: a list holds fewer than `depth` results, or no query has a positive.
+    """
+    _need(ranked, f"CMC to rank {depth}", depth)
+    if not ranked.scored.any():
+        raise UserError(f"none of the {len(ranked.relevant)} queries has a positive in the gallery")
+    first = ranked.ranks[ranked.scored, 0] if ranked.ranks.shape[1] else np.zeros(0, np.int64)
+    found = np.bincount(first[(first >= 0) & (first < depth)], minlength=depth)
+    return np.cumsum(found) / ranked.scored.sum()
+
+
 def precision_to_last(ranked: Ranked, k: int) -> Float64[np.ndarray, "q"]:
     """P at min(k, place of the last positive found): the mP@k of revisited Oxford and Paris.
 
@@ -392,47 +404,6 @@ def global_average_precision(
     right = correct[np.argsort(-confidence, kind="stable")]
     precision = np.cumsum(right) / np.arange(1, len(right) + 1)
     return float(precision[right].sum() / landmarks)
-
-
-# ---- several seeds -----------------------------------------------------------------------------
-
-
-def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % confidence interval (Student's t, n-1 degrees of freedom).
-
-    Raises:
-      UserError: fewer than two values, or one that is not finite.
-    """
-    sample = np.asarray(list(values), np.float64)
-    if len(sample) < 2:
-        raise UserError(f"an interval needs at least 2 values, not {len(sample)}")
-    check_finite("values", sample)
-    spread = sample.std(ddof=1) / math.sqrt(len(sample))
-    return float(sample.mean()), float(student_t(len(sample) - 1) * spread)
-
-
-def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """The t that |T| stays below with probability `confidence`, by bisection of the angle.
-
-    With tan(a) = t/sqrt(freedom), P(|T| < t) is a finite sum of powers of cos(a) for a whole
-    number of degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4).
-    """
-    odd = freedom % 2
-    step = np.arange(1, (freedom - odd) // 2)
-    ratio = (2 * step) / (2 * step + 1) if odd else (2 * step - 1) / (2 * step)
-
-    def within(angle: float) -> float:
-        series = 1.0 + np.cumprod(ratio * math.cos(angle) ** 2).sum()
-        if not odd:
-            return math.sin(angle) * series
-        tail = math.sin(angle) * math.cos(angle) * series if freedom > 1 else 0.0
-        return (angle + tail) * 2 / math.pi
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if within(middle) < confidence else (low, middle)
-    return math.tan(low) * math.sqrt(freedom)
 
 
 # ---- helpers -----------------------------------------------------------------------------------

@@ -1,0 +1,132 @@
+"""Clustering figures: how well k-means of the embeddings finds the classes again.
+
+NMI rises with the number of clusters even for random ones; AMI takes that chance out. Both are here
+because the literature of metric learning reports the first.
+"""
+
+import numpy as np
+from jaxtyping import Float, Float32, Int, Int64
+from scipy.special import gammaln
+
+from afa.errors import UserError
+from afa.retrieval.exact import check_unit
+
+ROUNDS = 100  # of Lloyd's algorithm, at most
+TILE_ROWS = 16384
+
+
+def kmeans(
+    vectors: Float32[np.ndarray, "n d"], clusters: int, seed: int = 0, rounds: int = ROUNDS
+) -> Int64[np.ndarray, "n"]:
+    """Cluster of each unit vector: spherical k-means from k-means++ seeds (Arthur and
+    Vassilvitskii 2007; Dhillon and Modha 2001), until no vector moves.
+
+    An empty cluster takes over the vector that fits worst where it is.
+
+    Raises:
+      UserError: vectors that are not finite or not of unit length, or fewer of them than clusters.
+    """
+    check_unit("vectors", vectors)
+    if not 1 <= clusters <= len(vectors):
+        raise UserError(f"clusters={clusters} is not between 1 and {len(vectors)}, the vectors")
+    centres = _seeds(vectors, clusters, np.random.default_rng(seed))
+    before = np.full(len(vectors), -1)
+    for _ in range(rounds):
+        found, fit = _nearest(vectors, centres)
+        sizes = np.bincount(found, minlength=clusters)
+        for empty in np.flatnonzero(sizes == 0):
+            worst = int(np.where(sizes[found] > 1, fit, np.inf).argmin())
+            sizes[found[worst]] -= 1
+            found[worst], fit[worst], sizes[empty] = empty, np.inf, 1
+        if np.array_equal(found, before):
+            break
+        before = found
+        order = np.argsort(found, kind="stable")
+        starts = np.searchsorted(found[order], np.arange(clusters))
+        sums = np.add.reduceat(vectors[order], starts, axis=0)
+        centres = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+    return before
+
+
+def normalised_mutual_information(
+    found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "_"]
+) -> float:
+    """NMI: mutual information over the arithmetic mean of both entropies (1 if both are 0)."""
+    table = _table(found, labels)
+    scale = (_entropy(table.sum(axis=1)) + _entropy(table.sum(axis=0))) / 2
+    return _mutual_information(table) / scale if scale > 0 else 1.0
+
+
+def adjusted_mutual_information(found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "_"]) -> float:
+    """AMI: 0 for what chance gives, 1 for equal partitions (Vinh et al. 2010, arithmetic mean)."""
+    table = _table(found, labels)
+    rows, columns = table.sum(axis=1), table.sum(axis=0)
+    chance = _expected_information(rows, columns)
+    scale = (_entropy(rows) + _entropy(columns)) / 2 - chance
+    gained = _mutual_information(table) - chance
+    return float(gained / scale) if abs(scale) > 1e-12 else 1.0
+
+
+def _seeds(
+    vectors: Float32[np.ndarray, "n d"], clusters: int, draw: np.random.Generator
+) -> Float32[np.ndarray, "k d"]:
+    chosen = [int(draw.integers(len(vectors)))]
+    far = np.maximum(1 - vectors @ vectors[chosen[0]], 0)
+    for _ in range(1, clusters):
+        total = float(far.sum(dtype=np.float64))
+        odds = far.astype(np.float64) / total if total > 0 else None  # all the same: any will do
+        chosen.append(int(draw.choice(len(vectors), p=odds)))
+        far = np.minimum(far, np.maximum(1 - vectors @ vectors[chosen[-1]], 0))
+    return vectors[chosen]
+
+
+def _nearest(
+    vectors: Float32[np.ndarray, "n d"], centres: Float32[np.ndarray, "k d"]
+) -> tuple[Int64[np.ndarray, "n"], Float32[np.ndarray, "n"]]:
+    found, fit = np.empty(len(vectors), np.int64), np.empty(len(vectors), np.float32)
+    for begin in range(0, len(vectors), TILE_ROWS):
+        rows = slice(begin, begin + TILE_ROWS)
+        scores = vectors[rows] @ centres.T
+        found[rows], fit[rows] = scores.argmax(axis=1), scores.max(axis=1)
+    return found, fit
+
+
+def _table(found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "_"]) -> Int64[np.ndarray, "k c"]:
+    if len(found) != len(labels) or not len(found):
+        raise UserError(f"{len(found)} clustered and {len(labels)} labelled: equally many, not 0")
+    rows, row = np.unique(found, return_inverse=True)
+    columns, column = np.unique(labels, return_inverse=True)
+    table = np.zeros((len(rows), len(columns)), np.int64)
+    np.add.at(table, (row, column), 1)
+    return table
+
+
+def _entropy(counts: Int[np.ndarray, "k"]) -> float:
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())
+
+
+def _mutual_information(table: Int64[np.ndarray, "k c"]) -> float:
+    total = table.sum()
+    row, column = np.nonzero(table)
+    joint = table[row, column] / total
+    apart = table.sum(axis=1)[row] * table.sum(axis=0)[column] / total**2
+    return max(0.0, float((joint * np.log(joint / apart)).sum()))
+
+
+def _expected_information(rows: Int[np.ndarray, "k"], columns: Int[np.ndarray, "c"]) -> float:
+    """Mean mutual information of all tables with these margins (Vinh et al. 2010, equation 24a)."""
+    total = int(rows.sum())
+    expected = 0.0
+    # Equal margins give equal terms: each pair of sizes is worked out once.
+    for a, times_a in zip(*np.unique(rows, return_counts=True), strict=True):
+        for b, times_b in zip(*np.unique(columns, return_counts=True), strict=True):
+            n = np.arange(max(1, a + b - total), min(a, b) + 1)
+            log_odds: Float[np.ndarray, "m"] = (
+                gammaln(a + 1) + gammaln(b + 1) + gammaln(total - a + 1) + gammaln(total - b + 1)
+                - gammaln(total + 1) - gammaln(n + 1) - gammaln(a - n + 1) - gammaln(b - n + 1)
+                - gammaln(total - a - b + n + 1)
+            )  # fmt: skip
+            term = n / total * np.log(total * n / (a * b)) * np.exp(log_odds)
+            expected += float(term.sum()) * int(times_a) * int(times_b)
+    return expected
