@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Float32, PyTree
 from PIL import Image
 
 from afa import config as configuration
@@ -68,6 +68,7 @@ class Searcher:
         self._embed = Embedding(players, dataclasses.replace(config, evaluation=one)).fused(
             manifest["weights"]
         )
+        self._embed_many = Embedding(players, config).fused(manifest["weights"])
 
     @classmethod
     def load(cls, directory: Path) -> "Searcher":
@@ -89,6 +90,10 @@ class Searcher:
         expected = preprocessing(config.data) | embedder.preprocessing_record(config)
         index.require(checkpoint=checkpoint_id(trained), preprocessing=expected)
         return cls(home, config, index, trained.search_variables())
+
+    def describe(self, images: ImageSet) -> Float32[np.ndarray, "n d"]:
+        """Unit vectors of many pictures, as those of the gallery."""
+        return self._embed_many(self.variables, images)
 
     def search(
         self, pictures: Sequence[Path], k: int | None = None, sheets: Path | None = None

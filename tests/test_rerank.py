@@ -1,0 +1,307 @@
+"""Re-rankers against their definitions, written out slowly, and on manifolds they must follow."""
+
+import json
+
+import numpy as np
+import pytest
+
+from afa.data.types import ImageSet
+from afa.errors import UserError
+from afa.evaluation import reranking
+from afa.evaluation.protocols import protocols
+from afa.retrieval import rerank
+from afa.retrieval.exact import normalise
+from afa.retrieval.rerank import contract, diffusion, expansion, reciprocal, whitening
+from experiments import rerank as command
+
+
+def unit(seed, *shape):
+    return normalise(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+
+
+def arcs(each=40, classes=4):
+    """Classes along arcs of the sphere: the ends of one are far from each other."""
+    draw = np.random.default_rng(5)
+    rows, labels = [], np.repeat(np.arange(classes), each)
+    for c in range(classes):
+        angle = np.linspace(0, 0.9 * np.pi, each)
+        around = 2 * np.pi * c / classes
+        rows.append(
+            np.stack(
+                [
+                    np.cos(angle),
+                    np.sin(angle) * np.cos(around),
+                    np.sin(angle) * np.sin(around),
+                    np.full(each, 0.35 * c),
+                ],
+                axis=1,
+            )
+        )
+    points = np.concatenate(rows) + draw.normal(size=(each * classes, 4)) * 0.02
+    return normalise(points.astype(np.float32)), labels
+
+
+def images(labels):
+    count = len(labels)
+    return ImageSet(
+        [b""] * count, labels, tuple(str(i) for i in range(count)), np.zeros(count, bool)
+    )
+
+
+GALLERY, QUERIES = unit(0, 30, 6), unit(1, 4, 6)
+OUTSIDE = np.full(4, -1)
+
+
+def test_plain_is_the_similarity():
+    score = rerank.METHODS["plain"].reranker(GALLERY)
+    np.testing.assert_array_equal(score(QUERIES, OUTSIDE), QUERIES @ GALLERY.T)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 3.0])
+def test_query_expansion_by_hand(alpha):
+    score = expansion.query_expansion(GALLERY, results=2, alpha=alpha)
+    for query, found in zip(QUERIES, score(QUERIES, OUTSIDE), strict=True):
+        similarity = GALLERY @ query
+        best = np.argsort(-similarity)[:2]
+        mean = query + sum(similarity[i] ** alpha * GALLERY[i] for i in best)
+        np.testing.assert_allclose(found, GALLERY @ (mean / np.linalg.norm(mean)), atol=1e-5)
+
+
+def test_query_expansion_leaves_out_the_query_itself():
+    score = expansion.query_expansion(GALLERY, results=1)
+    found = score(GALLERY[:3], np.arange(3))
+    for row in range(3):
+        similarity = GALLERY @ GALLERY[row]
+        similarity[row] = -1
+        mean = GALLERY[row] + GALLERY[similarity.argmax()]
+        np.testing.assert_allclose(found[row], GALLERY @ (mean / np.linalg.norm(mean)), atol=1e-5)
+
+
+def test_database_augmentation_by_hand():
+    score = expansion.database_augmentation(GALLERY, results=2, alpha=1.0)
+    augmented = []
+    for row, vector in enumerate(GALLERY):
+        similarity = GALLERY @ vector
+        similarity[row] = -1
+        best = np.argsort(-similarity)[:2]
+        mean = vector + sum(max(similarity[i], 0) * GALLERY[i] for i in best)
+        augmented.append(mean / np.linalg.norm(mean))
+    expected = QUERIES @ np.array(augmented).T
+    np.testing.assert_allclose(score(QUERIES, OUTSIDE), expected, atol=1e-5)
+    twice = expansion.both(GALLERY, results=2, alpha=1.0)(QUERIES, OUTSIDE)
+    again = expansion.query_expansion(np.array(augmented, np.float32), results=2, alpha=1.0)
+    np.testing.assert_allclose(twice, again(QUERIES, OUTSIDE), atol=1e-5)
+
+
+# ---- diffusion ---------------------------------------------------------------------------------
+
+
+def test_the_graph_joins_mutual_neighbours():
+    graph = diffusion.normalised_graph(GALLERY, 5, 3.0).toarray()
+    similarity = GALLERY @ GALLERY.T
+    np.fill_diagonal(similarity, -1)
+    near = similarity >= np.sort(similarity, axis=1)[:, -5:-4]
+    weights = np.where(near & near.T, np.maximum(similarity, 0) ** 3, 0)
+    degree = np.maximum(weights.sum(axis=1), 1e-12)
+    expected = weights / np.sqrt(degree[:, None] * degree[None])
+    np.testing.assert_allclose(graph, expected, atol=1e-5)
+
+
+def test_conjugate_gradients_solve_the_system():
+    matrix = 0.99 * diffusion.normalised_graph(GALLERY, 5, 3.0)
+    right = np.random.default_rng(2).random((30, 3))
+    right[:, 2] = 0
+    expected = np.linalg.solve(np.eye(30) - matrix.toarray(), right)
+    np.testing.assert_allclose(diffusion.solve(matrix, right), expected, atol=1e-4)
+
+
+def test_rows_that_the_flow_does_not_reach_keep_their_order():
+    vectors = np.concatenate([np.tile(unit(3, 1, 8), (6, 1)), unit(4, 20, 8)])
+    vectors = normalise(vectors + 0.01 * unit(5, 26, 8))
+    found = diffusion.diffuse(vectors, graph=3, results=1)(vectors[:1], np.zeros(1, int))[0]
+    reached = found > 1e-3
+    rest = np.flatnonzero(~reached)
+    assert reached[1:6].any()
+    assert len(rest) > 5
+    order = rest[np.argsort(-found[rest])]
+    similarity = vectors[order] @ vectors[0]
+    assert np.all(np.diff(similarity) <= 1e-6)
+
+
+# ---- k-reciprocal ------------------------------------------------------------------------------
+
+
+def slow_k_reciprocal(gallery, query, k1, k2, plain):
+    """The paper's equations with sets and loops."""
+    count = len(gallery)
+    similarity = gallery @ gallery.T
+    np.fill_diagonal(similarity, -9)
+    order = np.argsort(-similarity, axis=1)
+
+    def mutual(row, k):
+        return {int(j) for j in order[row, :k] if row in order[j, :k]}
+
+    def joined(members):
+        extra = set()
+        for member in members:
+            half = mutual(member, -(-k1 // 2)) | {member}
+            if len(members & half) >= 2 / 3 * len(half):
+                extra |= half
+        return members | extra
+
+    def code(vector, members):
+        out = np.zeros(count)
+        for j in joined(members):
+            out[j] = np.exp(-np.sum((gallery[j] - vector) ** 2))
+        return out
+
+    raw = [code(gallery[i], mutual(i, k1) | {i}) for i in range(count)]
+    codes = []
+    for i in range(count):
+        total = raw[i] + sum(raw[j] for j in order[i, : k2 - 1])
+        codes.append(total / total.sum())
+    to_query = gallery @ query
+    best = np.argsort(-to_query)[:k1]
+    members = {int(j) for j in best if to_query[j] >= similarity[j, order[j, k1 - 1]]}
+    own = code(query, members) + sum(codes[j] for j in best[: k2 - 1])
+    own = own / max(own.sum(), 1e-12)
+    jaccard = [np.minimum(own, c).sum() / np.maximum(own, c).sum() for c in codes]
+    return (1 - plain) * np.array(jaccard) + plain * to_query
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(6, 1), (7, 3)])
+def test_k_reciprocal_by_its_definition(k1, k2):
+    score = reciprocal.k_reciprocal(GALLERY, k1=k1, k2=k2, plain=0.3)
+    found = score(QUERIES, OUTSIDE)
+    for query, line in zip(QUERIES, found, strict=True):
+        expected = slow_k_reciprocal(GALLERY, query, k1, k2, 0.3)
+        np.testing.assert_allclose(line, expected, atol=1e-4)
+
+
+# ---- whitening ---------------------------------------------------------------------------------
+
+
+def test_pca_whitening_makes_directions_equal():
+    vectors = normalise(unit(6, 400, 8) * np.linspace(1, 0.2, 8, dtype=np.float32))
+    found = whitening.pca_whitening(vectors, 5, 1e-6)
+    turned = (vectors - found.mean) @ found.matrix
+    np.testing.assert_allclose(np.cov(turned.T, bias=True), np.eye(5), atol=1e-2)
+    assert found(vectors).shape == (400, 5)
+    np.testing.assert_allclose(np.linalg.norm(found(vectors), axis=1), 1, atol=1e-5)
+
+
+def test_learned_whitening_scales_away_what_differs_within_classes():
+    draw = np.random.default_rng(7)
+    labels = np.repeat(np.arange(40), 10)
+    noise = draw.normal(size=(400, 6)) * [3, 1, 1, 0.3, 0.3, 0.3]
+    vectors = normalise((2 * draw.normal(size=(40, 6))[labels] + noise).astype(np.float32))
+    found = whitening.learned_whitening(vectors, labels, 6, 1e-6)
+    turned = (vectors - found.mean) @ found.matrix
+    means = np.stack([turned[labels == c].mean(axis=0) for c in range(40)])
+    within = turned - means[labels]
+    np.testing.assert_allclose(within.T @ within / 400, np.eye(6), atol=2e-2)
+    between = np.var(means, axis=0)
+    assert np.all(np.diff(between) < 0)  # what tells objects apart comes first
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda v: whitening.pca_whitening(v, 9, 0.1), "dimension=9 is not between 1 and 6"),
+        (lambda v: whitening.pca_whitening(v, 2, 0.0), r"shrinkage=0.0 must lie in \(0, 1\]"),
+        (lambda v: whitening.learned_whitening(v, np.arange(30), 2, 0.1), "at least 2 pictures"),
+        (lambda v: whitening.learned_whitening(v, np.zeros(3, int), 2, 0.1), "labels has 3"),
+        (lambda v: whitening.pca_whitening(2 * v, 2, 0.1), "unit"),
+    ],
+)
+def test_whitening_names_mistakes(call, message):
+    with pytest.raises(UserError, match=message):
+        call(GALLERY)
+
+
+# ---- all of them -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", rerank.METHODS)
+def test_every_setting_answers_every_query_with_finite_scores(name):
+    method = rerank.METHODS[name]
+    for settings in method.settings():
+        score = method.reranker(GALLERY, **settings)
+        for queries, exclude in ((QUERIES, OUTSIDE), (GALLERY[:4], np.arange(4))):
+            found = score(queries, exclude)
+            assert found.shape == (4, 30)
+            assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("name", rerank.METHODS)
+def test_a_gallery_smaller_than_the_settings_still_answers(name):
+    method = rerank.METHODS[name]
+    for settings in method.settings():
+        found = method.reranker(GALLERY[:3], **settings)(GALLERY[:1], np.zeros(1, int))
+        assert np.isfinite(found).all()
+
+
+def test_neighbours_are_as_many_as_there_are():
+    assert contract.own_neighbours(GALLERY[:4], 9)[1].shape == (4, 3)
+    assert contract.neighbours(QUERIES, GALLERY[:4], 9)[1].shape == (4, 4)
+
+
+def test_methods_that_know_the_manifold_beat_the_similarity():
+    vectors, labels = arcs()
+    split = reranking.Split(images(labels), vectors)
+    protocol = protocols(split.images)[0]
+    plain = reranking.measure(rerank.plain, {}, split, protocol)[0].means["map_at_r"]
+    for name, least in {
+        "diffusion": 0.15,
+        "k-reciprocal": 0.01,
+        "database augmentation": 0,
+    }.items():
+        method = rerank.METHODS[name]
+        best = max(
+            reranking.measure(method.reranker, each, split, protocol)[0].means["map_at_r"]
+            for each in method.settings()
+        )
+        assert best > plain + least, name
+
+
+def test_the_study_chooses_on_validation_and_measures_on_test():
+    vectors, labels = arcs()
+    order = np.random.default_rng(0).permutation(len(labels))
+    parts = np.array_split(order, 3)
+    names = ("train", "validation", "test")
+    splits = {
+        name: reranking.Split(images(labels[np.sort(part)]), vectors[np.sort(part)])
+        for name, part in zip(names, parts, strict=True)
+    }
+    told = []
+    lines = reranking.study(splits, "leave_one_out", told.append)
+    assert [line.method for line in lines][:3] == ["plain", "PCA whitening", "learned whitening"]
+    assert len(lines) == len(told) == len(rerank.METHODS) + 2
+    assert (lines[0].gain.mean, lines[0].p) == (0, 1)
+    plain = lines[0].metrics.means["map_at_r"]
+    for line in lines:
+        assert line.metrics.means["map_at_r"] - plain == pytest.approx(line.gain.mean)
+        assert line.gain.low <= line.gain.mean <= line.gain.high
+        assert line.milliseconds > 0
+
+
+def test_the_command_writes_the_table(tiny_finished, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    assert command.main(["--run", str(tiny_finished), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert found["lines"][0]["method"] == "plain"
+    assert all(line["method"] in printed for line in found["lines"])
+    run = json.loads((tiny_finished / "result.json").read_text())["metrics"]["test"]
+    expected = run["fused"]["leave_one_out"]["clean"]["map_at_r"]
+    assert found["lines"][0]["metrics"]["map_at_r"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_command_names_mistakes(tiny_finished, tmp_path, capsys):
+    assert command.main(["--run", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    words = ["--run", str(tiny_finished)]
+    assert command.main([*words, "--out", str(tmp_path / "no" / "x")]) == 2
+    assert "there is no directory" in capsys.readouterr().err
+    assert command.main([*words, "--protocol", "other"]) == 2
+    assert "--protocol" in capsys.readouterr().err
