@@ -147,9 +147,11 @@ def test_a_block_is_the_largest_part_of_the_batch_that_fits(monkeypatch, batch, 
 
 @pytest.mark.parametrize("side", [4, 18])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("groups", "channels"), [(4, 8), (16, 64), (2, 128)])
-def test_grouped_convolutions_agree(side, stride, groups, channels):
-    x, w = normal(0, 2, side, side, channels), normal(1, 3, 3, channels // groups, 2 * channels)
+@pytest.mark.parametrize(
+    ("groups", "channels", "outputs"), [(4, 8, 16), (16, 64, 128), (2, 128, 256), (12, 12, 12)]
+)
+def test_grouped_convolutions_agree(side, stride, groups, channels, outputs):
+    x, w = normal(0, 2, side, side, channels), normal(1, 3, 3, channels // groups, outputs)
 
     def reference(x, w):
         return lax.conv_general_dilated(
