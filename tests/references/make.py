@@ -39,6 +39,7 @@ def own_cases() -> dict[str, Case]:
         "inception_v3": ("Mixed_6e", 96),
         "squeezenet1_0": ("features.10", 64),
         "squeezenet1_1": ("features.7", 64),
+        "mobilenet_v2": ("features.13", 64),
         "vit_s16": ("blocks.7", 224),
         "vit_b16": ("blocks.7", 224),
         "vit_s14": ("dinov2.encoder.layer.7", 112),
