@@ -101,6 +101,8 @@ def forget_programs() -> None:
     some ten runs in one process come to that, and XLA then ends it without a word."""
     jax.clear_caches()
     gc.collect()
+    with contextlib.suppress(AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what `keep_memory` kept for them
 
 
 # ---- inside a step ----------------------------------------------------------------------------

@@ -11,7 +11,10 @@ from collections.abc import Callable
 from afa.config import ExperimentConfig
 from afa.errors import choose
 
-COMMANDS = ("run", "search", "weights", "benchmark", "throughput", "torch_twin", "torch_zoo")
+COMMANDS = (
+    "run", "search", "compare", "rerank", "weights", "benchmark", "throughput", "torch_twin",
+    "torch_zoo",
+)  # fmt: skip
 
 
 def names() -> list[str]:
