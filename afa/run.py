@@ -27,6 +27,7 @@ from afa.data.pipeline import TrainPipeline, preprocessing, steps_per_epoch
 from afa.data.types import Dataset, ImageSet
 from afa.errors import UserError, choose
 from afa.evaluation import evaluator as evaluator_module
+from afa.evaluation import protocols
 from afa.evaluation.evaluator import Evaluator, Results
 from afa.losses.metric import LOSSES
 from afa.models import embedder, pretrained
@@ -35,12 +36,13 @@ from afa.models.pretrained import Pretrained
 from afa.report import assemble, html
 from afa.report.progress import table
 from afa.report.writers import MetricWriter, write_result
-from afa.retrieval import export, index
+from afa.retrieval import calibration, export, index
 from afa.train import loop, optim, state, steps
 from afa.train.state import TrainState, checkpoint_id
 from afa.workdir import Workdir
 
 SEARCHED = 1000  # queries the index is measured with
+CALIBRATED = 1000  # queries that tell what unknown objects score
 
 Say = Callable[[str], None]
 
@@ -231,7 +233,12 @@ def finish(
     weights = rows[-1].weights
     with timings.of("export"):
         pictures = gallery(dataset, config)
-        vectors = evaluator.embedding.fused(weights)(variables, pictures)
+        embed = evaluator.embedding.fused(weights)
+        vectors = embed(variables, pictures)
+        strangers = unknown(dataset, config)
+        calibrated = calibration.best_scores(
+            embed(variables, strangers), strangers.labels, vectors, pictures.labels
+        )
         manifest = {
             "configuration": configuration.to_dict(config),
             "experiment": experiment,
@@ -241,6 +248,7 @@ def finish(
             "backbone_weights": ready.pretrained.record() if ready.pretrained else None,
             "weights": weights,
             "training_classes": len(ready.pipeline.classes),
+            "unknown": list(calibrated.scores),
         }
         paths = [pictures.path(i) for i in range(len(pictures))]
         export.write_embeddings(
@@ -287,6 +295,13 @@ def finish(
 def gallery(dataset: Dataset, config: ExperimentConfig) -> ImageSet:
     """The pictures that are exported and searched."""
     return dataset.test if config.retrieval.gallery == "test" else dataset.everything()
+
+
+def unknown(dataset: Dataset, config: ExperimentConfig) -> ImageSet:
+    """Pictures of validation classes that tell what an object scores that is not in the gallery."""
+    images = dataset.validation
+    wild = np.flatnonzero(~images.catalogue)
+    return images.subset(protocols.drawn_evenly(images, wild, CALIBRATED, config.seed))
 
 
 def describe(ready: Setup) -> list[str]:

@@ -31,6 +31,11 @@ def parser() -> Parser:
         "--results", type=int, default=None,
         help="results a query (default: retrieval.results of the run)",
     )  # fmt: skip
+    options.add_argument(
+        "--false_matches", type=float, default=None, metavar="SHARE",
+        help="say `no match` where the object is unknown, wrongly not so for this share of unknown "
+        "objects, such as 0.05",
+    )  # fmt: skip
     options.add_argument("--json", action="store_true", help="one JSON object a query, one a line")
     options.add_argument(
         "--sheets", type=Path, default=None,
@@ -51,11 +56,16 @@ def _main(words: Sequence[str]) -> int:
     from afa.retrieval.search import Searcher
 
     searcher = Searcher.load(chosen.run)
-    for answer in searcher.search(chosen.pictures, chosen.results, chosen.sheets):
+    answers = searcher.search(chosen.pictures, chosen.results, chosen.sheets, chosen.false_matches)
+    for answer in answers:
         if chosen.json:
             print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)
             continue
         print(f"{answer.query}  ->  {answer.sheet or 'no picture: ' + answer.without_sheet}")
+        if answer.match is False:
+            print(
+                f"  no match: an object of the gallery would score {answer.threshold:.3f} or more"
+            )
         for rank, hit in enumerate(answer.hits, start=1):
             print(f"  {rank:>2}  {hit.score:6.3f}  {hit.id}  ({hit.class_name})")
     return 0

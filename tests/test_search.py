@@ -63,6 +63,28 @@ def test_answers_as_text(ask, tiny_data, tiny_copy):
         )
 
 
+def test_says_no_match_of_what_the_gallery_does_not_hold(ask, tiny_data, tmp_path):
+    noise = tmp_path / "noise.png"
+    draw = np.random.default_rng(0)
+    Image.fromarray(draw.integers(0, 256, (64, 64, 3), np.uint8)).save(noise)
+    held = of_gallery(tiny_data, 1)[0]
+    code, out, _ = ask("--json", "--false_matches=0.2", held, noise)
+    assert code == 0
+    known, other = (json.loads(line) for line in out.splitlines())
+    assert known["match"] is True  # the picture itself
+    assert known["threshold"] == other["threshold"] < 1
+    assert other["match"] is (other["hits"][0]["score"] >= other["threshold"])
+    code, out, _ = ask("--false_matches=0.2", held, noise)
+    assert ("no match" in out) is not other["match"]
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "0.0001", "nan"])
+def test_refuses_a_share_that_cannot_be_told(ask, tiny_data, share):
+    code, out, err = ask(f"--false_matches={share}", *of_gallery(tiny_data, 1))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: false_matches={float(share)}")
+
+
 def test_answers_as_json(ask, tiny_data, tiny_copy):
     queries = of_gallery(tiny_data, 3)
     code, out, err = ask("--json", "--results=7", *queries)
@@ -71,7 +93,8 @@ def test_answers_as_json(ask, tiny_data, tiny_copy):
     assert [answer["query"] for answer in answers] == queries
     export = read_embeddings(tiny_copy / "embeddings")
     for query, answer in zip(queries, answers, strict=True):
-        assert answer.keys() == {"query", "hits", "sheet", "without_sheet"}
+        assert answer.keys() == {"query", "hits", "sheet", "without_sheet", "threshold", "match"}
+        assert answer["threshold"] is answer["match"] is None
         assert answer["without_sheet"] == ""
         scores = [hit["score"] for hit in answer["hits"]]
         assert len(scores) == 7

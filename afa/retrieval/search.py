@@ -23,6 +23,7 @@ from afa.evaluation.embed import Embedding
 from afa.models import embedder
 from afa.report.pictures import results_sheet
 from afa.report.writers import write_atomically
+from afa.retrieval.calibration import Calibration
 from afa.retrieval.index import Index
 from afa.train import optim, state
 from afa.train.state import TrainState, checkpoint_id
@@ -43,15 +44,24 @@ class Answer:
 
     Attributes:
       sheet: the saved picture of the results; None when there is none, and `without_sheet` why.
+      threshold: score below which the object is unknown; None when that was not asked.
     """
 
     query: str
     hits: tuple[Hit, ...]
     sheet: Path | None
     without_sheet: str = ""
+    threshold: float | None = None
+
+    @property
+    def match(self) -> bool | None:
+        """Whether the gallery holds the object; None when that was not asked."""
+        if self.threshold is None:
+            return None
+        return bool(self.hits) and self.hits[0].score >= self.threshold
 
     def to_json(self) -> dict[str, Any]:
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(self) | {"match": self.match}
         return values | {"sheet": str(self.sheet) if self.sheet else None}
 
 
@@ -96,7 +106,11 @@ class Searcher:
         return self._embed_many(self.variables, images)
 
     def search(
-        self, pictures: Sequence[Path], k: int | None = None, sheets: Path | None = None
+        self,
+        pictures: Sequence[Path],
+        k: int | None = None,
+        sheets: Path | None = None,
+        false_matches: float | None = None,
     ) -> Iterator[Answer]:
         """Answers one query after the other.
 
@@ -104,10 +118,17 @@ class Searcher:
           pictures: files.
           k: results a query; None is the run's `retrieval.results`.
           sheets: folder for the pictures of the results; None is `searches` in the run.
+          false_matches: share of unknown objects that may be taken for one of the gallery; None
+            does not ask whether the gallery holds the object.
 
         Raises:
-          UserError: a file that is missing or no picture, or a k larger than the gallery.
+          UserError: a file that is missing or no picture, a k larger than the gallery, or a share
+            that cannot be told.
         """
+        threshold = None
+        if false_matches is not None:
+            stored = self.index.embeddings.manifest.get("unknown")
+            threshold = Calibration.load(stored).threshold(false_matches)
         k = self.config.retrieval.results if k is None else k
         contents = [_read(path) for path in pictures]  # all are checked before the first answer
         sheets = sheets or self.home.root / "searches"
@@ -122,7 +143,7 @@ class Searcher:
             namesake = any(path.stem == other.stem for other in pictures[:number])
             sheet = sheets / f"{path.stem}{f'-{number + 1}' if namesake else ''}-results.png"
             reason = self._draw(sheet, content, hits)
-            yield Answer(str(path), hits, None if reason else sheet, reason)
+            yield Answer(str(path), hits, None if reason else sheet, reason, threshold)
 
     def _draw(self, path: Path, query: bytes, hits: Sequence[Hit]) -> str:
         """Saves the picture of the results; returns "", or why there is none."""
