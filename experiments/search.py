@@ -1,15 +1,17 @@
 """Searches with a trained run: `python -m experiments.search --run=DIR [--json] PICTURE ...`.
 
-Prints id, class and similarity of the most similar pictures of the run's gallery, and saves a
-picture of the query with its results beside each query's answer.
+A PICTURE is a file, a folder (all pictures under it), a file:// address, or - for a list of them
+on standard input, one a line. Prints id, class and similarity of the most similar pictures of
+the run's gallery, and saves a picture of the query with its results beside each query's answer.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from afa.errors import UserError
 from experiments.run import guarded, quiet
@@ -25,7 +27,9 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     """The command's options."""
     options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
-    options.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="query pictures")
+    options.add_argument(
+        "pictures", nargs="+", metavar="PICTURE", help="file, folder, file:// address, or -"
+    )
     options.add_argument("--run", required=True, type=Path, help="directory of a finished run")
     options.add_argument(
         "--results", type=int, default=None,
@@ -44,6 +48,37 @@ def parser() -> Parser:
     return options
 
 
+def pictures(words: Iterable[str]) -> list[Path]:
+    """The files that the command's words stand for, in their order; a folder's sorted by name.
+
+    Raises:
+      UserError: a folder without pictures, an address that is not of a local file, or no word.
+    """
+    from afa.data.folder import SUFFIXES
+
+    found: list[Path] = []
+    for word in words:
+        if word == "-":
+            found += pictures(line.strip() for line in sys.stdin if line.strip())
+            continue
+        address = urlsplit(word)
+        if address.scheme and "://" in word:
+            if address.scheme != "file" or address.netloc not in ("", "localhost"):
+                raise UserError(f"{word}: only file:// addresses of this machine can be read")
+            word = unquote(address.path)
+        path = Path(word)
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not inside:
+            raise UserError(f"{path}: holds no pictures")
+        found += inside
+    if not found:
+        raise UserError("no query pictures: standard input was empty")
+    return found
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     return guarded(lambda: _main(sys.argv[1:] if words is None else words))
@@ -55,8 +90,9 @@ def _main(words: Sequence[str]) -> int:
     # Here and not above: `--help` and a misspelt option answer at once.
     from afa.retrieval.search import Searcher
 
+    queries = pictures(chosen.pictures)
     searcher = Searcher.load(chosen.run)
-    answers = searcher.search(chosen.pictures, chosen.results, chosen.sheets, chosen.false_matches)
+    answers = searcher.search(queries, chosen.results, chosen.sheets, chosen.false_matches)
     for answer in answers:
         if chosen.json:
             print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)

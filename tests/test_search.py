@@ -1,5 +1,6 @@
 """Search with a finished run: answers as text and JSON, pictures of them, and refusals."""
 
+import io
 import json
 import re
 import shutil
@@ -61,6 +62,27 @@ def test_answers_as_text(ask, tiny_data, tiny_copy):
         assert re.fullmatch(
             rf"  +{number} +-?[01]\.\d{{3}}  (test|iconic)/\S+  \(class_\d\d\)", line
         )
+
+
+def test_takes_folders_addresses_and_standard_input(ask, tiny_data, tmp_path, monkeypatch):
+    queries = of_gallery(tiny_data, 3)
+    folder = tmp_path / "some pictures" / "deeper"
+    folder.mkdir(parents=True)
+    copies = [shutil.copy(query, folder / f"{i}.jpg") for i, query in enumerate(queries)]
+    (folder / "notes.txt").write_text("no picture")
+    listed = io.StringIO(f"{queries[0]}\n\n{queries[2]}\n")
+    monkeypatch.setattr("sys.stdin", listed)
+    code, out, _ = ask("--json", folder.parent, folder.joinpath("0.jpg").as_uri(), "-", queries[1])
+    assert code == 0
+    answered = [json.loads(line)["query"] for line in out.splitlines()]
+    expected = [*copies, copies[0], queries[0], queries[2], queries[1]]
+    assert answered == [str(path) for path in expected]
+
+
+def test_refuses_an_empty_list(ask, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    told = (2, "", "error: no query pictures: standard input was empty\n")
+    assert ask("-") == told
 
 
 def test_says_no_match_of_what_the_gallery_does_not_hold(ask, tiny_data, tmp_path):
@@ -189,7 +211,11 @@ def test_pictures_that_cannot_be_read(refused, ask, tiny_data, tmp_path):
     """All are looked at before the first is answered."""
     query, nowhere, broken = of_gallery(tiny_data, 1)[0], tmp_path / "no.jpg", tmp_path / "b.jpg"
     refused(f"{nowhere}: cannot be read (No such file or directory)", query, nowhere)
-    refused(f"{tmp_path}: cannot be read (Is a directory)", query, tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused(f"{empty}: holds no pictures", query, empty)
+    address = "https://example.org/a.jpg"
+    refused(f"{address}: only file:// addresses of this machine can be read", query, address)
     broken.write_text("no picture")
     refused(f"{broken}: is no readable picture (not a picture of a known format)", query, broken)
     broken.write_bytes(Path(query).read_bytes()[:300])
