@@ -32,8 +32,7 @@ from afa.errors import UserError
 AXIS = "data"
 Impl = Literal["auto", "pmap", "shard_map"]
 
-# glibc's malloc.h; the values of `keep_memory`.
-M_TRIM_THRESHOLD, NEVER, M_MMAP_MAX, NONE = -1, -1, -4, 0
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt, in glibc's malloc.h
 
 
 def start(coordinator: str, processes: int, index: int) -> None:
@@ -54,14 +53,12 @@ def keep_memory() -> None:
     A step takes its working memory in one piece. glibc maps a piece of that size anew each time,
     and the kernel then fills it page by page: a quarter of the time of a ResNet-18 step. Here the
     heap keeps it instead. That heap is the main thread's, so a program must run in the thread that
-    calls it. Does nothing on accelerators and where the C library is another.
+    calls it. Accelerators have memory of their own; other C libraries are left as they are.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if not accelerated():
-        with contextlib.suppress(AttributeError, TypeError):  # musl; Windows has no process handle
-            libc = ctypes.CDLL(None)
-            libc.mallopt(M_MMAP_MAX, NONE)
-            libc.mallopt(M_TRIM_THRESHOLD, NEVER)
+        _glibc("mallopt", M_MMAP_MAX, 0)
+        _glibc("mallopt", M_TRIM_THRESHOLD, -1)  # never
 
 
 def device_count() -> int:
@@ -101,8 +98,13 @@ def forget_programs() -> None:
     some ten runs in one process come to that, and XLA then ends it without a word."""
     jax.clear_caches()
     gc.collect()
-    with contextlib.suppress(AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what `keep_memory` kept for them
+    _glibc("malloc_trim", 0)  # what `keep_memory` kept for them
+
+
+def _glibc(function: str, *numbers: int) -> None:
+    """Calls a function of the C library, if it is one that has it."""
+    with contextlib.suppress(AttributeError, TypeError):  # musl; Windows has no process handle
+        getattr(ctypes.CDLL(None), function)(*numbers)
 
 
 # ---- inside a step ----------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ OURS, THEIRS = "afa", "torch"
 Contender = Callable[[int], None]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command's options."""
     options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
     add = options.add_argument
@@ -43,13 +42,13 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def add_measurement(options: argparse.ArgumentParser, turns: int, steps: int) -> None:
+def add_measurement(options: Parser, turns: int, steps: int) -> None:
     """The options that say how long and on how many cores both sides are measured."""
     add = options.add_argument
     add("--threads", type=int, default=os.cpu_count(), help="cores either side may use")
     add("--turns", type=int, default=turns, help="turns of each contender")
     add("--steps", type=int, default=steps, help="timed steps a turn, after one that is not")
-    add("--out", type=Path, default=None, help="file for the figures as JSON")
+    options.add_out()
 
 
 def main(words: Sequence[str] | None = None) -> int:

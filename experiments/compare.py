@@ -13,14 +13,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa.errors import UserError
 from experiments.run import guarded, quiet
 from experiments.search import Parser
 
 PROGRAM = "python -m experiments.compare"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command's options."""
     options = Parser(
         prog=PROGRAM,
@@ -32,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     add("--against", nargs="+", type=Path, required=True, metavar="RUN", help="as many others")
     add("--metric", default="map_at_r", help="figure of the per-query table (default: map_at_r)")
     add("--row", default=None, help="only this row of the table, such as fused")
-    add("--out", type=Path, default=None, help="file for the figures as JSON")
+    options.add_out()
     return options
 
 
@@ -69,8 +68,6 @@ def _main(words: Sequence[str]) -> int:
     ]  # fmt: skip
     table(f"{chosen.metric}, percent; difference of {len(chosen.runs)} runs", rows, columns)
     if chosen.out:
-        if not chosen.out.parent.is_dir():
-            raise UserError(f"--out={chosen.out}: there is no directory {chosen.out.parent}")
         figures = [dataclasses.asdict(line) for line in lines]
         write_json(chosen.out, {"metric": chosen.metric, "lines": figures})
     return 0

@@ -4,7 +4,6 @@ Describes the pictures of the run's data set, fits whitening on training classes
 method's settings on validation classes, and prints its gain and cost on the test classes.
 """
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -18,14 +17,14 @@ from experiments.search import Parser
 PROGRAM = "python -m experiments.rerank"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command's options."""
     options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
     add = options.add_argument
     add("--run", required=True, type=Path, help="directory of a finished run")
     add("--protocol", choices=("leave_one_out", "catalogue"), default="leave_one_out",
         help="of the test queries (default: leave_one_out)")  # fmt: skip
-    add("--out", type=Path, default=None, help="file for the figures as JSON")
+    options.add_out()
     return options
 
 
@@ -45,8 +44,6 @@ def _main(words: Sequence[str]) -> int:
     from afa.report.writers import write_json
     from afa.retrieval.search import Searcher
 
-    if chosen.out and not chosen.out.parent.is_dir():
-        raise UserError(f"--out={chosen.out}: there is no directory {chosen.out.parent}")
     parallel.keep_memory()
     searcher = Searcher.load(chosen.run)
     dataset = sets.load(searcher.config.data)

@@ -23,6 +23,20 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise UserError(f"{message} ({self.prog} --help lists the options)")
 
+    def add_out(self) -> None:
+        """The option --out, a file in a directory that is looked for before any work is done."""
+        self.add_argument(
+            "--out", type=_new_file, default=None, metavar="FILE", help="write the figures as JSON"
+        )
+
+
+def _new_file(word: str) -> Path:
+    path = Path(word)
+    if path.is_dir() or not path.parent.is_dir():
+        what = "it is a directory" if path.is_dir() else f"there is no directory {path.parent}"
+        raise argparse.ArgumentTypeError(f"{path}: {what}")
+    return path
+
 
 def parser() -> Parser:
     """The command's options."""
@@ -37,8 +51,8 @@ def parser() -> Parser:
     )  # fmt: skip
     options.add_argument(
         "--false_matches", type=float, default=None, metavar="SHARE",
-        help="say `no match` where the object is unknown, wrongly not so for this share of unknown "
-        "objects, such as 0.05",
+        help="answer `no match` below the score that this share of unknown objects reaches, such "
+        "as 0.05",
     )  # fmt: skip
     options.add_argument("--json", action="store_true", help="one JSON object a query, one a line")
     options.add_argument(
@@ -99,8 +113,9 @@ def _main(words: Sequence[str]) -> int:
             continue
         print(f"{answer.query}  ->  {answer.sheet or 'no picture: ' + answer.without_sheet}")
         if answer.match is False:
+            share = f"{100 * chosen.false_matches:g} % of unknown objects"
             print(
-                f"  no match: an object of the gallery would score {answer.threshold:.3f} or more"
+                f"  no match: the best score is below {answer.threshold:.3f}, which {share} reach"
             )
         for rank, hit in enumerate(answer.hits, start=1):
             print(f"  {rank:>2}  {hit.score:6.3f}  {hit.id}  ({hit.class_name})")

@@ -7,7 +7,6 @@ accelerators both compute in bfloat16, and PyTorch's is compiled. Needs the extr
 `experiments.torch_zoo` names.
 """
 
-import argparse
 import functools
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ LAYOUTS = ("channels_last", "contiguous_format")
 PASSES = ("forward", "forward + backward")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command's options."""
     options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
     add = options.add_argument

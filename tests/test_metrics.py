@@ -253,3 +253,23 @@ def test_landmark_recognition():
         metrics.global_average_precision(confidence, correct, 2)
     with pytest.raises(UserError, match="confidence: 1 of 5 rows"):
         metrics.global_average_precision(confidence * [1, np.nan, 1, 1, 1], correct, landmarks)
+
+
+# ---- cumulative matches ------------------------------------------------------------------------
+
+
+def test_cumulative_matches_count_the_first_positive_of_each_query():
+    ranks = np.array([[0, 3], [2, -1], [5, 6], [-1, -1]])
+    ranked = Ranked(ranks, np.array([2, 1, 2, 0]))  # the last query has nothing to find
+    near(metrics.cumulative_match(ranked, 4), [1 / 3, 1 / 3, 2 / 3, 2 / 3])
+    for cut in (1, 3, 6):
+        expected = metrics.scored_mean(metrics.recall_at_k(ranked, cut))
+        near(metrics.cumulative_match(ranked, 6)[cut - 1], expected)
+
+
+def test_cumulative_matches_refuse_short_lists_and_queries_with_nothing_to_find():
+    short = Ranked(np.array([[0]]), np.array([1]), np.array([3]))
+    with pytest.raises(UserError, match="CMC to rank 4 needs the first 4 results of query 0"):
+        metrics.cumulative_match(short, 4)
+    with pytest.raises(UserError, match="none of the 2 queries has a positive"):
+        metrics.cumulative_match(Ranked(np.full((2, 1), -1), np.zeros(2, int)), 1)

@@ -6,6 +6,7 @@ the rounding of the parameters before them and agree to 1e-4, as do the paramete
 
 import os
 import pickle
+import platform
 import socket
 import subprocess
 import sys
@@ -217,3 +218,38 @@ def test_rows_that_do_not_divide_are_refused(monkeypatch):
     assert parallel.split_rows(np.zeros((8, 2))).shape == (4, 2, 2)
     with pytest.raises(UserError, match="a batch of 6 rows cannot be divided among 4 devices"):
         parallel.split_rows(np.zeros((6, 2)))
+
+
+# ---- memory on the CPU -------------------------------------------------------------------------
+
+FAULTS = """
+import resource, sys
+import jax, jax.numpy as jnp
+from afa import parallel
+
+if sys.argv[1] == "keep":
+    parallel.keep_memory()
+step = jax.jit(lambda x: jnp.sort(jnp.sin(x) @ x, axis=0).sum())
+x = jnp.ones((2048, 2048))
+for _ in range(3):
+    step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step(x).block_until_ready()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 5)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+@pytest.mark.skipif(parallel.accelerated(), reason="an accelerator has memory of its own")
+def test_steps_reuse_the_memory_of_the_step_before():
+    """Counted in pages that the kernel had to fill: 16 MiB of working memory are 4,096."""
+
+    def faults(word):
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(WORKER.parent.parent)}
+        words = [sys.executable, "-c", FAULTS, word]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    assert faults("leave") > 4000
+    assert faults("keep") < 400

@@ -1,9 +1,9 @@
 """Convolution that is fast on CPUs too.
 
 On an accelerator it is `lax.conv_general_dilated`. XLA's CPU convolution reaches half of the speed
-of its matrix products, its gradient to the kernel a seventh, and on maps smaller than the kernel it
-is a hundred times too slow. A convolution is also a product of matrices over cut-out windows: here
-it is that, of as many pictures at a time as have their windows in the cache.
+of its matrix products, its gradient to the kernel a quarter to a seventh, and on maps smaller than
+the kernel it is a hundred times too slow. A convolution is also a product of matrices over cut-out
+windows: here it is that, of as many pictures at a time as have their windows in the cache.
 """
 
 import functools
@@ -18,10 +18,10 @@ from jaxtyping import Array, Float
 
 from afa import parallel
 
-# Bytes of windows that the cache holds: the best of 2.5, 3, 5, 8 and 10 MiB, measured by the
-# training step of the ResNets and by other backbones on two cores.
+# Bytes of windows that the cache holds: on two cores the training step of the ResNets is slower
+# with 2.5 and with 10 MiB, and other backbones are on the whole no faster with 3 or 8.
 CACHE = 5 << 20
-# Channels that the convolution has which some groups of a grouped one share.
+# Channels of the convolution that several groups of a grouped one share.
 GROUPED_CHANNELS = 32
 
 Pads = tuple[tuple[int, int], ...]
