@@ -283,6 +283,13 @@ def test_the_study_chooses_on_validation_and_measures_on_test():
         assert line.metrics.means["map_at_r"] - plain == pytest.approx(line.gain.mean)
         assert line.gain.low <= line.gain.mean <= line.gain.high
         assert line.milliseconds > 0
+    # Whatever the test classes are, the same settings are chosen, by the same figures.
+    other = unit(8, len(parts[2]), 4), labels[np.sort(parts[2])]
+    splits["test"] = reranking.Split(images(other[1]), other[0])
+    again = reranking.study(splits, "leave_one_out", told.append)
+    for line, repeated in zip(lines, again, strict=True):
+        assert (repeated.settings, repeated.validation) == (line.settings, line.validation)
+    assert again[0].metrics.means != lines[0].metrics.means
 
 
 def test_the_command_writes_the_table(tiny_finished, tmp_path, capsys):
