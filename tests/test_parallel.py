@@ -231,25 +231,26 @@ if sys.argv[1] == "keep":
     parallel.keep_memory()
 step = jax.jit(lambda x: jnp.sort(jnp.sin(x) @ x, axis=0).sum())
 x = jnp.ones((2048, 2048))
-for _ in range(3):
+faults = []
+for _ in range(12):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    step(x).block_until_ready()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 5)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 @pytest.mark.skipif(parallel.accelerated(), reason="an accelerator has memory of its own")
 def test_steps_reuse_the_memory_of_the_step_before():
-    """Counted in pages that the kernel had to fill: 16 MiB of working memory are 4,096."""
+    """Counted in pages that the kernel had to fill: 16 MiB of working memory are 4,096. The
+    quietest of the steps counts: the heap of the first ones is still in pieces."""
 
     def faults(word):
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(WORKER.parent.parent)}
         words = [sys.executable, "-c", FAULTS, word]
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
-        return float(done.stdout)
+        return int(done.stdout)
 
     assert faults("leave") > 4000
     assert faults("keep") < 400
