@@ -242,8 +242,16 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalConfig:
-    engine: Literal["scann", "exact"] = "scann"
-    """Search engine built over the exported embeddings."""
+    index: str = "auto"
+    """Address of the index built over the exported embeddings: exact://, scann://?OPTION=VALUE,
+    milvus://HOST:PORT or milvus://PATH/file.db; auto is scann:// where it is installed."""
+    target_recall: float = 0.0
+    """Recall of scann:// that its settings are tuned for by measurement; 0 takes those of a
+    rule."""
+    tune_seconds: float = 60.0
+    """Time budget of the tuning."""
+    tune_for: Literal["batch", "single"] = "batch"
+    """Speed that is tuned for: of many queries in one call, or of one query after the other."""
     gallery: Literal["test", "all"] = "test"
     """Pictures that are exported and searched: the test classes, or the whole data set."""
     results: int = 10

@@ -36,12 +36,13 @@ from afa.models.pretrained import Pretrained
 from afa.report import assemble, html
 from afa.report.progress import table
 from afa.report.writers import MetricWriter, write_result
-from afa.retrieval import calibration, export, index
+from afa.retrieval import calibration, export
+from afa.retrieval.indexing import address, indexed
+from afa.retrieval.records import Records
 from afa.train import loop, optim, state, steps
 from afa.train.state import TrainState, checkpoint_id
 from afa.workdir import Workdir
 
-SEARCHED = 1000  # queries the index is measured with
 CALIBRATED = 1000  # queries that tell what unknown objects score
 
 Say = Callable[[str], None]
@@ -92,7 +93,7 @@ def setup(config: ExperimentConfig) -> Setup:
     # Modules first: a misspelt name should not wait for the data.
     embedder.build(config, classes=2)
     choose("loss.name", config.loss.name, LOSSES)
-    index.check_engine(config.retrieval.engine)
+    address(config.retrieval)  # an engine that is not there should not wait for the training
     dataset = sets.load(config.data)
     _check_fit(config, dataset)
     epoch = steps_per_epoch(dataset.train, config.data)
@@ -250,20 +251,12 @@ def finish(
             "training_classes": len(ready.pipeline.classes),
             "unknown": list(calibrated.scores),
         }
+        classes = [dataset.class_names[label] for label in pictures.labels]
         paths = [pictures.path(i) for i in range(len(pictures))]
-        export.write_embeddings(
-            home.embeddings, vectors, pictures.ids, pictures.labels, paths, dataset.class_names,
-            manifest,
-        )  # fmt: skip
+        records = Records.of(vectors, pictures.ids, classes, paths, pictures.labels)
+        export.write_export(home.embeddings, records, manifest)
     with timings.of("index"):
-        engine = config.retrieval.engine
-        built = index.build(home.embeddings, engine=engine)
-        search = {
-            "engine": built.engine,
-            "gallery_size": len(vectors),
-            "dimension": vectors.shape[1],
-            **index.measure(built, vectors[:SEARCHED], config.retrieval.results),
-        }
+        search = indexed(home.embeddings, config.retrieval, say)[1]
     result = {
         "config": {"experiment": experiment, **configuration.to_dict(config)},
         "commit": commit(),

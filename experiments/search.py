@@ -1,8 +1,9 @@
-"""Searches with a trained run: `python -m experiments.search --run=DIR [--json] PICTURE ...`.
+"""Searches with a trained run: `python -m experiments.search --run=DIR [--json] PICTURE ...`, or in
+an index of other pictures: `python -m experiments.search --index=DIR PICTURE ...`.
 
 A PICTURE is a file, a folder (all pictures under it), a file:// address, or - for a list of them
 on standard input, one a line. Prints id, class and similarity of the most similar pictures of
-the run's gallery, and saves a picture of the query with its results beside each query's answer.
+the gallery, and saves a picture of the query with its results beside each query's answer.
 """
 
 import argparse
@@ -44,7 +45,14 @@ def parser() -> Parser:
     options.add_argument(
         "pictures", nargs="+", metavar="PICTURE", help="file, folder, file:// address, or -"
     )
-    options.add_argument("--run", required=True, type=Path, help="directory of a finished run")
+    options.add_argument(
+        "--run", type=Path, default=None,
+        help="directory of a finished run (default: the one that the index names)",
+    )  # fmt: skip
+    options.add_argument(
+        "--index", type=Path, default=None,
+        help="directory of an index, as experiments.index makes it (default: that of the run)",
+    )  # fmt: skip
     options.add_argument(
         "--results", type=int, default=None,
         help="results a query (default: retrieval.results of the run)",
@@ -68,7 +76,7 @@ def pictures(words: Iterable[str]) -> list[Path]:
     Raises:
       UserError: a folder without pictures, an address that is not of a local file, or no word.
     """
-    from afa.data.folder import SUFFIXES
+    from afa.retrieval.gallery import files_under
 
     found: list[Path] = []
     for word in words:
@@ -84,10 +92,7 @@ def pictures(words: Iterable[str]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not inside:
-            raise UserError(f"{path}: holds no pictures")
-        found += inside
+        found += files_under(path)
     if not found:
         raise UserError("no query pictures: standard input was empty")
     return found
@@ -105,7 +110,7 @@ def _main(words: Sequence[str]) -> int:
     from afa.retrieval.search import Searcher
 
     queries = pictures(chosen.pictures)
-    searcher = Searcher.load(chosen.run)
+    searcher = Searcher.load(chosen.run, chosen.index)
     answers = searcher.search(queries, chosen.results, chosen.sheets, chosen.false_matches)
     for answer in answers:
         if chosen.json:

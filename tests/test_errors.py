@@ -77,8 +77,12 @@ NO_DURATION = 'is no duration (allowed: "500", "20ep", "40%")'
          f"{CORRUPTIONS})"),
         ("optim.name", "adam",
          "optim.name='adam' is unknown; did you mean 'adamw'? (allowed: adamw, lamb, lion, sgd)"),
-        ("retrieval.engine", "scan",
-         "retrieval.engine='scan' is unknown; did you mean 'scann'? (allowed: scann, exact)"),
+        ("retrieval.index", "scan://",
+         "retrieval.index='scan' is unknown; did you mean 'scann'? (allowed: exact, milvus, "
+         "scann)"),
+        ("retrieval.tune_for", "batches",
+         "retrieval.tune_for='batches' is unknown; did you mean 'batch'? (allowed: batch, "
+         "single)"),
     ],
 )  # fmt: skip
 def test_unknown_names_get_the_nearest(field, value, line, refused):

@@ -17,6 +17,8 @@ import pytest
 from afa.errors import UserError
 from afa.retrieval import export
 from afa.retrieval.exact import normalise
+from afa.retrieval.files import STAGE_PREFIX, staged
+from afa.retrieval.records import Records
 
 MANIFEST = {"configuration": {"a": 1}, "checkpoint": "step-5", "preprocessing": {"size": 64}}
 ROWS, DIMENSION = 25, 6
@@ -25,17 +27,22 @@ ROWS, DIMENSION = 25, 6
 def columns(rows=ROWS, seed=0) -> dict[str, Any]:
     random = np.random.default_rng(seed)
     return {
-        "embeddings": normalise(random.normal(size=(rows, DIMENSION)).astype(np.float32)),
+        "vectors": normalise(random.normal(size=(rows, DIMENSION)).astype(np.float32)),
         "ids": [f"é/{i}" for i in range(rows)],
-        "labels": np.arange(rows) % 3,
+        "classes": [("cup", "jug", "pot")[i % 3] for i in range(rows)],
         "paths": [f"pictures/{i}.jpg" for i in range(rows)],
-        "class_names": ("cup", "jug", "pot"),
+        "labels": np.arange(rows) % 3 + 4,
     }
 
 
-def write(directory, manifest=MANIFEST, **changes):
-    given = columns() | {"manifest": manifest, "rows_per_shard": 10} | changes
-    return export.write_embeddings(directory, **given)
+def write(directory, manifest=MANIFEST, rows_per_shard=10, **changes):
+    records = Records.of(**columns() | changes)
+    return export.write_export(directory, records, manifest, rows_per_shard)
+
+
+def numbered(directory, **changes):
+    """The same with whole numbers as ids."""
+    return write(directory, ids=np.arange(ROWS) * 3, **changes)
 
 
 def names(directory):
@@ -44,19 +51,30 @@ def names(directory):
 
 def test_what_is_written_is_read_back(tmp_path):
     written = write(tmp_path / "new" / "embeddings")
-    read = export.read_embeddings(tmp_path / "new" / "embeddings")
+    read, manifest = export.read_export(tmp_path / "new" / "embeddings")
     given = columns()
-    np.testing.assert_array_equal(read.vectors, given["embeddings"])
+    np.testing.assert_array_equal(read.vectors, given["vectors"])
     assert read.vectors.dtype == np.float32
     np.testing.assert_array_equal(read.labels, given["labels"])
-    assert read.ids == tuple(given["ids"])
-    assert read.paths == tuple(given["paths"])
-    assert read.classes == tuple(given["class_names"][label] for label in given["labels"])
+    assert read.ids.tolist() == given["ids"]
+    assert read.paths.tolist() == given["paths"]
+    assert read.classes.tolist() == given["classes"]
     assert len(read) == ROWS
-    assert read.manifest == written
+    assert manifest == written
     assert written.items() > MANIFEST.items()
     assert (written["count"], written["dimension"]) == (ROWS, DIMENSION)
     assert [shard["rows"] for shard in written["shards"]] == [10, 10, 5]
+
+
+def test_whole_numbers_as_ids_and_columns_that_are_left_out(tmp_path):
+    numbered(tmp_path, paths=None, classes=None, labels=None)
+    read = export.read_export(tmp_path)[0]
+    assert read.ids.dtype == np.int64
+    assert read.ids.tolist() == list(range(0, 3 * ROWS, 3))
+    assert set(read.paths) == set(read.classes) == {""}
+    assert read.labels.tolist() == [0] * ROWS
+    write(tmp_path, labels=None)
+    assert export.read_export(tmp_path)[0].labels.tolist() == [i % 3 for i in range(ROWS)]
 
 
 def test_shards_are_plain_parquet_of_fixed_size_lists(tmp_path):
@@ -78,22 +96,22 @@ def test_shards_are_plain_parquet_of_fixed_size_lists(tmp_path):
 
 def test_the_same_export_has_the_same_identity(tmp_path):
     first, again = write(tmp_path / "a"), write(tmp_path / "b")
-    other = write(tmp_path / "c", embeddings=columns(seed=1)["embeddings"])
+    other = write(tmp_path / "c", vectors=columns(seed=1)["vectors"])
     assert first["sha256"] == again["sha256"] != other["sha256"]
 
 
 def test_a_new_export_replaces_the_old_one_and_nothing_else(tmp_path):
     write(tmp_path)
     (tmp_path / "index").mkdir()
-    (tmp_path / f"{export.STAGE_PREFIX}of-a-killed-run").mkdir()
-    new = write(tmp_path, rows_per_shard=100, embeddings=columns(seed=1)["embeddings"])
+    (tmp_path / f"{STAGE_PREFIX}of-a-killed-run").mkdir()
+    new = write(tmp_path, rows_per_shard=100, vectors=columns(seed=1)["vectors"])
     shards = [shard["file"] for shard in new["shards"]]
-    assert names(tmp_path) == sorted([*shards, "index", "index.json"])
+    assert names(tmp_path) == sorted([".lock", *shards, "index", "index.json"])
     np.testing.assert_array_equal(
-        export.read_embeddings(tmp_path).vectors, columns(seed=1)["embeddings"]
+        export.read_export(tmp_path)[0].vectors, columns(seed=1)["vectors"]
     )
-    assert write(tmp_path, rows_per_shard=100, embeddings=columns(seed=1)["embeddings"]) == new
-    export.read_embeddings(tmp_path)
+    assert write(tmp_path, rows_per_shard=100, vectors=columns(seed=1)["vectors"]) == new
+    export.read_export(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -102,11 +120,10 @@ def test_a_new_export_replaces_the_old_one_and_nothing_else(tmp_path):
         ({"ids": ["a"] * ROWS}, "ids must be unique, but 'a' stands there twice"),
         ({"ids": ["a"]}, "ids has 1 entries for 25 embeddings"),
         ({"paths": ["a"]}, "paths has 1 entries for 25 embeddings"),
-        ({"class_names": ("cup", "jug")}, "label 2 has no name among the 2 class_names"),
-        ({"labels": np.full(ROWS, -1)}, "label -1 has no name"),
+        ({"labels": np.zeros(3, int)}, "labels has 3 entries for 25 embeddings"),
         ({"manifest": {"checkpoint": "x"}}, "the manifest lacks configuration, preprocessing"),
         ({"manifest": MANIFEST | {"count": 1}}, "must leave count to the export"),
-        ({"embeddings": columns()["embeddings"] * 2}, "embeddings: rows must be unit vectors"),
+        ({"vectors": columns()["vectors"] * 2}, "embeddings: rows must be unit vectors"),
     ],
 )
 def test_bad_input_is_refused(tmp_path, change, message):
@@ -121,16 +138,16 @@ def test_bad_input_is_refused(tmp_path, change, message):
 
 
 def test_nan_is_refused(tmp_path):
-    vectors = columns()["embeddings"]
+    vectors = columns()["vectors"]
     vectors[7, 2] = np.nan
     with pytest.raises(UserError, match="embeddings: rows must be finite, but row 7"):
-        write(tmp_path, embeddings=vectors)
+        write(tmp_path, vectors=vectors)
     assert names(tmp_path) == []
 
 
 def test_nothing_to_export(tmp_path):
-    with pytest.raises(UserError, match="no embeddings to export"):
-        write(tmp_path, **(columns(rows=0) | {"embeddings": np.zeros((0, 3), np.float32)}))
+    with pytest.raises(UserError, match="there are no embeddings"):
+        write(tmp_path, **columns(rows=0))
 
 
 def test_a_full_disk_leaves_the_old_export(tmp_path, monkeypatch):
@@ -143,9 +160,9 @@ def test_a_full_disk_leaves_the_old_export(tmp_path, monkeypatch):
     monkeypatch.setattr(pq, "write_table", full)
     message = "cannot write .*: No space left on device; what it held is unchanged"
     with pytest.raises(UserError, match=message):
-        write(tmp_path, embeddings=columns(seed=1)["embeddings"])
+        write(tmp_path, vectors=columns(seed=1)["vectors"])
     assert names(tmp_path) == before
-    assert export.read_embeddings(tmp_path).manifest == old
+    assert export.read_export(tmp_path)[1] == old
 
 
 KILLED = """
@@ -164,7 +181,7 @@ def replace(self, target):  # every file that goes into the export passes here
     return real(self, target)
 
 Path.replace = replace
-cases.write(directory, embeddings=cases.columns(seed=1)["embeddings"])
+cases.write(directory, vectors=cases.columns(seed=1)["vectors"])
 """
 
 
@@ -176,10 +193,12 @@ def test_killed_at_any_move_the_old_export_stays_whole(tmp_path):
         command = [sys.executable, "-c", KILLED, str(moment), str(tmp_path)]
         result = subprocess.run(command, env=environment, capture_output=True, timeout=60)
         assert result.returncode == -signal.SIGKILL, result.stderr
-        read = export.read_embeddings(tmp_path)
-        np.testing.assert_array_equal(read.vectors, columns()["embeddings"])
-    new = write(tmp_path, embeddings=columns(seed=1)["embeddings"])
-    assert names(tmp_path) == sorted([*(shard["file"] for shard in new["shards"]), "index.json"])
+        read = export.read_export(tmp_path)[0]
+        np.testing.assert_array_equal(read.vectors, columns()["vectors"])
+    new = write(tmp_path, vectors=columns(seed=1)["vectors"])
+    assert names(tmp_path) == sorted(
+        [".lock", *(shard["file"] for shard in new["shards"]), "index.json"]
+    )
 
 
 def damage(directory, **changes):
@@ -189,24 +208,32 @@ def damage(directory, **changes):
 
 def test_an_export_that_is_not_what_its_manifest_says_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"holds no finished export: index.json is missing"):
-        export.read_embeddings(tmp_path)
+        export.read_export(tmp_path)
     with pytest.raises(UserError, match=r"holds no finished export"):
-        export.read_embeddings(tmp_path / "absent")
+        export.read_export(tmp_path / "absent")
     manifest = write(tmp_path)
-    damage(tmp_path, count=24)
-    with pytest.raises(UserError, match=r"holds 25 x 6 values, index\.json says 24 x 6"):
-        export.read_embeddings(tmp_path)
-    damage(tmp_path, format=2)
-    with pytest.raises(UserError, match="has format 2, this version reads format 1"):
-        export.read_embeddings(tmp_path)
+    damage(tmp_path, dimension=7)
+    with pytest.raises(UserError, match=r"holds 25 x 6 values, index\.json says 25 x 7"):
+        export.read_export(tmp_path)
+    damage(tmp_path, format=1)
+    with pytest.raises(UserError, match="has format 1, this version reads format 2"):
+        export.read_export(tmp_path)
     write(tmp_path)
     shard = tmp_path / manifest["shards"][1]["file"]
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"is not the file index\.json names"):
-        export.read_embeddings(tmp_path)
+        export.read_export(tmp_path)
     shard.unlink()
     with pytest.raises(UserError, match=r"is missing, though index.json names it"):
-        export.read_embeddings(tmp_path)
+        export.read_export(tmp_path)
     (tmp_path / "index.json").write_text("{")
     with pytest.raises(UserError, match="is damaged: it is no JSON"):
-        export.read_embeddings(tmp_path)
+        export.read_export(tmp_path)
+
+
+def test_one_writer_at_a_time(tmp_path):
+    write(tmp_path)
+    refused = pytest.raises(UserError, match="another process is writing there; wait for it")
+    with staged(tmp_path), refused:
+        write(tmp_path)
+    write(tmp_path)

@@ -11,8 +11,8 @@ import tiny_run
 
 import experiments
 from afa.config import ExperimentConfig, differences, flatten, from_dict
-from afa.retrieval.export import read_embeddings
-from afa.retrieval.index import Index
+from afa.retrieval import index
+from afa.retrieval.export import read_export
 from experiments import run as command
 
 HEALTH = {
@@ -97,16 +97,15 @@ def test_log_lines_tell_the_health_of_embedding_and_game(tiny_finished):
 
 
 def test_export_and_index_are_of_the_last_checkpoint(tiny_finished):
-    export = read_embeddings(tiny_finished / "embeddings")
+    export, manifest = read_export(tiny_finished / "embeddings")
     split = json.loads((tiny_finished / "split.json").read_text())["splits"]["test"]
     assert sorted(export.ids) == sorted(split["ids"])
     assert sorted(set(export.classes)) == split["classes"]
     assert all(path.endswith(name) for path, name in zip(export.paths, export.ids, strict=True))
-    assert export.manifest["checkpoint"].startswith(f"step-{tiny_run.STEPS}-")
-    index = Index.load(tiny_finished / "embeddings" / "index")
-    rows, scores = index.rows(export.vectors, 3)
-    assert (rows[:, 0] == np.arange(len(export))).all()
-    np.testing.assert_allclose(scores[:, 0], 1, atol=1e-5)
+    assert manifest["checkpoint"].startswith(f"step-{tiny_run.STEPS}-")
+    found = index.load(tiny_finished / "embeddings").search(export.vectors, 3)
+    assert found.ids[:, 0].tolist() == export.ids.tolist()
+    np.testing.assert_allclose(found.scores[:, 0], 1, atol=1e-5)
     steps = {int(path.name) for path in (tiny_finished / "checkpoints").iterdir()}
     assert tiny_run.STEPS in steps and len(steps) <= 2
 
@@ -178,7 +177,7 @@ def test_the_best_checkpoint_can_be_evaluated_instead(tiny_data, tiny_copy):
 def test_a_run_as_a_function_without_the_adversarial_part(tiny_data, tmp_path, capsys):
     """The baseline, as a notebook would run it: no generator, fewer rows, the same keys."""
     settings = tiny_run.SETTINGS | {"data.path": str(tiny_data), "adversarial.enabled": False}
-    settings |= {"train.keep_best": 1, "train.steps": "4", "retrieval.engine": "exact"}
+    settings |= {"train.keep_best": 1, "train.steps": "4", "retrieval.index": "exact://"}
     result = command.run(workdir=str(tmp_path / "run"), **settings)
     assert {"config", "commit", "data", "metrics", "timings"} <= result.keys()
     assert result["step"] == 4

@@ -12,7 +12,7 @@ import tiny_run
 from PIL import Image
 
 from afa.errors import UserError
-from afa.retrieval.export import read_embeddings
+from afa.retrieval.export import read_export
 from afa.retrieval.search import Searcher
 from experiments import search
 
@@ -113,7 +113,8 @@ def test_answers_as_json(ask, tiny_data, tiny_copy):
     assert (code, err) == (0, "")
     answers = [json.loads(line) for line in out.splitlines()]
     assert [answer["query"] for answer in answers] == queries
-    export = read_embeddings(tiny_copy / "embeddings")
+    export = read_export(tiny_copy / "embeddings")[0]
+    place = {name: i for i, name in enumerate(export.ids)}
     for query, answer in zip(queries, answers, strict=True):
         assert answer.keys() == {"query", "hits", "sheet", "without_sheet", "threshold", "match"}
         assert answer["threshold"] is answer["match"] is None
@@ -123,10 +124,10 @@ def test_answers_as_json(ask, tiny_data, tiny_copy):
         assert scores == sorted(scores, reverse=True)
         assert scores[0] == pytest.approx(1, abs=1e-4)
         assert answer["hits"][0]["path"] == query
-        own = export.vectors[export.ids.index(answer["hits"][0]["id"])]
+        own = export.vectors[place[answer["hits"][0]["id"]]]
         for hit in answer["hits"]:
             assert hit.keys() == {"id", "class_name", "path", "score"}
-            row = export.ids.index(hit["id"])
+            row = place[hit["id"]]
             assert export.classes[row] == hit["class_name"] == hit["id"].split("/")[1]
             assert hit["score"] == pytest.approx(float(export.vectors[row] @ own), abs=1e-4)
 
@@ -186,10 +187,10 @@ def test_a_gallery_that_is_gone_still_answers(tiny_data, tiny_copy, tmp_path, ca
 
 def test_results_come_from_the_whole_data_set_when_asked(tiny_data, tiny_copy):
     line = tiny_run.words(tiny_data, tiny_copy, **{"retrieval.gallery": "all"})
-    assert tiny_run.main(*line, "--retrieval.engine=exact") == 0
+    assert tiny_run.main(*line, "--retrieval.index=exact://") == 0
     searcher = Searcher.load(tiny_copy)
-    assert searcher.index.engine == "exact"
-    assert len(searcher.index.embeddings) == 60
+    assert searcher.index.uri == "exact://"
+    assert len(searcher.index) == 60
     query = tiny_data / "train" / "class_00" / "img_1.jpg"
     (answer,) = searcher.search([query], 1)
     assert answer.hits[0].id == "train/class_00/img_1.jpg"

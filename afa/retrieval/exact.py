@@ -25,6 +25,7 @@ CPU_TILE_ROWS = 2048  # similarities of 1024 x 2048 pairs still sit in a CPU's c
 ACCELERATOR_TILE_ROWS = 16384  # an accelerator wants fewer, larger kernels
 TILE_STEP = 128  # a whole number of vector registers: equal rows then get equal bits
 SLAB_BYTES = 2**30  # part of the gallery that lies on each device at a time
+GROUP = 32  # neighbouring similarities that are first judged by their largest
 NORM_TOLERANCE = 1e-3
 CHECKED_ROWS = 65536
 
@@ -62,14 +63,23 @@ class Gallery:
             slab = self._slab(begin) if self._resident is None else self._resident
             yield slab, np.array(begin, np.int32)
 
+    def beside(self, marks: Bool[np.ndarray, "n"], begin: int) -> Bool[Array, "tiles rows"]:
+        """What is marked in the part that begins at a row, on the devices."""
+        return self._padded(marks, begin)
+
     def _slab(self, begin: int) -> Float32[Array, "tiles rows d"]:
-        shape = self._slab_tiles, self._tile, self.dimension
-        part = self.vectors[begin : begin + shape[0] * shape[1]]
-        if len(part) < shape[0] * shape[1]:
-            padded = np.zeros((shape[0] * shape[1], self.dimension), np.float32)
+        return self._padded(self.vectors, begin)
+
+    def _padded(self, values: np.ndarray, begin: int) -> Array:
+        count = self._slab_tiles * self._tile
+        part = values[begin : begin + count]
+        if len(part) < count:
+            padded = np.zeros((count, *values.shape[1:]), values.dtype)
             padded[: len(part)] = part
             part = padded
-        return parallel.replicate_local(part.reshape(shape))
+        return parallel.replicate_local(
+            part.reshape(self._slab_tiles, self._tile, *values.shape[1:])
+        )
 
 
 def topk(
@@ -77,6 +87,8 @@ def topk(
     gallery: Gallery | Float32[np.ndarray, "n e"],
     k: int,
     exclude: Int[np.ndarray, "q"] | None = None,
+    allowed: Bool[np.ndarray, "n"] | None = None,
+    recall: float = 1.0,
 ) -> tuple[Float32[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
     """The k most similar gallery rows of each query, best first.
 
@@ -85,9 +97,12 @@ def topk(
       gallery: unit vectors.
       k: results a query.
       exclude: gallery row of each query that is the query itself, -1 for none; it is left out.
+      allowed: gallery rows that may be found; None is all.
+      recall: below 1, accelerators take the best of each tile with `lax.approx_max_k` (Chern et al.
+        2022, "TPU-KNN"), which finds this share of them in expectation; a CPU finds all.
 
     Returns:
-      Similarities and gallery rows.
+      Similarities and gallery rows; -inf and -1 where fewer than k are allowed.
 
     Raises:
       UserError: vectors that are not finite or not of unit length, different dimensions, an
@@ -99,13 +114,15 @@ def topk(
         raise UserError(f"k={k} is not between 1 and {available}, the gallery rows to choose from")
     scores = np.full((len(queries), k), -np.inf, np.float32)
     index = np.full((len(queries), k), PADDING, np.int32)
+    merge = _topk(recall if parallel.accelerated() else 1.0)
     for slab, begin in gallery.slabs():
-        shared = slab, begin, np.array(gallery.rows, np.int32)
+        marked = None if allowed is None else gallery.beside(allowed, int(begin))
+        shared = slab, begin, np.array(gallery.rows, np.int32), marked
         for block, size in _blocks(len(queries)):
             rows = queries[block], exclude[block], scores[block], index[block]
-            found = _topk()(shared, _grow(rows, size))
+            found = merge(shared, _grow(rows, size))
             scores[block], index[block] = (part[: len(rows[0])] for part in found)
-    return scores, index.astype(np.int64)
+    return scores, np.where(scores == -np.inf, PADDING, index).astype(np.int64)
 
 
 def positive_ranks(
@@ -198,25 +215,52 @@ def check_unit(name: str, vectors: Float32[np.ndarray, "n d"]) -> None:
 
 
 @functools.cache
-def _topk() -> Callable[[PyTree, PyTree], PyTree]:
+def _topk(recall: float) -> Callable[[PyTree, PyTree], PyTree]:
     """Merges one slab into the best k so far, for this device's queries."""
 
     def step(shared: PyTree, rows: PyTree) -> PyTree:
-        slab, begin, total = shared
+        slab, begin, total, allowed = shared
         query, exclude, scores, index = rows
+        k = scores.shape[1]
 
         def merge(best: PyTree, tile: PyTree) -> tuple[PyTree, None]:
-            similarity, column = _similarity(query, exclude, total, *tile)
-            column = jnp.broadcast_to(column, similarity.shape)
+            part, start, marked = tile
+            similarity, column = _similarity(query, exclude, total, part, start)
+            if marked is not None:
+                similarity = jnp.where(marked, similarity, -jnp.inf)
+            similarity, column = _promising(similarity, column, k, recall)
             # earlier rows come first here, and top_k prefers the first of equals
             candidates = jnp.concatenate([best[0], similarity], axis=1)
             places = jnp.concatenate([best[1], column], axis=1)
-            kept, where = lax.top_k(candidates, scores.shape[1])
+            kept, where = lax.top_k(candidates, k)
             return (kept, jnp.take_along_axis(places, where, axis=1)), None
 
-        return lax.scan(merge, (scores, index), (slab, _starts(slab, begin)))[0]
+        return lax.scan(merge, (scores, index), (slab, _starts(slab, begin), allowed))[0]
 
     return parallel.map_rows(step)
+
+
+def _promising(
+    similarity: Float32[Array, "b t"], column: Int32[Array, "t"], k: int, recall: float
+) -> tuple[Float32[Array, "b c"], Int32[Array, "b c"]]:
+    """Few of a tile's similarities, with the k best among them, in the order of their rows.
+
+    A result stands in one of the k groups with the largest maxima: any other group has k before it
+    that each hold something better, or something equal in an earlier row.
+    """
+    places = jnp.broadcast_to(column, similarity.shape)
+    if recall < 1 and k < similarity.shape[1]:
+        similarity, where = lax.approx_max_k(similarity, k, recall_target=recall)
+        return similarity, jnp.take_along_axis(places, where, axis=1)
+    groups = similarity.shape[1] // GROUP
+    if 2 * k > groups:
+        return similarity, places
+    grouped = similarity.reshape(len(similarity), groups, GROUP)
+    chosen = jnp.sort(lax.top_k(grouped.max(axis=2), k)[1], axis=1)
+    kept = jnp.take_along_axis(grouped, chosen[:, :, None], axis=1)
+    first = column[0] + GROUP * chosen
+    rows = first[:, :, None] + jnp.arange(GROUP, dtype=jnp.int32)
+    return kept.reshape(len(kept), -1), rows.reshape(len(kept), -1)
 
 
 @functools.cache

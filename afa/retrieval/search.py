@@ -6,33 +6,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Float32, PyTree
+from jaxtyping import Float32
 from PIL import Image
 
-from afa import config as configuration
-from afa.checkpoint import Checkpoints
-from afa.config import ExperimentConfig
 from afa.data import sets
 from afa.data.images import UnreadablePicture, decode
-from afa.data.pipeline import preprocessing
 from afa.data.types import ImageSet, Picture
 from afa.errors import UserError
-from afa.evaluation.embed import Embedding
-from afa.models import embedder
 from afa.report.pictures import results_sheet
 from afa.report.writers import write_atomically
+from afa.retrieval import index as indexes
 from afa.retrieval.calibration import Calibration
+from afa.retrieval.describer import Describer
 from afa.retrieval.index import Index
-from afa.train import optim, state
-from afa.train.state import TrainState, checkpoint_id
-from afa.workdir import Workdir
+from afa.retrieval.records import Id
 
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    id: str
+    id: Id
     class_name: str
     path: str
     score: float
@@ -66,44 +59,40 @@ class Answer:
 
 
 class Searcher:
-    """A run's index, and the networks that describe a query as the gallery was described."""
+    """A gallery, and the networks that describe a query as it was described."""
 
-    def __init__(
-        self, home: Workdir, config: ExperimentConfig, index: Index, variables: PyTree
-    ) -> None:
-        self.home, self.config, self.index, self.variables = home, config, index, variables
-        manifest = index.embeddings.manifest
-        players = embedder.build(config, manifest["training_classes"])
-        one = dataclasses.replace(config.evaluation, batch_size=1)
-        self._embed = Embedding(players, dataclasses.replace(config, evaluation=one)).fused(
-            manifest["weights"]
-        )
-        self._embed_many = Embedding(players, config).fused(manifest["weights"])
+    def __init__(self, describer: Describer, index: Index, home: Path) -> None:
+        self.describer, self.index, self.home = describer, index, home
+        self.config = describer.config
+        record = describer.record
+        index.require(checkpoint=record["checkpoint"], preprocessing=record["preprocessing"])
 
     @classmethod
-    def load(cls, directory: Path) -> "Searcher":
-        """Opens a finished run.
+    def load(cls, run: Path | None = None, directory: Path | None = None) -> "Searcher":
+        """Opens the gallery of a finished run, or an index of other pictures.
+
+        Args:
+          run: the run; None is the one that the index names.
+          directory: the index; None is that of the run.
 
         Raises:
-          UserError: no run, one that is not finished, or an index that another checkpoint or
-            preprocessing made.
+          UserError: neither, no run or index, or networks that did not make the index.
         """
-        home = Workdir(directory)
-        if home.stored() is None:
-            raise UserError(f"--run={directory}: holds no run (config.json is missing)")
-        if not home.result.is_file():
-            raise UserError(f"--run={directory}: the run is not finished; start it again to go on")
-        index = Index.load(home.embeddings / "index")
-        manifest = index.embeddings.manifest
-        config = configuration.from_dict(manifest["configuration"])
-        trained = restore(home, config, manifest["training_classes"], manifest["step"])
-        expected = preprocessing(config.data) | embedder.preprocessing_record(config)
-        index.require(checkpoint=checkpoint_id(trained), preprocessing=expected)
-        return cls(home, config, index, trained.search_variables())
+        if directory is None:
+            if run is None:
+                raise UserError("--run=DIR or --index=DIR is missing")
+            describer = Describer.load(run)
+            return cls(describer, indexes.load(describer.home.embeddings), run)
+        index = indexes.load(directory)
+        if run is None:
+            if "run" not in index.manifest:
+                raise UserError(f"--index={directory}: names no run; give --run=DIR too")
+            run = directory / index.manifest["run"]
+        return cls(Describer.load(run), index, directory)
 
     def describe(self, images: ImageSet) -> Float32[np.ndarray, "n d"]:
         """Unit vectors of many pictures, as those of the gallery."""
-        return self._embed_many(self.variables, images)
+        return self.describer(images)
 
     def search(
         self,
@@ -117,7 +106,8 @@ class Searcher:
         Args:
           pictures: files.
           k: results a query; None is the run's `retrieval.results`.
-          sheets: folder for the pictures of the results; None is `searches` in the run.
+          sheets: folder for the pictures of the results; None is `searches` in the run, or beside
+            the index.
           false_matches: share of unknown objects that may be taken for one of the gallery; None
             does not ask whether the gallery holds the object.
 
@@ -127,21 +117,22 @@ class Searcher:
         """
         threshold = None
         if false_matches is not None:
-            stored = self.index.embeddings.manifest.get("unknown")
+            stored = self.index.manifest.get("unknown")
             threshold = Calibration.load(stored).threshold(false_matches)
         k = self.config.retrieval.results if k is None else k
-        contents = [_read(path) for path in pictures]  # all are checked before the first answer
-        sheets = sheets or self.home.root / "searches"
-        for number, (path, content) in enumerate(zip(pictures, contents, strict=True)):
-            one = ImageSet([content], np.zeros(1, np.int64), (str(path),), np.zeros(1, bool))
-            rows, scores = self.index.rows(self._embed(self.variables, one), k)
-            found = [(int(r), float(s)) for r, s in zip(rows[0], scores[0], strict=True) if r >= 0]
-            export = self.index.embeddings
+        for path in pictures:  # all are checked before the first answer
+            _read(path)
+        sheets = sheets or self.home / "searches"
+        named: set[str] = set()
+        for number, path in enumerate(pictures, start=1):
+            content = _read(path)
+            ids, scores = next(iter(self.index.search(self.describer.one(content), k)))
             hits = tuple(
-                Hit(export.ids[r], export.classes[r], export.paths[r], score) for r, score in found
+                Hit(entry.id, entry.class_name, entry.path, float(score))
+                for entry, score in zip(self.index.lookup(ids), scores, strict=True)
             )
-            namesake = any(path.stem == other.stem for other in pictures[:number])
-            sheet = sheets / f"{path.stem}{f'-{number + 1}' if namesake else ''}-results.png"
+            sheet = sheets / f"{path.stem}{f'-{number}' if path.stem in named else ''}-results.png"
+            named.add(path.stem)
             reason = self._draw(sheet, content, hits)
             yield Answer(str(path), hits, None if reason else sheet, reason, threshold)
 
@@ -190,20 +181,3 @@ def _read(path: Path) -> bytes:
     except UnreadablePicture as error:
         raise UserError(f"{path}: is no readable picture ({error})") from None
     return content
-
-
-def restore(home: Workdir, config: ExperimentConfig, classes: int, step: int) -> TrainState:
-    """The state of a run at a step.
-
-    Raises:
-      UserError: the run has no such checkpoint, or its configuration differs.
-    """
-    players = embedder.build(config, classes)
-    optimisers = optim.optimisers(config, 1, 1, 1)  # only the shape of their state matters here
-    shapes = jax.eval_shape(
-        lambda: state.create(players, optimisers, config.seed, config.data.image_size)
-    )
-    with Checkpoints(home.checkpoints, config.train.keep_best) as checkpoints:
-        if step not in checkpoints.steps():
-            raise UserError(f"{home.checkpoints} has no checkpoint of step {step}")
-        return checkpoints.restore(shapes, config, step)[0]

@@ -1,0 +1,79 @@
+"""A folder of pictures as rows of a gallery."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from afa.data.folder import SUFFIXES
+from afa.data.images import UnreadablePicture, decode
+from afa.data.types import Files, ImageSet
+from afa.errors import UserError
+from afa.retrieval.describer import Describer
+from afa.retrieval.records import Records
+
+CHUNK = 1024  # pictures that are described between two lines of progress
+SHOWN = 3  # unreadable pictures that are named
+
+Note = Callable[[str], None]
+
+
+def described(describer: Describer, root: Path, note: Note) -> Records:
+    """Every picture under a folder: its path within is its id, the folder it lies in its class.
+
+    Args:
+      describer: of a run.
+      root: read with all folders below.
+      note: is told of progress, and of pictures that cannot be read and are left out.
+
+    Raises:
+      UserError: no folder, or no picture in it that can be read.
+    """
+    paths = list(_readable(files_under(root), root, note))
+    if not paths:
+        raise UserError(f"{root}: holds no pictures that can be read")
+    ids = [path.relative_to(root).as_posix() for path in paths]
+    vectors = []
+    for begin in range(0, len(paths), CHUNK):
+        part = paths[begin : begin + CHUNK]
+        count = len(part)
+        images = ImageSet(
+            Files(str(path) for path in part),
+            np.zeros(count, np.int64),
+            tuple(ids[begin : begin + count]),
+            np.zeros(count, bool),
+        )
+        vectors.append(describer(images))
+        note(f"described {begin + count} of {len(paths)} pictures")
+    classes = [path.parent.name if path.parent != root else "" for path in paths]
+    places = [str(path.absolute()) for path in paths]
+    return Records.of(np.concatenate(vectors), ids, classes, places)
+
+
+def files_under(root: Path) -> list[Path]:
+    """Picture files in a folder and all folders below, by name.
+
+    Raises:
+      UserError: no such folder, or no pictures in it.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: is no directory" if root.exists() else f"{root}: does not exist")
+    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise UserError(f"{root}: holds no pictures")
+    return found
+
+
+def _readable(paths: list[Path], root: Path, note: Note) -> Iterator[Path]:
+    left_out = 0
+    for path in paths:
+        try:
+            decode(path.read_bytes())
+        except (OSError, UnreadablePicture) as error:
+            left_out += 1
+            if left_out <= SHOWN:
+                note(f"left out {path.relative_to(root)}: {error}")
+            continue
+        yield path
+    if left_out > SHOWN:
+        note(f"left out {left_out} pictures that cannot be read")

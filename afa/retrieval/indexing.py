@@ -1,0 +1,79 @@
+"""From an export to an index that was tuned and measured."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from afa.config import RetrievalConfig
+from afa.errors import UserError
+from afa.retrieval import export, index
+from afa.retrieval.index import tuning, uri
+from afa.retrieval.index.contract import Index
+
+AUTO = "auto"
+
+
+def address(retrieval: RetrievalConfig) -> uri.Address:
+    """Where the gallery is to be searched.
+
+    Raises:
+      UserError: an address that cannot be used here, or a target recall of an engine that has none.
+    """
+    found = index.check(index.default_uri() if retrieval.index == AUTO else retrieval.index)
+    if retrieval.target_recall and found.scheme != "scann":
+        raise UserError(
+            f"retrieval.target_recall={retrieval.target_recall}: only scann:// is tuned, not "
+            f"{found.text}"
+        )
+    if retrieval.target_recall and found.options:
+        raise UserError(
+            f"retrieval.target_recall={retrieval.target_recall} chooses the options of scann://, "
+            f"but {found.text} has some"
+        )
+    return found
+
+
+def indexed(
+    directory: Path, retrieval: RetrievalConfig, note: Callable[[str], None]
+) -> tuple[Index, dict[str, Any]]:
+    """Builds the index over an export, tuned where a target is set, and measures it.
+
+    Args:
+      directory: an export.
+      retrieval: engine, target, and results a query.
+      note: is told what tuning does.
+
+    Returns:
+      The index, and what was measured, as JSON values: `engine`, `uri`, `gallery_size`,
+      `dimension`, `plan`, `build_seconds`, figures of `tuning.measure`, and after tuning `target`,
+      `reached` and `curve` (recall, queries a second of every plan that no other beats).
+
+    Raises:
+      UserError: as `address` and `index.build`.
+    """
+    chosen = address(retrieval)
+    records = export.read_export(directory)[0]
+    k = retrieval.results
+    tuned, facts = None, {}
+    if retrieval.target_recall:
+        tuned = tuning.tune(
+            records.vectors,
+            retrieval.target_recall,
+            min(k, len(records) - 1),
+            retrieval.tune_seconds,
+            retrieval.tune_for == "single",
+            note=note,
+        )
+        curve = [[point.recall, point.queries_per_second] for point in tuned.frontier()]
+        facts = {"target": retrieval.target_recall, "reached": tuned.reached, "curve": curve}
+    built = index.build(directory, chosen.text, tuned and tuned.engine)
+    return built, {
+        "engine": chosen.scheme,
+        "uri": chosen.text,
+        "gallery_size": len(records),
+        "dimension": built.dimension,
+        "plan": built.info()["engine"],
+        "build_seconds": built.manifest["engine"]["build_seconds"],
+        **tuning.measure(built, records, k),
+        **facts,
+    }

@@ -1,0 +1,251 @@
+"""Makes and keeps an index over pictures of one's own, described by a trained run.
+
+  python -m experiments.index build --run=DIR --pictures=DIR --out=DIR
+  python -m experiments.index add --index=DIR --pictures=DIR
+  python -m experiments.index remove --index=DIR ID ...
+  python -m experiments.index info --index=DIR
+  python -m experiments.index tune --index=DIR --target_recall=0.98
+  python -m experiments.index verify --index=DIR
+
+The path of a picture within the folder is its id, the folder it lies in its class. Then
+`python -m experiments.search --index=DIR PICTURE` answers.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from afa.errors import UserError
+from experiments.run import guarded, quiet
+from experiments.search import Parser
+
+PROGRAM = "python -m experiments.index"
+
+
+def parser() -> Parser:
+    """The command's options."""
+    options = Parser(
+        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    actions = options.add_subparsers(required=True, metavar="ACTION", parser_class=Parser)
+    for name, (run, text, add) in ACTIONS.items():
+        action = actions.add_parser(name, help=text, description=text)
+        action.set_defaults(action=run)
+        add(action)
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+
+
+def _main(words: Sequence[str]) -> int:
+    chosen = parser().parse_args(list(words))
+    quiet()
+    chosen.action(chosen)
+    return 0
+
+
+# ---- actions -----------------------------------------------------------------------------------
+
+
+def _build(chosen: argparse.Namespace) -> None:
+    from afa.retrieval import export, gallery
+    from afa.retrieval.describer import Describer
+    from afa.retrieval.indexing import address, indexed
+
+    settings = _settings(chosen, chosen.uri)
+    address(settings)  # before the pictures are described
+    describer = Describer.load(chosen.run)
+    records = gallery.described(describer, chosen.pictures, _note)
+    extra: dict[str, Any] = {"run": os.path.relpath(chosen.run.resolve(), chosen.out.resolve())}
+    if chosen.calibrate:
+        extra["unknown"] = _unknown(describer, chosen.calibrate, records)
+    export.write_export(chosen.out, records, describer.record | extra)
+    facts = indexed(chosen.out, settings, _note)[1]
+    _show(facts, chosen.json)
+
+
+def _add(chosen: argparse.Namespace) -> None:
+    from afa.retrieval import gallery, index
+    from afa.retrieval.search import Searcher
+
+    searcher = Searcher.load(None, chosen.index)
+    there = searcher.index
+    records = gallery.described(searcher.describer, chosen.pictures, _note)
+    before = len(there)
+    if chosen.replace:
+        held = there.holds(records.ids)
+        if held.any():
+            there.update(records.rows(held))
+        records = records.rows(~held)
+    if len(records):
+        there.add(records)
+    there.save()
+    facts = {"before": before, **index.load(chosen.index).info()}
+    _show(facts, chosen.json)
+
+
+def _remove(chosen: argparse.Namespace) -> None:
+    from afa.retrieval import index
+
+    there = index.load(chosen.index)
+    there.remove([line.strip() for line in sys.stdin] if chosen.ids == ["-"] else chosen.ids)
+    there.save()
+    _show(there.info(), chosen.json)
+
+
+def _info(chosen: argparse.Namespace) -> None:
+    from afa.retrieval import index
+
+    _show(index.load(chosen.index).info(), chosen.json)
+
+
+def _tune(chosen: argparse.Namespace) -> None:
+    from afa.retrieval.indexing import indexed
+
+    facts = indexed(chosen.index, _settings(chosen, "scann://"), _note)[1]
+    _show(facts, chosen.json)
+    if not facts["reached"]:
+        raise UserError(
+            f"--target_recall={chosen.target_recall}: not reached within {chosen.tune_seconds:g} s;"
+            " the settings with the highest recall are kept"
+        )
+
+
+def _verify(chosen: argparse.Namespace) -> None:
+    from afa.retrieval import index
+    from afa.retrieval.index import tuning
+    from afa.retrieval.index.local import LocalIndex
+    from afa.retrieval.search import Searcher
+
+    there = index.load(chosen.index)  # every file against its hash, every vector
+    if "run" in there.manifest:
+        Searcher.load(None, chosen.index)  # ... and the networks against the vectors
+    facts = there.info()
+    if isinstance(there, LocalIndex):
+        facts |= tuning.measure(there, there.records())
+    _show(facts, chosen.json)
+
+
+# ---- helpers -----------------------------------------------------------------------------------
+
+
+def _settings(chosen: argparse.Namespace, uri: str) -> Any:
+    from afa.config import RetrievalConfig
+
+    return RetrievalConfig(
+        index=uri,
+        target_recall=chosen.target_recall,
+        tune_seconds=chosen.tune_seconds,
+        tune_for=chosen.tune_for,
+    )
+
+
+def _unknown(describer: Any, folder: Path, records: Any) -> list[float]:
+    import numpy as np
+
+    from afa.retrieval import calibration, gallery
+
+    strangers = gallery.described(describer, folder, _note)
+    apart = np.full(len(strangers), -1)  # of no class that the gallery holds
+    found = calibration.best_scores(strangers.vectors, apart, records.vectors, records.labels)
+    return list(found.scores)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _show(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {each}" for key, each in value.items())
+        elif name == "curve":
+            value = "; ".join(f"{recall:.4f} {speed:,.0f}/s" for recall, speed in value)
+        elif isinstance(value, float):
+            value = f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
+        print(f"{name.replace('_', ' '):26}{value}")
+
+
+def _index_option(action: Parser) -> None:
+    action.add_argument("--index", required=True, type=Path, help="directory of the index")
+    _json_option(action)
+
+
+def _json_option(action: Parser) -> None:
+    action.add_argument("--json", action="store_true", help="the figures as one JSON object")
+
+
+def _tuning_options(action: Parser, required: bool) -> None:
+    from afa.config import RetrievalConfig
+
+    usual = RetrievalConfig()
+    action.add_argument(
+        "--target_recall", type=float, required=required, default=0.0, metavar="SHARE",
+        help="recall that the settings of scann:// are tuned for by measurement, such as 0.98",
+    )  # fmt: skip
+    action.add_argument(
+        "--tune_seconds", type=float, default=usual.tune_seconds, help="time budget of the tuning"
+    )
+    action.add_argument(
+        "--tune_for", choices=("batch", "single"), default=usual.tune_for,
+        help="speed of many queries in one call, or of one query after the other",
+    )  # fmt: skip
+
+
+def _build_options(action: Parser) -> None:
+    action.add_argument("--run", required=True, type=Path, help="directory of a finished run")
+    action.add_argument("--pictures", required=True, type=Path, help="folder of pictures")
+    action.add_argument("--out", required=True, type=Path, help="directory of the new index")
+    action.add_argument(
+        "--uri", default="auto", help="exact://, scann:// or milvus://... (default: auto)"
+    )
+    action.add_argument(
+        "--calibrate", type=Path, default=None, metavar="DIR",
+        help="pictures of objects that the gallery does not hold, so that a search can answer "
+        "`no match`",
+    )  # fmt: skip
+    _tuning_options(action, required=False)
+    _json_option(action)
+
+
+def _add_options(action: Parser) -> None:
+    _index_option(action)
+    action.add_argument("--pictures", required=True, type=Path, help="folder of pictures")
+    action.add_argument(
+        "--replace", action="store_true", help="pictures whose id is there are described anew"
+    )
+
+
+def _remove_options(action: Parser) -> None:
+    _index_option(action)
+    action.add_argument("ids", nargs="+", metavar="ID", help="id, or - for one a line")
+
+
+def _tune_options(action: Parser) -> None:
+    _index_option(action)
+    _tuning_options(action, required=True)
+
+
+Action = tuple[Callable[[argparse.Namespace], None], str, Callable[[Parser], None]]
+ACTIONS: dict[str, Action] = {
+    "build": (_build, "describes a folder of pictures and builds an index", _build_options),
+    "add": (_add, "adds the pictures of a folder", _add_options),
+    "remove": (_remove, "removes pictures by their ids", _remove_options),
+    "info": (_info, "says what an index holds and how it searches", _index_option),
+    "tune": (_tune, "chooses the settings of scann:// by measurement", _tune_options),
+    "verify": (_verify, "checks every file and measures recall and speed", _index_option),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,526 @@
+"""One contract for every engine: the same questions, the same answers, the same refusals."""
+
+import importlib.util
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gallery import CLASSES, DIMENSION, MANIFEST, agree, expected, records, vectors
+
+from afa.errors import UserError
+from afa.retrieval import export, index
+from afa.retrieval.index import local
+from afa.retrieval.records import Records
+
+HAS = {name: importlib.util.find_spec(name) is not None for name in ("scann", "milvus_lite")}
+LOCAL = ["exact://", "scann://", "scann://?leaves=12&searched=12&reorder=400", "scann://?soar=1"]
+EMBEDDED = ["?index=HNSW&ef=512", "?index=FLAT", "?index=IVF_FLAT&nprobe=128"]
+
+
+def needs(library):
+    return pytest.mark.skipif(not HAS[library], reason=f"{library} is not installed")
+
+
+ENGINES = [
+    pytest.param(uri, marks=[needs("scann")] if uri.startswith("scann") else [], id=uri)
+    for uri in LOCAL
+] + [
+    pytest.param(f"milvus://FILE{options}", marks=[needs("milvus_lite")], id=f"milvus{options}")
+    for options in EMBEDDED
+]
+
+
+@pytest.fixture(params=ENGINES)
+def uri(request, tmp_path):
+    return request.param.replace("FILE", str(tmp_path / "vectors.db"))
+
+
+@pytest.fixture
+def make(uri):
+    """Makes indexes of the engine, and lets go of them afterwards."""
+    made = []
+
+    def call(rows=None, numbers=False):
+        made.append(index.create(uri, rows or records(numbers=numbers), dict(MANIFEST)))
+        return made[-1]
+
+    yield call
+    for each in made:
+        each.close()
+
+
+@pytest.fixture(params=[False, True], ids=["text", "numbers"])
+def numbers(request):
+    return request.param
+
+
+# ---- questions ---------------------------------------------------------------------------------
+
+
+def test_answers_are_those_of_comparing_with_every_row(make, numbers):
+    rows, queries = records(numbers=numbers), vectors(100, seed=1)
+    made = make(rows)
+    for count in (1, 3, 100):  # one by one, few, and enough for all cores
+        agree(made.search(queries[:count], 10), expected(queries[:count], rows, 10))
+    for ids, scores in made.search(queries[:2], 4):
+        assert len(ids) == len(scores) == 4
+        assert all(type(each) is (int if numbers else str) for each in ids)
+
+
+def test_all_rows_can_be_asked_for(make):
+    rows, queries = records(rows=50), vectors(2, seed=1)
+    agree(make(rows).search(queries, 50), expected(queries, rows, 50))
+
+
+def test_filters(make, numbers):
+    rows, queries = records(numbers=numbers), vectors(5, seed=1)
+    made = make(rows)
+    wanted = [CLASSES[1], CLASSES[3]]
+    of_class = np.isin(rows.classes.astype(str), wanted)
+    agree(made.search(queries, 10, classes=wanted), expected(queries, rows, 10, of_class))
+    listed = np.zeros(300, bool)
+    listed[[5, 7, 9, 200, 201, 202]] = True
+    absent = [10**6] if numbers else ["nobody"]
+    ids = [*rows.ids[listed].tolist(), *absent]
+    agree(made.search(queries, 3, ids=ids), expected(queries, rows, 3, listed))
+    both = of_class & listed
+    found = made.search(queries, 10, classes=wanted, ids=ids)
+    assert found.found.sum(axis=1).tolist() == [both.sum()] * 5
+    for (ids, scores), line in zip(found, queries, strict=True):
+        ids_wanted, scores_wanted = expected(line[None], rows, int(both.sum()), both)
+        assert ids == ids_wanted[0].tolist()
+        np.testing.assert_allclose(scores, scores_wanted[0], atol=1e-5)
+    assert not make(rows).search(queries, 3, ids=absent).found.any()
+    assert not make(rows).search(queries, 3, ids=[]).found.any()
+
+
+def test_range_search(make):
+    rows, queries = records(), vectors(4, seed=1)
+    made = make(rows)
+    similar = queries @ rows.vectors.T
+    jugs = np.array([name == "jug" for name in rows.classes])
+    for classes, allowed in ((None, np.ones(300, bool)), (["jug"], jugs)):
+        found = made.range_search(queries, 0.6, classes=classes)
+        for (ids, scores), line in zip(found, similar, strict=True):
+            wanted = np.flatnonzero((line >= 0.6) & allowed)
+            assert ids == rows.ids[wanted[np.argsort(-line[wanted])]].tolist()
+            assert np.all(np.diff(scores) <= 0)
+    assert len(made.range_search(rows.vectors[:1], 1 - 1e-6)[0][0]) == 1
+    assert made.range_search(-rows.vectors[:1], 0.9999) == [([], pytest.approx([]))]
+    assert len(made.range_search(queries[:1], -1.0)[0][0]) == 300
+
+
+def test_lookup_info_and_length(make, numbers, uri):
+    rows = records(numbers=numbers)
+    made = make(rows)
+    ids = rows.ids[[7, 3]].tolist()
+    assert made.lookup(ids) == [
+        index.Entry(ids[0], CLASSES[3], "pictures/7.jpg"),
+        index.Entry(ids[1], CLASSES[3], "pictures/3.jpg"),
+    ]
+    assert len(made) == 300
+    told = made.info()
+    assert (told["uri"], told["count"], told["dimension"]) == (uri, 300, DIMENSION)
+    assert (told["ids"], told["checkpoint"]) == ("whole numbers" if numbers else "text", "step-5")
+    assert json.loads(json.dumps(told)) == told
+
+
+# ---- changes -----------------------------------------------------------------------------------
+
+
+def test_added_removed_and_updated_rows_answer_at_once(make, numbers):
+    rows, queries = records(numbers=numbers), vectors(20, seed=1)
+    made = make(rows)
+    more = records(30, seed=5, first=300, numbers=numbers)
+    made.add(more)
+    now = rows.joined(more)
+    agree(made.search(queries, 10), expected(queries, now, 10))
+    gone = now.ids[::9].tolist()
+    made.remove(gone)
+    now = now.rows(~np.isin(np.arange(330), np.arange(0, 330, 9)))
+    assert len(made) == len(now)
+    agree(made.search(queries, 10), expected(queries, now, 10))
+    fresh = Records.of(vectors(12, seed=8), now.ids[100:112], ["lid"] * 12, ["new"] * 12)
+    made.update(fresh)
+    now = now.rows(~np.isin(np.arange(len(now)), np.arange(100, 112))).joined(fresh)
+    found = made.search(queries, 10)
+    wanted = expected(queries, now, 10)
+    np.testing.assert_allclose(found.scores, wanted[1], atol=1e-5)
+    assert [set(line) for line in found.ids] == [set(line) for line in wanted[0]]
+    assert made.lookup(fresh.ids[:1].tolist())[0].class_name == "lid"
+    lids = np.arange(len(now)) >= len(now) - 12
+    agree(made.search(queries, 5, classes=["lid"]), expected(queries, now, 5, lids))
+    made.add(rows.rows(slice(1)))  # a removed id may come again
+    assert len(made) == len(now) + 1
+
+
+def test_nothing_changes_when_a_change_is_refused(make, numbers):
+    made, queries = make(numbers=numbers), vectors(4, seed=1)
+    before = made.search(queries, 300)
+    held = records(numbers=numbers).ids[4:6].tolist()
+    absent = records(1, first=999, numbers=numbers).ids.tolist()
+    refusals = [
+        (lambda: made.add(records(9, first=295, numbers=numbers)), "holds .* already"),
+        (lambda: made.add(records(3, first=300, numbers=not numbers)), "ids must be .* as those"),
+        (lambda: made.add(Records.of(vectors(2, dimension=4), [1, 2])), "embeddings have 4 dim"),
+        (lambda: made.remove([*held, *absent]), "holds no picture"),
+        (lambda: made.remove(held * 2), "must be unique"),
+        (lambda: made.remove(records(numbers=numbers).ids.tolist()), "cannot become empty"),
+        (lambda: made.update(records(9, first=295, numbers=numbers)), "holds no picture"),
+        (lambda: made.lookup(absent), "holds no picture"),
+    ]
+    for call, message in refusals:
+        with pytest.raises(UserError, match=message):
+            call()
+    agree(made.search(queries, 300), (before.ids, before.scores), 1e-6)
+
+
+# ---- what is refused ---------------------------------------------------------------------------
+
+
+def changed(value, row=1, column=0):
+    queries = vectors(3)
+    queries[row, column] = value
+    return queries
+
+
+QUESTIONS = {
+    "NaN": (lambda i: i.search(changed(np.nan)), "queries: rows must be finite, but row 1"),
+    "infinity": (lambda i: i.search(changed(np.inf)), "queries: rows must be finite, but row 1"),
+    "NaN alone": (lambda i: i.search(changed(np.nan, 0)[:1]), "queries: rows must be finite"),
+    "too long": (lambda i: i.search(vectors(3) * 2), "queries: rows must be unit vectors, but row"),
+    "too long alone": (lambda i: i.search(vectors(1) * 2), "queries: rows must be unit vectors"),
+    "zero": (lambda i: i.search(vectors(3) * 0), "queries: rows must be unit vectors, but row 0"),
+    "dimension": (lambda i: i.search(vectors(3, dimension=4)), "have 4 dimensions, the index has"),
+    "one vector": (lambda i: i.search(vectors(1)[0]), r"shape \(rows, dimensions\), not \(8,\)"),
+    "whole numbers": (lambda i: i.search(np.eye(8, dtype=int)), "must be real numbers, not int64"),
+    "text": (lambda i: i.search([["a"] * 8]), "queries must be real numbers, not"),
+    "ragged": (lambda i: i.search([[1.0], [1.0, 2.0]]), "queries must be a table"),
+    "nothing": (lambda i: i.search(None), "queries must have the shape"),
+    "k = 0": (lambda i: i.search(vectors(1), 0), "k=0 is not between 1 and 300"),
+    "k < 0": (lambda i: i.search(vectors(1), -3), "k=-3 is not between 1 and 300"),
+    "k too large": (lambda i: i.search(vectors(1), 301), "k=301 is not between 1 and 300"),
+    "class": (lambda i: i.search(vectors(1), 1, classes=["cupp"]), "holds no class 'cupp'"),
+    "no list": (lambda i: i.search(vectors(1), 1, classes="cup"), "must be a list of class names"),
+    "one id": (lambda i: i.search(vectors(1), 1, ids="é/1"), "ids='é/1' must be a list"),
+    "kind": (lambda i: i.search(vectors(1), 1, ids=[5]), "ids must be text, .* not whole numbers"),
+    "mixed": (lambda i: i.search(vectors(1), 1, ids=[5, "a"]), "all whole numbers or all text"),
+    "score": (lambda i: i.range_search(vectors(1), 1.5), "score=1.5 must lie between -1 and 1"),
+    "NaN score": (lambda i: i.range_search(vectors(1), np.nan), "score=nan must lie between"),
+    "range of NaN": (lambda i: i.range_search(changed(np.nan), 0.5), "rows must be finite"),
+    "save nowhere": (lambda i: i.save(), "was never saved: save needs a directory"),
+    "another model": (lambda i: i.require(checkpoint="x"), "checkpoint 'step-5', not 'x'"),
+}
+
+
+def test_bad_questions_are_refused(make):
+    made = make()
+    for name, (ask, message) in QUESTIONS.items():
+        with pytest.raises(UserError, match=message):
+            ask(made)
+            pytest.fail(name)
+    agree(made.search(vectors(3, seed=1), 5), expected(vectors(3, seed=1), records(), 5))
+
+
+def test_no_queries_and_other_float_types(make):
+    made, queries = make(), vectors(3, seed=1)
+    assert made.search(queries[:0], 5).ids.shape == (0, 5)
+    assert made.range_search(queries[:0], 0.5) == []
+    wanted = expected(queries, records(), 5)
+    agree(made.search(queries.astype(np.float64), 5), wanted)
+    agree(made.search(queries[:, ::-1].copy()[:, ::-1], 5), wanted)
+    agree(made.search(queries.tolist(), 5), wanted)
+
+
+ROWS = {
+    "none": (lambda: Records.of(vectors(0), []), "there are no embeddings"),
+    "no list": (lambda: Records.of(vectors(3), "abc"), "must be a list"),
+    "NaN row": (lambda: Records.of(changed(np.nan), [1, 2, 3]), "rows must be finite, but row 1"),
+    "infinite": (lambda: Records.of(changed(-np.inf), [1, 2, 3]), "rows must be finite"),
+    "length": (lambda: Records.of(vectors(3) * 3, [1, 2, 3]), "must be unit vectors, but row 0"),
+    "columns": (lambda: Records.of(vectors(3), [1, 2]), "ids has 2 entries for 3 embeddings"),
+    "twice": (lambda: Records.of(vectors(3), ["a", "b", "a"]), "but 'a' stands there twice"),
+    "mixed": (lambda: Records.of(vectors(3), [1, "b", 2]), "or all text, but 'b' is there"),
+    "half": (lambda: Records.of(vectors(2), [1, 2.5]), "or all text, but 2.5 is there"),
+    "halves": (lambda: Records.of(vectors(2), np.array([0.0, 1.0])), "or all text, but 0.0"),
+    "none of it": (lambda: Records.of(vectors(2), ["a", None]), "but None is there"),
+    "truth": (lambda: Records.of(vectors(2), [True, False]), "or all text, but True is there"),
+    "empty": (lambda: Records.of(vectors(2), ["a", ""]), "must not be empty, but one is ''"),
+    "large": (lambda: Records.of(vectors(2), [1, 2**63]), "must fit into 64 bits"),
+    "a table": (lambda: Records.of(vectors(2), np.ones((2, 2), int)), "ids must be a list, not of"),
+    "classes": (lambda: Records.of(vectors(2), [1, 2], ["a"]), "classes has 1 entries for 2"),
+    "class 7": (lambda: Records.of(vectors(2), [1, 2], ["a", 7]), "must be text, but 7 is there"),
+    "paths": (lambda: Records.of(vectors(2), [1, 2], None, "ab"), "paths='ab' must be a list"),
+    "flat": (lambda: Records.of(vectors(2)[0], [1]), "embeddings must have the shape"),
+    "no dimension": (lambda: Records.of(vectors(2)[:, :0], [1, 2]), "have no dimensions"),
+    "whole": (lambda: Records.of(np.eye(2, dtype=int), [1, 2]), "must be real numbers, not int64"),
+    "complex": (lambda: Records.of(np.eye(2) * 1j, [1, 2]), "must be real numbers, not complex"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_bad_rows_are_refused(name):
+    make_rows, message = ROWS[name]
+    with pytest.raises(UserError, match=message):
+        make_rows()
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("scann", r"retrieval\.index='scann' is no address; did you mean 'scann'\? \(exact://, "),
+        ("scan://", r"retrieval\.index='scan' is unknown; did you mean 'scann'\?"),
+        ("exact://host", "exact:// takes no place"),
+        ("exact://?recal=0.9", r"recal is no option of exact://; did you mean 'recall'\?"),
+        ("exact://?recall=2", "recall=2.0 must lie in"),
+        ("exact://?recall=a", "recall='a' is no number"),
+        ("exact://?recall=1&recall=1", "recall stands there twice"),
+        ("exact://#x", "# has no meaning there"),
+        pytest.param("scann://dir", "scann:// takes no place", marks=needs("scann")),
+        pytest.param("scann://?leaves=0", "leaves=0 is too small", marks=needs("scann")),
+        pytest.param("scann://?leaves=5&searched=6", "more leaves than", marks=needs("scann")),
+        pytest.param("scann://?reorder=1.5", "'1.5' is no whole number", marks=needs("scann")),
+        pytest.param("scann://?spherical=yes", "spherical='yes' is unk", marks=needs("scann")),
+        ("milvus://", "milvus:// needs HOST:PORT or PATH/file.db"),
+        ("milvus://a.db?index=SCANN", "the embedded file has no SCANN index"),
+        ("milvus://host:1?index=HNWS", "did you mean 'HNSW'"),
+        ("milvus://host:1?ef=many", "ef='many' is no whole number"),
+        pytest.param("milvus://localhost:1", "milvus://localhost:1: ", marks=needs("milvus_lite")),
+    ],
+)
+def test_bad_addresses_are_refused(uri, message):
+    with pytest.raises(UserError, match=message):
+        index.create(uri, records(), MANIFEST)
+
+
+def test_missing_libraries(monkeypatch):
+    def missing(name, *_):
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(UserError, match=r"scann:// cannot be used \(No module .*: install scann"):
+        index.check("scann://")
+    with pytest.raises(UserError, match=r"milvus:// cannot be used .*pip install 'afa\[milvus\]'"):
+        index.check("milvus://a.db")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert index.default_uri() == "exact://"
+
+
+# ---- disk --------------------------------------------------------------------------------------
+
+
+def opened_again(made, directory):
+    made.close()
+    return index.load(directory)
+
+
+def test_a_saved_index_opens_and_goes_on(make, tmp_path, numbers):
+    rows, queries, home = records(numbers=numbers), vectors(20, seed=1), tmp_path / "saved"
+    made = make(rows)
+    made.save(home)
+    made.add(records(30, seed=5, first=300, numbers=numbers))
+    made.remove(rows.ids[::9].tolist())
+    made.save()
+    answers = made.search(queries, 12)
+    again = opened_again(made, home)
+    agree(again.search(queries, 12), (answers.ids, answers.scores), 1e-6)
+    assert len(again) == 296
+    again.add(records(5, seed=6, first=330, numbers=numbers))
+    again.save()
+    last = again.search(queries, 12)
+    third = opened_again(again, home)
+    agree(third.search(queries, 12), (last.ids, last.scores), 1e-6)
+    third.require(checkpoint="step-5", preprocessing={"size": 64})
+    third.close()
+
+
+@pytest.mark.parametrize("uri", ENGINES[:3], indirect=True)
+def test_a_moved_index_opens(make, tmp_path, uri):
+    made, queries = make(), vectors(5, seed=1)
+    made.save(tmp_path / "saved")
+    (tmp_path / "elsewhere").mkdir()
+    moved = (tmp_path / "saved").rename(tmp_path / "elsewhere" / "moved")
+    agree(index.load(moved).search(queries, 5), expected(queries, records(), 5))
+    assert str(tmp_path) not in (moved / "index.json").read_text()
+
+
+@pytest.fixture
+def exported(tmp_path):
+    export.write_export(tmp_path / "embeddings", records(), MANIFEST)
+    return tmp_path / "embeddings"
+
+
+def test_built_over_an_export(exported, uri):
+    queries = vectors(5, seed=1)
+    built = index.build(exported, uri)
+    agree(built.search(queries, 5), expected(queries, records(), 5))
+    built.close()
+    again = index.load(exported)
+    agree(again.search(queries, 5), expected(queries, records(), 5))
+    again.close()
+    agree(index.load(exported, "exact://").search(queries, 5), expected(queries, records(), 5))
+    read, manifest = export.read_export(exported)
+    assert read.ids.tolist() == records().ids.tolist()
+    assert manifest["engine"]["build_seconds"] >= 0
+    over = index.build(exported, "exact://")  # in the place of the other one
+    assert sorted(path.name for path in exported.iterdir()) == sorted(
+        [".lock", "index.json", manifest["shards"][0]["file"]]
+    )
+    assert len(over) == 300
+
+
+def test_an_export_without_an_index(exported):
+    with pytest.raises(UserError, match="holds embeddings but no index"):
+        index.load(exported)
+    with pytest.raises(UserError, match=r"holds no index; build it with scann://"):
+        index.load(exported, "scann://")
+    index.build(exported, "exact://")
+    with pytest.raises(UserError, match=r"was built with exact://; build it with scann://"):
+        index.load(exported, "scann://")
+    with pytest.raises(UserError, match="holds no finished index"):
+        index.load(exported / "nothing")
+    with pytest.raises(UserError, match="holds no finished export"):
+        index.build(exported / "nothing")
+
+
+@pytest.mark.parametrize("uri", ENGINES[:3], indirect=True)
+def test_two_writers(make, tmp_path, uri):
+    made = make()
+    made.save(tmp_path / "saved")
+    other = index.load(tmp_path / "saved")
+    other.remove(["é/1"])
+    other.save()
+    made.remove(["é/2"])
+    with pytest.raises(UserError, match="was changed by another process since it was opened"):
+        made.save()
+    assert len(index.load(tmp_path / "saved")) == 299
+    refused = pytest.raises(UserError, match="another process is writing there")
+    with export.files.staged(tmp_path / "saved"), refused:
+        other.save()
+
+
+@pytest.mark.parametrize("uri", ENGINES[:3], indirect=True)
+def test_many_changes_build_the_engine_again(make, tmp_path, monkeypatch, uri):
+    monkeypatch.setattr(local, "REBUILT_ROWS", 40)
+    rows, queries = records(), vectors(10, seed=1)
+    made = make(rows)
+    made.save(tmp_path / "saved")
+    made.add(records(50, seed=2, first=300))
+    assert made.info()["added"] == 50
+    made.add(records(50, seed=3, first=350))
+    assert made.info()["added"] == 0
+    now = rows.joined(records(50, seed=2, first=300)).joined(records(50, seed=3, first=350))
+    made.remove(now.ids[:81].tolist())
+    assert made.info()["removed"] == 0
+    now = now.rows(slice(81, None))
+    agree(made.search(queries, 10), expected(queries, now, 10))
+    made.save()
+    agree(index.load(tmp_path / "saved").search(queries, 10), expected(queries, now, 10))
+
+
+@needs("milvus_lite")
+def test_milvus_and_its_export_cannot_part_unnoticed(exported, tmp_path):
+    uri = f"milvus://{tmp_path}/vectors.db"
+    built = index.build(exported, uri)
+    built.remove(["é/1"])
+    with pytest.raises(UserError, match=r"lives in milvus.* and was changed there"):
+        index.load(exported, "exact://")
+    with pytest.raises(UserError, match="was changed there"):
+        index.build(exported, "exact://")
+    manifest = json.loads((exported / "index.json").read_text())
+    manifest["engine"]["mark"] = "another"
+    (exported / "index.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"is not the one .* was built with"):
+        index.load(exported)
+    manifest["engine"]["collection"] = "gone"
+    (exported / "index.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="holds no collection 'gone'"):
+        index.load(exported)
+    with pytest.raises(UserError, match=r"path='ppp.* is longer than the 4096 bytes"):
+        index.create(uri, Records.of(vectors(1), [1], None, ["p" * 5000]))
+    built.close()
+
+
+# ---- a kill at any moment ----------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys, threading, time
+import numpy as np
+from gallery import records
+from afa.retrieval import index
+
+task, home, uri, after = sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4])
+made = None if task == "build" else index.load(home)
+print("ready", flush=True)
+timer = threading.Timer(after, lambda: os.kill(os.getpid(), signal.SIGKILL))
+timer.start()
+if task == "build":
+    index.build(home, uri)
+elif task == "add":
+    made.add(records(2000, seed=5, first=4000))
+    made.save()
+else:
+    made.remove(made.records().ids[:50].tolist())
+    made.save()
+timer.cancel()
+time.sleep(0 if after < 0 else 0.01)
+"""
+
+
+def killed(task, home, uri, after):
+    """Runs a task in a process of its own that kills itself; returns whether it was killed."""
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, task, str(home), uri, str(after)],
+        env={"PYTHONPATH": f"{here}:{here.parent}", "JAX_PLATFORMS": "cpu", "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "ready\n", done.stderr
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode != 0
+
+
+@pytest.mark.slow
+@needs("scann")
+@pytest.mark.parametrize("task", ["build", "add", "save"])
+def test_killed_twenty_times_it_answers_as_before_or_after(tmp_path, task):
+    """Kills spread over the time that the task takes, each on a fresh copy of the index."""
+    uri, queries = "scann://?leaves=60&searched=60&reorder=400", vectors(5, seed=1)
+    original = tmp_path / "original"
+    export.write_export(original, records(4000), MANIFEST)
+    index.build(original, uri)
+    if task == "build":
+        shutil.rmtree(original)
+        export.write_export(original, records(4000, seed=9), MANIFEST)
+    before = None if task == "build" else answers(original, queries)
+    whole = tmp_path / "whole"
+    shutil.copytree(original, whole)
+    began = time.perf_counter()
+    assert not killed(task, whole, uri, 100)
+    after, seconds = answers(whole, queries), time.perf_counter() - began
+    seen = set()
+    for turn in range(20):
+        home = tmp_path / f"turn-{turn}"
+        shutil.copytree(original, home)
+        seen.add(killed(task, home, uri, max(0.001, min(seconds, 1.0) * turn / 20)))
+        state = answers(home, queries)
+        assert state in (before, after)
+        shutil.rmtree(home)
+    assert True in seen
+
+
+def answers(home, queries):
+    """What an index answers; None where there are only embeddings."""
+    if "engine" not in json.loads((home / "index.json").read_text()):
+        assert len(export.read_export(home)[0]) == 4000
+        return None
+    found = index.load(home).search(queries, 20)
+    return found.ids.tolist(), found.scores.tolist()

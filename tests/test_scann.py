@@ -1,0 +1,246 @@
+"""ScaNN's traps, closed; and tuning, which chooses its settings by measurement."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+from gallery import MANIFEST, agree, expected, records, vectors
+
+from afa.errors import UserError
+from afa.retrieval import exact, export, index
+from afa.retrieval.index import scann, tuning
+from afa.retrieval.index.local import LocalIndex
+from afa.retrieval.index.scann import Plan, ScannEngine
+from afa.retrieval.records import Records
+
+pytestmark = pytest.mark.skipif(not scann.installed(), reason="ScaNN is not installed here")
+
+PLANS = {
+    "brute_force": Plan(),
+    "hashing": Plan("hashing"),
+    "tree": Plan("tree", 20, 12),
+    "soar": Plan("tree", 20, 8, soar=1.5),
+}
+ONE_LEAF = Plan("tree", 20, 1)
+
+
+@pytest.fixture
+def exported(tmp_path):
+    export.write_export(tmp_path / "embeddings", records(), MANIFEST)
+    return tmp_path / "embeddings"
+
+
+def test_the_rule_follows_the_size():
+    assert scann.rule(19_999) == Plan()
+    assert scann.rule(99_999) == Plan("hashing")
+    assert scann.rule(1_000_000) == Plan("tree", 1000, 100)
+    assert scann.planned(50, {"leaves": 80}) == Plan("tree", 50, 5)  # n < leaves fails there
+    assert scann.planned(50, {"reorder": 7}) == Plan(reorder=7)
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_every_kind_finds_nearly_all(kind):
+    rows, queries = vectors(600), vectors(50, seed=1)
+    engine = ScannEngine.build(rows, PLANS[kind])
+    found, scores = engine.search(queries, 10, None)
+    best, wanted = exact.topk(queries, rows, 10)[::-1]
+    hits = np.mean([len(np.intersect1d(*pair)) for pair in zip(found, best, strict=True)]) / 10
+    assert hits > 0.9
+    close = found == best
+    np.testing.assert_allclose(scores[close], wanted[close], atol=1e-5)
+    assert found.dtype == np.int64
+
+
+@pytest.mark.parametrize("count", [1, 5, 200])
+def test_missing_results_are_masked(count):
+    """It fills up with row 0 and a distance of NaN; alone, with a shorter list."""
+    engine = ScannEngine.build(vectors(600), ONE_LEAF)
+    rows, scores = engine.search(vectors(count, seed=1), 600, None)
+    missing = rows == -1
+    assert missing.any(axis=1).all()
+    assert np.all(scores[missing] == -np.inf)
+    assert np.isfinite(scores[~missing]).all()
+    for line in rows:
+        found = line[line != -1]
+        assert len(set(found)) == len(found) > 0
+
+
+def test_one_row_and_as_many_results_as_rows():
+    engine = ScannEngine.build(vectors(1), scann.rule(1))
+    assert engine.search(vectors(2, seed=1), 1, None)[0].tolist() == [[0], [0]]
+    few = ScannEngine.build(vectors(7), scann.rule(7))
+    assert sorted(few.search(vectors(1, seed=1), 7, None)[0][0]) == list(range(7))
+
+
+def test_a_filter_never_hides_what_it_leaves():
+    """Also when all candidates of a query are filtered away: those are compared row by row."""
+    rows = np.concatenate([vectors(400), -np.abs(vectors(200, seed=3))])
+    engine = ScannEngine.build(rows, Plan("tree", 20, 2))
+    queries = np.abs(vectors(80, seed=4))
+    opposite = np.arange(600) >= 400
+    found, scores = engine.search(queries, 5, opposite)
+    gallery = Records.of(rows, np.arange(600))
+    ids, wanted = expected(queries, gallery, 5, opposite)
+    np.testing.assert_array_equal(found, ids)
+    np.testing.assert_allclose(scores, wanted, atol=1e-5)
+    most = np.arange(600) > 3
+    assert np.all(engine.search(queries, 5, most)[0] > 3)
+
+
+def test_a_range_search_goes_as_deep_as_it_must():
+    rows = vectors(3000)
+    engine = ScannEngine.build(rows, Plan("tree", 10, 10, reorder=3000))
+    similar = rows[:2] @ rows.T
+    for score in (0.9, 0.2):
+        for line, (found, scores) in zip(
+            similar, engine.within(rows[:2], score, None), strict=True
+        ):
+            assert set(found) == set(np.flatnonzero(line >= score))
+            np.testing.assert_allclose(scores, line[found], atol=1e-5)
+
+
+def test_a_full_disk_leaves_the_old_index(exported, monkeypatch, capfd):
+    built = index.build(exported, "scann://")
+
+    class Full:
+        def serialize(self, *_, **__):
+            os.write(2, b"the log of a failure\n")
+            raise RuntimeError("I/O error")
+
+    monkeypatch.setattr(scann, "_build", lambda *_: Full())
+    with pytest.raises(UserError, match=r"cannot write .*: I/O error; what it held is unchanged"):
+        index.build(exported, "scann://")
+    assert capfd.readouterr().err == "the log of a failure\n"
+    assert index.load(exported).manifest == json.loads(json.dumps(built.manifest))
+
+
+def test_foreign_damaged_and_missing_files_are_refused(exported):
+    built = index.build(exported, "scann://")
+    folder = exported / built.manifest["engine"]["folder"]
+    planted = folder / "scann_docids.pkl"  # it would be unpickled
+    planted.write_bytes(b"")
+    with pytest.raises(UserError, match=r"scann_docids\.pkl does not belong to the index"):
+        index.load(exported)
+    planted.unlink()
+    data = folder / "dataset.npy"
+    data.write_bytes(data.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(UserError, match=r"dataset\.npy is damaged"):
+        index.load(exported)
+    data.unlink()
+    with pytest.raises(UserError, match=r"dataset\.npy is missing"):
+        index.load(exported)
+
+
+def test_it_does_not_write_to_the_terminal(exported, capfd):
+    index.build(exported, "scann://?leaves=20")
+    index.load(exported)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_building_again_leaves_one_index(exported):
+    index.build(exported, "scann://")
+    first = {path.name for path in exported.iterdir()}
+    index.build(exported, "scann://?leaves=10")
+    second = {path.name for path in exported.iterdir()}
+    assert len(first) == len(second) == 4  # manifest, lock, shard, folder
+    assert len(first & second) == 3
+
+
+# ---- tuning ------------------------------------------------------------------------------------
+
+
+def clustered(rows, seed=0):
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(40, 16))
+    noisy = centres[random.integers(40, size=rows)] + 0.6 * random.normal(size=(rows, 16))
+    return exact.normalise(noisy.astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    notes = []
+    return tuning.tune(clustered(6000), 0.9, 10, seconds=30.0, note=notes.append), notes
+
+
+def test_tuning_reaches_its_target_and_takes_the_fastest(tuned):
+    found, notes = tuned
+    assert found.reached and found.point.recall >= 0.9
+    reaching = [point for point in found.curve if point.recall >= 0.9]
+    fastest = max(reaching, key=lambda point: point.queries_per_second)
+    assert found.point == fastest
+    assert found.engine.plan == found.point.plan
+    assert any("tree of 77 leaves" in note for note in notes)
+    kinds = {point.plan.kind for point in found.curve}
+    assert kinds == {"brute_force", "hashing", "tree"}
+
+
+def test_the_measured_recall_is_that_of_the_definition(tuned):
+    found, rows = tuned[0], clustered(6000)
+    truth = tuning.Truth.of(rows, 10, seed=0)
+    ids = found.engine.search(truth.queries, 11, None)[0]
+    hits = []
+    for own, query, line in zip(truth.own, truth.queries, ids, strict=True):
+        similar = rows @ query
+        similar[own] = -np.inf
+        nearest = np.argsort(-similar)[:10]
+        hits.append(len(set(nearest) & set(line)) / 10)
+    assert np.mean(hits) == pytest.approx(found.point.recall, abs=2e-3)
+
+
+def test_the_frontier_is_what_no_other_point_beats(tuned):
+    found = tuned[0]
+    line = found.frontier()
+    assert line == sorted(line, key=lambda point: point.recall)
+    for point in line:
+        assert not any(
+            other.recall >= point.recall and other.queries_per_second > point.queries_per_second
+            for other in found.curve
+        )
+
+
+def test_the_time_budget_ends_it_and_a_target_may_be_missed():
+    notes = []
+    found = tuning.tune(clustered(6000), 0.9, 10, seconds=0.0, note=notes.append)
+    assert len(notes) == 1  # the first kind is measured whatever it takes
+    assert found.point.plan == Plan()
+    hashing = ScannEngine.build(clustered(6000), Plan("hashing", block=8, reorder=10))
+    assert tuning._recall(hashing, tuning.Truth.of(clustered(6000), 10)) < 0.99
+
+
+@pytest.mark.parametrize("target", [0.0, 1.5, float("nan")])
+def test_a_target_that_cannot_be(target):
+    with pytest.raises(UserError, match=r"retrieval\.target_recall=.* must lie in \(0, 1\]"):
+        tuning.tune(clustered(100), target)
+
+
+def test_too_few_pictures_to_tune_with():
+    with pytest.raises(UserError, match="k=10 needs more than 10 pictures"):
+        tuning.tune(clustered(10), 0.9)
+
+
+def test_a_tuned_index_is_kept_and_rebuilt_as_tuned(tmp_path, tuned, monkeypatch):
+    rows = Records.of(clustered(6000), np.arange(6000))
+    export.write_export(tmp_path, rows, MANIFEST)
+    plan = Plan("tree", 30, 9, reorder=77, soar=1.5)
+    built = index.build(tmp_path, "scann://", ScannEngine.build(rows.vectors, plan))
+    assert built.info()["engine"] == dataclasses.asdict(plan)
+    again = index.load(tmp_path)
+    queries = clustered(20, seed=5)
+    mine = built.search(queries, 10)
+    agree(again.search(queries, 10), (mine.ids, mine.scores))
+    assert isinstance(again, LocalIndex)
+    again.compact()
+    assert again.info()["engine"] == dataclasses.asdict(plan)
+    figures = tuning.measure(again, rows)
+    assert 0.5 < figures["recall_at_10"] <= 1
+    assert all(value > 0 for value in figures.values())
+
+
+def test_measuring_exact_search_and_copies_is_perfect():
+    repeated = Records.of(np.repeat(vectors(20), 30, axis=0), np.arange(600))
+    for uri in ("exact://", "scann://"):
+        assert tuning.measure(index.create(uri, repeated), repeated)["recall_at_10"] == 1
+    pair = Records.of(vectors(2), ["a", "b"])
+    assert tuning.measure(index.create("exact://", pair), pair, 10)["recall_at_10"] == 1
