@@ -233,7 +233,7 @@ def test_a_catalogue_protocol_without_catalogue_pictures(refused, tmp_path):
     data = tiny_run.pictures(tmp_path / "data")
     shutil.rmtree(data / "iconic")
     refused(
-        "evaluation.protocol='catalogue' needs catalogue pictures, and the test classes of data "
+        "evaluation.protocol='catalogue' needs catalogue pictures, and the test classes "
         "have none",
         data=data,
         **{"evaluation.protocol": "catalogue"},
