@@ -80,7 +80,7 @@ def process_index() -> int:
 
 
 def accelerated() -> bool:
-    """True on a GPU or TPU, False when JAX has only the CPU; inside `lowered_for`, what that says."""
+    """True on a GPU or TPU, False when JAX has only the CPU; inside `lowered_for`, as it says."""
     told = _ACCELERATED.get()
     return jax.default_backend() != "cpu" if told is None else told
 
