@@ -33,8 +33,13 @@ class DataConfig:
     """K of the pk sampler."""
     validation_fraction: float = 0.2
     """Share of the training classes held out as validation classes."""
+    folds: int = 0
+    """Cross-validation: the training classes are divided in so many parts, of which one validates;
+    test classes stay as they are. 0: off, validation_fraction decides."""
+    fold: int = 0
+    """The part that validates, 0 to folds - 1: one run each."""
     split_seed: int = 0
-    """Chooses the validation classes."""
+    """Chooses the validation classes, or divides the training classes in folds."""
     objects: int = 160
     """Embedded set: number of objects."""
     views: int = 20
@@ -235,9 +240,10 @@ class EvaluationConfig:
     """Validation pictures of the evaluations during training, likewise; 0: all."""
     checkpoint: Literal["last", "best"] = "last"
     """State that is evaluated and exported: the last, or the best by validation MAP@R."""
-    protocol: Literal["auto", "leave_one_out", "catalogue"] = "auto"
-    """Gallery: the other pictures of the split, or one catalogue picture a class; auto: the
-    former is the headline, and the latter is reported beside it where there are such pictures."""
+    protocol: Literal["auto", "leave_one_out", "query_gallery", "catalogue"] = "auto"
+    """Gallery: the other pictures of the split, those that the data set sets apart as its gallery,
+    or one catalogue picture a class. auto: the first is the headline, or the second where the data
+    set tells queries from gallery, and the third is reported beside it where there are such."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -422,6 +428,12 @@ def validate(config: ExperimentConfig) -> None:
             raise UserError(f"{name}={values[name]!r} must have 3 figures, one a channel, or none")
     if not all(figure > 0 for figure in config.backbone.std):
         raise UserError(f"backbone.std={config.backbone.std!r} must be above 0")
+    folds, fold = config.data.folds, config.data.fold
+    if folds < 0 or folds == 1:
+        raise UserError(f"data.folds={folds} must be 2 or more, or 0: no cross-validation")
+    if not 0 <= fold < max(folds, 1):
+        allowed = f"0 to {folds - 1}" if folds else "0, as data.folds=0"
+        raise UserError(f"data.fold={fold} is not there (allowed: {allowed})")
     smallest = 2 ** max(config.generator.levels, config.discriminator.levels)
     has_generator = config.adversarial.enabled and config.adversarial.generator
     if has_generator and config.data.image_size % smallest:

@@ -17,6 +17,7 @@ import ctypes
 import functools
 import gc
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import jax
@@ -31,6 +32,7 @@ from afa.errors import UserError
 
 AXIS = "data"
 Impl = Literal["auto", "pmap", "shard_map"]
+_ACCELERATED: ContextVar[bool | None] = ContextVar("accelerated", default=None)
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt, in glibc's malloc.h
 
@@ -78,8 +80,20 @@ def process_index() -> int:
 
 
 def accelerated() -> bool:
-    """True on a GPU or TPU, False when JAX has only the CPU."""
-    return jax.default_backend() != "cpu"
+    """True on a GPU or TPU, False when JAX has only the CPU; inside `lowered_for`, as it says."""
+    told = _ACCELERATED.get()
+    return jax.default_backend() != "cpu" if told is None else told
+
+
+@contextlib.contextmanager
+def lowered_for(accelerator: bool) -> Iterator[None]:
+    """Inside, networks are built and traced for an accelerator, or for the CPU, wherever they are
+    to run. Nothing traced inside may be kept by a function that is called outside too."""
+    before = _ACCELERATED.set(accelerator)
+    try:
+        yield
+    finally:
+        _ACCELERATED.reset(before)
 
 
 def platform() -> str:

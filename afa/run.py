@@ -27,7 +27,7 @@ from afa.data.pipeline import TrainPipeline, preprocessing, steps_per_epoch
 from afa.data.types import Dataset, ImageSet
 from afa.errors import UserError, choose
 from afa.evaluation import evaluator as evaluator_module
-from afa.evaluation import protocols
+from afa.evaluation import further, protocols
 from afa.evaluation.evaluator import Evaluator, Results
 from afa.losses.metric import LOSSES
 from afa.models import embedder, pretrained
@@ -133,11 +133,13 @@ def _check_fit(config: ExperimentConfig, dataset: Dataset) -> None:
     devices, size = parallel.device_count(), config.data.batch_size
     if size % devices:
         raise UserError(f"data.batch_size={size} cannot be divided among {devices} devices")
-    if config.evaluation.protocol == "catalogue" and not dataset.test.catalogue.any():
-        raise UserError(
-            "evaluation.protocol='catalogue' needs catalogue pictures, and the test classes of "
-            f"{dataset.name} have none"
-        )
+    labels = dataset.test.labels
+    for protocol in protocols.protocols(dataset.test, config.evaluation.protocol):
+        if not np.isin(labels[protocol.queries], labels[protocol.gallery]).any():
+            raise UserError(
+                f"{dataset.name}: none of the {len(protocol.queries)} queries has a picture of its "
+                "class in the gallery"
+            )
     count = len(gallery(dataset, config))
     if config.retrieval.results > count:
         raise UserError(
@@ -264,6 +266,7 @@ def finish(
             "name": dataset.name,
             "protocol": dataset.protocol,
             "fingerprint": dataset.fingerprint,
+            "test_fingerprint": dataset.test_fingerprint,
             "skipped": list(dataset.skipped),
             "pictures": {name: len(images) for name, images in dataset.splits.items()},
             "classes": {name: len(images.classes) for name, images in dataset.splits.items()},
@@ -392,6 +395,8 @@ def show(results: Results, result: Mapping[str, Any], home: Workdir, say: Say) -
                 + [found[g].get(m) for g in GROUPS for m in evaluator_module.SHORT]
             )
         table(f"test classes, {protocol.replace('_', '-')}, exact search", lines, columns)
+        if told := further.told(rows["fused"][protocol]["further"]):
+            say(f"fused     {told}")
     search, k = result["metrics"]["search"], result["config"]["retrieval"]["results"]
     say(
         f"search    {search['engine']}: recall@{k} {100 * search[f'recall_at_{k}']:.1f} % of exact "

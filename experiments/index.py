@@ -56,17 +56,17 @@ def _main(words: Sequence[str]) -> int:
 
 def _build(chosen: argparse.Namespace) -> None:
     from afa.retrieval import export, gallery
-    from afa.retrieval.describer import Describer
     from afa.retrieval.indexing import address, indexed
+    from afa.retrieval.trained import Trained
 
     settings = _settings(chosen, chosen.uri)
     address(settings)  # before the pictures are described
-    describer = Describer.load(chosen.run)
-    records = gallery.described(describer, chosen.pictures, _note)
+    trained = Trained.load(chosen.run)
+    records = gallery.described(trained, chosen.pictures, _note)
     extra: dict[str, Any] = {"run": os.path.relpath(chosen.run.resolve(), chosen.out.resolve())}
     if chosen.calibrate:
-        extra["unknown"] = _unknown(describer, chosen.calibrate, records)
-    export.write_export(chosen.out, records, describer.record | extra)
+        extra["unknown"] = _unknown(trained, chosen.calibrate, records)
+    export.write_export(chosen.out, records, trained.record | extra)
     facts = indexed(chosen.out, settings, _note)[1]
     _show(facts, chosen.json)
 
@@ -77,7 +77,7 @@ def _add(chosen: argparse.Namespace) -> None:
 
     searcher = Searcher.load(None, chosen.index)
     there = searcher.index
-    records = gallery.described(searcher.describer, chosen.pictures, _note)
+    records = gallery.described(searcher.trained, chosen.pictures, _note)
     before = len(there)
     if chosen.replace:
         held = there.holds(records.ids)
@@ -147,12 +147,12 @@ def _settings(chosen: argparse.Namespace, uri: str) -> Any:
     )
 
 
-def _unknown(describer: Any, folder: Path, records: Any) -> list[float]:
+def _unknown(trained: Any, folder: Path, records: Any) -> list[float]:
     import numpy as np
 
     from afa.retrieval import calibration, gallery
 
-    strangers = gallery.described(describer, folder, _note)
+    strangers = gallery.described(trained, folder, _note)
     apart = np.full(len(strangers), -1)  # of no class that the gallery holds
     found = calibration.best_scores(strangers.vectors, apart, records.vectors, records.labels)
     return list(found.scores)

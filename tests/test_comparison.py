@@ -96,9 +96,9 @@ def test_runs_on_other_pictures_or_queries_are_refused(tiny_finished, worse, cap
     place = table.column_names.index("query")
     pq.write_table(table.set_column(place, "query", renamed), worse / "per_query.parquet")
     assert "were not asked the same queries" in refused([tiny_finished, "--against", worse], capsys)
-    changed(worse, lambda result: result["data"].update(fingerprint="another"))
+    changed(worse, lambda result: result["data"].update(test_fingerprint="another"))
     told = refused([tiny_finished, "--against", worse], capsys)
-    assert "not measured on the same: fingerprint 'another'" in told
+    assert "not measured on the same: test_fingerprint 'another'" in told
     (worse / "per_query.parquet").write_bytes(b"PAR1")
     assert "is damaged" in refused([tiny_finished, "--against", worse], capsys)
     assert np.isfinite(Run.load(tiny_finished).columns["map_at_r"]).any()

@@ -156,6 +156,13 @@ def test_defaults_are_valid():
             "data.image_size=72 must be a multiple of 16, 2 to the larger of generator.levels and "
             "discriminator.levels",
         ),
+        ({"data.folds": 1}, "data.folds=1 must be 2 or more, or 0: no cross-validation"),
+        ({"data.folds": -2}, "data.folds=-2 must be 2 or more, or 0: no cross-validation"),
+        (
+            {"data.folds": 4, "data.fold": 4},
+            "data.fold=4 is not there (allowed: 0 to 3)",
+        ),
+        ({"data.fold": 1}, "data.fold=1 is not there (allowed: 0, as data.folds=0)"),
         (
             {"evaluation.severities": (0, 3)},
             "evaluation.severities=(0, 3) must be some of 1, 2, 3, 4, 5",

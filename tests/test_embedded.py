@@ -176,3 +176,24 @@ def test_any_number_of_workers_renders_the_same(monkeypatch):
     monkeypatch.setattr(embedded, "MAX_WORKERS", 1)
     assert list(render_parallel(range(2, 4), 2, 16)) == several
     assert several[4] == encode(render(embedded.SEED, 3, 1, 16))
+
+
+def test_folds_share_out_the_families_that_are_not_tested(config, dataset):
+    runs = [load_embedded(dataclasses.replace(config, folds=2, fold=i)) for i in range(2)]
+    everyone = set(range(8))  # of three families the last one tests
+    for data, other in zip(runs, runs[::-1], strict=True):
+        validating = set(data.validation.classes.tolist())
+        assert set(data.train.classes.tolist()) == everyone - validating
+        assert validating == set(other.train.classes.tolist())
+        assert len({label // FAMILY for label in validating}) == 1
+        assert data.test.ids == dataset.test.ids
+        assert data.test_fingerprint == dataset.test_fingerprint == dataset.fingerprint
+        index = 1 if data.train.labels[0] == 0 else 0
+        picture = render(embedded.SEED, int(data.train.labels[index]), index, SIZE)
+        assert data.train.images[index] == encode(picture)
+        assert "fold" in data.protocol
+    assert len({runs[0].fingerprint, runs[1].fingerprint, dataset.fingerprint}) == 3
+    with pytest.raises(
+        UserError, match="divides 2 families of look-alikes in parts of 0, and 1 is"
+    ):
+        load_embedded(dataclasses.replace(config, folds=3))

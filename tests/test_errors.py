@@ -237,8 +237,7 @@ def test_a_catalogue_protocol_without_catalogue_pictures(refused, tmp_path):
     data = tiny_run.pictures(tmp_path / "data")
     shutil.rmtree(data / "iconic")
     refused(
-        "evaluation.protocol='catalogue' needs catalogue pictures, and the test classes of data "
-        "have none",
+        "evaluation.protocol='catalogue' needs catalogue pictures, and the test classes have none",
         data=data,
         **{"evaluation.protocol": "catalogue"},
     )
@@ -247,8 +246,9 @@ def test_a_catalogue_protocol_without_catalogue_pictures(refused, tmp_path):
 def test_scann_where_it_is_not_installed(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "scann", None)
     refused(
-        "engine='scann' cannot be used (import of scann halted; None in sys.modules): install "
-        "scann (Linux, Python below 3.14), or use engine='exact'"
+        "scann:// cannot be used (import of scann halted; None in sys.modules): install scann "
+        "(Linux, Python below 3.14), or use exact://",
+        **{"retrieval.index": "scann://"},
     )
 
 

@@ -10,6 +10,7 @@ import tiny_run
 from afa.config import with_changes
 from afa.data.corruptions import CORRUPTIONS, held_back
 from afa.data.types import Dataset, ImageSet
+from afa.errors import UserError
 from afa.evaluation import rows as table
 from afa.evaluation.embed import Described, Embedding, pixels
 from afa.evaluation.evaluator import Evaluator, ranked_metrics
@@ -51,6 +52,36 @@ def test_the_catalogue_is_searched_with_what_is_not_in_it():
     assert images.catalogue[protocol.gallery].all() and len(protocol.gallery) == 3
     assert not images.catalogue[protocol.queries].any() and len(protocol.queries) == 12
     assert (protocol.exclude == -1).all()
+
+
+def test_queries_are_searched_in_the_gallery_where_the_data_set_tells_them_apart():
+    images = image_set(3, 4)
+    roles = np.arange(len(images)) % 2 == 0
+    images = dataclasses.replace(images, gallery=roles)
+    first, second = protocols(images)
+    assert (first.name, second.name) == ("query_gallery", "catalogue")
+    wild = ~images.catalogue
+    np.testing.assert_array_equal(first.queries, np.flatnonzero(wild & ~roles))
+    np.testing.assert_array_equal(first.gallery, np.flatnonzero(wild & roles))
+    assert (first.exclude == -1).all()
+    np.testing.assert_array_equal(first.queries, second.queries)
+    (whole,) = [each for each in protocols(images, "leave_one_out") if each.name != "catalogue"]
+    np.testing.assert_array_equal(whole.queries, np.flatnonzero(wild))
+    some = images.subset(np.array([4, 0, 7]))
+    np.testing.assert_array_equal(some.gallery, [True, True, False])
+
+
+@pytest.mark.parametrize(
+    ("choice", "needed"),
+    [("catalogue", "catalogue pictures"),
+     ("query_gallery", "pictures that the data set calls queries and gallery")],
+)  # fmt: skip
+def test_a_protocol_that_the_split_does_not_allow_is_refused(choice, needed):
+    with pytest.raises(UserError) as error:
+        protocols(image_set(3, 4, catalogue=False), choice)
+    assert str(error.value) == (
+        f"evaluation.protocol='{choice}' needs {needed}, and the test classes have none"
+    )
 
 
 def test_without_a_catalogue_there_is_one_protocol():
@@ -184,7 +215,7 @@ def parts():
     config = with_changes(config, **{"evaluation.corruption_queries": 12})
     train, validation, test = (image_set(n, 6, first=f) for n, f in ((4, 0), (5, 4), (10, 9)))
     names = tuple(f"class {i}" for i in range(19))
-    data = Dataset("fake", train, validation, test, names, "made up", "0" * 64)
+    data = Dataset("fake", train, validation, test, names, "made up", "0" * 64, "0" * 64)
     return embedder.build(config, 4), config, data
 
 
@@ -255,6 +286,13 @@ def test_the_table_of_queries_has_the_means_of_the_rows(parts):
     columns = {name: np.array(values) for name, values in results.per_query.items()}
     lengths = {len(values) for values in columns.values()}
     assert lengths == {len(ROWS) * 2 * (60 + 12 * 2 * len(CORRUPTIONS))}
+    for row in ("F", "fused"):
+        for protocol in ("leave_one_out", "catalogue"):
+            found = results.rows[row][protocol]
+            first = found["clean"]["recall_at_1"]
+            assert found["further"]["cmc"][0] == pytest.approx(first)
+            assert found["further"]["pairs"]["auroc"] == pytest.approx(0.5, abs=0.1)
+    assert "further" not in results.rows["raw pixels"]["leave_one_out"]
     dataset = parts[2]
     label_of = dict(zip(dataset.test.ids, dataset.test.labels.tolist(), strict=True))
     assert all(label_of[q] == c for q, c in zip(columns["query"], columns["label"], strict=True))

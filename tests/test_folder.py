@@ -227,3 +227,95 @@ def test_the_split_is_saved_whole_or_not_at_all(tmp_path):
     assert stored["fingerprint"] == data.fingerprint
     assert stored["splits"]["test"] == {"classes": letters(4, "e"), "ids": list(data.test.ids)}
     assert [path.name for path in out.parent.iterdir()] == ["split.json"]
+
+
+# ---- cross-validation ----------------------------------------------------------------------------
+
+
+def test_every_training_class_validates_in_one_fold_and_test_classes_in_none(tmp_path):
+    fill(tmp_path, letters(22), 2)
+    runs = [load_from(tmp_path, folds=3, fold=i) for i in range(3)]
+    validating = [set(names(data, "validation")) for data in runs]
+    assert sorted(map(len, validating)) == [3, 4, 4]
+    assert set.union(*validating) == set(letters(11))
+    for data, part in zip(runs, validating, strict=True):
+        assert set(names(data, "train")) == set(letters(11)) - part
+        assert names(data, "test") == letters(11, "l")
+        assert data.test_fingerprint == runs[0].test_fingerprint
+    assert len({data.fingerprint for data in runs}) == 3
+    assert "(3 of them, fold 2 of 3 with data.split_seed=0, validate)" in runs[2].protocol
+    assert names(load_from(tmp_path, folds=3, split_seed=1), "validation") != sorted(validating[0])
+    assert load_from(tmp_path).test_fingerprint == runs[0].test_fingerprint
+
+
+def test_classes_of_a_validation_folder_are_divided_too(tmp_path):
+    fill(tmp_path / "train", letters(4))
+    fill(tmp_path / "validation", letters(2, "k"))
+    fill(tmp_path / "test", letters(3, "p"))
+    runs = [load_from(tmp_path, folds=3, fold=i) for i in range(3)]
+    both = [name for data in runs for name in names(data, "validation")]
+    assert sorted(both) == [*letters(4), "k", "l"]
+    assert all(len(data.train) == 12 and len(data.validation) == 6 for data in runs)
+    assert "4 classes of train/ train with 2 of the validation folder (2 of them, fold 0" in (
+        runs[0].protocol
+    )
+
+
+def test_more_folds_than_the_classes_allow_are_refused(tmp_path):
+    fill(tmp_path, letters(10), 2)
+    with pytest.raises(UserError) as error:
+        load_from(tmp_path, folds=3)
+    assert str(error.value) == (
+        "data.folds=3 divides 5 classes in parts of 1, and 2 are needed in each: lower it, or add "
+        "classes"
+    )
+
+
+# ---- queries and gallery -------------------------------------------------------------------------
+
+
+def test_query_and_gallery_folders_are_told_apart(tmp_path):
+    fill(tmp_path / "train", letters(6))
+    fill(tmp_path / "query", letters(3, "p"), 1)
+    fill(tmp_path / "gallery", letters(5, "p"), 2)
+    fill(tmp_path / "iconic", letters(6), 1)
+    data = load_from(tmp_path)
+    assert names(data, "test") == letters(5, "p")
+    assert data.train.gallery is None and data.validation.gallery is None
+    folders = np.array([picture.split("/")[0] for picture in data.test.ids])
+    np.testing.assert_array_equal(data.test.gallery, folders == "gallery")
+    assert (folders == "query").sum() == 3 and (folders == "gallery").sum() == 10
+    assert data.train.catalogue.sum() + data.validation.catalogue.sum() == 6
+    assert data.protocol.endswith(
+        "the 5 test (query/ and gallery/); catalogue pictures join their class"
+    )
+    moved = tmp_path / "gallery" / "p" / "img_0.jpg"
+    moved.rename(tmp_path / "query" / "p" / "img_9.jpg")
+    assert load_from(tmp_path).test_fingerprint != data.test_fingerprint
+
+
+def test_classes_that_train_too_are_halved_and_unreadable_pictures_keep_the_rest_in_place(tmp_path):
+    fill(tmp_path / "train", letters(8))
+    fill(tmp_path / "query", letters(8), 1)
+    fill(tmp_path / "gallery", letters(8), 2)
+    (tmp_path / "query" / "e" / "img_0.jpg").write_bytes(b"")
+    data = load_from(tmp_path, max_unreadable=0.1)
+    assert names(data, "test") == letters(4, "e")
+    roles = [picture.split("/")[0] == "gallery" for picture in data.test.ids]
+    np.testing.assert_array_equal(data.test.gallery, roles)
+    assert len(roles) == 11
+
+
+@pytest.mark.parametrize(
+    ("folders", "told"),
+    [(("train", "query"), "query/ without gallery/"),
+     (("train", "query", "gallery", "test"), "query/ beside test/")],
+)  # fmt: skip
+def test_half_a_layout_of_queries_is_refused(tmp_path, folders, told):
+    for folder in folders:
+        fill(tmp_path / folder, letters(4))
+    with pytest.raises(UserError) as error:
+        load_from(tmp_path)
+    assert str(error.value) == (
+        f"data.path={str(tmp_path)!r} holds {told} (expected train/, query/ and gallery/)"
+    )

@@ -241,47 +241,30 @@ def test_options_that_are_none(refused, tiny_data):
 
 
 def changed(run, **fields):
-    """Writes other values into the manifest of the export, and binds the index to them."""
-    for path, bound in (
-        (run / "embeddings" / "index.json", False),
-        (run / "embeddings" / "index" / "index.json", True),
-    ):
-        manifest = json.loads(path.read_text())
-        (manifest["bound"] if bound else manifest).update(fields)
-        path.write_text(json.dumps(manifest))
+    """Changes the manifest of the run's gallery, as when that of a second run is copied over it."""
+    path = run / "embeddings" / "index.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | fields))
+    return manifest
 
 
-def test_an_index_of_another_checkpoint(refused, tiny_data, tiny_copy):
-    query = of_gallery(tiny_data, 1)[0]
-    own = json.loads((tiny_copy / "embeddings" / "index.json").read_text())["checkpoint"]
+def test_embeddings_of_another_checkpoint(refused, tiny_data, tiny_copy):
     other = "step-12-0123456789abcdef"
-    changed(tiny_copy, checkpoint=other)
+    own = changed(tiny_copy, checkpoint=other)["checkpoint"]
     refused(
-        f"the index does not fit: checkpoint {other!r}, not {own!r}; export and build it again",
-        query,
+        f"{tiny_copy}/embeddings does not fit to the run: checkpoint {other!r}, not {own!r}; start "
+        "the run again",
+        of_gallery(tiny_data, 1)[0],
     )
 
 
-def test_an_index_of_another_preprocessing(refused, tiny_data, tiny_copy):
-    query = of_gallery(tiny_data, 1)[0]
-    own = json.loads((tiny_copy / "embeddings" / "index.json").read_text())["preprocessing"]
+def test_embeddings_of_another_preprocessing(refused, tiny_data, tiny_copy):
+    own = changed(tiny_copy)["preprocessing"]
     other = own | {"image_size": 32}
     changed(tiny_copy, preprocessing=other)
     refused(
-        f"the index does not fit: preprocessing {other!r}, not {own!r}; export and build it again",
-        query,
-    )
-
-
-def test_an_index_over_another_export(refused, tiny_data, tiny_copy):
-    """As when the embeddings of a second run are copied over those of the first."""
-    path = tiny_copy / "embeddings" / "index.json"
-    manifest = json.loads(path.read_text())
-    own = manifest["checkpoint"]
-    path.write_text(json.dumps(manifest | {"checkpoint": "step-3-0"}))
-    refused(
-        f"the index in {tiny_copy}/embeddings/index does not fit: checkpoint {own!r}, not "
-        "'step-3-0'; export and build it again",
+        f"{tiny_copy}/embeddings does not fit to the run: preprocessing {other!r}, not {own!r}; "
+        "start the run again",
         of_gallery(tiny_data, 1)[0],
     )
 

@@ -197,7 +197,7 @@ def digest(workdir: Path, step: int = STEPS) -> str:
     """Digest of every value of a checkpoint: parameters, statistics, optimisers, averages."""
     import jax
 
-    from afa.retrieval.describer import restore
+    from afa.retrieval.trained import restore
     from afa.workdir import Workdir
 
     home = Workdir(workdir)

@@ -29,7 +29,8 @@ import simplejpeg
 from afa.config import DataConfig
 from afa.data.rendered.objects import FAMILY
 from afa.data.rendered.render import VERSION, render
-from afa.data.types import Dataset, ImageSet, Picture, fingerprint
+from afa.data.splits import fold
+from afa.data.types import Dataset, ImageSet, Joined, Picture, fingerprint
 from afa.errors import UserError
 
 SEED = 0
@@ -79,6 +80,12 @@ def load_embedded(config: DataConfig) -> Dataset:
         labels = np.repeat(np.array(objects, np.int64), config.views + 1)
         sets[split] = ImageSet(_Pictures(source), labels, tuple(names), first_views)
     train, validation, test = sets["train"], sets["validation"], sets["test"]
+    digest = (folder / _COMPLETE).read_text().strip()
+    how, split = "the next", digest
+    if config.folds:
+        train, validation = _folded(train, validation, config)
+        how = f"fold {config.fold} of {config.folds} with data.split_seed={config.split_seed},"
+        split = fingerprint([(digest, config.fold, f"of {config.folds}", config.split_seed)])
     counts = [len(images.classes) for images in (train, validation, test)]
     return Dataset(
         name=config.name,
@@ -87,11 +94,25 @@ def load_embedded(config: DataConfig) -> Dataset:
         test=test,
         class_names=tuple(f"object_{o:04d}" for o in range(config.objects)),
         protocol=(
-            f"class-disjoint: {counts[0]} rendered objects train, the next {counts[1]} validate, "
+            f"class-disjoint: {counts[0]} rendered objects train, {how} {counts[1]} validate, "
             f"the last {counts[2]} test; families of {FAMILY} look-alikes stay together"
         ),
-        fingerprint=(folder / _COMPLETE).read_text().strip(),
+        fingerprint=split,
+        test_fingerprint=digest,
     )
+
+
+def _folded(train: ImageSet, validation: ImageSet, config: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """Both splits shared out anew among the folds, by whole families."""
+    pool = ImageSet(
+        Joined([train.images, validation.images]),
+        np.concatenate([train.labels, validation.labels]),
+        train.ids + validation.ids,
+        np.concatenate([train.catalogue, validation.catalogue]),
+    )
+    drawn = fold(len(pool.classes) // FAMILY, config, 1, "families of look-alikes")
+    chosen = np.isin(pool.labels // FAMILY, drawn)
+    return pool.subset(np.flatnonzero(~chosen)), pool.subset(np.flatnonzero(chosen))
 
 
 def split_objects(count: int) -> dict[str, range]:

@@ -19,7 +19,7 @@ from afa.errors import UserError
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif")
 )
-CATALOGUE = "catalogue"
+CATALOGUE, QUERY, GALLERY = "catalogue", "query", "gallery"
 SPLIT_FOLDERS = {
     "train": TRAIN,
     "val": VALIDATION,
@@ -28,6 +28,7 @@ SPLIT_FOLDERS = {
     "iconic": CATALOGUE,
     "catalogue": CATALOGUE,
     "gallery": CATALOGUE,
+    "query": QUERY,
 }
 PROGRESS_FROM = 5000  # pictures; checking fewer is over before a bar would be read
 SHOWN = 3  # unreadable pictures named in the error
@@ -52,7 +53,8 @@ def load_folder(config: DataConfig) -> Dataset:
     of class folders: used as they are when train and test share no class; otherwise the shared
     classes are halved likewise, training classes keep their pictures of train and test classes
     those of test. Part of the training classes is held out for validation. Catalogue pictures join
-    their class, marked as such.
+    their class, marked as such. Folders query and gallery in place of test: the pictures of the one
+    are searched among those of the other, where a class may be in one of them alone.
 
     Raises:
       UserError: no such directory, nothing in it, too few classes, a class with one picture, or
@@ -60,6 +62,7 @@ def load_folder(config: DataConfig) -> Dataset:
     """
     root = Path(config.path).expanduser().absolute()
     parts = _layout(root, config)
+    searched = {path for files in parts.get(GALLERY, {}).values() for path in files}
     plan = _plan(parts, config)
     entries = []
     for split, names in plan.classes.items():
@@ -90,6 +93,7 @@ def load_folder(config: DataConfig) -> Dataset:
         {number_of[name]: split for name, split in split_of.items()},
         plan.protocol,
         skipped,
+        np.array([path in searched for path, _, _ in entries], bool) if searched else None,
     )
 
 
@@ -101,15 +105,25 @@ def _layout(root: Path, config: DataConfig) -> dict[str, Listing]:
     if not root.is_dir():
         raise UserError(f"{field} is no directory" if root.exists() else f"{field} does not exist")
     folders = _subfolders(root)
-    known = {folder.name.lower() for folder in folders} & SPLIT_FOLDERS.keys()
-    split_layout = "train" in known and ("test" in known or len(known) == len(folders))
+    meanings = dict(SPLIT_FOLDERS)
+    known = {folder.name.lower() for folder in folders} & meanings.keys()
+    split_layout = "train" in known and (known & {"test", "query"} or len(known) == len(folders))
+    if split_layout and "query" in known:
+        if "gallery" not in known or "test" in known:
+            raise UserError(
+                f"{field} holds query/ {'beside test/' if 'test' in known else 'without gallery/'}"
+                " (expected train/, query/ and gallery/)"
+            )
+        meanings["gallery"] = GALLERY
     parts: dict[str, Listing] = {}
     if split_layout:
         for folder in folders:
             if folder.name.lower() in known:
-                listing = parts.setdefault(SPLIT_FOLDERS[folder.name.lower()], {})
+                listing = parts.setdefault(meanings[folder.name.lower()], {})
                 for name, files in _classes(folder).items():
                     listing.setdefault(name, []).extend(files)
+        if QUERY in parts:
+            parts[TEST] = _merged(parts[QUERY], parts[GALLERY])
     else:
         parts[""] = _classes(root)
     if not any(listing for part, listing in parts.items() if part != CATALOGUE):
@@ -142,9 +156,14 @@ def _classes(folder: Path) -> Listing:
     return listing
 
 
+def _merged(first: Listing, second: Listing) -> Listing:
+    return {name: first.get(name, []) + second.get(name, []) for name in sorted({*first, *second})}
+
+
 def _plan(parts: dict[str, Listing], config: DataConfig) -> Plan:
     train = parts.get(TRAIN, parts.get("", {}))
     test = parts.get(TEST, train)
+    folder = "query/ and gallery/" if QUERY in parts else "test/"
     shared = sorted(train.keys() & test.keys())
     first, last = halves(shared)
     training = sorted({*first, *(train.keys() - test.keys())})
@@ -153,25 +172,30 @@ def _plan(parts: dict[str, Listing], config: DataConfig) -> Plan:
         how = f"as the folders are: {len(training)} classes of train/ train"
     elif TEST in parts:
         how = (
-            f"train/ and test/ share {len(shared)} classes; sorted by name, the first {len(first)} "
-            "train with their pictures of train/"
+            f"train/ and {folder} share {len(shared)} classes; sorted by name, the first "
+            f"{len(first)} train with their pictures of train/"
         )
     else:
         how = f"of {len(shared)} classes sorted by name the first {len(first)} train"
     sources = {TRAIN: [train], VALIDATION: [train], TEST: [test]}
     own = parts.get(VALIDATION, {})
-    if own and not own.keys() & {*training, *testing}:
+    apart = bool(own) and not own.keys() & {*training, *testing}
+    if apart and config.folds:  # they are of those that are divided
+        training = sorted({*training, *own})
+        sources[TRAIN] = sources[VALIDATION] = [train, own]
+        how += f" with {len(own)} of the validation folder"
+    if apart and not config.folds:
         validation, sources[VALIDATION] = sorted(own), [own]
         held = f"{len(validation)} other classes of the validation folder validate"
     else:
         training, validation = hold_out(training, config)
         held = held_out_text(len(validation), config)
-        if own:
+        if own and not apart:
             sources[VALIDATION].append(own)
             held += " with their pictures of the validation folder too"
     rest = f"the {'last ' if shared else ''}{len(testing)} test"
     if TEST in parts:
-        rest += " with their pictures of test/" if shared else " (test/)"
+        rest += f" with their pictures of {folder}" if shared else f" ({folder})"
     protocol = f"class-disjoint: {how} ({held}), {rest}"
     if CATALOGUE in parts:
         protocol += "; catalogue pictures join their class"

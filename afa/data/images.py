@@ -1,6 +1,7 @@
 """Encoded pictures to RGB arrays and back, and the fixed resize of evaluation."""
 
 import io
+import math
 
 import cv2
 import numpy as np
@@ -120,6 +121,23 @@ def resize_crop(
     side = max(1, round(min(height, width) * crop_fraction))
     top, left = (height - side) // 2, (width - side) // 2
     return resize(image[top : top + side, left : left + side], size, size)
+
+
+def evaluation_side(size: int, crop_fraction: float) -> int:
+    """The pixels that both sides of a decoded picture have to keep for `resize_crop`."""
+    return math.ceil(size / crop_fraction)
+
+
+def evaluation_view(
+    picture: Picture, size: int, crop_fraction: float
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """What the networks see of a picture at evaluation and search.
+
+    Raises:
+      UnreadablePicture: it cannot be decoded.
+    """
+    pixels = decode(picture, evaluation_side(size, crop_fraction))
+    return resize_crop(pixels, size, crop_fraction)
 
 
 def encode_jpeg(image: UInt8[np.ndarray, "h w 3"], quality: int = 92) -> bytes:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
 from afa.config import DataConfig
+from afa.data import images as pictures
 from afa.data.augment import ASPECT, augment
 from afa.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from afa.data.images import UnreadablePicture, decode, resize_crop
@@ -190,7 +191,8 @@ def eval_batches(
         choose("corruption", name, CORRUPTIONS)
 
     def view(index: int) -> UInt8[np.ndarray, "s s 3"]:
-        pixels = _evaluation_view(_read(images, index, _evaluation_side(config)), config)
+        side = pictures.evaluation_side(config.image_size, config.crop_fraction)
+        pixels = resize_crop(_read(images, index, side), config.image_size, config.crop_fraction)
         if each is None:
             return pixels
         name, severity = each[index]
@@ -209,7 +211,7 @@ def evaluation_view(picture: Picture, config: DataConfig) -> UInt8[np.ndarray, "
     Raises:
       UnreadablePicture: it cannot be decoded.
     """
-    return _evaluation_view(decode(picture, _evaluation_side(config)), config)
+    return pictures.evaluation_view(picture, config.image_size, config.crop_fraction)
 
 
 def preprocessing(config: DataConfig) -> dict[str, int | float | str]:
@@ -222,16 +224,6 @@ def preprocessing(config: DataConfig) -> dict[str, int | float | str]:
         "layout": "NHWC",
         "dtype": "uint8, 0 to 255",
     }
-
-
-def _evaluation_side(config: DataConfig) -> int:
-    return math.ceil(config.image_size / config.crop_fraction)
-
-
-def _evaluation_view(
-    pixels: UInt8[np.ndarray, "h w 3"], config: DataConfig
-) -> UInt8[np.ndarray, "s s 3"]:
-    return resize_crop(pixels, config.image_size, config.crop_fraction)
 
 
 def _read(images: ImageSet, index: int, min_side: int) -> UInt8[np.ndarray, "h w 3"]:

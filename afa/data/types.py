@@ -83,17 +83,21 @@ class ImageSet:
       labels: class ids, unique over all splits of the data set.
       ids: unique over the data set and stable: the user's own names of the pictures.
       catalogue: True for a clean catalogue picture, False for one taken in the wild.
+      gallery: True for a picture that is searched, False for a query, where the data set itself
+        tells them apart; None where it does not.
     """
 
     images: Sequence[Picture]
     labels: Int64[np.ndarray, "n"]
     ids: tuple[str, ...]
     catalogue: Bool[np.ndarray, "n"]
+    gallery: Bool[np.ndarray, "n"] | None = None
 
     def __post_init__(self) -> None:
         sizes = {len(self.images), len(self.labels), len(self.ids), len(self.catalogue)}
+        sizes |= {len(self.ids if self.gallery is None else self.gallery)}
         if len(sizes) != 1:
-            raise ValueError(f"images, labels, ids and catalogue differ in length: {sorted(sizes)}")
+            raise ValueError(f"the columns of an image set differ in length: {sorted(sizes)}")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -113,7 +117,8 @@ class ImageSet:
         else:
             images = Chosen(images, index)
         ids = tuple(self.ids[i] for i in index)
-        return ImageSet(images, self.labels[index], ids, self.catalogue[index])
+        gallery = None if self.gallery is None else self.gallery[index]
+        return ImageSet(images, self.labels[index], ids, self.catalogue[index], gallery)
 
     def path(self, index: int) -> str:
         """The file of a picture where it is a file, else its id."""
@@ -129,6 +134,7 @@ class Dataset:
       class_names: index = class id.
       protocol: one sentence that says how the split was made.
       fingerprint: hex digest that changes when ids, labels, splits or picture sizes change.
+      test_fingerprint: the same of the test split alone: runs with one of these can be compared.
       skipped: pictures left out, each as "path: reason".
     """
 
@@ -139,6 +145,7 @@ class Dataset:
     class_names: tuple[str, ...]
     protocol: str
     fingerprint: str
+    test_fingerprint: str
     skipped: tuple[str, ...] = ()
 
     @property
@@ -147,7 +154,7 @@ class Dataset:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     def everything(self) -> ImageSet:
-        """All pictures as one set: training, validation, then test classes."""
+        """All pictures as one set: training, validation, then test classes; all are searched."""
         parts = list(self.splits.values())
         return ImageSet(
             Joined([part.images for part in parts]),

@@ -15,7 +15,7 @@ from afa.evaluation.statistics import Estimate
 from afa.workdir import Workdir
 
 # What a run was measured on: pictures, and which of them are queries under which conditions.
-MEASURED_ON = ("fingerprint", "held_back_corruptions")
+MEASURED_ON = ("test_fingerprint", "held_back_corruptions")
 CONDITIONS = ("clean", "trained", "held_back")
 
 

@@ -16,6 +16,7 @@ from afa.config import ExperimentConfig
 from afa.data.corruptions import CORRUPTIONS, held_back
 from afa.data.pipeline import Corruption
 from afa.data.types import Dataset, ImageSet
+from afa.evaluation import further
 from afa.evaluation import rows as table
 from afa.evaluation.embed import Embedding, pixels
 from afa.evaluation.metrics import Metrics, metrics_from_ranks
@@ -25,6 +26,7 @@ from afa.retrieval.exact import positive_ranks
 
 CHOICE_SEVERITY = 3  # of the trained corruptions when weights are chosen
 SHORT = ("recall_at_1", "map_at_r")  # what is kept of every single corruption and severity
+FURTHER_ROWS = ("F", "fused")  # what a run is about, and what it is measured against
 
 
 @dataclass
@@ -33,7 +35,8 @@ class Results:
 
     Attributes:
       rows: row -> {"cost", "weights", protocol -> {"clean", "trained", "held_back",
-        "corruptions": {name: {severity: figures}}}}.
+        "corruptions": {name: {severity: figures}}, and for some rows "further"
+        (`afa.evaluation.further`)}}.
       per_query: columns of equal length, one entry a query, row, protocol and corruption.
     """
 
@@ -51,6 +54,14 @@ def ranked_metrics(
       queries: unit vectors of those queries.
       gallery: unit vectors of the protocol's gallery.
     """
+    return metrics_from_ranks(ranks_of(queries, gallery, images, protocol, chosen))
+
+
+def ranks_of(
+    queries: np.ndarray, gallery: np.ndarray, images: ImageSet, protocol: Protocol,
+    chosen: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """The rank of every positive of those queries (`afa.retrieval.exact.positive_ranks`)."""
     chosen = np.arange(len(protocol.queries)) if chosen is None else chosen
     ranks = positive_ranks(
         queries,
@@ -59,7 +70,7 @@ def ranked_metrics(
         images.labels[protocol.gallery],
         protocol.exclude[chosen],
     )
-    return metrics_from_ranks(np.asarray(ranks))
+    return np.asarray(ranks)
 
 
 class Evaluator:
@@ -139,12 +150,17 @@ class Evaluator:
             results.rows[row.name] = {"cost": row.cost, "weights": row.weights}
             for p in listed:
                 queries = clean[row.source].rows(p.queries).fused(row.weights)
-                metrics = ranked_metrics(queries, galleries[row.name, p.name], images, p)
+                place = galleries[row.name, p.name]
+                ranks = ranks_of(queries, place, images, p)
+                metrics = metrics_from_ranks(ranks)
                 results.rows[row.name][p.name] = {"clean": metrics.means, "corruptions": {}}
+                if row.name in FURTHER_ROWS:
+                    found = further.figures(queries, place, ranks, images, p, config.seed)
+                    results.rows[row.name][p.name]["further"] = found
                 _record(results, row.name, p, images, p.queries, "", 0, metrics)
-        wild = np.flatnonzero(~images.catalogue)
-        drawn = drawn_evenly(images, wild, config.evaluation.corruption_queries, config.seed)
-        queries_set, chosen = images.subset(drawn), np.searchsorted(wild, drawn)
+        asked = listed[0].queries  # every protocol of a split asks the same queries
+        drawn = drawn_evenly(images, asked, config.evaluation.corruption_queries, config.seed)
+        queries_set, chosen = images.subset(drawn), np.searchsorted(asked, drawn)
         for name in CORRUPTIONS:
             for severity in config.evaluation.severities:
                 spoiled = {s: f(queries_set, (name, severity)) for s, f in describe.items()}

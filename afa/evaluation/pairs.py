@@ -55,20 +55,55 @@ def count_pairs(
       UserError: vectors that are not finite or not of unit length, columns of different lengths,
         or only pairs of one kind.
     """
-    check_unit("vectors", vectors)
-    if len(labels) != len(vectors):
-        raise UserError(f"labels has {len(labels)} entries for {len(vectors)} vectors")
-    edges = np.linspace(-1, 1, bins + 1)
+    _check(vectors, labels)
     counts = np.zeros((2, bins), np.int64)
     for begin in range(0, len(vectors), TILE_ROWS):
         rows = slice(begin, begin + TILE_ROWS)
         scores = vectors[rows] @ vectors[begin:].T
-        places = np.clip(((scores + 1) * (bins / 2)).astype(np.int64), 0, bins - 1)
         same = labels[rows, None] == labels[None, begin:]
         later = np.arange(scores.shape[1])[None] > np.arange(len(scores))[:, None]
-        for kind, chosen in enumerate((later & same, later & ~same)):
-            counts[kind] += np.bincount(places[chosen], minlength=bins)
-    return PairCounts(counts[0], counts[1], edges)
+        _count(counts, scores[later], same[later])
+    return PairCounts(counts[0], counts[1], np.linspace(-1, 1, bins + 1))
+
+
+def count_pairs_between(
+    queries: Float32[np.ndarray, "q d"],
+    gallery: Float32[np.ndarray, "n d"],
+    query_labels: Int[np.ndarray, "_"],
+    gallery_labels: Int[np.ndarray, "_"],
+    bins: int = BINS,
+) -> PairCounts:
+    """Counts the similarities of all pairs of a query and a gallery picture.
+
+    Raises:
+      UserError: as `count_pairs`.
+    """
+    _check(queries, query_labels)
+    _check(gallery, gallery_labels)
+    counts = np.zeros((2, bins), np.int64)
+    for first in range(0, len(queries), TILE_ROWS):
+        for second in range(0, len(gallery), TILE_ROWS):
+            rows, columns = slice(first, first + TILE_ROWS), slice(second, second + TILE_ROWS)
+            scores = queries[rows] @ gallery[columns].T
+            same = query_labels[rows, None] == gallery_labels[None, columns]
+            _count(counts, scores.ravel(), same.ravel())
+    return PairCounts(counts[0], counts[1], np.linspace(-1, 1, bins + 1))
+
+
+def _check(vectors: Float32[np.ndarray, "n d"], labels: Int[np.ndarray, "_"]) -> None:
+    check_unit("vectors", vectors)
+    if len(labels) != len(vectors):
+        raise UserError(f"labels has {len(labels)} entries for {len(vectors)} vectors")
+
+
+def _count(
+    counts: Int64[np.ndarray, "2 b"], scores: Float32[np.ndarray, "p"], same: Bool[np.ndarray, "p"]
+) -> None:
+    """Adds pairs to the bins of their kind, in place."""
+    bins = counts.shape[1]
+    places = np.clip(((scores + 1) * (bins / 2)).astype(np.int64), 0, bins - 1)
+    for kind, chosen in enumerate((same, ~same)):
+        counts[kind] += np.bincount(places[chosen], minlength=bins)
 
 
 def counted(scores: Float[np.ndarray, "n"], same: Bool[np.ndarray, "n"]) -> PairCounts:

@@ -6,8 +6,13 @@ import numpy as np
 from jaxtyping import Int64
 
 from afa.data.types import ImageSet
+from afa.errors import UserError
 
 Index = Int64[np.ndarray, "_"]
+NEEDS = {
+    "query_gallery": "pictures that the data set calls queries and gallery",
+    "catalogue": "catalogue pictures",
+}
 
 
 @dataclass(frozen=True)
@@ -27,18 +32,35 @@ class Protocol:
 def protocols(images: ImageSet, choice: str = "auto") -> list[Protocol]:
     """The protocols a split allows, the headline first.
 
-    leave_one_out: every in-the-wild picture is searched among the others. catalogue (single-view):
-    every in-the-wild picture is searched among the catalogue pictures, one a class.
-    A split without catalogue pictures has the first alone.
+    leave_one_out: every in-the-wild picture is searched among the others. query_gallery: the
+    queries of the data set are searched among its gallery; this takes the place of the former where
+    the data set tells them apart, unless the former is asked for. catalogue (single-view): every
+    query is searched among the catalogue pictures, one a class.
+
+    Raises:
+      UserError: the split does not allow the choice.
     """
-    wild, catalogue = np.flatnonzero(~images.catalogue), np.flatnonzero(images.catalogue)
-    found = {"leave_one_out": Protocol("leave_one_out", wild, wild, np.arange(len(wild)))}
+    wild, catalogue = ~images.catalogue, np.flatnonzero(images.catalogue)
+    queries, gallery = np.flatnonzero(wild), np.zeros(0, np.int64)
+    if images.gallery is not None and choice != "leave_one_out":
+        queries = np.flatnonzero(wild & ~images.gallery)
+        gallery = np.flatnonzero(wild & images.gallery)
+    nowhere = np.full(len(queries), -1)
+    found = {}
+    if len(gallery):
+        found["query_gallery"] = Protocol("query_gallery", queries, gallery, nowhere)
+    else:
+        own = np.arange(len(queries))
+        found["leave_one_out"] = Protocol("leave_one_out", queries, queries, own)
     if len(catalogue):
-        nowhere = np.full(len(wild), -1)
-        found["catalogue"] = Protocol("catalogue", wild, catalogue, nowhere)
-    if choice != "auto" and choice in found:
-        return [found[choice]]
-    return list(found.values())
+        found["catalogue"] = Protocol("catalogue", queries, catalogue, nowhere)
+    if choice == "auto":
+        return list(found.values())
+    if choice not in found:
+        raise UserError(
+            f"evaluation.protocol={choice!r} needs {NEEDS[choice]}, and the test classes have none"
+        )
+    return [found[choice]]
 
 
 def drawn_evenly(images: ImageSet, index: Index, count: int, seed: int) -> Index:

@@ -290,6 +290,31 @@ def robustness_charts(
     return charts, legend
 
 
+def cumulative_chart(curves: Mapping[str, Sequence[float]], highlight: str) -> list[Chart]:
+    """The CMC curves of several methods over the rank, in one chart; [] without any.
+
+    Args:
+      curves: method -> share of queries answered by rank 1, 2, ...
+      highlight: the method drawn strongest.
+    """
+    if not curves:
+        return []
+    methods = sorted(curves, key=lambda name: name != highlight)  # it gets the first style
+    lines = [
+        Line(name, list(enumerate(curves[name], start=1)), i, name == highlight)
+        for i, name in enumerate(methods)
+    ]
+    last = max(map(len, curves.values()))
+    ticks = [(x, str(x)) for x in (1, 5, 10, 20, 50) if x <= last]
+    description = "Queries with a right result by rank: " + "; ".join(
+        f"{name} {100 * curves[name][0]:.1f} % at 1, {100 * curves[name][-1]:.1f} % at {last}"
+        for name in methods
+    )
+    svg = line_chart(lines, description, percent=True, x_ticks=ticks)
+    legend = tuple((name, key(i, name == highlight)) for i, name in enumerate(methods))
+    return [Chart("Right by rank (CMC)", svg, legend, "%")]
+
+
 def pretty(name: str) -> str:
     """A metric's or corruption's name as people write it.
 

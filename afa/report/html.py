@@ -7,7 +7,7 @@ given to it are fractions (0 to 1), shown as percent.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,8 @@ class ResultRow:
     """A method's metrics by name; `cost` is that of one search relative to the plain backbone.
 
     `clean`: recall_at_K, map_at_r, r_precision, mean_average_precision of clean queries;
-    `trained`, `held_back`: the same names, means over the corruptions and their severities.
+    `trained`, `held_back`: the same names, means over the corruptions and their severities;
+    `further`: figures of pairs and clusters and the CMC curve (`afa.evaluation.further`).
     """
 
     name: str
@@ -85,6 +86,7 @@ class ResultRow:
     clean: Mapping[str, float]
     trained: Mapping[str, float] = dataclasses.field(default_factory=dict)
     held_back: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    further: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +165,11 @@ def write_report(path: Path | str, page: Page) -> None:
         page=page,
         tiles=_tiles(page),
         table=_table(page),
+        further=_further(page),
+        cmc=charts.cumulative_chart(
+            {row.name: row.further["cmc"] for row in page.rows if "cmc" in row.further},
+            page.highlight,
+        ),
         robustness=drawn,
         legend=legend,
         curves=charts.training_charts(page.history),
@@ -246,10 +253,42 @@ def _table(page: Page) -> ResultTable:
     return ResultTable(tuple(groups), lines)
 
 
-def _column(values: Sequence[float | None]) -> list[Cell]:
+def _further(page: Page) -> ResultTable:
+    """Verification and clusters of the rows that have them, in the form of the table of results."""
+    rows = [row for row in page.rows if "pairs" in row.further]
+    rates = list(dict.fromkeys(r for row in rows for r in row.further["pairs"]["fnmr_at_fmr"]))
+    errors = [[row.further["pairs"]["fnmr_at_fmr"].get(r) for row in rows] for r in rates]
+    groups = {
+        "Pairs": {
+            "AUROC": _column([row.further["pairs"]["auroc"] for row in rows]),
+            **{
+                f"FNMR at FMR {100 * float(rate):g} %": _column(values, best=min)
+                for rate, values in zip(rates, errors, strict=True)
+            },
+        },
+        "Clusters": {
+            name.upper(): _column([row.further["clusters"][name] for row in rows])
+            for name in ("nmi", "ami")
+        },
+    }
+    lines = tuple(
+        (
+            row.name,
+            row.name == page.highlight,
+            "",
+            tuple(tuple(column[i] for column in group.values()) for group in groups.values()),
+        )
+        for i, row in enumerate(rows)
+    )
+    return ResultTable(tuple((title, tuple(group)) for title, group in groups.items()), lines)
+
+
+def _column(
+    values: Sequence[float | None], best: Callable[[Sequence[float]], float] = max
+) -> list[Cell]:
     known = [v for v in values if v is not None and math.isfinite(v)]
     # Compared as printed: two rows that show the same figure are both the best.
-    top = f"{100 * max(known):.1f}" if len(known) > 1 else None
+    top = f"{100 * best(known):.1f}" if len(known) > 1 else None
     cells = []
     for value in values:
         text = BLANK if value is None or not math.isfinite(value) else f"{100 * value:.1f}"

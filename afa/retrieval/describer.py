@@ -1,100 +1,275 @@
-"""The networks of a finished run, which describe pictures as its gallery was described."""
+"""Describes pictures with a package of a trained run: what a service needs, and no training code.
 
-import dataclasses
+Beside JAX and NumPy it imports what decodes pictures and reads safetensors. A package holds a copy
+of this file and of those it imports, so that the package alone serves:
+
+    cd PACKAGE && python -m afa.retrieval.describer --check PICTURE.jpg
+
+prints one JSON object a picture, {"picture": ..., "vector": [...]}.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float32, PyTree
+from jax import export
+from jaxtyping import Array, Float32, UInt8
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
-from afa import config as configuration
-from afa.checkpoint import Checkpoints
-from afa.config import ExperimentConfig
-from afa.data.pipeline import preprocessing
-from afa.data.types import ImageSet, Picture
-from afa.errors import UserError
-from afa.evaluation.embed import Embedding
-from afa.models import embedder
-from afa.retrieval import export, files
-from afa.train import optim, state
-from afa.train.state import TrainState, checkpoint_id
-from afa.workdir import Workdir
+from afa.data.images import UnreadablePicture, evaluation_view
+from afa.data.types import Picture
+from afa.errors import EXIT_USER_ERROR, UserError, choose
 
-GALLERYS_OWN = (*export.OWN, "unknown")  # fields of a manifest that say nothing of the networks
+MANIFEST = "manifest.json"
+KIND = "afa describer"
+FORMAT = 1
+WEIGHTS, CHECK = "weights.safetensors", "check.safetensors"
+ANY = "any"  # rows of a program that takes any number
+# What a program for any number of rows is compiled for: fewer programs, and some rows to spare.
+ANY_ROWS = (1, 4, 16, 64, 256)
+
+Program = Callable[[Mapping[str, Array], Any], Array]
 
 
 class Describer:
-    """Pictures in, unit vectors out.
+    """Pictures to the vectors that the run's gallery has.
+
+    Calls may come from several threads. A program is compiled when it is first called: `check`
+    calls all of them, before the first query has to wait.
 
     Attributes:
-      home: of the run.
-      config: of the run.
-      record: what a manifest says of the networks: `configuration`, `checkpoint`, `step`,
-        `preprocessing`, `weights` of the fusion, ...
+      manifest: what `manifest.json` says.
+      size: side of a view, in pixels.
+      dimension: length of a vector.
+      rows: numbers of views that are described at once; what is left over is filled up.
     """
 
     def __init__(
-        self, home: Workdir, config: ExperimentConfig, record: dict[str, Any], variables: PyTree
+        self,
+        manifest: dict[str, Any],
+        programs: Mapping[int, Program],
+        weights: Mapping[str, Array],
+        known: Mapping[str, np.ndarray],
     ) -> None:
-        self.home, self.config, self.record, self._variables = home, config, record, variables
-        players = embedder.build(config, record["training_classes"])
-        one = dataclasses.replace(config.evaluation, batch_size=1)
-        alone = Embedding(players, dataclasses.replace(config, evaluation=one))
-        self._one = alone.fused(record["weights"])
-        self._many = Embedding(players, config).fused(record["weights"])
+        self.manifest, self._programs, self._weights = manifest, programs, weights
+        self._known = known
+        self._crop: float = manifest["preprocessing"]["crop_fraction"]
+        self.size: int = manifest["preprocessing"]["image_size"]
+        self.dimension: int = manifest["dimension"]
+        self.rows = tuple(sorted(programs))
 
     @classmethod
-    def load(cls, directory: Path) -> "Describer":
-        """Opens a finished run.
+    def load(cls, directory: Path | str, family: str | None = None) -> "Describer":
+        """Opens a package and checks it against its manifest.
+
+        Args:
+          family: which of the manifest's programs to take; None is "cpu" where JAX has only the
+            CPU, else "accelerator".
 
         Raises:
-          UserError: no run, one that is not finished, or embeddings that another checkpoint or
-            preprocessing made.
+          UserError: no package, one that another version wrote, a file that is missing, changed or
+            damaged, or no program for what JAX computes on.
         """
-        home = Workdir(directory)
-        if home.stored() is None:
-            raise UserError(f"--run={directory}: holds no run (config.json is missing)")
-        if not home.result.is_file():
-            raise UserError(f"--run={directory}: the run is not finished; start it again to go on")
-        manifest = files.read_manifest(home.embeddings)
-        record = {name: v for name, v in manifest.items() if name not in GALLERYS_OWN}
-        config = configuration.from_dict(record["configuration"])
-        trained = restore(home, config, record["training_classes"], record["step"])
-        expected = {
-            "checkpoint": checkpoint_id(trained),
-            "preprocessing": preprocessing(config.data) | embedder.preprocessing_record(config),
-        }
-        for name, value in expected.items():
-            if record[name] != value:
-                raise UserError(
-                    f"{home.embeddings} does not fit to the run: {name} {record[name]!r}, not "
-                    f"{value!r}; start the run again"
-                )
-        return cls(home, config, record, trained.search_variables())
+        directory = Path(directory)
+        manifest = _manifest(directory)
+        here = platform()
+        try:
+            families = manifest["families"]
+            family = family or ("cpu" if here == "cpu" else "accelerator")
+            chosen = choose("family", family, families)
+            if here not in chosen["platforms"]:
+                able = ", ".join(chosen["platforms"])
+                raise UserError(f"{directory}: its programs run on {able}, not on {here}")
+            content = {
+                name: _read(directory, name, manifest["files"])
+                for name in (*chosen["programs"].values(), WEIGHTS, CHECK)
+            }
+            programs = _programs(directory, chosen["programs"], content)
+            arrays, known = (_arrays(directory / n, content[n]) for n in (WEIGHTS, CHECK))
+            weights = {name: jax.device_put(arrays[name]) for name in manifest["arguments"]}
+            return cls(manifest, programs, weights, {n: known[n] for n in ("views", "vectors")})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{directory / MANIFEST} is damaged: {error!r}") from None
 
-    def __call__(self, images: ImageSet) -> Float32[np.ndarray, "n d"]:
-        """Unit vectors of many pictures."""
-        return self._many(self._variables, images)
+    def view(self, picture: Picture) -> UInt8[np.ndarray, "s s 3"]:
+        """What the network sees of a picture, encoded or decoded.
 
-    def one(self, picture: Picture) -> Float32[np.ndarray, "1 d"]:
-        """Unit vector of one picture."""
-        images = ImageSet([picture], np.zeros(1, np.int64), ("query",), np.zeros(1, bool))
-        return self._one(self._variables, images)
+        Raises:
+          UnreadablePicture: it cannot be decoded.
+        """
+        return evaluation_view(picture, self.size, self._crop)
+
+    def describe(self, views: UInt8[np.ndarray, "n s s 3"]) -> Float32[np.ndarray, "n d"]:
+        """Unit vectors of views.
+
+        Raises:
+          UserError: views of another size.
+        """
+        if views.shape[1:] != (self.size, self.size, 3):
+            side = f"(n, {self.size}, {self.size}, 3)"
+            raise UserError(f"views of shape {views.shape} are not of shape {side}")
+        parts = [np.zeros((0, self.dimension), np.float32)]
+        for rows, block in _blocks(views, self.rows):
+            filled = np.concatenate([block, np.repeat(block[-1:], rows - len(block), axis=0)])
+            parts.append(np.asarray(self._programs[rows](self._weights, filled))[: len(block)])
+        return np.concatenate(parts)
+
+    def describe_pictures(self, pictures: Sequence[Picture]) -> Float32[np.ndarray, "n d"]:
+        """Unit vectors of pictures.
+
+        Raises:
+          UnreadablePicture: one cannot be decoded.
+        """
+        shape = (len(pictures), self.size, self.size, 3)
+        views = np.array([self.view(each) for each in pictures], np.uint8)
+        return self.describe(views.reshape(shape))
+
+    def check(self, rows: Sequence[int] | None = None) -> float:
+        """How far vectors are from those that the run itself has of the same views: the largest
+        distance. Rounding comes to less than 1e-5; bfloat16, or another kind of device, to more.
+
+        Args:
+          rows: the numbers of views to try at once; None is all.
+        """
+        views, vectors = self._known["views"], self._known["vectors"]
+        apart = 0.0
+        for count in self.rows if rows is None else rows:
+            # Each view comes first once, and the others in the rows behind it.
+            blocks = [np.resize(views[i:], (count, *views.shape[1:])) for i in range(len(views))]
+            found = [np.asarray(self._programs[count](self._weights, block))[0] for block in blocks]
+            apart = max(apart, float(np.linalg.norm(found - vectors, axis=1).max()))
+        return apart
 
 
-def restore(home: Workdir, config: ExperimentConfig, classes: int, step: int) -> TrainState:
-    """The state of a run at a step.
+def _blocks(
+    views: UInt8[np.ndarray, "n s s 3"], rows: Sequence[int]
+) -> Iterator[tuple[int, UInt8[np.ndarray, "m s s 3"]]]:
+    """Consecutive views, and the number that each block of them is filled up to: the largest of
+    which at least half is needed."""
+    begin = 0
+    while left := len(views) - begin:
+        size = max((n for n in rows if n <= 2 * left), default=min(rows))
+        yield size, views[begin : begin + size]
+        begin = min(begin + size, len(views))
 
-    Raises:
-      UserError: the run has no such checkpoint, or its configuration differs.
-    """
-    players = embedder.build(config, classes)
-    optimisers = optim.optimisers(config, 1, 1, 1)  # only the shape of their state matters here
-    shapes = jax.eval_shape(
-        lambda: state.create(players, optimisers, config.seed, config.data.image_size)
+
+def platform() -> str:
+    """The name that programs are lowered under for what JAX computes on here."""
+    name = jax.default_backend()
+    if name != "gpu":
+        return name
+    return "rocm" if "rocm" in jax.devices()[0].client.platform_version else "cuda"
+
+
+def _manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{directory} holds no package: {MANIFEST} is missing") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
+    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
+        raise UserError(f"{directory} holds no package: {MANIFEST} is one of something else")
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"{directory} is a package of format {manifest.get('format')}, this version reads "
+            f"format {FORMAT}"
+        )
+    least = export.minimum_supported_calling_convention_version
+    most = export.maximum_supported_calling_convention_version
+    version = manifest.get("calling_convention")
+    if not isinstance(version, int) or not least <= version <= most:
+        raise UserError(
+            f"{directory} was written by jax {manifest.get('jax')} (calling convention {version}),"
+            f" and jax {jax.__version__} reads {least} to {most}: install that jax"
+        )
+    return manifest
+
+
+def _read(directory: Path, name: str, files: Mapping[str, Any]) -> bytes:
+    """A file of the package, once its digest is the manifest's."""
+    path = directory / name
+    if name not in files or Path(name).name != name:
+        raise UserError(f"{directory / MANIFEST} is damaged: {name!r} is none of its files")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    if hashlib.sha256(content).hexdigest() != files[name]["sha256"]:
+        raise UserError(f"{path} is not the file {MANIFEST} names (sha256 differs)")
+    return content
+
+
+def _programs(
+    directory: Path, names: Mapping[str, str], content: Mapping[str, bytes]
+) -> dict[int, Program]:
+    """Rows -> what describes that many views at once."""
+    found = {}
+    for rows, name in names.items():
+        program = jax.jit(_program(directory / name, content[name]).call)
+        found |= dict.fromkeys(ANY_ROWS if rows == ANY else (int(rows),), program)
+    return found
+
+
+def _program(path: Path, content: bytes) -> export.Exported:
+    try:
+        return export.deserialize(bytearray(content))
+    except ImportError:
+        raise UserError("reading a program needs flatbuffers (pip install flatbuffers)") from None
+    except Exception as error:  # a digest that fits says nothing of what the bytes are
+        raise UserError(f"{path} is no program of jax.export ({type(error).__name__})") from None
+
+
+def _arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise UserError(f"{path} is no safetensors file ({error})") from None
+
+
+# ---- command -------------------------------------------------------------------------------------
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    options.add_argument("pictures", nargs="*", type=Path, metavar="PICTURE")
+    options.add_argument(
+        "--package", type=Path, default=Path(), metavar="DIR", help="default: where you stand"
     )
-    with Checkpoints(home.checkpoints, config.train.keep_best) as checkpoints:
-        if step not in checkpoints.steps():
-            raise UserError(f"{home.checkpoints} has no checkpoint of step {step}")
-        return checkpoints.restore(shapes, config, step)[0]
+    options.add_argument(
+        "--check", action="store_true", help="first say how far vectors are from the run's own"
+    )
+    chosen = options.parse_args(words)
+    try:
+        describer = Describer.load(chosen.package)
+        if chosen.check:
+            print(f"at most {describer.check():.1e} from the run's own vectors", file=sys.stderr)
+        for path in chosen.pictures:
+            vector = describer.describe(_view(describer, path)[None])[0]
+            print(json.dumps({"picture": str(path), "vector": vector.tolist()}), flush=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return 0
+
+
+def _view(describer: Describer, path: Path) -> UInt8[np.ndarray, "s s 3"]:
+    try:
+        return describer.view(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnreadablePicture as error:
+        raise UserError(f"{path}: is no readable picture ({error})") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,8 +9,8 @@ from afa.data.folder import SUFFIXES
 from afa.data.images import UnreadablePicture, decode
 from afa.data.types import Files, ImageSet
 from afa.errors import UserError
-from afa.retrieval.describer import Describer
 from afa.retrieval.records import Records
+from afa.retrieval.trained import Trained
 
 CHUNK = 1024  # pictures that are described between two lines of progress
 SHOWN = 3  # unreadable pictures that are named
@@ -18,11 +18,11 @@ SHOWN = 3  # unreadable pictures that are named
 Note = Callable[[str], None]
 
 
-def described(describer: Describer, root: Path, note: Note) -> Records:
+def described(trained: Trained, root: Path, note: Note) -> Records:
     """Every picture under a folder: its path within is its id, the folder it lies in its class.
 
     Args:
-      describer: of a run.
+      trained: of a run.
       root: read with all folders below.
       note: is told of progress, and of pictures that cannot be read and are left out.
 
@@ -43,7 +43,7 @@ def described(describer: Describer, root: Path, note: Note) -> Records:
             tuple(ids[begin : begin + count]),
             np.zeros(count, bool),
         )
-        vectors.append(describer(images))
+        vectors.append(trained(images))
         note(f"described {begin + count} of {len(paths)} pictures")
     classes = [path.parent.name if path.parent != root else "" for path in paths]
     places = [str(path.absolute()) for path in paths]

@@ -18,9 +18,9 @@ from afa.report.pictures import results_sheet
 from afa.report.writers import write_atomically
 from afa.retrieval import index as indexes
 from afa.retrieval.calibration import Calibration
-from afa.retrieval.describer import Describer
 from afa.retrieval.index import Index
 from afa.retrieval.records import Id
+from afa.retrieval.trained import Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Answer:
 class Searcher:
     """A gallery, and the networks that describe a query as it was described."""
 
-    def __init__(self, describer: Describer, index: Index, home: Path) -> None:
-        self.describer, self.index, self.home = describer, index, home
-        self.config = describer.config
-        record = describer.record
+    def __init__(self, trained: Trained, index: Index, home: Path) -> None:
+        self.trained, self.index, self.home = trained, index, home
+        self.config = trained.config
+        record = trained.record
         index.require(checkpoint=record["checkpoint"], preprocessing=record["preprocessing"])
 
     @classmethod
@@ -81,18 +81,18 @@ class Searcher:
         if directory is None:
             if run is None:
                 raise UserError("--run=DIR or --index=DIR is missing")
-            describer = Describer.load(run)
-            return cls(describer, indexes.load(describer.home.embeddings), run)
+            trained = Trained.load(run)
+            return cls(trained, indexes.load(trained.home.embeddings), run)
         index = indexes.load(directory)
         if run is None:
             if "run" not in index.manifest:
                 raise UserError(f"--index={directory}: names no run; give --run=DIR too")
             run = directory / index.manifest["run"]
-        return cls(Describer.load(run), index, directory)
+        return cls(Trained.load(run), index, directory)
 
     def describe(self, images: ImageSet) -> Float32[np.ndarray, "n d"]:
         """Unit vectors of many pictures, as those of the gallery."""
-        return self.describer(images)
+        return self.trained(images)
 
     def search(
         self,
@@ -126,7 +126,7 @@ class Searcher:
         named: set[str] = set()
         for number, path in enumerate(pictures, start=1):
             content = _read(path)
-            ids, scores = next(iter(self.index.search(self.describer.one(content), k)))
+            ids, scores = next(iter(self.index.search(self.trained.one(content), k)))
             hits = tuple(
                 Hit(entry.id, entry.class_name, entry.path, float(score))
                 for entry, score in zip(self.index.lookup(ids), scores, strict=True)

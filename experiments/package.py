@@ -1,0 +1,55 @@
+"""Packs a run for a service: `python -m experiments.package --run=DIR --out=DIR`.
+
+The directory describes pictures as the run's search does, on CPUs, GPUs and TPUs, with JAX, NumPy
+and a decoder of pictures alone; see `afa.retrieval.describer` for how to use it.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.run import guarded, quiet
+from experiments.search import Parser
+
+PROGRAM = "python -m experiments.package"
+
+
+def parser() -> Parser:
+    """The command's options."""
+    options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
+    options.add_argument("--run", required=True, type=Path, help="directory of a finished run")
+    options.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="the package: a new directory"
+    )
+    options.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default=None,
+        help="arithmetic on accelerators (default: as the run's train.precision has it there)",
+    )  # fmt: skip
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+
+
+def _main(words: Sequence[str]) -> int:
+    chosen = parser().parse_args(list(words))
+    quiet()
+    # Here and not above: `--help` and a misspelt option answer at once.
+    from afa.retrieval.package import pack
+
+    manifest = pack(chosen.run, chosen.out, chosen.precision)
+    files = manifest["files"].values()
+    size = sum(each["bytes"] for each in files) / 2**20
+    print(f"{chosen.out}: {len(files)} files, {size:.1f} MiB, {manifest['checkpoint']}")
+    for name, family in manifest["families"].items():
+        apart = manifest["apart"][name]
+        proof = "not run here" if apart is None else f"{apart:.0e} from the run's own vectors"
+        rows = ", ".join(family["programs"])
+        print(f"  {name:<11}  {rows} at once, {family['precision']}: {proof}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

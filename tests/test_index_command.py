@@ -1,0 +1,160 @@
+"""`experiments.index` and `experiments.search --index`: a gallery of one's own pictures."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny_run
+from PIL import Image
+
+from afa.retrieval.index import scann
+from experiments import index, search
+
+
+@pytest.fixture(scope="module")
+def pictures(tiny_data, tmp_path_factory):
+    """A folder of two classes, of which the run knows nothing, and one picture without a class."""
+    root = tmp_path_factory.mktemp("own") / "pictures"
+    for name in ("class_10", "class_11"):
+        shutil.copytree(tiny_data / "test" / name, root / name)
+    shutil.copy(tiny_data / "test" / "class_09" / "img_0.jpg", root / "alone.jpg")
+    return root
+
+
+@pytest.fixture
+def ask(capsys):
+    """Runs the command; returns exit code, standard output and error."""
+
+    def call(*words, command=index):
+        code = command.main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def built(tiny_finished, pictures, tmp_path_factory):
+    """An index beside a copy of the run, in a folder that can be moved as a whole."""
+    root = tmp_path_factory.mktemp("built")
+    shutil.copytree(tiny_finished, root / "run")
+    words = ["build", f"--run={root}/run", f"--pictures={pictures}", f"--out={root}/index"]
+    assert index.main([*words, f"--calibrate={pictures / 'class_10'}", "--json"]) == 0
+    return root
+
+
+@pytest.fixture
+def home(built, tmp_path):
+    return shutil.copytree(built, tmp_path / "home")
+
+
+def facts(out):
+    return json.loads(out)
+
+
+def test_a_folder_is_built_and_searched(ask, home, pictures):
+    query = pictures / "class_11" / "img_1.jpg"
+    code, out, err = ask(f"--index={home}/index", "--json", query, command=search)
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert answer["hits"][0]["id"] == "class_11/img_1.jpg"
+    assert answer["hits"][0]["class_name"] == "class_11"
+    assert answer["hits"][0]["path"] == str(query)
+    assert answer["hits"][0]["score"] == pytest.approx(1, abs=1e-4)
+    assert answer["sheet"].startswith(f"{home}/index/searches/")
+    code, out, _ = ask(f"--index={home}/index", "--false_matches=0.4", query, command=search)
+    assert code == 0 and "no match" not in out
+
+
+def test_info_add_and_remove(ask, home, pictures, tmp_path):
+    told = facts(ask("info", f"--index={home}/index", "--json")[1])
+    count = sum(1 for _ in pictures.rglob("*.jpg"))
+    assert (told["count"], told["classes"], told["ids"]) == (count, 3, "text")
+    more = tmp_path / "more"
+    more.mkdir()
+    for i in range(3):
+        noise = np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(noise).save(more / f"noise_{i}.png")
+    (more / "broken.png").write_bytes(b"not a picture")
+    code, out, err = ask("add", f"--index={home}/index", f"--pictures={more}", "--json")
+    assert code == 0 and "left out broken.png" in err
+    assert (facts(out)["before"], facts(out)["count"]) == (count, count + 3)
+    code, out, err = ask("add", f"--index={home}/index", f"--pictures={more}")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("error: the index holds 'noise_0.png' already")
+    code, out, _ = ask("add", f"--index={home}/index", f"--pictures={more}", "--replace", "--json")
+    assert (code, facts(out)["count"]) == (0, count + 3)
+    answer = ask(f"--index={home}/index", "--json", more / "noise_1.png", command=search)[1]
+    assert json.loads(answer)["hits"][0]["id"] == "noise_1.png"
+    code, out, _ = ask("remove", f"--index={home}/index", "noise_1.png", "alone.jpg", "--json")
+    assert (code, facts(out)["count"]) == (0, count + 1)
+    answer = ask(f"--index={home}/index", "--json", more / "noise_1.png", command=search)[1]
+    assert "noise_1.png" not in [hit["id"] for hit in json.loads(answer)["hits"]]
+    code, _, err = ask("remove", f"--index={home}/index", "nobody")
+    assert (code, err) == (2, "error: the index holds no picture 'nobody'\n")
+
+
+@pytest.mark.skipif(not scann.installed(), reason="ScaNN is not installed here")
+def test_tune_and_verify(ask, home):
+    code, out, _ = ask("tune", f"--index={home}/index", "--target_recall=0.9", "--json")
+    assert code == 0
+    told = facts(out)
+    assert told["reached"] and told["recall_at_10"] >= 0.9
+    assert told["curve"][-1][0] <= 1
+    code, out, _ = ask("verify", f"--index={home}/index", "--json")
+    assert code == 0 and facts(out)["recall_at_10"] == 1
+    code, out, _ = ask("verify", f"--index={home}/index")
+    assert code == 0 and "recall at 10" in out
+
+
+def test_verify_finds_damage(ask, home):
+    shard = next((home / "index").glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    code, out, err = ask("verify", f"--index={home}/index")
+    assert (code, out) == (2, "")
+    assert err == f"error: {shard} is not the file index.json names (sha256 differs)\n"
+
+
+def test_another_run_is_refused(ask, home, tiny_data, pictures, tmp_path):
+    other = tmp_path / "other"
+    assert tiny_run.main(*tiny_run.words(tiny_data, other, **{"seed": 5, "train.steps": 2})) == 0
+    query = pictures / "alone.jpg"
+    code, _, err = ask(f"--index={home}/index", f"--run={other}", query, command=search)
+    assert code == 2
+    assert err.startswith("error: the index does not fit: checkpoint 'step-12")
+    (home / "run").rename(home / "gone")
+    code, _, err = ask(f"--index={home}/index", query, command=search)
+    assert (code, "holds no run" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["buld"], "argument ACTION: invalid choice: 'buld' "),
+        (["build"], "the following arguments are required: --run, --pictures, --out"),
+        (["info", "--index=/nowhere"], "/nowhere holds no finished index: index.json is missing"),
+        (["build", "--run=r", "--pictures=p", "--out=o", "--uri=scan://"], "retrieval.index='scan' "),
+        (["build", "--run=r", "--pictures=p", "--out=o"], "--run=r: holds no run "),
+        (["build", "--run=r", "--pictures=p", "--out=o", "--uri=exact://", "--target_recall=0.9"],
+         "retrieval.target_recall=0.9: only scann:// is tuned, not exact://"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told(ask, words, line):
+    code, out, err = ask(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {line}")
+
+
+def test_folders_without_pictures(ask, home, tmp_path):
+    for folder, text in ((tmp_path / "no", "does not exist"), (tmp_path, "holds no pictures")):
+        empty = folder if folder != tmp_path else tmp_path / "empty"
+        if empty.name == "empty":
+            empty.mkdir()
+        code, _, err = ask("add", f"--index={home}/index", f"--pictures={empty}")
+        assert (code, err) == (2, f"error: {empty}: {text}\n")
+
+
+def test_nothing_to_search_in(ask, pictures):
+    code, _, err = ask(pictures / "alone.jpg", command=search)
+    assert (code, err) == (2, "error: --run=DIR or --index=DIR is missing\n")
