@@ -35,12 +35,13 @@ def ask(capsys):
 
 
 @pytest.fixture(scope="module")
-def built(tiny_finished, pictures, tmp_path_factory):
+def built(tiny_finished, tiny_data, pictures, tmp_path_factory):
     """An index beside a copy of the run, in a folder that can be moved as a whole."""
     root = tmp_path_factory.mktemp("built")
     shutil.copytree(tiny_finished, root / "run")
     words = ["build", f"--run={root}/run", f"--pictures={pictures}", f"--out={root}/index"]
-    assert index.main([*words, f"--calibrate={pictures / 'class_10'}", "--json"]) == 0
+    strangers = tiny_data / "test" / "class_08"
+    assert index.main([*words, f"--calibrate={strangers}", "--json"]) == 0
     return root
 
 
@@ -134,7 +135,8 @@ def test_another_run_is_refused(ask, home, tiny_data, pictures, tmp_path):
         (["buld"], "argument ACTION: invalid choice: 'buld' "),
         (["build"], "the following arguments are required: --run, --pictures, --out"),
         (["info", "--index=/nowhere"], "/nowhere holds no finished index: index.json is missing"),
-        (["build", "--run=r", "--pictures=p", "--out=o", "--uri=scan://"], "retrieval.index='scan' "),
+        (["build", "--run=r", "--pictures=p", "--out=o", "--uri=scan://"],
+         "retrieval.index='scan' is unknown; did you mean 'scann'?"),
         (["build", "--run=r", "--pictures=p", "--out=o"], "--run=r: holds no run "),
         (["build", "--run=r", "--pictures=p", "--out=o", "--uri=exact://", "--target_recall=0.9"],
          "retrieval.target_recall=0.9: only scann:// is tuned, not exact://"),

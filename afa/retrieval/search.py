@@ -87,7 +87,7 @@ class Searcher:
         if run is None:
             if "run" not in index.manifest:
                 raise UserError(f"--index={directory}: names no run; give --run=DIR too")
-            run = directory / index.manifest["run"]
+            return cls(Trained.load(directory / index.manifest["run"]), index, directory)
         return cls(Trained.load(run), index, directory)
 
     def describe(self, images: ImageSet) -> Float32[np.ndarray, "n d"]:
