@@ -1,11 +1,14 @@
 """What re-ranking gains with a trained run: `python -m experiments.rerank --run=DIR`.
 
 Describes the pictures of the run's data set, fits whitening on training classes, chooses every
-method's settings on validation classes, and prints its gain and cost on the test classes.
+method's settings on validation classes, and prints its gain and cost on the test classes. Costs
+are milliseconds to describe a query (as one of a batch), milliseconds to rank the gallery for it,
+and seconds to prepare the gallery.
 """
 
 import dataclasses
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from experiments.run import guarded, quiet
 from experiments.search import Parser
 
 PROGRAM = "python -m experiments.rerank"
+LARGEST_SCALE = 8.0  # of whose pictures one still fits into memory
 
 
 def parser() -> Parser:
@@ -22,10 +26,29 @@ def parser() -> Parser:
     options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
     add = options.add_argument
     add("--run", required=True, type=Path, help="directory of a finished run")
-    add("--protocol", choices=("leave_one_out", "catalogue"), default="leave_one_out",
-        help="of the test queries (default: leave_one_out)")  # fmt: skip
+    add("--protocol", choices=("leave_one_out", "query_gallery", "catalogue"), default=None,
+        help="of the test queries (default: the first that the test split has)")  # fmt: skip
+    add("--methods", type=_listed, default=None, metavar="A,B",
+        help="such as alpha_query_expansion,geometric_verification (default: all)")  # fmt: skip
+    add("--scales", type=_scales, default=(1.0,), metavar="A,B",
+        help="scales of the pictures whose mean descriptors all methods begin with, such as "
+        "1,0.7,0.5 (default: 1)")  # fmt: skip
     options.add_out()
     return options
+
+
+def _listed(text: str) -> list[str]:
+    return [each.strip() for each in text.split(",")]
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(each) for each in _listed(text))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < each <= LARGEST_SCALE for each in found):
+        raise ArgumentTypeError(f"{text!r}: numbers above 0 and up to {LARGEST_SCALE:g}, as 1,0.7")
+    return found
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -39,37 +62,66 @@ def _main(words: Sequence[str]) -> int:
     from afa import parallel
     from afa.data import sets
     from afa.evaluation import reranking
-    from afa.evaluation.protocols import protocols
+    from afa.evaluation.embed import Embedding
+    from afa.models import embedder
     from afa.report.progress import table
     from afa.report.writers import write_json
-    from afa.retrieval.search import Searcher
+    from afa.retrieval.trained import Trained
 
+    names = reranking.NAMES if chosen.methods is None else reranking.chosen(chosen.methods)
     parallel.keep_memory()
-    searcher = Searcher.load(chosen.run)
-    dataset = sets.load(searcher.config.data)
-    allowed = [each.name for each in protocols(dataset.test)]
-    if chosen.protocol not in allowed:
-        raise UserError(f"--protocol={chosen.protocol}: the test split allows {', '.join(allowed)}")
+    trained = Trained.load(chosen.run)
+    dataset = sets.load(trained.config.data)
+    protocol = _protocol(chosen.protocol, dataset.test)
+    players = embedder.build(trained.config, trained.record["training_classes"])
+    known = Embedding(players, trained.config), trained.variables, trained.record["weights"]
     splits = {}
     for name, images in dataset.splits.items():
+        if name == "train" and not set(reranking.WHITENING) & set(names):
+            continue
         print(f"describing {len(images)} {name} pictures", file=sys.stderr)
-        splits[name] = reranking.Split(images, searcher.describe(images))
-    lines = reranking.study(splits, chosen.protocol, lambda text: print(text, file=sys.stderr))
-    columns = ["method", "settings", "R@1 %", "MAP@R %", "gain", "p", "ms a query", "s to prepare"]
-    table(f"{dataset.name}, {chosen.protocol}: test classes", [_row(one) for one in lines], columns)
+        # What is fitted on training classes needs their descriptors alone.
+        needed = () if name == "train" else names
+        splits[name] = reranking.describe(*known, images, needed, chosen.scales)
+    lines = reranking.study(splits, protocol, _note, names)
+    table(f"{dataset.name}, {protocol}: test classes", [_row(one) for one in lines], COLUMNS)
     if chosen.out:
         figures = [_figures(one) for one in lines]
-        write_json(chosen.out, {"data": dataset.name, "protocol": chosen.protocol,
+        write_json(chosen.out, {"data": dataset.name, "protocol": protocol,
                                 "hardware": parallel.platform(), "lines": figures})  # fmt: skip
     return 0
 
 
+def _protocol(name: str | None, images: Any) -> str:
+    from afa.evaluation.protocols import protocols
+
+    allowed = [each.name for each in protocols(images)]
+    if name is None:
+        return allowed[0]
+    if name not in (*allowed, "leave_one_out"):
+        raise UserError(f"--protocol={name}: the test split allows {', '.join(allowed)}")
+    return name
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+COLUMNS = ["method", "settings", "validation MAP@R %", "R@1 %", "MAP@R %", "gain", "p",
+           "ms to describe", "ms to rank", "s to prepare"]  # fmt: skip
+
+
 def _row(line: Any) -> list[Any]:
     means = line.metrics.means
-    settings = ", ".join(f"{name} {value:g}" for name, value in line.settings.items())
+    settings = ", ".join(f"{name} {_text(value)}" for name, value in line.settings.items())
     gain = f"{100 * line.gain.mean:+.1f} [{100 * line.gain.low:+.1f}, {100 * line.gain.high:+.1f}]"
-    return [line.method, settings, means["recall_at_1"], means["map_at_r"], gain, f"{line.p:.4f}",
-            f"{line.milliseconds:.3f}", f"{line.seconds:.2f}"]  # fmt: skip
+    return [line.method, settings, line.validation, means["recall_at_1"], means["map_at_r"], gain,
+            f"{line.p:.4f}", f"{line.description:.1f}", f"{line.milliseconds:.3f}",
+            f"{line.seconds:.2f}"]  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    return "/".join(f"{each:g}" for each in value) if isinstance(value, tuple) else f"{value:g}"
 
 
 def _figures(line: Any) -> dict[str, Any]:

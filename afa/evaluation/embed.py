@@ -1,23 +1,27 @@
 """Image sets -> descriptors, on all devices."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, PyTree, UInt8
 
 from afa import parallel
-from afa.config import ExperimentConfig
+from afa.config import ExperimentConfig, with_changes
 from afa.data.pipeline import Corruption, eval_batches
 from afa.data.types import ImageSet
-from afa.models import layers
+from afa.errors import UserError
+from afa.models import backbones, layers
 from afa.models.embedder import Players, named
 from afa.models.fusion import fuse
+from afa.models.pooling import Places
 from afa.train.steps import to_unit
 
 PIXEL_SIDE = 16  # raw-pixel descriptors: pictures of this side
+ONE_SIZE = ("restored", "discriminator")  # blocks of networks that know one size of picture
 Corruptions = Corruption | Sequence[Corruption] | None  # of all pictures, of each, of none
 
 
@@ -35,6 +39,51 @@ class Described:
     def rows(self, index: np.ndarray) -> "Described":
         """The pictures at `index`."""
         return Described(*jax.tree.map(lambda x: x[index], (self.blocks, self.gates)))
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Descriptor blocks of some pictures at several scales of them.
+
+    Attributes:
+      scales: scale -> the blocks of F that are wanted.
+      rest: the wanted blocks of G and D, at the size they were trained for.
+    """
+
+    scales: dict[float, Described]
+    rest: Described
+
+    def fused(
+        self, weights: Mapping[str, float], scales: Sequence[float], power: float = 1.0
+    ) -> Float32[np.ndarray, "n d"]:
+        """One unit vector a picture: every block is the mean over scales at unit length.
+
+        Args:
+          scales: some of those there are.
+          power: exponent of a generalised mean that keeps signs: of x^power, which is |x|^power
+            with the sign of x (the descriptors of Radenović et al. 2019 are positive); 1 is the
+            mean.
+        """
+        names = self.scales[scales[0]].blocks
+        blocks = {
+            name: _mean([self.scales[each].blocks[name] for each in scales], power)
+            for name in names
+        }
+        return Described(blocks | self.rest.blocks, self.rest.gates).fused(weights)
+
+
+def _mean(blocks: Sequence[Float32[np.ndarray, "n d"]], power: float) -> Float32[np.ndarray, "n d"]:
+    if len(blocks) == 1:
+        return blocks[0]
+    if power != 1:
+        blocks = [_signed_power(block, power) for block in blocks]
+    mean = np.mean(blocks, axis=0)
+    mean = mean if power == 1 else _signed_power(mean, 1 / power)
+    return np.asarray(layers.l2_normalise(jnp.asarray(mean)))
+
+
+def _signed_power(x: Float32[np.ndarray, "n d"], power: float) -> Float32[np.ndarray, "n d"]:
+    return np.sign(x) * np.abs(x) ** np.float32(power)
 
 
 @functools.partial(jax.jit, static_argnames="names")
@@ -78,6 +127,21 @@ class Embedding:
         self._plain = parallel.map_rows(plain)
         self._restore = parallel.map_rows(restore)
         self._fused: dict[tuple[tuple[str, float], ...], Callable] = {}
+        self._some: dict[tuple[str, ...], Callable] = {}
+        self._places: dict[int, Callable] = {}
+        self._scaled: dict[int, Embedding] = {config.data.image_size: self}
+
+    def at(self, scale: float) -> "Embedding":
+        """The same networks on larger or smaller pictures; each size of them compiles once.
+
+        Raises:
+          UserError: a scale that is not above 0.
+        """
+        side = scaled_side(self.config, scale)
+        if side not in self._scaled:
+            config = with_changes(self.config, **{"data.image_size": side})
+            self._scaled[side] = Embedding(self.players, config)
+        return self._scaled[side]
 
     def blocks(
         self, variables: PyTree, images: ImageSet, corruption: Corruptions = None
@@ -114,6 +178,62 @@ class Embedding:
             mapped, variables, images, corruption
         )
 
+    def multi_scale(
+        self, weights: Mapping[str, float], scales: Sequence[float], power: float = 1.0
+    ) -> Callable[..., Float32[np.ndarray, "n d"]]:
+        """As `fused`, of pictures at several scales (`Pyramid.fused`)."""
+
+        def embed(
+            variables: PyTree, images: ImageSet, corruption: Corruptions = None
+        ) -> Float32[np.ndarray, "n d"]:
+            pyramid = self.pyramid(variables, images, weights, scales, corruption)
+            return pyramid.fused(weights, scales, power)
+
+        return embed
+
+    def pyramid(
+        self,
+        variables: PyTree,
+        images: ImageSet,
+        wanted: Collection[str],
+        scales: Sequence[float],
+        corruption: Corruptions = None,
+    ) -> Pyramid:
+        """The wanted blocks of every picture, those of F at every scale."""
+        ours = tuple(name for name in wanted if name not in ONE_SIZE)
+        rest = tuple(name for name in wanted if name in ONE_SIZE)
+        found = {each: self.at(each).some(variables, images, ours, corruption) for each in scales}
+        return Pyramid(found, self.some(variables, images, rest, corruption))
+
+    def some(
+        self,
+        variables: PyTree,
+        images: ImageSet,
+        wanted: tuple[str, ...],
+        corruption: Corruptions = None,
+    ) -> Described:
+        """The wanted blocks alone, and their gates."""
+        if not wanted:
+            return Described({}, {})
+        if wanted not in self._some:
+
+            def described(variables: PyTree, images: Array) -> PyTree:
+                blocks, gates = self.players.blocks(variables, to_unit(images), wanted)
+                return {name: blocks[name] for name in wanted}, gates
+
+            self._some[wanted] = parallel.map_rows(described)
+        return Described(*self._over(self._some[wanted], variables, images, corruption))
+
+    def places(self, variables: PyTree, images: ImageSet, count: int) -> Places:
+        """The `count` strongest places of the local view of every picture, or all there are."""
+        if count not in self._places:
+
+            def strongest(variables: PyTree, images: Array) -> Places:
+                return self.players.places(variables, to_unit(images), count)
+
+            self._places[count] = parallel.map_rows(strongest)
+        return self._over(self._places[count], variables, images, None)
+
     def _over(
         self, function: Callable, variables: PyTree, images: ImageSet, corruption: Corruptions
     ) -> PyTree:
@@ -125,6 +245,20 @@ class Embedding:
             out = function(variables, np.concatenate([batch, padding]))
             outputs.append(jax.tree.map(functools.partial(_first, len(batch)), out))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+
+
+def scaled_side(config: ExperimentConfig, scale: float) -> int:
+    """Side of the pictures at a scale, in pixels: the nearest that the backbone can take.
+
+    Raises:
+      UserError: a scale that is not above 0.
+    """
+    if not 0 < scale < float("inf"):
+        raise UserError(f"scale={scale} must be above 0")
+    member = backbones.member(config.backbone.name)
+    step = member.multiple
+    least = -(-member.smallest // step) * step
+    return max(least, step * round(scale * config.data.image_size / step))
 
 
 def _first(count: int, rows: np.ndarray) -> np.ndarray:

@@ -1,40 +1,63 @@
 """What re-ranking gains and costs: settings chosen on validation classes, measured on test classes.
 
 Whitening is fitted on training classes and comes before a re-ranker; it is compared as a method of
-its own, with the similarity itself as the ranking.
+its own, with the similarity itself as the ranking. So are descriptors of several scales.
 """
 
 import functools
 import itertools
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, PyTree
 
 from afa.data.types import ImageSet
+from afa.errors import choose
 from afa.evaluation import statistics
+from afa.evaluation.embed import ONE_SIZE, Embedding, Pyramid
 from afa.evaluation.metrics import Metrics, Ranked, metrics_of, pad
 from afa.evaluation.protocols import Protocol, protocols
 from afa.evaluation.statistics import Estimate
-from afa.retrieval.rerank import METHODS, Method
-from afa.retrieval.rerank.contract import Reranker, Scorer
-from afa.retrieval.rerank.whitening import learned_whitening, pca_whitening
+from afa.retrieval.rerank import EVIDENCE, METHODS, PLACES_SCALES, combinations, plain
+from afa.retrieval.rerank.contract import (
+    PictureReranker,
+    Pictures,
+    PictureScorer,
+    Scorer,
+    of_vectors,
+)
+from afa.retrieval.rerank.whitening import Whitening, learned_whitening, pca_whitening
 
 BLOCK = 256  # queries whose scores of the whole gallery are held
 CHOSEN_BY = "map_at_r"
 SHRINKAGE = (0.03, 0.1, 0.3)
 SHARES = (0.25, 0.5, 1.0)  # of the dimensions that whitening keeps
+PLACES = 128  # of a picture's local view that are kept
+SCALES = ((1.0, 0.7), (1.0, 0.7, 0.5), (1.4, 1.0), (1.4, 1.0, 0.7))
+POWERS = (1.0, 3.0)
+
+DESCRIPTOR = "descriptor"
+PLAIN, MULTI_SCALE = "plain", "multi-scale"
+WHITENING = PCA, LEARNED = "PCA whitening", "learned whitening"
+POSTERIOR, LOCAL = "class posterior", ("local matches", "geometric verification")
+NAMES = (PLAIN, MULTI_SCALE, PCA, LEARNED, *(n for n in METHODS if n != PLAIN), *EVIDENCE)
 
 
 @dataclass(frozen=True)
 class Split:
-    """The pictures of one split and their descriptors."""
+    """The pictures of one split and what is known of them.
+
+    Attributes:
+      milliseconds: to describe a picture as one of a batch: DESCRIPTOR for what every method needs,
+        and every key of `known.places` and `known.multi_scale`.
+    """
 
     images: ImageSet
-    vectors: Float32[np.ndarray, "n d"]
+    known: Pictures
+    milliseconds: Mapping[Any, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,7 +70,8 @@ class Line:
       metrics: figures of the test queries.
       gain: MAP@R over the plain ranking, with the interval over classes.
       p: of the sign-flip test over classes.
-      milliseconds: of one query, once the gallery is prepared.
+      description: milliseconds to describe a query, as one of a batch.
+      milliseconds: to score the gallery for a query, once the gallery is prepared.
       seconds: to prepare the gallery.
     """
 
@@ -57,89 +81,275 @@ class Line:
     metrics: Metrics
     gain: Estimate
     p: float
+    description: float
     milliseconds: float
     seconds: float
 
 
-def study(splits: Mapping[str, Split], protocol: str, note: Callable[[str], None]) -> list[Line]:
+@dataclass(frozen=True)
+class Candidate:
+    """A method of the study.
+
+    Attributes:
+      settings: what is tried.
+      weights: of evidence that is added to the similarity; none for a method of another kind.
+      described: settings -> what of `Split.milliseconds` a query costs.
+    """
+
+    reranker: PictureReranker
+    settings: Sequence[dict[str, Any]]
+    weights: Sequence[float] = ()
+    described: Callable[[Mapping[str, Any]], Sequence[Any]] = lambda settings: (DESCRIPTOR,)
+
+
+def word(name: str) -> str:
+    """A method's name as it is typed: `k_reciprocal` for `k-reciprocal`."""
+    return name.lower().replace(" ", "_").replace("-", "_")
+
+
+def chosen(words: Sequence[str]) -> tuple[str, ...]:
+    """The methods that are asked for, in the order of the study, the plain ranking first.
+
+    Raises:
+      UserError: there is no such method; the nearest is named.
+    """
+    table = {word(name): name for name in NAMES}
+    wanted = {PLAIN, *(choose("methods", each, table) for each in words)}
+    return tuple(name for name in NAMES if name in wanted)
+
+
+# ---- what is known of the pictures -------------------------------------------------------------
+
+
+def describe(
+    embedding: Embedding,
+    variables: PyTree,
+    weights: Mapping[str, float],
+    images: ImageSet,
+    names: Sequence[str] = NAMES,
+    scales: Sequence[float] = (1.0,),
+) -> Split:
+    """The descriptors that search uses, and what the named methods need beside them.
+
+    Args:
+      weights: of the blocks of a descriptor.
+      scales: of the pictures behind the descriptors that all methods begin with
+        (`Embedding.multi_scale`).
+    """
+    clock = _Clock(images)
+    usual = tuple(scales) == (1.0,)
+    embed = embedding.fused(weights) if usual else embedding.multi_scale(weights, scales)
+    vectors = clock.of(DESCRIPTOR, lambda part: embed(variables, part))
+    posterior = np.zeros((len(images), 0), np.float32)
+    if POSTERIOR in names:
+        unit = embedding.some(variables, images, ("posterior",)).blocks["posterior"]
+        posterior = unit / unit.sum(axis=1, keepdims=True)
+    places = {}
+    for scale in PLACES_SCALES if set(LOCAL) & set(names) else ():
+        scaled = embedding.at(scale)
+        places[scale] = clock.of(scale, lambda p, s=scaled: s.places(variables, p, PLACES))
+    several = {}
+    if MULTI_SCALE in names:
+        several = _several(clock, embedding, variables, weights)
+    return Split(images, Pictures(vectors, posterior, places, several), clock.milliseconds)
+
+
+class _Clock:
+    """Milliseconds a picture of what is described, compilation apart."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.images, self.milliseconds = images, {}
+
+    def of(self, key: Any, function: Callable[[ImageSet], Any]) -> Any:
+        function(self.images.subset(np.zeros(1, np.int64)))  # compiles
+        began = time.perf_counter()
+        found = function(self.images)
+        self.milliseconds[key] = 1e3 * (time.perf_counter() - began) / len(self.images)
+        return found
+
+
+def _several(
+    clock: _Clock, embedding: Embedding, variables: PyTree, weights: Mapping[str, float]
+) -> dict[Any, Float32[np.ndarray, "n d"]]:
+    """Descriptors of every choice of scales and power, each scale seen once."""
+    ours = tuple(name for name in weights if name not in ONE_SIZE)
+    rest = tuple(name for name in weights if name in ONE_SIZE)
+    parts = {}
+    for scale in sorted({each for scales in SCALES for each in scales}):
+        scaled = embedding.at(scale)
+        key = "scale", scale
+        parts[scale] = clock.of(key, lambda p, s=scaled: s.some(variables, p, ours))
+    other = clock.of("rest", lambda p: embedding.some(variables, p, rest))
+    pyramid, found = Pyramid(parts, other), {}
+    for scales, power in itertools.product(SCALES, POWERS):
+        found[scales, power] = pyramid.fused(weights, scales, power)
+        keys = ["rest", *(("scale", each) for each in scales)]
+        clock.milliseconds[scales, power] = sum(clock.milliseconds[key] for key in keys)
+    return found
+
+
+# ---- the study ---------------------------------------------------------------------------------
+
+
+def study(
+    splits: Mapping[str, Split],
+    protocol: str,
+    note: Callable[[str], None],
+    names: Sequence[str] = NAMES,
+) -> list[Line]:
     """Every method, the plain ranking first.
 
     Args:
-      splits: train, validation and test.
-      protocol: of the test queries, "leave_one_out" or "catalogue"; settings are chosen by
+      splits: validation, test, and for whitening train.
+      protocol: of the test queries (`afa.evaluation.protocols`); settings are chosen by
         leave-one-out, which every split allows.
       note: is told what is done.
+      names: the methods, of `NAMES`.
     """
-    chosen_on, measured_on = splits["validation"], splits["test"]
-    rule = protocols(chosen_on.images, "leave_one_out")[0]
+    measured_on = splits["test"]
+    rule = protocols(splits["validation"].images, "leave_one_out")[0]
     target = protocols(measured_on.images, protocol)[0]
     labels = measured_on.images.labels[target.queries]
     lines: list[Line] = []
-    for name, method in _methods(splits["train"]).items():
-        note(f"{name}: {len(method.settings())} settings")
-        tried = [
-            (measure(method.reranker, one, chosen_on, rule)[0].means[CHOSEN_BY], one)
-            for one in method.settings()
-        ]
-        best, settings = max(tried, key=lambda each: each[0])
-        metrics, seconds, each = measure(method.reranker, settings, measured_on, target)
+    table = _candidates(splits.get("train"))
+    for name in names:
+        candidate = table[name]
+        count = len(candidate.settings) * max(1, len(candidate.weights))
+        note(f"{name}: {count} settings")
+        best, settings = choice(candidate, splits["validation"], rule)
+        reranker = added(candidate.reranker) if candidate.weights else candidate.reranker
+        metrics, seconds, each = measure(reranker, settings, measured_on, target)
         values = metrics.per_query[CHOSEN_BY]
         before = lines[0].metrics.per_query[CHOSEN_BY] if lines else values
+        cost = measured_on.milliseconds
         lines.append(
             Line(
                 name, settings, best, metrics,
                 statistics.bootstrap(values - before, labels),
                 statistics.sign_flip(values, before, labels),
+                sum(cost.get(key, 0.0) for key in candidate.described(settings)),
                 1e3 * each, seconds,
             )
         )  # fmt: skip
     return lines
 
 
+def choice(candidate: Candidate, split: Split, protocol: Protocol) -> tuple[float, dict[str, Any]]:
+    """The best of a method's settings by MAP@R, and that figure; the first of equals."""
+    tried: list[tuple[float, dict[str, Any]]] = []
+    for settings in candidate.settings:
+        if not candidate.weights:
+            metrics = measure(candidate.reranker, settings, split, protocol)[0]
+            tried.append((metrics.means[CHOSEN_BY], settings))
+            continue
+        # Evidence is dear and its weight is not: it is asked for once.
+        similarity = _scores(of_vectors(plain), {}, split, protocol)
+        evidence = _scores(candidate.reranker, settings, split, protocol)
+        for weight in candidate.weights:
+            found = metrics_of(_ranked(similarity + weight * evidence, split, protocol))
+            tried.append((found.means[CHOSEN_BY], settings | {"weight": weight}))
+    return max(tried, key=lambda each: each[0])
+
+
 def measure(
-    reranker: Reranker, settings: Mapping[str, Any], split: Split, protocol: Protocol
+    reranker: PictureReranker, settings: Mapping[str, Any], split: Split, protocol: Protocol
 ) -> tuple[Metrics, float, float]:
     """Figures of a re-ranker, seconds to prepare the gallery, and seconds a query."""
-    gallery, queries = split.vectors[protocol.gallery], split.vectors[protocol.queries]
-    labels = split.images.labels
-    wanted, offered = labels[protocol.queries], labels[protocol.gallery]
     began = time.perf_counter()
-    score = reranker(gallery, **settings)
+    score = reranker(split.known.rows(protocol.gallery), **settings)
     prepared = time.perf_counter() - began
     spent, ranks, relevant = 0.0, [], []
-    for begin in range(0, len(queries), BLOCK):
-        rows = slice(begin, begin + BLOCK)
+    for rows, queries, exclude in _blocks(split, protocol):
         began = time.perf_counter()
-        scores = score(queries[rows], protocol.exclude[rows])
+        scores = score(queries, exclude)
         spent += time.perf_counter() - began
-        junk = protocol.exclude[rows, None] == np.arange(len(gallery))
-        ranked = Ranked.from_scores(scores, wanted[rows, None] == offered, junk)
+        ranked = _ranked(scores, split, protocol, rows)
         ranks.extend(line[line >= 0] for line in ranked.ranks)
         relevant.append(ranked.relevant)
     found = metrics_of(Ranked(pad(ranks), np.concatenate(relevant)))
-    return found, prepared, spent / len(queries)
+    return found, prepared, spent / len(protocol.queries)
 
 
-def _methods(train: Split) -> dict[str, Method]:
-    """The table of re-rankers, and whitening fitted on the training classes."""
-    dimension = train.vectors.shape[1]
-    kept = tuple(max(1, round(share * dimension)) for share in SHARES)
-    grid = {"dimension": kept, "shrinkage": SHRINKAGE}
-    fits: dict[str, Callable[[int, float], Any]] = {
-        "PCA whitening": functools.cache(functools.partial(pca_whitening, train.vectors)),
-        "learned whitening": functools.cache(
-            functools.partial(learned_whitening, train.vectors, train.images.labels)
-        ),
+def added(evidence: PictureReranker) -> PictureReranker:
+    """Evidence as a re-ranker: what it gives, times `weight`, is added to the similarity."""
+
+    def rerank(gallery: Pictures, *, weight: float, **settings: Any) -> PictureScorer:
+        score = evidence(gallery, **settings)
+        return lambda queries, exclude: (
+            queries.vectors @ gallery.vectors.T + np.float32(weight) * score(queries, exclude)
+        )
+
+    return rerank
+
+
+def _blocks(split: Split, protocol: Protocol) -> Iterator[tuple[slice, Pictures, np.ndarray]]:
+    for begin in range(0, len(protocol.queries), BLOCK):
+        rows = slice(begin, begin + BLOCK)
+        yield rows, split.known.rows(protocol.queries[rows]), protocol.exclude[rows]
+
+
+def _scores(
+    reranker: PictureReranker, settings: Mapping[str, Any], split: Split, protocol: Protocol
+) -> Float32[np.ndarray, "q n"]:
+    score = reranker(split.known.rows(protocol.gallery), **settings)
+    return np.concatenate(
+        [score(queries, exclude) for _, queries, exclude in _blocks(split, protocol)]
+    )
+
+
+def _ranked(
+    scores: np.ndarray, split: Split, protocol: Protocol, rows: slice = slice(None)
+) -> Ranked:
+    """Where the positives stand; `rows` are the queries that the scores are of."""
+    labels = split.images.labels
+    positives = labels[protocol.queries[rows], None] == labels[protocol.gallery]
+    junk = protocol.exclude[rows, None] == np.arange(len(protocol.gallery))
+    return Ranked.from_scores(scores, positives, junk)
+
+
+def _candidates(train: Split | None) -> dict[str, Candidate]:
+    """All methods by name; whitening is fitted on the training classes, and left out without."""
+    table = {
+        MULTI_SCALE: Candidate(
+            multi_scale,
+            combinations({"scales": SCALES, "power": POWERS}),
+            described=lambda settings: [(settings["scales"], settings["power"])],
+        )
     }
+    if train is not None:
+        table |= _whitenings(train)
+    table |= {name: Candidate(of_vectors(m.reranker), m.settings()) for name, m in METHODS.items()}
+    for name, method in EVIDENCE.items():
+        table[name] = Candidate(
+            method.reranker,
+            method.settings(),
+            method.weights,
+            lambda settings: [DESCRIPTOR, *([settings["scale"]] if "scale" in settings else [])],
+        )
+    return table
 
-    def whitened(fit: Callable[[int, float], Any]) -> Reranker:
-        def rerank(gallery: np.ndarray, *, dimension: int, shrinkage: float) -> Scorer:
-            turn = fit(dimension, shrinkage)
-            place = turn(gallery)
-            return lambda queries, exclude: turn(queries) @ place.T
 
-        return rerank
+def _whitenings(train: Split) -> dict[str, Candidate]:
+    vectors = train.known.vectors
+    fits = {
+        PCA: functools.partial(pca_whitening, vectors),
+        LEARNED: functools.partial(learned_whitening, vectors, train.images.labels),
+    }
+    kept = tuple(max(1, round(share * vectors.shape[1])) for share in SHARES)
+    tried = combinations({"dimension": kept, "shrinkage": SHRINKAGE})
+    return {name: Candidate(_whitened(functools.cache(fit)), tried) for name, fit in fits.items()}
 
-    whitenings = {name: Method(whitened(fit), grid) for name, fit in fits.items()}
-    (first, plain), *rest = METHODS.items()
-    return dict(itertools.chain([(first, plain)], whitenings.items(), rest))
+
+def multi_scale(gallery: Pictures, *, scales: tuple[float, ...], power: float) -> PictureScorer:
+    """The similarity of descriptors of several scales."""
+    place = gallery.multi_scale[scales, power]
+    return lambda queries, exclude: queries.multi_scale[scales, power] @ place.T
+
+
+def _whitened(fit: Callable[[int, float], Whitening]) -> PictureReranker:
+    def rerank(gallery: np.ndarray, *, dimension: int, shrinkage: float) -> Scorer:
+        turn = fit(dimension, shrinkage)
+        place = turn(gallery)
+        return lambda queries, exclude: turn(queries) @ place.T
+
+    return of_vectors(rerank)

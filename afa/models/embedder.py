@@ -19,7 +19,7 @@ from afa.models.discriminator import Discriminator, Verdict
 from afa.models.freezing import Frozen
 from afa.models.fusion import RestorationGate, fuse
 from afa.models.generator import Generator
-from afa.models.pooling import GlobalHead, LocalHead
+from afa.models.pooling import GlobalHead, LocalHead, Places
 
 IMAGENET_CLASSES = 1000
 
@@ -84,8 +84,14 @@ class Embedder(nn.Module):
         if self.is_initializing() and self.backbone.options.classes:
             self.backbone.logits(last)  # training never calls it, and its parameters have to be
         whole = self.backbone.pool(last) if hasattr(self.backbone, "pool") else last
-        places = self.backbone.grid(mid) if hasattr(self.backbone, "grid") else mid
-        return Descriptors(self.global_head(whole), self.local_head(places))
+        return Descriptors(self.global_head(whole), self.local_head(self._grid(mid)))
+
+    def _grid(self, mid: Float[Array, "b y x c"]) -> Float[Array, "b h w c"]:
+        return self.backbone.grid(mid) if hasattr(self.backbone, "grid") else mid
+
+    def places(self, images: Images, count: int) -> Places:
+        """Picture -> the strongest places of its local view, for geometric verification."""
+        return self.local_head.strongest(self._grid(self.lower(images, train=False)), count)
 
     def __call__(
         self, images: Images, *, train: bool, branch: layers.Branch = "clean"
@@ -235,6 +241,10 @@ class Players:
     def _verdict(self, variables: Mapping[str, PyTree], images: Images) -> Verdict:
         assert self.discriminator is not None
         return layers.apply(self.discriminator, variables["discriminator"], images, train=False)
+
+    def places(self, variables: Mapping[str, PyTree], images: Images, count: int) -> Places:
+        """The `count` strongest places of the local view of every picture."""
+        return layers.apply(self.embedder, variables["embedder"], images, count, method="places")
 
     def restore(self, variables: Mapping[str, PyTree], images: Images) -> Images:
         """x^ = G(x, 0), clipped to [0, 1]."""

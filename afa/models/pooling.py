@@ -1,10 +1,27 @@
 """From maps to descriptors: the global view and the local view of a picture."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from afa.models import layers
+
+
+class Places(NamedTuple):
+    """The strongest places of pictures, strongest first.
+
+    Attributes:
+      strength: attention, as a share of the whole map's.
+      position: centre (x, y), as a share of the map's width and height.
+      descriptor: unit vectors.
+    """
+
+    strength: Float[Array, "b p"]
+    position: Float[Array, "b p 2"]
+    descriptor: Float[Array, "b p d"]
 
 
 class GlobalHead(nn.Module):
@@ -57,6 +74,14 @@ class LocalHead(nn.Module):
         attention = nn.softmax(logarithm)
         descriptors = layers.l2_normalise(self.describe(mid).reshape(batch, -1, self.dim))
         return attention, descriptors
+
+    def strongest(self, mid: Float[Array, "b h w c"], count: int) -> Places:
+        """The places with the most attention: `count` of them, or all when the map has fewer."""
+        attention, descriptors = self.places(mid)
+        _, height, width, _ = mid.shape
+        strength, which = lax.top_k(attention, min(count, height * width))
+        centre = jnp.stack([(which % width + 0.5) / width, (which // width + 0.5) / height], -1)
+        return Places(strength, centre, jnp.take_along_axis(descriptors, which[..., None], axis=1))
 
     def __call__(self, mid: Float[Array, "b h w c"]) -> Float[Array, "b {self.dim}"]:
         attention, descriptors = self.places(mid)

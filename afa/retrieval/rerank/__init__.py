@@ -7,10 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from afa.retrieval.rerank.contract import Reranker, Scorer
+from afa.retrieval.rerank.contract import PictureReranker, Reranker, Scorer
 from afa.retrieval.rerank.diffusion import diffuse
 from afa.retrieval.rerank.expansion import both, database_augmentation, query_expansion
+from afa.retrieval.rerank.geometry import geometric_verification, local_matches
+from afa.retrieval.rerank.posterior import class_agreement
 from afa.retrieval.rerank.reciprocal import k_reciprocal
+
+
+def combinations(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every combination of the values of a grid."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 @dataclass(frozen=True)
@@ -22,10 +29,25 @@ class Method:
 
     def settings(self) -> list[dict[str, Any]]:
         """Every combination of the grid."""
-        return [
-            dict(zip(self.grid, values, strict=True))
-            for values in itertools.product(*self.grid.values())
-        ]
+        return combinations(self.grid)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is added to the similarity: the evidence, times a weight.
+
+    Attributes:
+      reranker: gallery, settings -> evidence for every gallery row, 0 where there is none.
+      weights: values of the weight that are tried.
+    """
+
+    reranker: PictureReranker
+    grid: Mapping[str, Sequence[Any]]
+    weights: Sequence[float]
+
+    def settings(self) -> list[dict[str, Any]]:
+        """Every combination of the grid, the weight apart."""
+        return combinations(self.grid)
 
 
 def plain(gallery: np.ndarray) -> Scorer:
@@ -45,4 +67,15 @@ METHODS: dict[str, Method] = {
     "expansion and augmentation": Method(both, {"results": RESULTS, "alpha": (1.0, 3.0)}),
     "k-reciprocal": Method(k_reciprocal, {"k1": (10, 20), "k2": (1, 4), "plain": (0.3, 0.7)}),
     "diffusion": Method(diffuse, {"graph": (10, 20), "results": (3, 10), "alpha": (0.9, 0.99)}),
+}
+
+WEIGHTS = (0.3, 1.0, 3.0, 10.0, 30.0)
+PLACES_SCALES = (1.0, 2.0)  # the local view of a larger picture has more and finer places
+
+EVIDENCE: dict[str, Evidence] = {
+    "class posterior": Evidence(class_agreement, {}, (0.03, 0.1, 0.3, 1.0)),
+    "local matches": Evidence(local_matches, {"scale": PLACES_SCALES}, WEIGHTS),
+    "geometric verification": Evidence(
+        geometric_verification, {"scale": PLACES_SCALES, "tolerance": (0.1, 0.25)}, WEIGHTS
+    ),
 }
