@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from afa.errors import UserError
-from afa.evaluation import metrics
+from afa.evaluation import landmarks, metrics
 from afa.evaluation.metrics import Ranked
 
 DATA = Path(__file__).parent / "data" / "metrics"
@@ -196,6 +196,25 @@ def test_malformed_ranks_are_refused(ranks, relevant, depth, message):
         Ranked(np.array(ranks), np.array(relevant), None if depth is None else np.array(depth))
 
 
+def test_blocks_of_queries_are_ranked_as_the_whole_table():
+    rng = np.random.default_rng(0)
+    queries, gallery = (rng.normal(size=(n, 8)).astype(np.float32) for n in (9, 40))
+    positives = [rng.choice(40, rng.integers(0, 6), replace=False) for _ in range(9)]
+    junk = [rng.choice(40, 5, replace=False) for _ in range(9)]
+    right, skipped = np.zeros((9, 40), bool), np.zeros((9, 40), bool)
+    for i in range(9):
+        right[i, positives[i]], skipped[i, junk[i]] = True, True
+    whole = Ranked.from_scores(queries @ gallery.T, right, skipped)
+    for block in (1, 100, 2**24):
+        found = Ranked.from_vectors(queries, gallery, positives, junk, block)
+        np.testing.assert_array_equal(found.ranks, whole.ranks)
+        np.testing.assert_array_equal(found.relevant, whole.relevant)
+    plain = Ranked.from_vectors(queries, gallery, positives)
+    np.testing.assert_array_equal(plain.relevant, right.sum(axis=1))
+    with pytest.raises(UserError, match="only rankings of the whole gallery can be joined"):
+        Ranked.joined([Ranked(np.array([[0]]), np.array([1]), np.array([3]))])
+
+
 # ---- landmark protocols ------------------------------------------------------------------------
 
 
@@ -206,7 +225,11 @@ def test_revisited_difficulties(name):
         key: [np.array(row, np.int64) for row in given[key]]
         for key in ("neighbours", "easy", "hard", "junk")
     }
-    ranked = metrics.revisited(**parts)
+    neighbours = parts.pop("neighbours")
+    ranked = {
+        level: Ranked.from_lists(neighbours, *truth)
+        for level, truth in landmarks.difficulties(**parts).items()
+    }
     assert set(given["figures"]) >= {"easy", "medium"}
     for level, expected in given["figures"].items():
         precision = metrics.average_precision_trapezoid(ranked[level])
@@ -221,10 +244,11 @@ def test_revisited_difficulties(name):
 
 def test_a_cut_list_without_any_positive_scores_zero():
     given = case("revisited_cut")
-    hard = metrics.revisited(
-        *([np.array(row, np.int64) for row in given[key]] for key in ("neighbours", "easy")),
-        *([np.array(row, np.int64) for row in given[key]] for key in ("hard", "junk")),
-    )["hard"]
+    neighbours, *judged = (
+        [np.array(row, np.int64) for row in given[key]]
+        for key in ("neighbours", "easy", "hard", "junk")
+    )
+    hard = Ranked.from_lists(neighbours, *landmarks.difficulties(*judged)["hard"])
     empty = ~hard.found.any(axis=1)
     assert empty.sum() == 2
     for values in (
@@ -238,8 +262,9 @@ def test_a_cut_list_without_any_positive_scores_zero():
 
 def test_landmark_retrieval():
     given = case("landmarks")["retrieval"]
-    near(metrics.landmark_map(given["answers"], given["solution"]), given["map_at_100"])
-    near(metrics.landmark_map(given["answers"], given["solution"], k=1), given["map_at_1"])
+    for cut, expected in ((100, given["map_at_100"]), (1, given["map_at_1"])):
+        found = landmarks.landmark_precision(given["answers"], given["solution"], cut)
+        near(metrics.scored_mean(found), expected)
 
 
 def test_landmark_recognition():
@@ -247,12 +272,12 @@ def test_landmark_recognition():
     answers, solution = given["answers"], given["solution"]
     confidence = np.array([score for _, score in answers.values()])
     correct = np.array([answer in solution[key] for key, (answer, _) in answers.items()])
-    landmarks = sum(bool(right) for right in solution.values())
-    near(metrics.global_average_precision(confidence, correct, landmarks), given["gap"])
+    shown = sum(bool(right) for right in solution.values())
+    near(landmarks.global_average_precision(confidence, correct, shown), given["gap"])
     with pytest.raises(UserError, match="3 right answers, but only 2 pictures to find"):
-        metrics.global_average_precision(confidence, correct, 2)
+        landmarks.global_average_precision(confidence, correct, 2)
     with pytest.raises(UserError, match="confidence: 1 of 5 rows"):
-        metrics.global_average_precision(confidence * [1, np.nan, 1, 1, 1], correct, landmarks)
+        landmarks.global_average_precision(confidence * [1, np.nan, 1, 1, 1], correct, shown)
 
 
 # ---- cumulative matches ------------------------------------------------------------------------
