@@ -9,6 +9,7 @@ import pytest
 from afa.errors import UserError
 from afa.evaluation import landmarks, metrics
 from afa.evaluation.metrics import Ranked
+from afa.evaluation.ties import Tied
 
 DATA = Path(__file__).parent / "data" / "metrics"
 TOLERANCE = 1e-6
@@ -75,7 +76,7 @@ def test_embeddings_give_the_reference_figures(name):
         elif key == "scored":
             assert figures.scored == expected == figures.queries - figures.left_out
         elif key == "precision_at_1_over_ties":
-            near(metrics.precision_at_1_over_ties(scores, positives, junk).mean(), expected)
+            near(Tied.from_scores(scores, positives, junk).recall_at_k(1).mean(), expected)
         else:
             near(metrics.scored_mean(figure(key, ranked)), expected)
         if key in figures.means:
@@ -96,7 +97,7 @@ def test_mean_over_classes():
 def test_ties_do_not_move_the_average_where_none_decides():
     _, scores, positives, junk = embedded("balanced")
     ranked = Ranked.from_scores(scores, positives, junk)
-    averaged = metrics.precision_at_1_over_ties(scores, positives, junk)
+    averaged = Tied.from_scores(scores, positives, junk).recall_at_k(1)
     near(averaged, metrics.recall_at_k(ranked, 1))
 
 
@@ -108,7 +109,7 @@ def test_a_query_without_positives_is_left_out_not_zero():
     assert blank.sum() == 2
     for values in figures.per_query.values():
         np.testing.assert_array_equal(np.isnan(values), blank)
-    averaged = metrics.precision_at_1_over_ties(scores, positives)
+    averaged = Tied.from_scores(scores, positives).recall_at_k(1)
     np.testing.assert_array_equal(np.isnan(averaged), blank)
 
 
@@ -125,8 +126,6 @@ def test_scores_that_are_not_finite_are_refused(value):
     message = r"scores: 1 of 3 rows hold NaN or infinity \(first: row 1\)"
     with pytest.raises(UserError, match=message):
         Ranked.from_scores(scores, positives)
-    with pytest.raises(UserError, match=message):
-        metrics.precision_at_1_over_ties(scores, positives)
 
 
 # ---- lists -------------------------------------------------------------------------------------
@@ -240,6 +239,18 @@ def test_revisited_difficulties(name):
     if "scores" in given:
         order = np.argsort(-np.array(given["scores"]), axis=1, kind="stable")
         np.testing.assert_array_equal(order, given["neighbours"])
+
+
+def test_junk_that_counts_as_wrong_would_give_another_figure():
+    given = case("revisited_random")
+    neighbours, *judged = (
+        [np.array(row, np.int64) for row in given[key]]
+        for key in ("neighbours", "easy", "hard", "junk")
+    )
+    positives, _ = landmarks.difficulties(*judged)["medium"]
+    careless = metrics.average_precision_trapezoid(Ranked.from_lists(neighbours, positives))
+    near(metrics.scored_mean(careless), 0.24243319267338861)
+    assert abs(metrics.scored_mean(careless) - given["figures"]["medium"]["map"]) > 0.01
 
 
 def test_a_cut_list_without_any_positive_scores_zero():

@@ -290,27 +290,6 @@ def reciprocal_rank(ranked: Ranked) -> Float64[np.ndarray, "q"]:
     return _blank(ranked, np.where(first >= 0, 1.0 / np.maximum(first + 1, 1), 0.0))
 
 
-def precision_at_1_over_ties(
-    scores: Float[np.ndarray, "q n"],
-    positives: Bool[np.ndarray, "q n"],
-    junk: Bool[np.ndarray, "q n"] | None = None,
-) -> Float64[np.ndarray, "q"]:
-    """Precision@1 averaged over every order of the results that share the best score.
-
-    It differs from `recall_at_k(., 1)` exactly where the rule for ties decides the answer.
-
-    Raises:
-      UserError: a score is NaN or infinite.
-    """
-    check_finite("scores", scores)
-    kept = np.ones_like(positives) if junk is None else ~junk
-    best = np.where(kept, scores, -np.inf)
-    top = kept & (best == best.max(axis=1, keepdims=True, initial=-np.inf))
-    right = positives & kept
-    share = (right & top).sum(axis=1) / np.maximum(top.sum(axis=1), 1)
-    return np.where(right.any(axis=1), share, np.nan)
-
-
 # ---- the figures of an evaluation --------------------------------------------------------------
 
 
