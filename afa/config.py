@@ -16,9 +16,10 @@ TRAINED_CORRUPTIONS = ("gaussian_noise", "gaussian_blur", "occlusion", "low_reso
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     name: str = "embedded"
-    """Data set: embedded, folder, or tfds:NAME."""
+    """Data set: embedded, folder, inshop, gldv2, or tfds:NAME."""
     path: str = ""
-    """folder: the directory of class folders; tfds: the data_dir (empty: the TFDS default)."""
+    """folder: the directory of class folders; inshop, gldv2: the one that holds their lists; tfds:
+    the data_dir (empty: the TFDS default)."""
     cache: str = ""
     """Where the embedded set is built (empty: ~/.cache/afa)."""
     image_size: int = 224

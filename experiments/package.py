@@ -25,6 +25,9 @@ def parser() -> Parser:
         "--precision", choices=("float32", "bfloat16"), default=None,
         help="arithmetic on accelerators (default: as the run's train.precision has it there)",
     )  # fmt: skip
+    options.add_argument(
+        "--onnx", action="store_true", help="write an ONNX model as well (pip install 'afa[onnx]')"
+    )
     return options
 
 
@@ -39,13 +42,13 @@ def _main(words: Sequence[str]) -> int:
     # Here and not above: `--help` and a misspelt option answer at once.
     from afa.retrieval.package import pack
 
-    manifest = pack(chosen.run, chosen.out, chosen.precision)
+    manifest = pack(chosen.run, chosen.out, chosen.precision, chosen.onnx)
     files = manifest["files"].values()
     size = sum(each["bytes"] for each in files) / 2**20
     print(f"{chosen.out}: {len(files)} files, {size:.1f} MiB, {manifest['checkpoint']}")
-    for name, family in manifest["families"].items():
-        apart = manifest["apart"][name]
+    for name, apart in manifest["apart"].items():
         proof = "not run here" if apart is None else f"{apart:.0e} from the run's own vectors"
+        family = manifest["families"].get(name, {"programs": ["any"], "precision": "float32"})
         rows = ", ".join(family["programs"])
         print(f"  {name:<11}  {rows} at once, {family['precision']}: {proof}")
     return 0

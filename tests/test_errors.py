@@ -63,7 +63,7 @@ NO_DURATION = 'is no duration (allowed: "500", "20ep", "40%")'
         ("scale", "big", "scale='big' is unknown (allowed: auto, laptop, full)"),
         ("data.name", "foldr",
          "data.name='foldr' is unknown; did you mean 'folder'? (allowed: embedded, folder, "
-         "tfds:NAME)"),
+         "gldv2, inshop, tfds:NAME)"),
         ("loss.name", "tripplet",
          f"loss.name='tripplet' is unknown; did you mean 'triplet'? (allowed: {LOSSES})"),
         ("backbone.name", "resnet51",

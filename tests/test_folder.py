@@ -209,7 +209,7 @@ def test_unknown_data_sets_name_the_nearest():
         load(DataConfig(name="foldr"))
     assert str(error.value) == (
         "data.name='foldr' is unknown; did you mean 'folder'? "
-        "(allowed: embedded, folder, tfds:NAME)"
+        "(allowed: embedded, folder, gldv2, inshop, tfds:NAME)"
     )
     with pytest.raises(UserError, match="did you mean 'tfds:cars196'"):
         load(DataConfig(name="cars196"))

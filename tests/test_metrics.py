@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from afa.errors import UserError
-from afa.evaluation import metrics
+from afa.evaluation import landmarks, metrics
 from afa.evaluation.metrics import Ranked
+from afa.evaluation.ties import Tied
 
 DATA = Path(__file__).parent / "data" / "metrics"
 TOLERANCE = 1e-6
@@ -75,7 +76,7 @@ def test_embeddings_give_the_reference_figures(name):
         elif key == "scored":
             assert figures.scored == expected == figures.queries - figures.left_out
         elif key == "precision_at_1_over_ties":
-            near(metrics.precision_at_1_over_ties(scores, positives, junk).mean(), expected)
+            near(Tied.from_scores(scores, positives, junk).recall_at_k(1).mean(), expected)
         else:
             near(metrics.scored_mean(figure(key, ranked)), expected)
         if key in figures.means:
@@ -96,7 +97,7 @@ def test_mean_over_classes():
 def test_ties_do_not_move_the_average_where_none_decides():
     _, scores, positives, junk = embedded("balanced")
     ranked = Ranked.from_scores(scores, positives, junk)
-    averaged = metrics.precision_at_1_over_ties(scores, positives, junk)
+    averaged = Tied.from_scores(scores, positives, junk).recall_at_k(1)
     near(averaged, metrics.recall_at_k(ranked, 1))
 
 
@@ -108,7 +109,7 @@ def test_a_query_without_positives_is_left_out_not_zero():
     assert blank.sum() == 2
     for values in figures.per_query.values():
         np.testing.assert_array_equal(np.isnan(values), blank)
-    averaged = metrics.precision_at_1_over_ties(scores, positives)
+    averaged = Tied.from_scores(scores, positives).recall_at_k(1)
     np.testing.assert_array_equal(np.isnan(averaged), blank)
 
 
@@ -125,8 +126,6 @@ def test_scores_that_are_not_finite_are_refused(value):
     message = r"scores: 1 of 3 rows hold NaN or infinity \(first: row 1\)"
     with pytest.raises(UserError, match=message):
         Ranked.from_scores(scores, positives)
-    with pytest.raises(UserError, match=message):
-        metrics.precision_at_1_over_ties(scores, positives)
 
 
 # ---- lists -------------------------------------------------------------------------------------
@@ -196,6 +195,25 @@ def test_malformed_ranks_are_refused(ranks, relevant, depth, message):
         Ranked(np.array(ranks), np.array(relevant), None if depth is None else np.array(depth))
 
 
+def test_blocks_of_queries_are_ranked_as_the_whole_table():
+    rng = np.random.default_rng(0)
+    queries, gallery = (rng.normal(size=(n, 8)).astype(np.float32) for n in (9, 40))
+    positives = [rng.choice(40, rng.integers(0, 6), replace=False) for _ in range(9)]
+    junk = [rng.choice(40, 5, replace=False) for _ in range(9)]
+    right, skipped = np.zeros((9, 40), bool), np.zeros((9, 40), bool)
+    for i in range(9):
+        right[i, positives[i]], skipped[i, junk[i]] = True, True
+    whole = Ranked.from_scores(queries @ gallery.T, right, skipped)
+    for block in (1, 100, 2**24):
+        found = Ranked.from_vectors(queries, gallery, positives, junk, block)
+        np.testing.assert_array_equal(found.ranks, whole.ranks)
+        np.testing.assert_array_equal(found.relevant, whole.relevant)
+    plain = Ranked.from_vectors(queries, gallery, positives)
+    np.testing.assert_array_equal(plain.relevant, right.sum(axis=1))
+    with pytest.raises(UserError, match="only rankings of the whole gallery can be joined"):
+        Ranked.joined([Ranked(np.array([[0]]), np.array([1]), np.array([3]))])
+
+
 # ---- landmark protocols ------------------------------------------------------------------------
 
 
@@ -206,7 +224,11 @@ def test_revisited_difficulties(name):
         key: [np.array(row, np.int64) for row in given[key]]
         for key in ("neighbours", "easy", "hard", "junk")
     }
-    ranked = metrics.revisited(**parts)
+    neighbours = parts.pop("neighbours")
+    ranked = {
+        level: Ranked.from_lists(neighbours, *truth)
+        for level, truth in landmarks.difficulties(**parts).items()
+    }
     assert set(given["figures"]) >= {"easy", "medium"}
     for level, expected in given["figures"].items():
         precision = metrics.average_precision_trapezoid(ranked[level])
@@ -219,12 +241,25 @@ def test_revisited_difficulties(name):
         np.testing.assert_array_equal(order, given["neighbours"])
 
 
+def test_junk_that_counts_as_wrong_would_give_another_figure():
+    given = case("revisited_random")
+    neighbours, *judged = (
+        [np.array(row, np.int64) for row in given[key]]
+        for key in ("neighbours", "easy", "hard", "junk")
+    )
+    positives, _ = landmarks.difficulties(*judged)["medium"]
+    careless = metrics.average_precision_trapezoid(Ranked.from_lists(neighbours, positives))
+    near(metrics.scored_mean(careless), 0.24243319267338861)
+    assert abs(metrics.scored_mean(careless) - given["figures"]["medium"]["map"]) > 0.01
+
+
 def test_a_cut_list_without_any_positive_scores_zero():
     given = case("revisited_cut")
-    hard = metrics.revisited(
-        *([np.array(row, np.int64) for row in given[key]] for key in ("neighbours", "easy")),
-        *([np.array(row, np.int64) for row in given[key]] for key in ("hard", "junk")),
-    )["hard"]
+    neighbours, *judged = (
+        [np.array(row, np.int64) for row in given[key]]
+        for key in ("neighbours", "easy", "hard", "junk")
+    )
+    hard = Ranked.from_lists(neighbours, *landmarks.difficulties(*judged)["hard"])
     empty = ~hard.found.any(axis=1)
     assert empty.sum() == 2
     for values in (
@@ -238,8 +273,9 @@ def test_a_cut_list_without_any_positive_scores_zero():
 
 def test_landmark_retrieval():
     given = case("landmarks")["retrieval"]
-    near(metrics.landmark_map(given["answers"], given["solution"]), given["map_at_100"])
-    near(metrics.landmark_map(given["answers"], given["solution"], k=1), given["map_at_1"])
+    for cut, expected in ((100, given["map_at_100"]), (1, given["map_at_1"])):
+        found = landmarks.landmark_precision(given["answers"], given["solution"], cut)
+        near(metrics.scored_mean(found), expected)
 
 
 def test_landmark_recognition():
@@ -247,12 +283,12 @@ def test_landmark_recognition():
     answers, solution = given["answers"], given["solution"]
     confidence = np.array([score for _, score in answers.values()])
     correct = np.array([answer in solution[key] for key, (answer, _) in answers.items()])
-    landmarks = sum(bool(right) for right in solution.values())
-    near(metrics.global_average_precision(confidence, correct, landmarks), given["gap"])
+    shown = sum(bool(right) for right in solution.values())
+    near(landmarks.global_average_precision(confidence, correct, shown), given["gap"])
     with pytest.raises(UserError, match="3 right answers, but only 2 pictures to find"):
-        metrics.global_average_precision(confidence, correct, 2)
+        landmarks.global_average_precision(confidence, correct, 2)
     with pytest.raises(UserError, match="confidence: 1 of 5 rows"):
-        metrics.global_average_precision(confidence * [1, np.nan, 1, 1, 1], correct, landmarks)
+        landmarks.global_average_precision(confidence * [1, np.nan, 1, 1, 1], correct, shown)
 
 
 # ---- cumulative matches ------------------------------------------------------------------------

@@ -1,17 +1,13 @@
 """Pictures of one's own: a directory of class folders, or of splits of class folders."""
 
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from afa.config import DataConfig
-from afa.data.images import UnreadablePicture, decode
+from afa.data.readable import readable
 from afa.data.splits import TEST, TRAIN, VALIDATION, assemble, halves, held_out_text, hold_out
 from afa.data.types import Dataset, Files
 from afa.errors import UserError
@@ -30,8 +26,6 @@ SPLIT_FOLDERS = {
     "gallery": CATALOGUE,
     "query": QUERY,
 }
-PROGRESS_FROM = 5000  # pictures; checking fewer is over before a bar would be read
-SHOWN = 3  # unreadable pictures named in the error
 
 Listing = dict[str, list[Path]]  # class name -> its picture files
 
@@ -72,20 +66,15 @@ def load_folder(config: DataConfig) -> Dataset:
             entries += [(path, name, False) for path in found]
             entries += [(path, name, True) for path in clean]
     split_of = {name: split for split, names in plan.classes.items() for name in names}
-    reasons = _check([path for path, _, _ in entries], config)
-    skipped = [
-        f"{path.relative_to(root).as_posix()}: {reason}"
-        for (path, _, _), reason in zip(entries, reasons, strict=True)
-        if reason
-    ]
-    _refuse_too_many(skipped, len(entries), config)
-    entries = [entry for entry, reason in zip(entries, reasons, strict=True) if not reason]
+    ids = [path.relative_to(root).as_posix() for path, _, _ in entries]
+    kept, skipped = readable([path for path, _, _ in entries], ids, config)
+    entries = [entries[i] for i in kept]
     class_names = sorted(split_of)
     number_of = {name: i for i, name in enumerate(class_names)}
     return assemble(
         root.resolve().name,
         Files(str(path) for path, _, _ in entries),
-        [path.relative_to(root).as_posix() for path, _, _ in entries],
+        [ids[i] for i in kept],
         np.array([number_of[name] for _, name, _ in entries], np.int64),
         np.array([clean for _, _, clean in entries], bool),
         [path.stat().st_size for path, _, _ in entries],
@@ -120,12 +109,12 @@ def _layout(root: Path, config: DataConfig) -> dict[str, Listing]:
         for folder in folders:
             if folder.name.lower() in known:
                 listing = parts.setdefault(meanings[folder.name.lower()], {})
-                for name, files in _classes(folder).items():
+                for name, files in class_files(folder).items():
                     listing.setdefault(name, []).extend(files)
         if QUERY in parts:
             parts[TEST] = _merged(parts[QUERY], parts[GALLERY])
     else:
-        parts[""] = _classes(root)
+        parts[""] = class_files(root)
     if not any(listing for part, listing in parts.items() if part != CATALOGUE):
         raise UserError(
             f"{field} holds no class folders with pictures (expected DIR/CLASS/PICTURE, or "
@@ -140,7 +129,7 @@ def _subfolders(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _classes(folder: Path) -> Listing:
+def class_files(folder: Path) -> Listing:
     listing = {}
     for sub in _subfolders(folder):
         with os.scandir(sub) as entries:
@@ -200,47 +189,3 @@ def _plan(parts: dict[str, Listing], config: DataConfig) -> Plan:
     if CATALOGUE in parts:
         protocol += "; catalogue pictures join their class"
     return Plan({TRAIN: training, VALIDATION: validation, TEST: testing}, sources, protocol)
-
-
-_checked: dict[tuple[str, int, int], str] = {}  # (path, size, mtime) -> reason, "" when readable
-
-
-def _reason(path: Path) -> str:
-    """Why a picture cannot be used, or "" when it decodes completely."""
-    try:
-        state = path.stat()
-        key = (str(path), state.st_size, state.st_mtime_ns)
-        if key not in _checked:
-            try:
-                decode(path.read_bytes())
-                _checked[key] = ""
-            except UnreadablePicture as error:
-                _checked[key] = str(error)
-        return _checked[key]
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def _check(paths: Sequence[Path], config: DataConfig) -> list[str]:
-    with ThreadPoolExecutor(max(1, config.read_threads)) as pool:
-        return list(
-            track(
-                pool.map(_reason, paths),
-                "checking pictures",
-                len(paths),
-                transient=True,
-                console=Console(stderr=True),
-                disable=len(paths) < PROGRESS_FROM,
-            )
-        )
-
-
-def _refuse_too_many(skipped: Sequence[str], total: int, config: DataConfig) -> None:
-    if len(skipped) <= config.max_unreadable * total:
-        return
-    more = f", and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
-    raise UserError(
-        f"data.path={config.path!r}: {len(skipped)} of {total} pictures "
-        f"({len(skipped) / total:.1%}) cannot be read, above "
-        f"data.max_unreadable={config.max_unreadable}: {', '.join(skipped[:SHOWN])}{more}"
-    )

@@ -1,6 +1,6 @@
 """The table of data sets: `data.name` -> pictures in three class-disjoint splits."""
 
-from collections.abc import Callable
+import importlib
 from pathlib import Path
 
 from afa.config import DataConfig
@@ -9,30 +9,24 @@ from afa.data.types import Dataset
 from afa.errors import UserError, nearest
 from afa.report.writers import write_json
 
-
-def _embedded(config: DataConfig) -> Dataset:
-    from afa.data.embedded import load_embedded  # builds the set: only who needs it imports it
-
-    return load_embedded(config)
-
-
-def _folder(config: DataConfig) -> Dataset:
-    from afa.data.folder import load_folder
-
-    return load_folder(config)
-
-
-SETS: dict[str, Callable[[DataConfig], Dataset]] = {"embedded": _embedded, "folder": _folder}
+# Module and function of each set: only who needs one imports it.
+SETS = {
+    "embedded": ("afa.data.embedded", "load_embedded"),
+    "folder": ("afa.data.folder", "load_folder"),
+    "gldv2": ("afa.data.importers.gldv2", "load_gldv2"),
+    "inshop": ("afa.data.importers.inshop", "load_inshop"),
+}
 
 
 def load(config: DataConfig) -> Dataset:
-    """Loads the data set `config.name`: embedded, folder, or tfds:NAME.
+    """Loads the data set `config.name`: one of the table, or tfds:NAME.
 
     Raises:
       UserError: no such data set (the nearest name is given), or its data are not usable.
     """
     if config.name in SETS:
-        return SETS[config.name](config)
+        module, function = SETS[config.name]
+        return getattr(importlib.import_module(module), function)(config)
     if config.name.startswith(PREFIX) and config.name != PREFIX:
         return load_tfds(config)
     known = [*SETS, *(PREFIX + name for name in PROTOCOLS)]

@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float32, Int, Int64
 
 from afa.data.types import ImageSet
 from afa.evaluation import clusters, pairs
-from afa.evaluation.metrics import PADDING, Ranked, cumulative_match, precision_at_1_over_ties
+from afa.evaluation.metrics import PADDING, Ranked, cumulative_match
 from afa.evaluation.protocols import Protocol
+from afa.evaluation.ties import Tied
 from afa.retrieval.exact import topk
 
 PICTURES = 5000  # as many as are counted in pairs and clustered within seconds
@@ -103,7 +104,7 @@ def _over_ties(
     while len(left):
         scores, found = topk(queries[left], gallery, count, exclude[left])
         right = offered[found] == asked[left, None]
-        values[left] = np.nan_to_num(precision_at_1_over_ties(scores, right))
+        values[left] = np.nan_to_num(Tied.from_scores(scores, right).recall_at_k(1))
         left = left[(scores[:, -1] == scores[:, 0]) & (count < available)]
         count = min(2 * count, available)
     return float(values[scored].mean())

@@ -9,17 +9,17 @@ Notation in the formulas: R is the number of positives of a query, found or not;
 are the ranks of those found; P_i is the precision of the first i results.
 """
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int, Int64, Shaped
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int64, Shaped
 
 from afa.errors import UserError
 
 PADDING = -1
 RECALL_CUTS = (1, 2, 4, 8)
-LANDMARK_CUT = 100
+BLOCK = 2**24  # similarities held at a time
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,44 @@ class Ranked:
         return cls(pad(rows), relevant, None if complete else np.array(depth, np.int64))
 
     @classmethod
+    def joined(cls, parts: "Sequence[Ranked]") -> "Ranked":
+        """Complete rankings of several blocks of queries as one.
+
+        Raises:
+          UserError: a list is cut.
+        """
+        if any(part.depth is not None for part in parts):
+            raise UserError("only rankings of the whole gallery can be joined")
+        rows = [line[line != PADDING] for part in parts for line in part.ranks]
+        return cls(pad(rows), np.concatenate([part.relevant for part in parts]))
+
+    @classmethod
+    def from_vectors(
+        cls,
+        queries: Float32[np.ndarray, "q d"],
+        gallery: Float32[np.ndarray, "n d"],
+        positives: Sequence[Int[np.ndarray, "_"]],
+        junk: Sequence[Int[np.ndarray, "_"]] | None = None,
+        block: int = BLOCK,
+    ) -> "Ranked":
+        """From unit vectors and the gallery rows that are right for each query.
+
+        The scores of few queries are held at a time: `block` numbers, or of one query.
+
+        Raises:
+          UserError: as `from_scores`.
+        """
+        ignored = [np.zeros(0, np.int64)] * len(queries) if junk is None else junk
+        parts = []
+        step = max(1, block // len(gallery))
+        for begin in range(0, len(queries), step):
+            rows = slice(begin, begin + step)
+            scores = queries[rows] @ gallery.T
+            masks = (_marked(part[rows], len(gallery)) for part in (positives, ignored))
+            parts.append(cls.from_scores(scores, *masks))
+        return cls.joined(parts)
+
+    @classmethod
     def from_scores(
         cls,
         scores: Float[np.ndarray, "q n"],
@@ -112,6 +150,13 @@ class Ranked:
             for query, line in enumerate(order)
         ]
         return cls(pad(rows), (positives & ~skipped).sum(axis=1))
+
+
+def _marked(places: Sequence[Int[np.ndarray, "_"]], count: int) -> Bool[np.ndarray, "q n"]:
+    marks = np.zeros((len(places), count), bool)
+    for line, at in zip(marks, places, strict=True):
+        line[at] = True
+    return marks
 
 
 def pad(rows: Sequence[Sequence[int] | Int[np.ndarray, "_"]]) -> Int64[np.ndarray, "q r"]:
@@ -245,27 +290,6 @@ def reciprocal_rank(ranked: Ranked) -> Float64[np.ndarray, "q"]:
     return _blank(ranked, np.where(first >= 0, 1.0 / np.maximum(first + 1, 1), 0.0))
 
 
-def precision_at_1_over_ties(
-    scores: Float[np.ndarray, "q n"],
-    positives: Bool[np.ndarray, "q n"],
-    junk: Bool[np.ndarray, "q n"] | None = None,
-) -> Float64[np.ndarray, "q"]:
-    """Precision@1 averaged over every order of the results that share the best score.
-
-    It differs from `recall_at_k(., 1)` exactly where the rule for ties decides the answer.
-
-    Raises:
-      UserError: a score is NaN or infinite.
-    """
-    check_finite("scores", scores)
-    kept = np.ones_like(positives) if junk is None else ~junk
-    best = np.where(kept, scores, -np.inf)
-    top = kept & (best == best.max(axis=1, keepdims=True, initial=-np.inf))
-    right = positives & kept
-    share = (right & top).sum(axis=1) / np.maximum(top.sum(axis=1), 1)
-    return np.where(right.any(axis=1), share, np.nan)
-
-
 # ---- the figures of an evaluation --------------------------------------------------------------
 
 
@@ -342,68 +366,6 @@ def class_mean(values: Float[np.ndarray, "q"], labels: Int[np.ndarray, "q"]) -> 
     _, group = np.unique(labels[~np.isnan(values)], return_inverse=True)
     sums = np.bincount(group, weights=values[~np.isnan(values)])
     return float((sums / np.bincount(group)).mean())
-
-
-# ---- protocols of landmark retrieval -----------------------------------------------------------
-
-
-def revisited(
-    neighbours: Sequence[Int[np.ndarray, "_"]],
-    easy: Sequence[Int[np.ndarray, "_"]],
-    hard: Sequence[Int[np.ndarray, "_"]],
-    junk: Sequence[Int[np.ndarray, "_"]],
-) -> dict[str, Ranked]:
-    """The three difficulties of revisited Oxford and Paris (Radenović et al. 2018, section 3.3).
-
-    easy: only easy pictures are right, hard ones do not count; medium: both are right; hard: only
-    hard ones are right, easy ones do not count. Junk never counts.
-
-    Returns:
-      "easy", "medium" and "hard" -> where the positives stand once the others are taken out.
-    """
-
-    def both(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> list[list[int]]:
-        return [[*one.tolist(), *two.tolist()] for one, two in zip(first, second, strict=True)]
-
-    nothing = [np.zeros(0, np.int64)] * len(easy)
-    return {
-        "easy": Ranked.from_lists(neighbours, both(easy, nothing), both(junk, hard)),
-        "medium": Ranked.from_lists(neighbours, both(easy, hard), both(junk, nothing)),
-        "hard": Ranked.from_lists(neighbours, both(hard, nothing), both(junk, easy)),
-    }
-
-
-def landmark_map(
-    answers: Mapping[str, Sequence[str]],
-    solution: Mapping[str, Collection[str]],
-    k: int = LANDMARK_CUT,
-) -> float:
-    """mAP@k of Google Landmarks retrieval: a query of the solution left unanswered scores 0."""
-    asked = list(solution)
-    lists = [np.array(answers.get(query, ()), dtype=object) for query in asked]
-    ranked = Ranked.from_lists(lists, [solution[query] for query in asked])
-    return scored_mean(map_at_k(ranked, k))
-
-
-def global_average_precision(
-    confidence: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n"], landmarks: int
-) -> float:
-    """GAP (µAP) of landmark recognition: one average precision over the answers of all pictures.
-
-    Args:
-      confidence: score of the one answer of each answered picture; equal scores keep their order.
-      correct: whether the answer is right (never, for a picture without a landmark).
-      landmarks: pictures that show a landmark, answered or not.
-
-    Raises:
-      UserError: a confidence is NaN or infinite, or more answers are right than can be.
-    """
-    check_finite("confidence", confidence)
-    if landmarks < max(1, int(correct.sum())):
-        raise UserError(f"{correct.sum()} right answers, but only {landmarks} pictures to find")
-    right = correct[np.argsort(-confidence, kind="stable")]
-    precision = np.cumsum(right) / np.arange(1, len(right) + 1)
-    return float(precision[right].sum() / landmarks)
 
 
 # ---- helpers -----------------------------------------------------------------------------------

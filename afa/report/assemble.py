@@ -70,7 +70,7 @@ def page(
                 row["cost"],
                 row[protocol.name]["clean"],
                 *(row[protocol.name][group] for group in GROUPS),
-                row[protocol.name].get("further", {}),
+                further=row[protocol.name].get("further", {}),
             )
             for name, row in table.items()
         ],

@@ -5,6 +5,7 @@
     cpu-N.jax              the network for N views at once, lowered for the CPU (`jax.export`)
     accelerator.jax        the same for any number of views, for accelerators
     NAME.stablehlo         the program inside of NAME.jax, for other runtimes of StableHLO
+    describer.onnx         if asked for, the same in float32 with its parameters, as an ONNX model
     check.safetensors      some views and the run's own vectors of them
     afa/, requirements.txt `afa.retrieval.describer` and what it imports
 
@@ -17,6 +18,7 @@ programs: as constants every program would hold all of them once more.
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +43,7 @@ from afa.models import embedder
 from afa.models.embedder import Players
 from afa.models.fusion import fuse
 from afa.report.writers import write_atomically, write_json
+from afa.retrieval import onnx_graph
 from afa.retrieval.describer import (
     ANY,
     ANY_ROWS,
@@ -55,6 +58,7 @@ from afa.retrieval.describer import (
 from afa.retrieval.trained import Trained
 from afa.train.steps import to_unit
 
+ONNX = "describer.onnx"
 CPU_ROWS = (1, 4, 16)
 # An accelerator's program runs on the CPU too, where it is tested; it only is slow there.
 ACCELERATORS = ("cuda", "rocm", "tpu", "cpu")
@@ -81,16 +85,18 @@ class Family(NamedTuple):
     programs: dict[str, export.Exported]
 
 
-def pack(run: Path, out: Path, precision: str | None = None) -> dict[str, Any]:
+def pack(run: Path, out: Path, precision: str | None = None, onnx: bool = False) -> dict[str, Any]:
     """Writes the package of a finished run, whole or not at all.
 
     Args:
       out: a directory that does not exist yet, or is empty.
       precision: "float32" or "bfloat16" for accelerators; None is the run's own rule
         (`train.precision`). The CPU has the run's.
+      onnx: whether to write an ONNX model too.
 
     Returns:
-      The manifest, and under "apart" the distance of each family's vectors from the run's own.
+      The manifest, and under "apart" the distance of each family's vectors from the run's own, None
+      of what cannot run here.
 
     Raises:
       UserError: no finished run, a directory that holds something or cannot be written, or vectors
@@ -109,11 +115,15 @@ def pack(run: Path, out: Path, precision: str | None = None) -> dict[str, Any]:
         _write(stage / WEIGHTS, save(weights))
         _write(stage / CHECK, save(known))
         _write_code(stage)
+        if onnx:
+            _write(stage / ONNX, _onnx(trained, weights))
         dimension = known["vectors"].shape[1]
         manifest = _manifest(trained, weights, families, names, dimension)
         manifest["files"] = _digests(stage)
         write_json(stage / MANIFEST, manifest)
         apart = {name: _apart(stage, name, family) for name, family in families.items()}
+        if onnx:
+            apart["onnx"] = _onnx_apart(stage / ONNX, known)
     return manifest | {"apart": apart}
 
 
@@ -133,6 +143,20 @@ def _family(trained: Trained, weights: Weights, accelerator: bool, precision: st
             name: lower(_shapes(weights), _views_of(config, count)) for name, count in rows.items()
         }
         return Family(platforms, embedder.dtype_of(config.train.precision).name, programs)
+
+
+def _onnx(trained: Trained, weights: Weights) -> bytes:
+    """The network as an ONNX model. Like an accelerator, its runtimes have convolutions."""
+    record = trained.record
+    with parallel.lowered_for(True):
+        config = configuration.with_changes(trained.config, **{"train.precision": "float32"})
+        describe, arrays = _network(trained, config), jax.tree.map(jnp.asarray, weights)
+        about = {
+            "checkpoint": record["checkpoint"],
+            "preprocessing": json.dumps(record["preprocessing"]),
+        }
+        size = config.data.image_size
+        return onnx_graph.model(lambda views: describe(arrays, views), size, about)
 
 
 def network(
@@ -227,6 +251,19 @@ def _apart(package: Path, name: str, family: Family) -> float | None:
     exact = here == "cpu" and family.precision == "float32"
     if not apart <= (ROUNDING if exact else COARSE):
         raise UserError(f"the programs for {name} are {apart:.1e} from the run's own vectors")
+    return apart
+
+
+def _onnx_apart(model: Path, known: Mapping[str, np.ndarray]) -> float | None:
+    try:
+        import onnxruntime  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (vectors,) = session.run(None, {onnx_graph.INPUT: known["views"]})
+    apart = float(np.linalg.norm(vectors - known["vectors"], axis=1).max())
+    if not apart <= COARSE:
+        raise UserError(f"the ONNX model is {apart:.1e} from the run's own vectors")
     return apart
 
 

@@ -76,7 +76,8 @@ class VGG(nn.Module):
     def logits(self, last: Float[Array, "b y x d"]) -> Float[Array, "b classes"]:
         """Last map -> scores of the classes of the published network (without its dropout)."""
         x = layers.adaptive_avg_pool(layers.max_pool(last, 2, 2, 0), 7)
-        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # channels first: the order of its weights
+        # Channels first: the order of its weights.
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         for dense in self.dense[:-1]:
             x = nn.relu(dense(x))
         return self.dense[-1](x)

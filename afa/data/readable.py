@@ -1,0 +1,73 @@
+"""Which pictures of a user's files can be read: a few bad ones are left out, many are refused."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from afa.config import DataConfig
+from afa.data.images import UnreadablePicture, decode
+from afa.errors import UserError
+
+PROGRESS_FROM = 5000  # pictures; checking fewer is over before a bar would be read
+SHOWN = 3  # unreadable pictures named in the error
+
+
+def readable(
+    paths: Sequence[Path], ids: Sequence[str], config: DataConfig
+) -> tuple[list[int], list[str]]:
+    """Places of the pictures that decode completely, and the others as "id: reason".
+
+    Raises:
+      UserError: more of them than `config.max_unreadable` allows.
+    """
+    reasons = _check(paths, config)
+    told = [f"{name}: {reason}" for name, reason in zip(ids, reasons, strict=True) if reason]
+    _refuse_too_many(told, len(paths), config)
+    return [i for i, reason in enumerate(reasons) if not reason], told
+
+
+_checked: dict[tuple[str, int, int], str] = {}  # (path, size, mtime) -> reason, "" when readable
+
+
+def _reason(path: Path) -> str:
+    """Why a picture cannot be used, or "" when it decodes completely."""
+    try:
+        state = path.stat()
+        key = (str(path), state.st_size, state.st_mtime_ns)
+        if key not in _checked:
+            try:
+                decode(path.read_bytes())
+                _checked[key] = ""
+            except UnreadablePicture as error:
+                _checked[key] = str(error)
+        return _checked[key]
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _check(paths: Sequence[Path], config: DataConfig) -> list[str]:
+    with ThreadPoolExecutor(max(1, config.read_threads)) as pool:
+        return list(
+            track(
+                pool.map(_reason, paths),
+                "checking pictures",
+                len(paths),
+                transient=True,
+                console=Console(stderr=True),
+                disable=len(paths) < PROGRESS_FROM,
+            )
+        )
+
+
+def _refuse_too_many(skipped: Sequence[str], total: int, config: DataConfig) -> None:
+    if len(skipped) <= config.max_unreadable * total:
+        return
+    more = f", and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+    raise UserError(
+        f"data.path={config.path!r}: {len(skipped)} of {total} pictures "
+        f"({len(skipped) / total:.1%}) cannot be read, above "
+        f"data.max_unreadable={config.max_unreadable}: {', '.join(skipped[:SHOWN])}{more}"
+    )

@@ -1,0 +1,92 @@
+"""Benchmarks in which a class says what is right: In-Shop, and query and gallery folders."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from afa.data.folder import class_files
+from afa.data.importers import listed
+from afa.data.importers.inshop import GALLERY, QUERY, read_partition
+from afa.data.types import ImageSet
+from afa.evaluation.benchmarks.contract import Benchmark, Figure, image_set, mean_figure
+from afa.evaluation.metrics import metrics_from_ranks
+from afa.retrieval.exact import positive_ranks
+
+INSHOP_CUTS = (1, 10, 20, 30, 40, 50)
+FOLDER_CUTS = (1, 2, 4, 8)
+NO_CLASS = -1
+NAMES = {"map_at_r": "MAP@R", "r_precision": "R-precision", "mean_average_precision": "mAP"}
+
+
+def load_inshop(name: str, root: Path, distractors: Sequence[Path]) -> Benchmark:
+    """inshop: the queries of the list among its gallery; Recall@K as published, MAP@R, mAP.
+
+    Raises:
+      UserError: the list or pictures of it are missing or malformed.
+    """
+    found = read_partition(root)
+
+    def part(status: str) -> ImageSet:
+        at = np.flatnonzero(found.having(status)).tolist()
+        files = [found.paths[i] for i in at]
+        listed.require(files, found.source)
+        return image_set(files, [found.ids[i] for i in at], found.labels[at])
+
+    return _benchmark(name, part(QUERY), part(GALLERY), distractors, INSHOP_CUTS)
+
+
+def load_folder(name: str, root: Path, distractors: Sequence[Path]) -> Benchmark:
+    """folder: the class folders of query/ among those of gallery/.
+
+    Raises:
+      UserError: one of them is missing.
+    """
+    parts = [
+        class_files(listed.find(root, (part,), "a folder of class folders with pictures"))
+        for part in (QUERY, GALLERY)
+    ]
+    number_of = {each: i for i, each in enumerate(sorted({*parts[0], *parts[1]}))}
+    queries, gallery = (
+        image_set(
+            [path for files in part.values() for path in files],
+            [path.relative_to(root).as_posix() for files in part.values() for path in files],
+            np.repeat([number_of[each] for each in part], [len(files) for files in part.values()])
+            .astype(np.int64),
+        )
+        for part in parts
+    )  # fmt: skip
+    return _benchmark(name, queries, gallery, distractors, FOLDER_CUTS)
+
+
+def _benchmark(
+    name: str,
+    queries: ImageSet,
+    gallery: ImageSet,
+    distractors: Sequence[Path],
+    cuts: Sequence[int],
+) -> Benchmark:
+    asked = queries.labels
+    none = np.full(len(distractors), NO_CLASS, np.int64)
+    offered: Int64[np.ndarray, "n"] = np.concatenate([gallery.labels, none])
+    files = [gallery.path(i) for i in range(len(gallery))] + list(map(str, distractors))
+
+    def score(
+        vectors: Float32[np.ndarray, "q d"], place: Float32[np.ndarray, "n d"]
+    ) -> list[Figure]:
+        ranks = np.asarray(positive_ranks(vectors, place, asked, offered))
+        found = metrics_from_ranks(ranks, cuts)
+        names = {f"recall_at_{k}": f"Recall@{k}" for k in cuts} | NAMES
+        return [
+            mean_figure("", names[each], values, asked) for each, values in found.per_query.items()
+        ]
+
+    return Benchmark(
+        name,
+        f"{len(queries)} queries of {len(queries.classes)} classes among {len(gallery)} pictures"
+        + (f" and {len(distractors)} distractors" if distractors else ""),
+        queries,
+        image_set(files, [*gallery.ids, *map(str, distractors)], offered),
+        score,
+    )

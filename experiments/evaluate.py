@@ -1,0 +1,96 @@
+"""A trained run on a public benchmark: `python -m experiments.evaluate --run=DIR --benchmark=NAME`.
+
+    python -m experiments.evaluate --run=runs/afa_resnet50 --benchmark=roxford5k --path=DATA
+
+Describes queries and gallery with the run's networks, searches exactly, and prints the benchmark's
+figures with the 95 % interval of a bootstrap over queries (over classes, where there are some).
+
+  roxford5k, rparis6k  gnd_NAME.pkl and jpg/; easy, medium and hard
+  gldv2                index.csv, retrieval_solution_v2.1.csv, index/ and test/; mAP@100
+  gldv2_recognition    train_clean.csv (or train.csv), recognition_solution_v2.1.csv; GAP
+  inshop               list_eval_partition.txt; Recall@K
+  folder               query/CLASS/PICTURE and gallery/CLASS/PICTURE; Recall@K
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.run import guarded, quiet
+from experiments.search import Parser, pictures
+
+if TYPE_CHECKING:
+    from afa.evaluation.benchmarks.contract import Figure
+
+PROGRAM = "python -m experiments.evaluate"
+
+
+def parser() -> Parser:
+    """The command's options."""
+    options = Parser(
+        prog=PROGRAM,
+        description=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = options.add_argument
+    add("--run", required=True, type=Path, help="directory of a finished run")
+    add("--benchmark", required=True, metavar="NAME", help="one of the above")
+    add("--path", required=True, metavar="DIR", help="directory that holds it")
+    add("--distractors", default=None, metavar="DIR",
+        help="pictures (all below it) that are searched too and never right")  # fmt: skip
+    options.add_out()
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+
+
+def _main(words: Sequence[str]) -> int:
+    chosen = parser().parse_args(list(words))
+    quiet()
+    from afa import parallel
+    from afa.data.importers.listed import directory
+    from afa.evaluation import benchmarks
+    from afa.report.progress import table
+    from afa.report.writers import write_json
+    from afa.retrieval.trained import Trained
+
+    extra: list[Path] = []
+    if chosen.distractors is not None:
+        extra = pictures([str(directory("--distractors", chosen.distractors))])
+    root = directory("--path", chosen.path)
+    benchmark = benchmarks.load(chosen.benchmark, root, extra)
+    parallel.keep_memory()
+    trained = Trained.load(chosen.run)
+    print(benchmark.protocol, file=sys.stderr)
+    figures = benchmark.score(trained(benchmark.queries), trained(benchmark.gallery))
+    columns = ["of", "figure", "percent", "95 percent interval", "queries"]
+    table(f"{benchmark.name}, exact search", [_row(each) for each in figures], columns)
+    if chosen.out:
+        content = {
+            "benchmark": benchmark.name,
+            "protocol": benchmark.protocol,
+            "run": str(chosen.run),
+            "checkpoint": trained.record["checkpoint"],
+            "hardware": parallel.platform(),
+            "figures": [dataclasses.asdict(each) for each in figures],
+        }
+        write_json(chosen.out, content)
+    return 0
+
+
+def _row(figure: "Figure") -> list[Any]:
+    interval = "-"
+    if figure.interval is not None:
+        interval = f"[{100 * figure.interval.low:.1f}, {100 * figure.interval.high:.1f}]"
+    part = figure.part or "all"
+    return [part, figure.name, f"{100 * figure.value:.1f}", interval, figure.queries]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
