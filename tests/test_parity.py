@@ -6,6 +6,7 @@ operation.
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -124,19 +125,19 @@ def test_gradients(case):
     assert not untold
 
 
-def summary(gradient, slope):
+def summary(gradient, slope) -> dict[str, Any]:
     """What references keep of gradients: norm and one projection of each, and the picture's own."""
-    sums = {"slope": rule.sample(np.asarray(slope))}
+    sums: dict[str, Any] = {"slope": rule.sample(np.asarray(slope))}
     for name, each in match.export({"params": gradient}).items():
         sums[f"norm of {name}"] = np.linalg.norm(each)
         sums[f"dot of {name}"] = np.vdot(each, rule.direction(name, each.shape))
     return sums
 
 
-def distances(sums, wanted):
+def distances(sums, wanted) -> dict[str, float]:
     """How far figures lie apart; 1 is what is allowed: 1e-3 of the norm, and of nine tenths of the
     pixels, and 1e-2 of all of them together."""
-    far = {}
+    far: dict[str, Any] = {}
     for name in sums.keys() & wanted.keys():
         apart = np.abs(sums[name] - wanted[name])
         if name == "slope":
