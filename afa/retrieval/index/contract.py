@@ -29,7 +29,7 @@ DEFAULT_K = 10
 NOTHING = np.float32(-np.inf)  # score where there is no result
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Results:
     """The results of some queries, best first.
 
@@ -107,9 +107,11 @@ class Index(abc.ABC):
             below 1 or above the number of pictures, a class that the index does not hold, or an
             empty index.
         """
-        queries = self._checked(queries)
-        self._check_k(k)
-        chosen = self._filter(classes, ids)
+        if not self._is_one_query(queries):
+            queries = self._checked(queries)
+        if not 1 <= k <= len(self):
+            raise UserError(f"k={k} is not between 1 and {len(self)}, the pictures in the index")
+        chosen = None if classes is None and ids is None else self._filter(classes, ids)
         if not len(queries):
             return Results(np.zeros((0, k), self._id_type()), np.zeros((0, k), np.float32))
         return self._search(queries, k, chosen)
@@ -279,8 +281,6 @@ class Index(abc.ABC):
     # ---- checks --------------------------------------------------------------------------------
 
     def _checked(self, queries: Any) -> Float32[np.ndarray, "q d"]:
-        if self._is_one_query(queries):
-            return queries
         queries = as_vectors("queries", queries)
         check_dimension("queries", queries, self.dimension)
         check_unit("queries", queries)
@@ -291,11 +291,10 @@ class Index(abc.ABC):
         if type(queries) is not np.ndarray or queries.shape != (1, self.dimension):
             return False
         row = queries[0]
-        return queries.dtype == np.float32 and bool(abs(row.dot(row) - 1) <= NORM_TOLERANCE)
-
-    def _check_k(self, k: int) -> None:
-        if not 1 <= k <= len(self):
-            raise UserError(f"k={k} is not between 1 and {len(self)}, the pictures in the index")
+        return (
+            queries.dtype == np.float32
+            and -NORM_TOLERANCE <= float(row.dot(row)) - 1 <= NORM_TOLERANCE
+        )
 
     def _filter(self, classes: Sequence[str] | None, ids: Sequence[Id] | None) -> Any:
         if classes is None and ids is None:

@@ -68,7 +68,9 @@ class Plan:
 
     def candidates(self, k: int) -> int:
         """Rows that are compared exactly for k results."""
-        return max(k, round(self.reorder * max(1.0, k / 10)))
+        if k <= 10:
+            return max(k, self.reorder)
+        return max(k, round(self.reorder * k / 10))
 
 
 OPTIONS: dict[str, type] = {
@@ -171,17 +173,15 @@ class ScannEngine(Engine):
         self, queries: Float32[np.ndarray, "q d"], k: int
     ) -> tuple[Int64[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
         plan = self.plan
-        candidates = None if plan.kind == "brute_force" else plan.candidates(k)
-        searched = plan.searched or None
+        candidates = -1 if plan.kind == "brute_force" else plan.candidates(k)
+        searched = plan.searched or -1
         if len(queries) == 1:
-            found, scores = self.searcher.search(queries[0], k, candidates or -1, searched or -1)
-            rows = np.full((1, k), PADDING, np.int64)
-            rows[0, : len(found)] = found
-            if len(found) == k and not np.isnan(scores[-1]):
-                return rows, scores[None]
-            similar = np.full((1, k), np.nan, np.float32)
-            similar[0, : len(found)] = scores
-            return _filled(rows, similar)
+            found, scores = self.searcher.search(queries[0], k, candidates, searched)
+            if len(found) == k and scores[-1] == scores[-1]:  # no NaN: nothing is missing
+                return found.astype(np.int64)[None], scores[None]
+            short = k - len(found)
+            found = np.pad(found.astype(np.int64), (0, short))
+            return _filled(found[None], np.pad(scores, (0, short), constant_values=np.nan)[None])
         search = self.searcher.search_batched
         if len(queries) >= PARALLEL_FROM:
             search = self.searcher.search_batched_parallel
