@@ -13,7 +13,7 @@ from afa.errors import choose
 
 COMMANDS = (
     "run", "search", "compare", "rerank", "weights", "benchmark", "throughput", "torch_twin",
-    "torch_zoo", "package", "evaluate", "index",
+    "torch_zoo", "package", "evaluate", "index", "search_benchmark", "search_engines",
 )  # fmt: skip
 
 

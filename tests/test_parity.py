@@ -99,22 +99,50 @@ def test_gradients(case):
         _, logits = module.apply(variables | {"params": params}, x, method=forward)
         return jnp.sum(logits * weights)
 
+    differentiate = jax.grad(loss, argnums=(0, 1))
     x = jnp.asarray(rule.pictures(int(stored["side"])))
-    gradient, slope = jax.grad(loss, argnums=(0, 1))(variables["params"], x)
-    # Somewhere among a million places a maximum or a ReLU lies within rounding of turning over, and
-    # that moves the slope of the pixels that it sees: nine tenths of them have to be exact.
-    apart = np.abs(rule.sample(np.asarray(slope)) - stored["slope"])
-    scale = np.sqrt(np.mean(np.square(stored["slope"])))
-    assert np.quantile(apart, 0.9) < 1e-3 * scale
-    assert np.sqrt(np.mean(np.square(apart))) < 1e-2 * scale
-    found = match.export({"params": gradient})
-    theirs = zip(
-        stored["gradient_names"], stored["gradient_norms"], stored["gradient_dots"], strict=True
-    )
-    own = [(name, norm, dot) for name, norm, dot in theirs if name in found]
+    sums = summary(*differentiate(variables["params"], x))
+    wanted = {"slope": stored["slope"]}
+    for kind in ("norm", "dot"):
+        pairs = zip(stored["gradient_names"], stored[f"gradient_{kind}s"], strict=True)
+        wanted |= {f"{kind} of {name}": value for name, value in pairs}
     # transformers names its parameters otherwise; their way back is in the slope of the picture.
-    assert len(own) == len(found) or case.startswith(("vit_s14", "vit_b14"))
-    for name, norm, dot in own:
-        each = found[name]
-        assert abs(np.linalg.norm(each) - norm) <= 1e-3 * norm, name
-        assert abs(np.vdot(each, rule.direction(name, each.shape)) - dot) <= 1e-3 * norm, name
+    assert len(wanted.keys() & sums.keys()) == len(sums) or case.startswith(("vit_s14", "vit_b14"))
+    far = distances(sums, wanted)
+    if max(far.values()) < 1:
+        return
+    # Somewhere among a million places a ReLU lies within rounding of turning over: slopes are told
+    # no more exactly than by pictures that differ from this one in their last bits.
+    spread = dict.fromkeys(far, 0.0)
+    for draw in ("first", "second", "third", "fourth"):
+        near = x * (1 + 1e-6 * jnp.asarray(rule.direction(draw, x.shape)))
+        moved = distances(summary(*differentiate(variables["params"], near)), sums)
+        spread = {name: max(most, moved[name]) for name, most in spread.items()}
+        untold = {name for name, each in far.items() if each > 1 + 2 * spread[name]}
+        if not untold:
+            return
+    assert not untold
+
+
+def summary(gradient, slope):
+    """What references keep of gradients: norm and one projection of each, and the picture's own."""
+    sums = {"slope": rule.sample(np.asarray(slope))}
+    for name, each in match.export({"params": gradient}).items():
+        sums[f"norm of {name}"] = np.linalg.norm(each)
+        sums[f"dot of {name}"] = np.vdot(each, rule.direction(name, each.shape))
+    return sums
+
+
+def distances(sums, wanted):
+    """How far figures lie apart; 1 is what is allowed: 1e-3 of the norm, and of nine tenths of the
+    pixels, and 1e-2 of all of them together."""
+    far = {}
+    for name in sums.keys() & wanted.keys():
+        apart = np.abs(sums[name] - wanted[name])
+        if name == "slope":
+            scale = np.sqrt(np.mean(np.square(wanted[name])))
+            most, together = np.quantile(apart, 0.9), np.sqrt(np.mean(np.square(apart)))
+            far[name] = max(most / 1e-3, together / 1e-2) / scale
+        else:
+            far[name] = apart / (1e-3 * wanted["norm of " + name.partition(" of ")[2]])
+    return far

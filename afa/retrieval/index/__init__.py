@@ -35,9 +35,13 @@ def _exact(address: Address, plan: dict[str, Any] | None) -> Callable[..., Engin
 def _scann(address: Address, plan: dict[str, Any] | None) -> Callable[..., Engine]:
     values = scann.options(address)
 
+    threads = values.pop("threads", 0)
+
     def build(vectors: Any) -> Engine:
         tuned = {} if plan is None else {n: v for n, v in plan.items() if n in scann.OPTIONS}
-        return scann.ScannEngine.build(vectors, scann.planned(len(vectors), tuned | values))
+        return scann.ScannEngine.build(
+            vectors, scann.planned(len(vectors), tuned | values), threads
+        )
 
     return build
 
@@ -179,7 +183,8 @@ def _local(
     records = export.read_shards(directory, manifest)
     rows = stored["rows"] if stored else len(records)
     if stored and "folder" in stored:
-        engine: Engine = scann.read(directory, records.vectors[:rows], stored)
+        threads = scann.options(parse(uri, ENGINES)).get("threads", 0)
+        engine: Engine = scann.read(directory, records.vectors[:rows], stored, threads)
     else:
         engine = builder(records.vectors[:rows])
     alive = read_removed(directory, manifest)

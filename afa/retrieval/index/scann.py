@@ -73,7 +73,7 @@ class Plan:
 
 OPTIONS: dict[str, type] = {
     "leaves": int, "searched": int, "reorder": int, "block": int, "threshold": float,
-    "spherical": bool, "soar": float,
+    "spherical": bool, "soar": float, "threads": int,
 }  # fmt: skip
 
 
@@ -88,20 +88,37 @@ def rule(count: int) -> Plan:
 
 
 class ScannEngine(Engine):
-    """A ScaNN searcher over some rows, and the rows themselves for what it cannot answer."""
+    """A ScaNN searcher over some rows, and the rows themselves for what it cannot answer.
 
-    def __init__(self, vectors: Float32[np.ndarray, "n d"], plan: Plan, searcher: Any) -> None:
-        self._vectors, self.plan, self._searcher = vectors, plan, searcher
+    Attributes:
+      plan: how it searches.
+      searcher: ScaNN's own.
+    """
+
+    def __init__(
+        self, vectors: Float32[np.ndarray, "n d"], plan: Plan, searcher: Any, threads: int = 0
+    ) -> None:
+        self.plan, self.searcher, self._vectors = plan, searcher, vectors
+        if threads:
+            searcher.set_num_threads(threads)
 
     @classmethod
-    def build(cls, vectors: Float32[np.ndarray, "n d"], plan: Plan) -> "ScannEngine":
-        """Trains and fills it."""
+    def build(
+        cls, vectors: Float32[np.ndarray, "n d"], plan: Plan, threads: int = 0
+    ) -> "ScannEngine":
+        """Trains and fills it.
+
+        Args:
+          vectors: unit vectors.
+          plan: how it searches.
+          threads: that work on many queries; 0 is all cores.
+        """
         with _quiet():
-            return cls(vectors, plan, _build(vectors, plan))
+            return cls(vectors, plan, _build(vectors, plan), threads)
 
     def with_plan(self, **changes: Any) -> "ScannEngine":
         """The same searcher asked otherwise: another `searched` or `reorder` needs no building."""
-        return ScannEngine(self._vectors, dataclasses.replace(self.plan, **changes), self._searcher)
+        return ScannEngine(self._vectors, dataclasses.replace(self.plan, **changes), self.searcher)
 
     def search(
         self,
@@ -157,7 +174,7 @@ class ScannEngine(Engine):
         candidates = None if plan.kind == "brute_force" else plan.candidates(k)
         searched = plan.searched or None
         if len(queries) == 1:
-            found, scores = self._searcher.search(queries[0], k, candidates or -1, searched or -1)
+            found, scores = self.searcher.search(queries[0], k, candidates or -1, searched or -1)
             rows = np.full((1, k), PADDING, np.int64)
             rows[0, : len(found)] = found
             if len(found) == k and not np.isnan(scores[-1]):
@@ -165,9 +182,9 @@ class ScannEngine(Engine):
             similar = np.full((1, k), np.nan, np.float32)
             similar[0, : len(found)] = scores
             return _filled(rows, similar)
-        search = self._searcher.search_batched
+        search = self.searcher.search_batched
         if len(queries) >= PARALLEL_FROM:
-            search = self._searcher.search_batched_parallel
+            search = self.searcher.search_batched_parallel
         found, scores = search(np.ascontiguousarray(queries), k, candidates, searched)
         return _filled(found, scores)
 
@@ -175,12 +192,15 @@ class ScannEngine(Engine):
         return dataclasses.asdict(self.plan)
 
     def write(self, stage: Path) -> dict[str, Any]:
-        folder, sums = _serialize(self._searcher, stage)
+        folder, sums = _serialize(self.searcher, stage)
         return {"plan": dataclasses.asdict(self.plan), "folder": folder, "files": sums}
 
 
 def read(
-    directory: Path, vectors: Float32[np.ndarray, "n d"], stored: dict[str, Any]
+    directory: Path,
+    vectors: Float32[np.ndarray, "n d"],
+    stored: dict[str, Any],
+    threads: int = 0,
 ) -> ScannEngine:
     """Opens what `ScannEngine.write` wrote.
 
@@ -191,11 +211,11 @@ def read(
     _verify(folder, stored["files"])
     with _quiet():
         searcher = _scann().load_searcher(str(folder))
-    return ScannEngine(vectors, Plan(**stored["plan"]), searcher)
+    return ScannEngine(vectors, Plan(**stored["plan"]), searcher, threads)
 
 
 def options(address: Address) -> dict[str, Any]:
-    """What an address says: attributes of `Plan`.
+    """What an address says: attributes of `Plan`, and `threads` that work on many queries.
 
     Raises:
       UserError: ScaNN is not installed, an unknown option, a place, or a value that cannot be.

@@ -1,0 +1,88 @@
+"""The benchmark of search: what it measures is what it says."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from afa.retrieval import exact
+from afa.retrieval.index import scann
+from experiments import search_benchmark as benchmark
+from experiments.search_engines import ENGINES, Built
+
+
+@pytest.fixture(scope="module")
+def gallery():
+    drawn = benchmark.clustered(3100, 16)
+    queries, vectors = drawn[:100].copy(), drawn[100:]
+    return vectors, queries, exact.topk(queries, vectors, benchmark.K)[0][:, -1]
+
+
+def test_clustered_vectors_are_unit_and_clustered(gallery):
+    vectors = gallery[0]
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    assert vectors.dtype == np.float32
+    worst = gallery[2]
+    assert np.median(worst) > np.quantile(vectors[:100] @ vectors.T, 0.99)
+    np.testing.assert_array_equal(benchmark.clustered(50, 8), benchmark.clustered(50, 8))
+
+
+def test_the_least_effort_is_the_least(gallery):
+    """An index that finds one more of the ten with each step, but never more than it reorders."""
+    vectors, queries, truth = gallery
+    best = exact.topk(queries, vectors, benchmark.K)[1]
+
+    def ask(effort, reorder):
+        def search(asked, k):
+            right = np.arange(k) < min(effort, reorder)
+            return np.where(right, best, -1)
+
+        return search
+
+    built = Built("made up", list(range(1, 11)), (6, 9, 20), ask)
+    found = list(benchmark._least(built, vectors, queries, truth, 0.9))
+    assert [(effort, reorder) for effort, reorder, _ in found] == [(9, 9), (9, 20)]
+    assert [recall for *_, recall in found] == pytest.approx([0.9, 0.9])
+    assert next(benchmark._least(built, vectors, queries, truth, 0.99))[:2] == (10, 20)
+
+
+LIBRARIES = {"afa scann://": "scann", "hnswlib": "hnswlib"}
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_library_reaches_the_recalls(name, gallery, tmp_path, monkeypatch):
+    library = LIBRARIES.get(name, "faiss")
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed here")
+    monkeypatch.setattr(benchmark, "TIMED_SECONDS", 0.01)
+    vectors, queries, truth = gallery
+    path = tmp_path / "vectors.npy"
+    np.save(path, vectors)
+    best, curve = benchmark.contend(name, str(path), queries, truth, 0.0)
+    for way in ("batch", "single"):
+        for target in benchmark.TARGETS:
+            assert best[way][target].recall >= target
+            assert best[way][target].speed > 0
+    assert all(0.89 < recall <= 1 and speed > 0 for recall, speed in curve)
+
+
+def test_the_frontier():
+    curve = [(0.9, 5.0), (0.95, 4.0), (0.92, 3.0), (0.99, 1.0), (0.99, 0.5)]
+    assert benchmark.frontier(curve) == [(0.9, 5.0), (0.95, 4.0), (0.99, 1.0)]
+
+
+@pytest.mark.skipif(not scann.installed(), reason="ScaNN is not installed here")
+def test_the_layer_gives_what_scann_gives(gallery, capsys):
+    vectors, queries, _ = gallery
+    found = benchmark._layer("a title", vectors, queries, (), 0.0)
+    assert "a title: afa's layer, one by one" in " ".join(capsys.readouterr().out.split())
+    assert all(speed > 0 for speed in found["batch"]["queries_per_second"].values())
+
+
+def test_mistakes_are_told(capsys):
+    if importlib.util.find_spec("hnswlib") is None:
+        assert benchmark.main([]) == 2
+        assert "is not installed: pip install 'afa[bench]'" in capsys.readouterr().err
+        return
+    assert benchmark.main(["--engines=fais HNSW"]) == 2
+    assert "--engines='fais HNSW' is unknown; did you mean 'faiss HNSW'?" in capsys.readouterr().err
