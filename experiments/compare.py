@@ -5,6 +5,11 @@
 Prints every row, protocol and condition that both sides have: the means, their difference with the
 95 % interval over classes (a bootstrap: would other objects say the same?), the p-value of a
 sign-flip test over classes, and, with several pairs, the 95 % interval over seeds.
+
+    python -m experiments.compare runs/fold_0 runs/fold_1 runs/fold_2 --together
+
+Without --against: the mean of runs of one kind (seeds, or the folds of a cross-validation) with
+both intervals; --together adds what their fused descriptors find when joined to one vector.
 """
 
 import argparse
@@ -12,9 +17,13 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from experiments.run import guarded, quiet
 from experiments.search import Parser
+
+if TYPE_CHECKING:
+    from afa.evaluation.statistics import Estimate
 
 PROGRAM = "python -m experiments.compare"
 
@@ -28,7 +37,9 @@ def parser() -> Parser:
     )
     add = options.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="directories of finished runs")
-    add("--against", nargs="+", type=Path, required=True, metavar="RUN", help="as many others")
+    add("--against", nargs="+", type=Path, default=(), metavar="RUN", help="as many others")
+    add("--together", action="store_true",
+        help="without --against: the runs' descriptors joined, too")  # fmt: skip
     add("--metric", default="map_at_r", help="figure of the per-query table (default: map_at_r)")
     add("--row", default=None, help="only this row of the table, such as fused")
     options.add_out()
@@ -43,34 +54,58 @@ def main(words: Sequence[str] | None = None) -> int:
 def _main(words: Sequence[str]) -> int:
     chosen = parser().parse_args(list(words))
     quiet()
-    from afa.errors import choose
-    from afa.evaluation.comparison import Run, compare
-    from afa.evaluation.statistics import Estimate
+    from afa.errors import UserError, choose
+    from afa.evaluation import comparison, summary
+    from afa.evaluation.comparison import Run
     from afa.report.progress import table
     from afa.report.writers import write_json
 
-    sides = [[Run.load(path) for path in paths] for paths in (chosen.runs, chosen.against)]
-    lines = compare(*sides, metric=chosen.metric)
+    runs, others = ([Run.load(path) for path in part] for part in (chosen.runs, chosen.against))
+    if others and chosen.together:
+        raise UserError("--together does not go with --against: one kind of runs at a time")
+    lines: list[Any]
+    if others:
+        lines = comparison.compare(runs, others, metric=chosen.metric)
+    else:
+        lines = summary.summarise(runs, metric=chosen.metric)
+        lines += summary.together(runs, metric=chosen.metric) if chosen.together else []
     if chosen.row is not None:
         choose("--row", chosen.row, dict.fromkeys(line.row for line in lines))
-        lines = [line for line in lines if line.row == chosen.row]
-
-    def told(found: Estimate | None) -> str:
-        if found is None:
-            return "-"
-        return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-
-    columns = ["row", "protocol", "queries", "first", "second", "over classes", "p", "over seeds"]
-    rows = [
-        [line.row, line.protocol, line.condition, f"{100 * line.first:.1f}",
-         f"{100 * line.second:.1f}", told(line.classes), f"{line.p:.4f}", told(line.seeds)]
-        for line in lines
-    ]  # fmt: skip
-    table(f"{chosen.metric}, percent; difference of {len(chosen.runs)} runs", rows, columns)
+        lines = [line for line in lines if line.row in (chosen.row, f"{chosen.row}, together")]
+    if others:
+        columns = ["first", "second", "over classes", "p", "over seeds"]
+        rows = [
+            [_percent(line.first), _percent(line.second), _told(line.classes, "+"),
+             f"{line.p:.4f}", _told(line.seeds, "+")]
+            for line in lines
+        ]  # fmt: skip
+        title = f"{chosen.metric}, percent; difference of {len(runs)} runs"
+    else:
+        columns = ["mean", "over classes", "over runs", "each run"]
+        rows = [
+            [_percent(line.mean), _told(line.classes), _told(line.runs),
+             " ".join(map(_percent, line.each))]
+            for line in lines
+        ]  # fmt: skip
+        title = f"{chosen.metric}, percent; {len(runs)} runs"
+    names = [[line.row, line.protocol, line.condition] for line in lines]
+    rows = [[*name, *figures] for name, figures in zip(names, rows, strict=True)]
+    table(title, rows, ["row", "protocol", "queries", *columns])
     if chosen.out:
         figures = [dataclasses.asdict(line) for line in lines]
         write_json(chosen.out, {"metric": chosen.metric, "lines": figures})
     return 0
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _told(found: "Estimate | None", sign: str = "") -> str:
+    if found is None:
+        return "-"
+    mean, low, high = (f"{100 * v:{sign}.1f}" for v in (found.mean, found.low, found.high))
+    return f"{mean} [{low}, {high}]"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from afa.evaluation.comparison import CONDITIONS, Run, compare
+from afa.evaluation.statistics import student_t
+from afa.evaluation.summary import summarise, together
 from experiments import compare as command
 
 
@@ -102,3 +104,64 @@ def test_runs_on_other_pictures_or_queries_are_refused(tiny_finished, worse, cap
     (worse / "per_query.parquet").write_bytes(b"PAR1")
     assert "is damaged" in refused([tiny_finished, "--against", worse], capsys)
     assert np.isfinite(Run.load(tiny_finished).columns["map_at_r"]).any()
+
+
+# ---- runs of one kind ----------------------------------------------------------------------------
+
+
+def test_the_mean_of_several_runs_and_both_intervals(tiny_finished, worse):
+    first, second = Run.load(tiny_finished), Run.load(worse)
+    table = json.loads((tiny_finished / "result.json").read_text())["metrics"]["test"]
+    lines = summarise([first, second, first])
+    assert {line.condition for line in lines} == set(CONDITIONS)
+    for line in lines:
+        whole = table[line.row][line.protocol][line.condition]["map_at_r"]
+        part = 0.75 * whole if line.row == "fused" else whole
+        assert line.each == (pytest.approx(whole), pytest.approx(part), pytest.approx(whole))
+        assert line.mean == pytest.approx((2 * whole + part) / 3)
+        assert line.classes.low <= line.classes.mean <= line.classes.high
+        assert line.classes.mean == pytest.approx(line.mean)
+        assert line.runs is not None
+        spread = abs(whole - part) / np.sqrt(3) / np.sqrt(3)
+        half = line.runs.high - line.runs.mean
+        assert half == pytest.approx(student_t(2) * spread, abs=1e-12)
+    assert all(line.runs is None for line in summarise([first]))
+
+
+def test_descriptors_of_equal_runs_find_together_what_each_finds(tiny_finished):
+    run = Run.load(tiny_finished)
+    table = json.loads((tiny_finished / "result.json").read_text())["metrics"]["test"]["fused"]
+    for metric in ("map_at_r", "recall_at_1"):
+        lines = together([run, run, run], metric)
+        assert [line.protocol for line in lines] == ["leave_one_out", "catalogue"]
+        for line in lines:
+            expected = table[line.protocol]["clean"][metric]
+            assert line.mean == line.classes.mean == pytest.approx(expected)
+            assert (line.row, line.condition) == ("fused, together", "clean")
+
+
+def test_the_command_summarises_runs_of_one_kind(tiny_finished, worse, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    words = [str(tiny_finished)] * 2 + ["--together", "--row", "fused", "--out", str(out)]
+    assert command.main(words) == 0
+    printed = capsys.readouterr().out
+    lines = json.loads(out.read_text())["lines"]
+    assert {line["row"] for line in lines} == {"fused", "fused, together"}
+    for line in lines:
+        assert f"{100 * line['mean']:.1f}" in printed
+    assert "map_at_r, percent; 2 runs" in printed
+
+
+def test_mistakes_with_runs_of_one_kind_are_named(tiny_finished, tiny_copy, worse, capsys):
+    run = tiny_finished
+    told = refused([run, "--against", worse, "--together"], capsys)
+    assert "--together does not go with --against" in told
+    assert "--together needs at least 2 runs" in refused([run, "--together"], capsys)
+    assert "worse/split.json: is no stored split" in refused([worse, run, "--together"], capsys)
+    changed(worse, lambda result: result["data"].pop("test_fingerprint"))
+    assert "is of an earlier version" in refused([run, worse], capsys)
+    split = json.loads((tiny_copy / "split.json").read_text())
+    split["splits"]["test"]["ids"][3] = "somewhere/else.jpg"
+    (tiny_copy / "split.json").write_text(json.dumps(split))
+    told = refused([tiny_copy, run, "--together"], capsys)
+    assert "its embeddings lack 'somewhere/else.jpg'" in told

@@ -17,8 +17,9 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from afa import parallel
-from afa.config import ExperimentConfig, with_changes
+from afa.config import DataConfig, ExperimentConfig, with_changes
 from afa.data.images import UnreadablePicture
+from afa.data.pipeline import evaluation_view
 from afa.data.types import Files, ImageSet
 from afa.errors import UserError
 from afa.models import backbones, embedder
@@ -118,6 +119,17 @@ def test_vectors_are_those_of_the_search(packed, trained, queries, family):
         np.testing.assert_allclose(found, wanted[:count], atol=1e-5, rtol=0)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     assert served.describe_pictures([]).shape == (0, DIMENSION)
+
+
+def test_views_are_those_of_the_data_pipeline(moved, queries):
+    """Also where only the middle of a picture is seen."""
+    preprocessing = json.loads((moved / "manifest.json").read_text())["preprocessing"]
+    rewritten(moved, preprocessing=preprocessing | {"crop_fraction": 0.5})
+    served, config = Describer.load(moved), DataConfig(image_size=SIDE, crop_fraction=0.5)
+    for picture in queries.images[-4:]:
+        np.testing.assert_array_equal(served.view(picture), evaluation_view(picture, config))
+        whole = evaluation_view(picture, DataConfig(image_size=SIDE))
+        assert not np.array_equal(served.view(picture), whole)
 
 
 def test_views_are_described_in_blocks():

@@ -17,6 +17,7 @@ from afa.workdir import Workdir
 # What a run was measured on: pictures, and which of them are queries under which conditions.
 MEASURED_ON = ("test_fingerprint", "held_back_corruptions")
 CONDITIONS = ("clean", "trained", "held_back")
+Key = tuple[str, str, str]  # row, protocol, condition
 
 
 @dataclass(frozen=True)
@@ -92,37 +93,48 @@ def compare(first: Sequence[Run], second: Sequence[Run], metric: str = "map_at_r
     runs = [*first, *second]
     if len(first) != len(second):
         raise UserError(f"{len(first)} runs against {len(second)}: they are compared in pairs")
-    for run in runs[1:]:
+    return [
+        _line(key, labels, values[: len(first)], values[len(first) :])
+        for key, _, labels, values in common_figures(runs, metric)
+    ]
+
+
+def common_figures(
+    runs: Sequence[Run], metric: str
+) -> list[tuple[Key, np.ndarray, Int64[np.ndarray, "q"], Float64[np.ndarray, "runs q"]]]:
+    """What all runs have: row, protocol and condition, names and classes of the queries, and a
+    figure of each query in each run.
+
+    Raises:
+      UserError: runs on different pictures or queries, an unknown metric, or nothing in common.
+    """
+    for run in runs:
         for name in MEASURED_ON:
+            if name not in run.data:
+                raise UserError(f"{run.path}: is of an earlier version; start it again to evaluate")
             if run.data[name] != runs[0].data[name]:
                 raise UserError(
                     f"{run.path} and {runs[0].path} were not measured on the same: {name}"
                     f" {run.data[name]!r}, not {runs[0].data[name]!r}"
                 )
-    figures = {n: None for n, column in runs[0].columns.items() if column.dtype == np.float64}
-    choose("--metric", metric, figures)
-    sides = [[_figures(run, metric) for run in side] for side in (first, second)]
-    common = [key for key in sides[0][0] if all(key in one for side in sides for one in side)]
+    names = {n: None for n, column in runs[0].columns.items() if column.dtype == np.float64}
+    choose("--metric", metric, names)
+    tables = [_figures(run, metric) for run in runs]
+    common = [key for key in tables[0] if all(key in one for one in tables)]
     if not common:
         raise UserError("the runs have no row, protocol and condition in common")
-    lines = []
+    found = []
     for key in common:
-        queries, labels, _ = sides[0][0][key]
-        values = []
-        for side in sides:
-            for one in side:
-                if not np.array_equal(one[key][0], queries):
-                    raise UserError(f"{' / '.join(key)}: the runs were not asked the same queries")
-            values.append(np.stack([one[key][2] for one in side]))
-        lines.append(_line(key, labels, *values))
-    return lines
+        queries, labels, _ = tables[0][key]
+        if not all(np.array_equal(one[key][0], queries) for one in tables):
+            raise UserError(f"{' / '.join(key)}: the runs were not asked the same queries")
+        found.append((key, queries, labels, np.stack([one[key][2] for one in tables])))
+    return found
 
 
 def _figures(
     run: Run, metric: str
-) -> dict[
-    tuple[str, str, str], tuple[np.ndarray, Int64[np.ndarray, "q"], Float64[np.ndarray, "q"]]
-]:
+) -> dict[Key, tuple[np.ndarray, Int64[np.ndarray, "q"], Float64[np.ndarray, "q"]]]:
     """(row, protocol, condition) -> queries, their classes, and the figure of each: the mean over
     corruptions and severities."""
     condition = np.where(
@@ -149,22 +161,25 @@ def _figures(
 
 
 def _line(
-    key: tuple[str, str, str],
+    key: Key,
     labels: Int64[np.ndarray, "q"],
     first: Float64[np.ndarray, "runs q"],
     second: Float64[np.ndarray, "runs q"],
 ) -> Line:
     one, other = first.mean(axis=0), second.mean(axis=0)
-    seeds = None
-    if len(first) > 1:
-        per_run = np.nanmean(first, axis=1) - np.nanmean(second, axis=1)
-        mean, half = statistics.mean_and_interval(per_run)
-        seeds = Estimate(mean, mean - half, mean + half)
     return Line(
         *key,
         first=float(np.nanmean(one)),
         second=float(np.nanmean(other)),
         classes=statistics.bootstrap(one - other, labels),
         p=statistics.sign_flip(one, other, labels),
-        seeds=seeds,
+        seeds=over_runs(np.nanmean(first, axis=1) - np.nanmean(second, axis=1)),
     )
+
+
+def over_runs(values: Float64[np.ndarray, "runs"]) -> Estimate | None:
+    """Mean and interval of a figure of each run; None for a single one."""
+    if len(values) < 2:
+        return None
+    mean, half = statistics.mean_and_interval(values)
+    return Estimate(mean, mean - half, mean + half)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -19,9 +20,9 @@ class Places(NamedTuple):
       descriptor: unit vectors.
     """
 
-    strength: Float[Array, "b p"]
-    position: Float[Array, "b p 2"]
-    descriptor: Float[Array, "b p d"]
+    strength: Float[Array | np.ndarray, "b p"]
+    position: Float[Array | np.ndarray, "b p 2"]
+    descriptor: Float[Array | np.ndarray, "b p d"]
 
 
 class GlobalHead(nn.Module):

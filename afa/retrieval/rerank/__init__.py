@@ -69,7 +69,7 @@ METHODS: dict[str, Method] = {
     "diffusion": Method(diffuse, {"graph": (10, 20), "results": (3, 10), "alpha": (0.9, 0.99)}),
 }
 
-WEIGHTS = (0.3, 1.0, 3.0, 10.0, 30.0)
+WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 PLACES_SCALES = (1.0, 2.0)  # the local view of a larger picture has more and finer places
 
 EVIDENCE: dict[str, Evidence] = {
