@@ -285,7 +285,9 @@ def full_page(name="Fused"):
         samples=[picture(9, 32, 32)] * 3,
         history=[{"step": s, "time": 0, "stage": name, "loss": 1.0, name: 2.0} for s in (1, 2)],
         robustness={name: {name: {1: 0.5, 2: 0.4}}}, held_back=[name],
-        search=SearchFacts(name, 0.991, 1500.0, 100, 8, settings={name: name}),
+        search=SearchFacts(
+            name, 10, 0.991, 1500.0, 900.0, 100, 8, {name: name}, 0.98, [(0.97, 2e3), (0.99, 1e3)]
+        ),
     )  # fmt: skip
 
 

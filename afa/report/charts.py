@@ -315,6 +315,31 @@ def cumulative_chart(curves: Mapping[str, Sequence[float]], highlight: str) -> l
     return [Chart("Right by rank (CMC)", svg, legend, "%")]
 
 
+def tuning_chart(curve: Sequence[Point], target: float) -> list[Chart]:
+    """What a search costs by the share of the results it finds; [] without points.
+
+    Args:
+      curve: (recall, queries a second), by rising recall.
+      target: recall that was tuned for, marked.
+    """
+    if not curve:
+        return []
+    points = [(100 * recall, 1e6 / speed) for recall, speed in curve]
+    description = f"Microseconds of a query from {points[0][1]:.0f} at a recall of " + (
+        f"{points[0][0]:.1f} % to {points[-1][1]:.0f} at {points[-1][0]:.1f} %"
+    )
+    marks = [(100 * target, f"target {100 * target:g} %")]
+    low = min(points[0][0], 100 * target)
+    svg = line_chart(
+        [Line("settings", points, 0, True)],
+        description,
+        markers=True,
+        x_range=(low - 0.5, 100.5),
+        marks=marks,
+    )
+    return [Chart("Microseconds of a query by recall", svg, tag="tuned")]
+
+
 def pretty(name: str) -> str:
     """A metric's or corruption's name as people write it.
 

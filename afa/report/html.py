@@ -91,15 +91,25 @@ class ResultRow:
 
 @dataclasses.dataclass(frozen=True)
 class SearchFacts:
-    """The approximate index against exact search over the same embeddings."""
+    """The approximate index against exact search over the same embeddings.
+
+    Attributes:
+      recall: of the first `results`.
+      queries_per_second: all queries in one call; `single`: one after the other.
+      target: recall that the index was tuned for; 0 if it was not.
+      curve: (recall, queries a second) of what tuning measured and nothing else beat in both.
+    """
 
     engine: str
-    recall_at_10: float
-    queries_per_second: int | float
+    results: int
+    recall: float
+    queries_per_second: float
+    single: float
     gallery_size: int
     dimension: int
-    exact_queries_per_second: int | float | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    target: float = 0.0
+    curve: Sequence[tuple[float, float]] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,6 +182,7 @@ def write_report(path: Path | str, page: Page) -> None:
         ),
         robustness=drawn,
         legend=legend,
+        tuning=charts.tuning_chart(page.search.curve, page.search.target) if page.search else [],
         curves=charts.training_charts(page.history),
         stages=charts.stage_starts(page.history),
     )
