@@ -73,7 +73,11 @@ def indexed(
         "gallery_size": len(records),
         "dimension": built.dimension,
         "plan": built.info()["engine"],
-        "build_seconds": built.manifest["engine"]["build_seconds"],
+        "build_seconds": tuned.point.build_seconds if tuned else _seconds(built),
         **tuning.measure(built, records, k),
         **facts,
     }
+
+
+def _seconds(built: Index) -> float:
+    return built.manifest["engine"]["build_seconds"]
