@@ -177,8 +177,12 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
 
 
 def _index_option(action: Parser) -> None:
-    action.add_argument("--index", required=True, type=Path, help="directory of the index")
+    _directory(action, "--index", "directory of the index")
     _json_option(action)
+
+
+def _directory(action: Parser, name: str, text: str) -> None:
+    action.add_argument(name, required=True, type=Path, metavar="DIR", help=text)
 
 
 def _json_option(action: Parser) -> None:
@@ -194,18 +198,20 @@ def _tuning_options(action: Parser, required: bool) -> None:
         help="recall that the settings of scann:// are tuned for by measurement, such as 0.98",
     )  # fmt: skip
     action.add_argument(
-        "--tune_seconds", type=float, default=usual.tune_seconds, help="time budget of the tuning"
-    )
+        "--tune_seconds", type=float, default=usual.tune_seconds, metavar="SECONDS",
+        help=f"time budget of the tuning (default: {usual.tune_seconds:g})",
+    )  # fmt: skip
     action.add_argument(
         "--tune_for", choices=("batch", "single"), default=usual.tune_for,
-        help="speed of many queries in one call, or of one query after the other",
+        help="speed of many queries in one call, or of one query after the other "
+        f"(default: {usual.tune_for})",
     )  # fmt: skip
 
 
 def _build_options(action: Parser) -> None:
-    action.add_argument("--run", required=True, type=Path, help="directory of a finished run")
-    action.add_argument("--pictures", required=True, type=Path, help="folder of pictures")
-    action.add_argument("--out", required=True, type=Path, help="directory of the new index")
+    _directory(action, "--run", "directory of a finished run")
+    _directory(action, "--pictures", "folder of pictures")
+    _directory(action, "--out", "directory of the new index")
     action.add_argument(
         "--uri", default="auto", help="exact://, scann:// or milvus://... (default: auto)"
     )
@@ -220,7 +226,7 @@ def _build_options(action: Parser) -> None:
 
 def _add_options(action: Parser) -> None:
     _index_option(action)
-    action.add_argument("--pictures", required=True, type=Path, help="folder of pictures")
+    _directory(action, "--pictures", "folder of pictures")
     action.add_argument(
         "--replace", action="store_true", help="pictures whose id is there are described anew"
     )
