@@ -65,6 +65,33 @@ def test_topk_leaves_the_query_out(small_tiles):
     np.testing.assert_array_equal(rows, brute_force(queries, gallery, exclude)[1][:, :299])
 
 
+@pytest.mark.parametrize("recall", [1.0, 0.9])
+def test_few_groups_of_a_wide_tile_hold_the_best(monkeypatch, recall):
+    """Ten of a thousand: 32 groups are judged by their maxima; and the path of accelerators, where
+    this device finds all."""
+    monkeypatch.setattr(exact, "CPU_TILE_ROWS", 1024)
+    monkeypatch.setattr(exact, "ACCELERATOR_TILE_ROWS", 1024)
+    monkeypatch.setattr(exact.parallel, "accelerated", lambda: recall < 1)
+    queries, gallery = embeddings(37, seed=1), embeddings(3000)
+    scores, rows = exact.topk(queries, gallery, 10, recall=recall)
+    expected_scores, expected_rows = brute_force(queries, gallery)
+    np.testing.assert_array_equal(scores, expected_scores[:, :10])
+    if recall == 1:
+        np.testing.assert_array_equal(rows, expected_rows[:, :10])
+
+
+def test_topk_among_the_rows_that_are_allowed(small_tiles):
+    queries, gallery = embeddings(20, seed=1), embeddings(700)
+    allowed = np.random.default_rng(0).random(700) < 0.1
+    scores, rows = exact.topk(queries, gallery, 100, allowed=allowed)
+    similar = np.where(allowed, queries @ gallery.T, -np.inf)
+    order = np.argsort(-similar, axis=1, kind="stable")[:, :100]
+    count = int(allowed.sum())
+    np.testing.assert_array_equal(rows[:, :count], order[:, :count])
+    np.testing.assert_array_equal(scores, np.take_along_axis(similar, order, axis=1))
+    assert count < 100 and np.all(rows[:, count:] == -1)
+
+
 def test_topk_of_real_valued_vectors():
     queries, gallery = distinct(20, 33, seed=1), distinct(500, 33)
     scores, rows = exact.topk(queries, gallery, 5)

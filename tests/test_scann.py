@@ -209,6 +209,28 @@ def test_the_time_budget_ends_it_and_a_target_may_be_missed():
     assert tuning._recall(hashing, tuning.Truth.of(clustered(6000), 10)) < 0.99
 
 
+def test_every_setting_is_tried_on_the_best_tree_so_far(monkeypatch):
+    """Everything that building an index decides: leaves, SOAR, threshold and kind of k-means."""
+    built = []
+    real = ScannEngine.build.__func__
+
+    def build(cls, rows, plan, threads=0):
+        built.append(plan)
+        return real(cls, rows, plan, threads)
+
+    monkeypatch.setattr(ScannEngine, "build", classmethod(build))
+    monkeypatch.setattr(tuning, "REORDERED", (40, 640))
+    monkeypatch.setattr(tuning, "TIMED_SECONDS", 0.0)
+    found = tuning.tune(clustered(6000), 0.8, 10, seconds=60.0)
+    assert found.reached
+    trees = [plan for plan in built if plan.kind == "tree"]
+    assert {plan.soar for plan in trees} >= {0.0, 1.5}
+    assert {plan.threshold for plan in trees} >= {0.2, 0.1, 0.0}
+    assert {plan.spherical for plan in trees} == {True, False}
+    assert len({plan.leaves for plan in trees}) >= 3
+    assert len(built) == len({tuning._made(plan) for plan in built})
+
+
 @pytest.mark.parametrize("target", [0.0, 1.5, float("nan")])
 def test_a_target_that_cannot_be(target):
     with pytest.raises(UserError, match=r"retrieval\.target_recall=.* must lie in \(0, 1\]"):

@@ -255,10 +255,10 @@ def _scann() -> Any:
     try:
         return importlib.import_module("scann").scann_ops_pybind
     except ImportError as error:
-        raise UserError(
-            f"scann:// cannot be used ({error}): install scann (Linux, Python below 3.14), or use "
-            "exact://"
-        ) from None
+        cure = "install scann (Linux, Python below 3.14)"
+        if installed():
+            cure = "TensorFlow 2.21 and later break it, 2.20 does not"
+        raise UserError(f"scann:// cannot be used ({error}): {cure}, or use exact://") from None
 
 
 def _build(vectors: Float32[np.ndarray, "n d"], plan: Plan) -> Any:

@@ -6,7 +6,7 @@ they are of the user's own data without being their own answer.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,11 @@ SCORE_TOLERANCE = 1e-5  # an equal similarity counts: copies of a picture stand 
 MEASURED_SEED = 1
 TIMED_SECONDS = 0.1  # a measurement repeats until it took this long
 REORDERED = (10, 20, 40, 80, 160, 320, 640)
-ROOTS = (1.0, 2.0, 0.5)  # leaves, in square roots of the number of rows
-SOAR = (0.0, 1.5)
+# What is changed of the best tree so far, one thing after the other; the first kinds matter most.
+CHANGES: tuple[tuple[str, Any], ...] = (
+    ("leaves", 2.0), ("soar", 1.5), ("leaves", 0.5), ("threshold", 0.1), ("leaves", 2.0),
+    ("spherical", False), ("threshold", 0.0), ("soar", 1.0),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,9 +148,10 @@ def tune(
 ) -> Tuned:
     """The fastest plan of ScaNN with at least this recall.
 
-    Kinds of index are built one after the other, the most promising first, while the time allows
-    another one of the same size; for each, the least leaves that reach the target are searched for
-    every number of candidates that are compared exactly.
+    Kinds of index are built one after the other while the time allows another one of the same
+    size: the simple ones where the gallery is small, a tree, and then the best tree so far with
+    one thing changed. For each, the least leaves that reach the target are looked for with every
+    number of candidates that are compared exactly.
 
     Args:
       vectors: unit vectors, the gallery.
@@ -166,40 +170,50 @@ def tune(
     began = time.perf_counter()
     truth = Truth.of(vectors, k, seed)
     points: list[Point] = []
-    best: tuple[Point, ScannEngine] | None = None
+    best: dict[str, tuple[Point, ScannEngine]] = {}  # of trees, and of all
     longest = 0.0
-    for plan in _kinds(len(vectors)):
+    for plan in _kinds(len(vectors), best):
         started = time.perf_counter()
-        if best is not None and started - began + longest > seconds:
+        if best and started - began + longest > seconds:
             break
         engine = ScannEngine.build(vectors, plan)
         built = time.perf_counter() - started
         found = list(_sweep(engine, truth, target, built, single))
         points += found
         longest = max(longest, time.perf_counter() - started)
-        for point in found:
-            if best is None or _better(point, best[0], target):
-                best = point, engine
-        if best is not None:
-            note(f"{_words(plan)}: best so far {_told(best[0])}")
-    assert best is not None
-    point, engine = best
-    changes = dataclasses.asdict(point.plan)
-    return Tuned(point, point.recall >= target, tuple(points), engine.with_plan(**changes))
+        for name in ("all", "tree") if plan.kind == "tree" else ("all",):
+            for point in found:
+                if name not in best or _better(point, best[name][0], target):
+                    best[name] = point, engine
+        note(f"{_words(plan)}: best so far {_told(best['all'][0])}")
+    point, engine = best["all"]
+    asked = engine.with_plan(searched=point.plan.searched, reorder=point.plan.reorder)
+    return Tuned(point, point.recall >= target, tuple(points), asked)
 
 
-def _kinds(count: int) -> Iterator[Plan]:
-    """What is worth building over so many rows, the most promising first."""
+def _kinds(count: int, best: Mapping[str, tuple[Point, ScannEngine]]) -> Iterator[Plan]:
+    """What is worth building over so many rows, given the best so far when it is asked for."""
     if count < scann.TREE_FROM:
         yield Plan()
     if count < 2 * scann.HASHING_FROM:
         yield Plan("hashing")
     if count < scann.HASHING_FROM // 4:
         return
-    for soar in SOAR:
-        for root in ROOTS:
-            leaves = max(2, round(root * count**0.5))
-            yield Plan("tree", leaves, max(1, leaves // 10), soar=soar)
+    first = Plan("tree", max(2, round(count**0.5)), 1)
+    tried = [_made(first)]
+    yield first
+    for name, value in CHANGES:
+        so_far = best["tree"][0].plan if "tree" in best else first
+        changed = max(2, round(value * so_far.leaves)) if name == "leaves" else value
+        plan = dataclasses.replace(so_far, **{name: changed})
+        if _made(plan) not in tried and plan.leaves <= count // 2:
+            tried.append(_made(plan))
+            yield plan
+
+
+def _made(plan: Plan) -> Plan:
+    """What of a plan goes into building."""
+    return dataclasses.replace(plan, searched=1, reorder=1)
 
 
 def _sweep(
@@ -227,9 +241,11 @@ def _fewest_leaves(
 ) -> Iterator[Point]:
     """Halves the interval in which the fewest leaves with the target lie, measuring as it goes."""
     low, high = 0, engine.plan.leaves
-    most = _recall(engine.with_plan(searched=high), truth)
-    if most < target:
-        return  # whatever is searched, too few candidates are compared exactly
+    if _recall(engine.with_plan(searched=high), truth) < target:
+        # Whatever is searched, too few candidates are compared exactly.
+        if engine.plan.reorder == REORDERED[-1]:
+            yield _point(engine.with_plan(searched=high), truth, built, single)
+        return
     while high - low > max(1, high // 16):
         middle = (low + high) // 2 if low else max(1, high // 4)
         if _recall(engine.with_plan(searched=middle), truth) >= target:
@@ -276,7 +292,11 @@ def _seconds(call: Callable[[], Any]) -> float:
 def _words(plan: Plan) -> str:
     if plan.kind != "tree":
         return plan.kind.replace("_", " ")
-    return f"tree of {plan.leaves} leaves" + (f", SOAR {plan.soar:g}" if plan.soar else "")
+    usual = Plan()
+    more = [f"SOAR {plan.soar:g}"] if plan.soar else []
+    more += [f"threshold {plan.threshold:g}"] if plan.threshold != usual.threshold else []
+    more += [] if plan.spherical else ["plain k-means"]
+    return ", ".join([f"tree of {plan.leaves} leaves", *more])
 
 
 def _told(point: Point) -> str:
