@@ -263,7 +263,7 @@ def further(auroc, missed):
         "cmc": [0.5, 0.625, 0.75, 0.75, 0.875],
         "recall_at_1_over_ties": 0.5,
         "pairs": {"auroc": auroc, "fnmr_at_fmr": {"0.01": missed}, "same": 10, "different": 200},
-        "clusters": {"nmi": 0.7, "ami": 0.6, "clusters": 4, "pictures": 40},
+        "clusters": {"nmi": 0.7, "ami": -0.06, "clusters": 4, "pictures": 40},
     }
 
 
@@ -310,11 +310,12 @@ def test_the_page_shows_what_it_was_given(tmp_path):
     ):  # fmt: skip
         assert part in words, part
     assert '<td class="first best">80.8</td>' in text
-    for part in ("FNMR at FMR 1 %", "AUROC", "AMI", "Right by rank (CMC)"):
+    for part in ("FNMR at FMR", "1 %", "AUROC", "AMI", "Right by rank (CMC)"):
         assert part in words, part
     assert '<td class="first best">93.8</td>' in text and ">91.2</td>" in text
-    assert ' best">12.5</td>' in text and "<td>25.0</td>" in text  # of errors the fewest
-    assert text.count(' best">70.0</td>') == text.count(' best">60.0</td>') == 2
+    assert 'first best">12.5</td>' in text and 'first">25.0</td>' in text  # the fewest errors
+    assert text.count(' best">70.0</td>') == 2
+    assert text.count(' best">\N{MINUS SIGN}6.0</td>') == 2
     assert "Fused 50.0 % at 1, 87.5 % at 5" in text
     assert text.count('best">40.0') == 2  # 0.4 and 0.3999 print alike: both are the best
     assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]

@@ -270,18 +270,17 @@ def _further(page: Page) -> ResultTable:
     rates = list(dict.fromkeys(r for row in rows for r in row.further["pairs"]["fnmr_at_fmr"]))
     errors = [[row.further["pairs"]["fnmr_at_fmr"].get(r) for row in rows] for r in rates]
     groups = {
-        "Pairs": {
-            "AUROC": _column([row.further["pairs"]["auroc"] for row in rows]),
-            **{
-                f"FNMR at FMR {100 * float(rate):g} %": _column(values, best=min)
-                for rate, values in zip(rates, errors, strict=True)
-            },
+        "Pairs": {"AUROC": _column([row.further["pairs"]["auroc"] for row in rows])},
+        "FNMR at FMR": {
+            f"{100 * float(rate):g} %": _column(values, best=min)
+            for rate, values in zip(rates, errors, strict=True)
         },
         "Clusters": {
             name.upper(): _column([row.further["clusters"][name] for row in rows])
             for name in ("nmi", "ami")
         },
     }
+    groups = {title: group for title, group in groups.items() if group}
     lines = tuple(
         (
             row.name,
@@ -303,5 +302,5 @@ def _column(
     cells = []
     for value in values:
         text = BLANK if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
-        cells.append(Cell(text, text == top))
+        cells.append(Cell(text.replace("-", "\N{MINUS SIGN}"), text == top))
     return cells
