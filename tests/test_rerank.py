@@ -1,5 +1,6 @@
 """Re-rankers against their definitions, written out slowly, and on manifolds they must follow."""
 
+import itertools
 import json
 
 import numpy as np
@@ -9,9 +10,11 @@ from afa.data.types import ImageSet
 from afa.errors import UserError
 from afa.evaluation import reranking
 from afa.evaluation.protocols import protocols
+from afa.models.pooling import Places
 from afa.retrieval import rerank
 from afa.retrieval.exact import normalise
 from afa.retrieval.rerank import contract, diffusion, expansion, reciprocal, whitening
+from afa.retrieval.rerank.posterior import class_agreement
 from experiments import rerank as command
 
 
@@ -299,6 +302,84 @@ def test_the_study_chooses_on_validation_and_measures_on_test():
     assert again[0].metrics.means != lines[0].metrics.means
 
 
+def known(labels, seed, classes=5):
+    """All that can be known of pictures, drawn at random about their labels."""
+    count, draw = len(labels), np.random.default_rng(seed)
+    vectors = normalise(np.eye(16, dtype=np.float32)[labels] + 2 * unit(seed, count, 16))
+    shares = draw.dirichlet(np.ones(classes), count).astype(np.float32)
+
+    def places(of):
+        descriptor = np.stack([unit(100 * of + int(each), 12, 8) for each in labels])
+        position = np.stack([np.random.default_rng(int(c)).random((12, 2)) for c in labels])
+        strength = np.full((count, 12), 1 / 12, np.float32)
+        return Places(strength, position.astype(np.float32), descriptor)
+
+    several = {
+        key: normalise(vectors + 0.2 * unit(seed + i, count, 16))
+        for i, key in enumerate(itertools.product(reranking.SCALES, reranking.POWERS))
+    }
+    return contract.Pictures(vectors, shares, {1.0: places(0), 2.0: places(1)}, several)
+
+
+def full_splits(test_seed=3):
+    """Splits of which everything is known, for all methods."""
+    spent = {reranking.DESCRIPTOR: 1.0, 1.0: 10.0, 2.0: 20.0}
+    spent |= dict.fromkeys(itertools.product(reranking.SCALES, reranking.POWERS), 100.0)
+    labels = np.repeat(np.arange(6), 5)
+    return {
+        name: reranking.Split(images(labels), known(labels, seed), spent)
+        for name, seed in (("train", 1), ("validation", 2), ("test", test_seed))
+    }
+
+
+def test_every_method_is_chosen_on_validation_and_costs_what_it_needs():
+    lines = reranking.study(full_splits(), "leave_one_out", lambda text: None)
+    assert tuple(line.method for line in lines) == reranking.NAMES
+    again = reranking.study(full_splits(test_seed=9), "leave_one_out", lambda text: None)
+    by_name = {line.method: line for line in lines}
+    for line, repeated in zip(lines, again, strict=True):
+        assert (repeated.settings, repeated.validation) == (line.settings, line.validation)
+    for name in ("plain", "diffusion", "class posterior", "learned whitening"):
+        assert by_name[name].description == 1
+    assert by_name["multi-scale"].description == 100
+    for name in reranking.LOCAL:
+        line = by_name[name]
+        assert line.description == 1 + 10 * line.settings["scale"]
+        assert line.gain.mean > 0.05  # pictures of a class have the same places here
+
+
+def test_the_weight_of_evidence_is_the_best_of_all():
+    split = full_splits()["validation"]
+    protocol = protocols(split.images)[0]
+    candidate = reranking.Candidate(class_agreement, [{}], (0.03, 0.3, 3.0))
+    figure, settings = reranking.choice(candidate, split, protocol)
+    found = {
+        weight: reranking.measure(
+            reranking.added(class_agreement), {"weight": weight}, split, protocol
+        )[0].means["map_at_r"]
+        for weight in candidate.weights
+    }
+    assert len(set(found.values())) == 3
+    assert figure == pytest.approx(max(found.values()))
+    assert found[settings["weight"]] == max(found.values())
+
+
+def test_evidence_is_added_to_the_similarity():
+    pictures = known(np.repeat(np.arange(3), 2), 4)
+    score = reranking.added(class_agreement)(pictures, weight=0.5)
+    found = score(pictures.rows(slice(2)), np.arange(2))
+    similarity = pictures.vectors[:2] @ pictures.vectors.T
+    agreement = pictures.posterior[:2] @ pictures.posterior.T
+    np.testing.assert_allclose(found, similarity + 0.5 * agreement, atol=1e-5)
+
+
+def test_methods_are_asked_for_by_name():
+    words = [reranking.word(name) for name in reranking.NAMES]
+    assert all(each.replace("_", "").isalnum() and each.islower() for each in words)
+    assert reranking.chosen(words) == reranking.NAMES
+    assert reranking.chosen(["diffusion", "k_reciprocal"]) == ("plain", "k-reciprocal", "diffusion")
+
+
 def test_the_command_writes_the_table(tiny_finished, tmp_path, capsys):
     out = tmp_path / "out.json"
     assert command.main(["--run", str(tiny_finished), "--out", str(out)]) == 0
@@ -311,10 +392,32 @@ def test_the_command_writes_the_table(tiny_finished, tmp_path, capsys):
     assert found["lines"][0]["metrics"]["map_at_r"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_command_measures_what_it_is_asked_for(tiny_finished, tmp_path, capsys, monkeypatch):
+    seen, describe = [], reranking.describe
+    monkeypatch.setattr(
+        reranking, "describe", lambda *given: seen.append(given) or describe(*given)
+    )
+    out = tmp_path / "out.json"
+    words = ["--run", str(tiny_finished), "--protocol=catalogue", "--out", str(out)]
+    assert command.main([*words, "--methods=class_posterior", "--scales=1,2"]) == 0
+    said = capsys.readouterr()
+    found = json.loads(out.read_text())
+    assert found["protocol"] == "catalogue"
+    assert [line["method"] for line in found["lines"]] == ["plain", "class posterior"]
+    assert "train pictures" not in said.err  # only whitening is fitted
+    assert "weight" in said.out
+    assert [given[-2:] for given in seen] == [(("plain", "class posterior"), (1.0, 2.0))] * 2
+
+
 def test_the_command_names_mistakes(tiny_finished, tmp_path, capsys):
     assert command.main(["--run", str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
     words = ["--run", str(tiny_finished)]
+    assert command.main([*words, "--methods=plain,difusion"]) == 2
+    assert "methods='difusion' is unknown; did you mean 'diffusion'?" in capsys.readouterr().err
+    for scales in ("1,x", "0", "99", ""):
+        assert command.main([*words, f"--scales={scales}"]) == 2
+        assert "numbers above 0 and up to 8" in capsys.readouterr().err
     assert command.main([*words, "--out", str(tmp_path / "no" / "x")]) == 2
     assert "there is no directory" in capsys.readouterr().err
     assert command.main([*words, "--protocol", "other"]) == 2

@@ -1,0 +1,143 @@
+"""Descriptors of pictures at several scales, and what a study asks to know of pictures."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from arrays import near
+
+from afa.config import with_changes
+from afa.data.types import ImageSet
+from afa.errors import UserError
+from afa.evaluation import reranking
+from afa.evaluation.embed import Described, Embedding, Pyramid, scaled_side
+from afa.models import backbones
+from afa.models.backbones.contract import Member
+
+WEIGHTS = {"discriminator": 2.0, "global": 1.0, "local": 0.5, "restored": 0.5}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hasty():
+    """Nothing here runs long enough to repay the compiler's optimisations."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def described():
+    """An embedding, its variables and some pictures."""
+    settings = tiny.config(**{"evaluation.batch_size": 4, "backbone.name": "resnet18"})
+    recipe = tiny.recipe(settings)
+    draw = np.random.default_rng(0)
+    pictures = [draw.integers(0, 256, (48, 48, 3), np.uint8) for _ in range(5)]
+    names = tuple("abcde")
+    images = ImageSet(pictures, np.arange(5) // 2, names, np.zeros(5, bool))
+    return Embedding(recipe.players, settings), tiny.state(recipe).variables, images
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def test_one_scale_is_the_descriptor_itself(described):
+    embedding, variables, images = described
+    usual = embedding.fused(WEIGHTS)(variables, images)
+    for power in (1.0, 3.0):
+        near(embedding.multi_scale(WEIGHTS, (1.0,), power)(variables, images), usual, 1e-4)
+
+
+def test_blocks_of_the_network_are_means_over_scales_and_others_see_their_own_size(described):
+    embedding, variables, images = described
+    found = embedding.multi_scale(WEIGHTS, (1.0, 2.0))(variables, images)
+    config = with_changes(embedding.config, **{"data.image_size": 2 * tiny.SIDE})
+    small = embedding.blocks(variables, images)
+    large = Embedding(embedding.players, config).some(variables, images, ("global", "local"))
+    blocks = dict(small.blocks)
+    for name in ("global", "local"):
+        assert np.abs(large.blocks[name] - small.blocks[name]).max() > 1e-2
+        blocks[name] = unit(small.blocks[name] + large.blocks[name])
+    expected = np.concatenate([w**0.5 * blocks[name] for name, w in WEIGHTS.items()], axis=1)
+    near(found, unit(expected), 1e-4)
+
+
+def test_the_power_of_the_mean_keeps_signs():
+    draw = np.random.default_rng(1)
+    x, y = (unit(draw.normal(size=(4, 6)).astype(np.float32)) for _ in range(2))
+    nothing = Described({}, {})
+    pyramid = Pyramid({1.0: Described({"a": x}, {}), 0.5: Described({"a": y}, {})}, nothing)
+    near(pyramid.fused({"a": 1.0}, (1.0, 0.5), 3.0), unit(np.cbrt(x**3 + y**3)), 1e-4)
+    near(pyramid.fused({"a": 1.0}, (1.0, 0.5)), unit(x + y), 1e-4)
+    near(pyramid.fused({"a": 1.0}, (0.5,), 3.0), y, 1e-4)
+
+
+def test_a_size_of_pictures_is_one_embedding(described):
+    embedding = described[0]
+    assert embedding.at(1.0) is embedding
+    assert embedding.at(2.0) is embedding.at(2.01)
+    assert embedding.at(2.0).config.data.image_size == 2 * tiny.SIDE
+
+
+def test_sides_are_those_that_the_backbone_can_take(monkeypatch):
+    member = Member(lambda options: options, "nowhere", smallest=20, multiple=14)
+    monkeypatch.setitem(backbones.MEMBERS, "patches", member)
+    config = tiny.config(**{"backbone.name": "patches", "data.image_size": 112})
+    sides = {scale: scaled_side(config, scale) for scale in (0.01, 0.5, 0.7, 1.0, 1.4)}
+    assert sides == {0.01: 28, 0.5: 56, 0.7: 84, 1.0: 112, 1.4: 154}
+    for scale in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(UserError, match="must be above 0"):
+            scaled_side(config, scale)
+
+
+# ---- what a study asks for ---------------------------------------------------------------------
+
+
+def test_only_what_the_methods_need_is_described(described, monkeypatch):
+    embedding, variables, images = described
+    usual = embedding.fused(WEIGHTS)(variables, images)
+
+    def ask(*names, **more):
+        return reranking.describe(embedding, variables, WEIGHTS, images, names, **more)
+
+    least = ask("plain", "diffusion")
+    near(least.known.vectors, usual)
+    assert least.known.posterior.shape == (5, 0)
+    assert not least.known.places
+    assert not least.known.multi_scale
+    assert set(least.milliseconds) == {reranking.DESCRIPTOR}
+    shares = ask("class posterior").known.posterior
+    assert shares.shape == (5, tiny.CLASSES)
+    near(shares.sum(axis=1), np.ones(5))
+    unit_shares = embedding.blocks(variables, images).blocks["posterior"]
+    near(unit(shares), unit_shares, 1e-4)
+    places = ask("local matches").known.places
+    assert {scale: each.strength.shape for scale, each in places.items()} == {
+        1.0: (5, 16), 2.0: (5, 64)
+    }  # fmt: skip
+    monkeypatch.setattr(reranking, "PLACES", 3)
+    few = ask("geometric verification").known.places[1.0]
+    near(few.descriptor, places[1.0].descriptor[:, :3])
+    begin = ask("plain", scales=(1.0, 2.0)).known.vectors
+    near(begin, embedding.multi_scale(WEIGHTS, (1.0, 2.0))(variables, images))
+
+
+def test_every_choice_of_scales_is_described_and_its_cost_is_that_of_its_scales(
+    described, monkeypatch
+):
+    embedding, variables, images = described
+    monkeypatch.setattr(reranking, "SCALES", ((1.0, 2.0), (2.0,)))
+    monkeypatch.setattr(reranking, "POWERS", (1.0, 3.0))
+    split = reranking.describe(embedding, variables, WEIGHTS, images, ("multi-scale",))
+    found, spent = split.known.multi_scale, split.milliseconds
+    assert set(found) == {((1.0, 2.0), 1.0), ((1.0, 2.0), 3.0), ((2.0,), 1.0), ((2.0,), 3.0)}
+    for (scales, power), vectors in found.items():
+        near(vectors, embedding.multi_scale(WEIGHTS, scales, power)(variables, images))
+        parts = [spent["rest"], *(spent["scale", each] for each in scales)]
+        assert spent[scales, power] == pytest.approx(sum(parts))
+    assert spent[(1.0, 2.0), 1.0] > spent[(2.0,), 1.0] > 0
+    some = split.known.rows(np.array([3, 1]))
+    np.testing.assert_array_equal(some.vectors, split.known.vectors[[3, 1]])
+    for key, vectors in some.multi_scale.items():
+        np.testing.assert_array_equal(vectors, found[key][[3, 1]])
