@@ -1,6 +1,6 @@
 """Inception v3 (Szegedy et al. 2016, arXiv:1512.00567), as torchvision has it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ POOLS: dict[str, Callable[[Array], Array]] = {
 class Mixed(nn.Module):
     """The branches of a block side by side."""
 
-    plan: dict[str, Chain]
+    plan: Mapping[str, Chain]
     dtype: layers.Dtype = jnp.float32
 
     @nn.compact
