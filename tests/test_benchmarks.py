@@ -105,7 +105,9 @@ def test_queries_are_cut_to_their_boxes_inside_of_the_picture(tmp_path):
     path = tmp_path / "x.png"
     Image.fromarray(pixels).save(path)
     boxes = [(2.4, 3.0, 11.5, 9.6), None, (-4.0, -1.0, 99.0, 99.0), (19.9, 11.8, 25.0, 30.0)]
-    cut = Cropped(Files([str(path)] * 4), boxes)
+    boxes.append((3.2, 4.1, 3.4, 4.2))
+    cut = Cropped(Files([str(path)] * 5), boxes)
+    np.testing.assert_array_equal(decode(cut[4]), pixels[4:5, 3:4])
     np.testing.assert_array_equal(decode(cut[0]), pixels[3:10, 2:12])
     assert cut[1] == path.read_bytes()
     np.testing.assert_array_equal(decode(cut[2]), pixels)
@@ -261,7 +263,7 @@ def test_a_hostile_ground_truth_does_not_run(tmp_path, capsys):
 
 def test_a_damaged_picture_is_named(tiny_finished, tmp_path, capsys):
     root = public_sets.revisited(tmp_path / "data")
-    (root / "jpg" / "query_1.jpg").write_bytes(b"\xff\xd8nothing")
+    (root / "jpg" / "all_souls_000001.jpg").write_bytes(b"\xff\xd8nothing")
     words = [f"--run={tiny_finished}", "--benchmark=roxford5k", f"--path={root}"]
     told = command.main(words), capsys.readouterr().err
-    assert told[0] == 2 and "query_1.jpg: cannot be read" in told[1].splitlines()[-1]
+    assert told[0] == 2 and "all_souls_000001.jpg: cannot be read" in told[1].splitlines()[-1]

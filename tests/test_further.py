@@ -92,6 +92,18 @@ def test_equal_scores_are_averaged_however_many_there_are():
     assert found["cmc"][0] != pytest.approx(3 / 7)
 
 
+def test_queries_with_nothing_to_find_do_not_count():
+    vectors, images = described(spread=0.0)
+    labels = images.labels.copy()
+    labels[0] = 9  # alone in its class
+    images = dataclasses.replace(images, labels=labels)
+    found = figures(vectors, images, protocols(images)[0])
+    # Of eight equal vectors one is of another class: it takes a share of the first places.
+    assert found["recall_at_1_over_ties"] == pytest.approx((40 + 7 * 6 / 7) / 47)
+    assert found["cmc"][-1] == 1
+    assert found["clusters"]["clusters"] == 6
+
+
 def test_a_large_split_is_measured_on_whole_classes(monkeypatch):
     monkeypatch.setattr(further, "PICTURES", 20)
     vectors, images = described()

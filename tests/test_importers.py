@@ -15,6 +15,7 @@ from afa.data.importers.inshop import read_partition
 from afa.data.importers.pickles import read_pickle
 from afa.data.importers.revisited import read_ground_truth
 from afa.data.sets import load
+from afa.data.types import fingerprint
 from afa.errors import UserError
 
 
@@ -176,6 +177,12 @@ def test_inshop_trains_on_its_training_items_and_tests_queries_in_the_gallery(tm
     assert data.test.gallery is not None and data.test.gallery.tolist() == expected
     assert data.test.images[0] == (tmp_path / top / data.test.ids[0]).read_bytes()
     assert data.protocol.startswith("class-disjoint: 5 items of In-Shop's train train (2 of them")
+    path = tmp_path / where / "list_eval_partition.txt"
+    told = path.read_text()
+    path.write_text(told.replace("id_00000006 query", "id_00000006 gallery"))
+    other = load(DataConfig(name="inshop", path=str(tmp_path)))
+    assert other.test.ids == data.test.ids and other.test_fingerprint != data.test_fingerprint
+    path.write_text(told)
     fold = load(DataConfig(name="inshop", path=str(tmp_path), folds=2, fold=1))
     assert len(names(fold, "validation")) == 2
     assert fold.test_fingerprint == data.test_fingerprint
@@ -192,6 +199,16 @@ def test_unreadable_pictures_of_a_list_are_left_out_with_all_that_is_known_of_th
         assert data.class_names[data.test.labels[i]] in name
         assert data.test.images[i] == (tmp_path / "Img" / name).read_bytes()
         assert data.test.gallery[i] == ("00_1" not in name)
+    rows = [
+        (
+            name,
+            int(data.test.labels[i]),
+            "test/gallery" if data.test.gallery[i] else "test",
+            (tmp_path / "Img" / name).stat().st_size,
+        )
+        for i, name in enumerate(data.test.ids)
+    ]
+    assert data.test_fingerprint == fingerprint(rows)
     with pytest.raises(UserError, match="1 of 24 pictures"):
         load(DataConfig(name="inshop", path=str(tmp_path)))
 

@@ -195,7 +195,7 @@ def test_malformed_ranks_are_refused(ranks, relevant, depth, message):
         Ranked(np.array(ranks), np.array(relevant), None if depth is None else np.array(depth))
 
 
-def test_blocks_of_queries_are_ranked_as_the_whole_table():
+def test_blocks_of_queries_are_ranked_as_the_whole_table(monkeypatch):
     rng = np.random.default_rng(0)
     queries, gallery = (rng.normal(size=(n, 8)).astype(np.float32) for n in (9, 40))
     positives = [rng.choice(40, rng.integers(0, 6), replace=False) for _ in range(9)]
@@ -208,6 +208,10 @@ def test_blocks_of_queries_are_ranked_as_the_whole_table():
         found = Ranked.from_vectors(queries, gallery, positives, junk, block)
         np.testing.assert_array_equal(found.ranks, whole.ranks)
         np.testing.assert_array_equal(found.relevant, whole.relevant)
+    shapes, made = [], Ranked.from_scores
+    monkeypatch.setattr(Ranked, "from_scores", lambda s, *m: shapes.append(s.shape) or made(s, *m))
+    Ranked.from_vectors(queries, gallery, positives, junk, block=100)
+    assert shapes == [(2, 40)] * 4 + [(1, 40)]
     plain = Ranked.from_vectors(queries, gallery, positives)
     np.testing.assert_array_equal(plain.relevant, right.sum(axis=1))
     with pytest.raises(UserError, match="only rankings of the whole gallery can be joined"):

@@ -36,6 +36,19 @@ def test_counted_pairs_are_all_pairs_once(monkeypatch, tile):
     assert 0 < found.resolution < 1e-3
 
 
+@pytest.mark.parametrize("tile", [7, 2048])
+def test_pairs_of_queries_and_gallery_are_counted_once(monkeypatch, tile):
+    monkeypatch.setattr(pairs, "TILE_ROWS", tile)
+    vectors, labels = embedded()
+    found = pairs.count_pairs_between(vectors[:20], vectors[20:], labels[:20], labels[20:])
+    scores, same = vectors[:20] @ vectors[20:].T, labels[:20, None] == labels[None, 20:]
+    assert (found.same.sum(), found.different.sum()) == (same.sum(), (~same).sum())
+    exact = auroc_by_hand(scores.ravel(), same.ravel())
+    assert abs(pairs.auroc(found) - exact) <= found.resolution + 1e-6
+    with pytest.raises(UserError, match="labels has 19 entries for 20 vectors"):
+        pairs.count_pairs_between(vectors[:20], vectors[20:], labels[:19], labels[20:])
+
+
 def test_auroc_of_listed_scores_counts_ties_half():
     scores = np.array([0.9, 0.5, 0.5, 0.5, 0.1])
     same = np.array([True, True, False, False, False])

@@ -79,6 +79,14 @@ def test_junk_leaves_the_groups_of_equal_scores(name):
         np.testing.assert_allclose(found[row], ours(alone)[0], atol=1e-12)
 
 
+def test_a_list_that_junk_shortens_is_not_missed_behind_its_end():
+    scores, right = np.array([[0.5, 0.5, 0.4, 0.3]]), np.array([[True, False, False, False]])
+    junk = np.array([[False, False, True, True]])
+    found = Tied.from_scores(scores, right, junk)
+    assert [found.recall_at_k(k)[0] for k in (1, 2, 3, 4)] == [0.5, 1, 1, 1]
+    assert found.precision_at_k(4)[0] == 0.25
+
+
 def test_a_list_of_junk_alone_has_no_value():
     scores = np.array([[0.5, 0.5]])
     found = Tied.from_scores(scores, np.ones((1, 2), bool), np.ones((1, 2), bool))
