@@ -331,6 +331,26 @@ def test_two_writers(make, tmp_path, uri):
         other.save()
 
 
+def test_opening_while_another_process_writes(tmp_path, monkeypatch):
+    """What the manifest named is gone when it is read: the new manifest is, then."""
+    made = index.create("exact://", records(), dict(MANIFEST))
+    assert isinstance(made, local.LocalIndex)
+    made.save(tmp_path)
+    read, calls = export.read_shards, []
+
+    def late(directory, manifest):
+        calls.append(manifest["count"])
+        if len(calls) == 1:
+            made.remove(["é/1"])
+            made.compact()
+            made.save()
+        return read(directory, manifest)
+
+    monkeypatch.setattr(export, "read_shards", late)
+    assert len(index.load(tmp_path)) == 299
+    assert calls == [300, 299]
+
+
 @pytest.mark.parametrize("uri", ENGINES[:3], indirect=True)
 def test_many_changes_build_the_engine_again(make, tmp_path, monkeypatch, uri):
     monkeypatch.setattr(local, "REBUILT_ROWS", 40)

@@ -148,7 +148,16 @@ def load(directory: Path | str, uri: str | None = None) -> Index:
         or no connection.
     """
     directory = Path(directory)
-    manifest = files.read_manifest(directory)
+    while True:
+        manifest = files.read_manifest(directory)
+        try:
+            return _opened(directory, manifest, uri)
+        except UserError:
+            if files.read_manifest(directory) == manifest:
+                raise  # ... and not because another process just replaced what it names
+
+
+def _opened(directory: Path, manifest: dict[str, Any], uri: str | None) -> Index:
     stored = manifest.get("engine")
     wanted = uri or (stored or {}).get("uri")
     if wanted is None:

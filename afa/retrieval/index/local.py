@@ -277,9 +277,9 @@ class LocalIndex(Index):
         if target is None:
             raise UserError("the index was never saved: save needs a directory")
         before = self._saved if self._home is not None and target == self._home else None
-        if self._home is not None and target == self._home:
-            self._refuse_if_changed(target)
         with files.staged(target) as stage:
+            if before is not None or target == self._home:
+                self._refuse_if_changed(target)
             manifest, keep = self._written(stage, before)
             files.publish(stage, target, manifest, keep)
         self.opened(target, manifest)

@@ -72,6 +72,7 @@ class MilvusIndex(Index):
         self._ids_are = np.dtype(object if text else np.int64)
         self._mark = found.get("properties", {}).get(MARK, "")
         self._home: Path | None = None
+        self._count = self._counted()
 
     @property
     def mark(self) -> str:
@@ -81,6 +82,10 @@ class MilvusIndex(Index):
     # ---- questions -----------------------------------------------------------------------------
 
     def __len__(self) -> int:
+        """As of the last change of ours, or `info`: others may have changed it since."""
+        return self._count
+
+    def _counted(self) -> int:
         with _told(self.uri):
             found = self._client.query(self.collection, filter="", output_fields=["count(*)"])
         return int(found[0]["count(*)"])
@@ -98,6 +103,7 @@ class MilvusIndex(Index):
         with _told(self.uri):
             names = self._client.list_indexes(self.collection)
             engine = self._client.describe_index(self.collection, names[0])
+        self._count = self._counted()
         return {
             "uri": self.uri,
             "count": len(self),
@@ -194,11 +200,13 @@ class MilvusIndex(Index):
         for part in _batches(ids.tolist()):
             with _told(self.uri):
                 self._client.delete(self.collection, ids=part)
+        self._count = self._counted()
 
     def _write(self, write: Any, records: Records) -> None:
         _check_lengths(records)
         self._note_change()
         _send(self.uri, write, self.collection, records)
+        self._count = self._counted()
 
     def _note_change(self) -> None:
         """Before the collection parts from the export: who reads the export must know."""
