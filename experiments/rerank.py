@@ -3,7 +3,8 @@
 Describes the pictures of the run's data set, fits whitening on training classes, chooses every
 method's settings on validation classes, and prints its gain and cost on the test classes. Costs
 are milliseconds to describe a query (as one of a batch), milliseconds to rank the gallery for it,
-and seconds to prepare the gallery.
+and seconds to prepare the gallery. The chosen settings are kept with the run, for
+`experiments.search --rerank=NAME`.
 """
 
 import dataclasses
@@ -66,6 +67,7 @@ def _main(words: Sequence[str]) -> int:
     from afa.models import embedder
     from afa.report.progress import table
     from afa.report.writers import write_json
+    from afa.retrieval.rerank import serving
     from afa.retrieval.trained import Trained
 
     names = reranking.NAMES if chosen.methods is None else reranking.chosen(chosen.methods)
@@ -85,6 +87,10 @@ def _main(words: Sequence[str]) -> int:
         splits[name] = reranking.describe(*known, images, needed, chosen.scales)
     lines = reranking.study(splits, protocol, _note, names)
     table(f"{dataset.name}, {protocol}: test classes", [_row(one) for one in lines], COLUMNS)
+    if chosen.scales == (1.0,):
+        kept = serving.save(chosen.run, {line.method: line.settings for line in lines})
+        if kept:
+            _note(f"experiments.search --rerank=NAME now knows {', '.join(kept)}")
     if chosen.out:
         figures = [_figures(one) for one in lines]
         write_json(chosen.out, {"data": dataset.name, "protocol": protocol,

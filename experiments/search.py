@@ -62,6 +62,11 @@ def parser() -> Parser:
         help="answer `no match` below the score that this share of unknown objects reaches, such "
         "as 0.05",
     )  # fmt: skip
+    options.add_argument(
+        "--rerank", default=None, metavar="NAME",
+        help="rank the gallery anew, such as k_reciprocal, with the settings that "
+        "experiments.rerank chose",
+    )  # fmt: skip
     options.add_argument("--json", action="store_true", help="one JSON object a query, one a line")
     options.add_argument(
         "--sheets", type=Path, default=None,
@@ -111,7 +116,9 @@ def _main(words: Sequence[str]) -> int:
 
     queries = pictures(chosen.pictures)
     searcher = Searcher.load(chosen.run, chosen.index)
-    answers = searcher.search(queries, chosen.results, chosen.sheets, chosen.false_matches)
+    answers = searcher.search(
+        queries, chosen.results, chosen.sheets, chosen.false_matches, chosen.rerank
+    )
     for answer in answers:
         if chosen.json:
             print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)

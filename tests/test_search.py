@@ -13,6 +13,9 @@ from PIL import Image
 
 from afa.errors import UserError
 from afa.retrieval.export import read_export
+from afa.retrieval.rerank import serving
+from afa.retrieval.rerank.diffusion import diffuse
+from afa.retrieval.rerank.reciprocal import k_reciprocal
 from afa.retrieval.search import Searcher
 from experiments import search
 
@@ -195,6 +198,32 @@ def test_results_come_from_the_whole_data_set_when_asked(tiny_data, tiny_copy):
     (answer,) = searcher.search([query], 1)
     assert answer.hits[0].id == "train/class_00/img_1.jpg"
     assert answer.sheet is not None and answer.sheet.is_file()
+
+
+def test_ranks_anew_with_the_settings_that_validation_chose(ask, tiny_data, tiny_copy):
+    query = of_gallery(tiny_data, 1)[0]
+    code, out, err = ask("--rerank=k_reciprocal", query)
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: --rerank=k_reciprocal: its settings were not chosen yet; experiments.rerank "
+        f"--run={tiny_copy} chooses them on validation classes\n"
+    )
+    kept = serving.save(tiny_copy, {"k-reciprocal": {"k1": 5, "k2": 2, "plain": 0.3}, "plain": {}})
+    assert kept == ["k_reciprocal"]
+    serving.save(tiny_copy, {"diffusion": {"graph": 3, "results": 2, "alpha": 0.9}})
+    vectors = read_export(tiny_copy / "embeddings")[0].vectors
+    own = vectors[[path.endswith(query) for path in read_export(tiny_copy / "embeddings")[0].paths]]
+    for name, reranker in (
+        ("k_reciprocal", k_reciprocal(vectors, k1=5, k2=2, plain=0.3)),
+        ("diffusion", diffuse(vectors, graph=3, results=2, alpha=0.9)),
+    ):
+        hits = json.loads(ask("--json", f"--rerank={name}", "--results=12", query)[1])["hits"]
+        best = np.sort(np.asarray(reranker(own, np.array([-1])))[0])[::-1][:12]
+        np.testing.assert_allclose([hit["score"] for hit in hits], best, atol=1e-3)
+    code, _, err = ask("--rerank=k_reciprocl", query)
+    assert code == 2 and "did you mean 'k_reciprocal'?" in err
+    code, _, err = ask("--rerank=diffusion", "--false_matches=0.5", query)
+    assert (code, err) == (2, "error: --rerank and --false_matches exclude each other\n")
 
 
 # ---- refusals ------------------------------------------------------------------------------------

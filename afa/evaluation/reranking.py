@@ -21,7 +21,7 @@ from afa.evaluation.embed import ONE_SIZE, Embedding, Pyramid
 from afa.evaluation.metrics import Metrics, Ranked, metrics_of, pad
 from afa.evaluation.protocols import Protocol, protocols
 from afa.evaluation.statistics import Estimate
-from afa.retrieval.rerank import EVIDENCE, METHODS, PLACES_SCALES, combinations, plain
+from afa.retrieval.rerank import EVIDENCE, METHODS, PLACES_SCALES, combinations, plain, word
 from afa.retrieval.rerank.contract import (
     PictureReranker,
     Pictures,
@@ -100,11 +100,6 @@ class Candidate:
     settings: Sequence[dict[str, Any]]
     weights: Sequence[float] = ()
     described: Callable[[Mapping[str, Any]], Sequence[Any]] = lambda settings: (DESCRIPTOR,)
-
-
-def word(name: str) -> str:
-    """A method's name as it is typed: `k_reciprocal` for `k-reciprocal`."""
-    return name.lower().replace(" ", "_").replace("-", "_")
 
 
 def chosen(words: Sequence[str]) -> tuple[str, ...]:

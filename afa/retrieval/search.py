@@ -20,6 +20,7 @@ from afa.retrieval import index as indexes
 from afa.retrieval.calibration import Calibration
 from afa.retrieval.index import Index
 from afa.retrieval.records import Id
+from afa.retrieval.rerank import serving
 from afa.retrieval.trained import Trained
 
 
@@ -100,6 +101,7 @@ class Searcher:
         k: int | None = None,
         sheets: Path | None = None,
         false_matches: float | None = None,
+        rerank: str | None = None,
     ) -> Iterator[Answer]:
         """Answers one query after the other.
 
@@ -110,12 +112,18 @@ class Searcher:
             the index.
           false_matches: share of unknown objects that may be taken for one of the gallery; None
             does not ask whether the gallery holds the object.
+          rerank: method that ranks the whole gallery anew; scores are then its own.
 
         Raises:
-          UserError: a file that is missing or no picture, a k larger than the gallery, or a share
-            that cannot be told.
+          UserError: a file that is missing or no picture, a k larger than the gallery, a share that
+            cannot be told, a method that cannot be used, or both of the last two: a threshold is a
+            similarity.
         """
-        threshold = None
+        threshold, rank = None, self.index.search
+        if rerank is not None:
+            if false_matches is not None:
+                raise UserError("--rerank and --false_matches exclude each other")
+            rank = serving.ranker(self.trained.home.root, self.index, rerank)
         if false_matches is not None:
             stored = self.index.manifest.get("unknown")
             threshold = Calibration.load(stored).threshold(false_matches)
@@ -126,7 +134,7 @@ class Searcher:
         named: set[str] = set()
         for number, path in enumerate(pictures, start=1):
             content = _read(path)
-            ids, scores = next(iter(self.index.search(self.trained.one(content), k)))
+            ids, scores = next(iter(rank(self.trained.one(content), k)))
             hits = tuple(
                 Hit(entry.id, entry.class_name, entry.path, float(score))
                 for entry, score in zip(self.index.lookup(ids), scores, strict=True)

@@ -15,6 +15,11 @@ from afa.retrieval.rerank.posterior import class_agreement
 from afa.retrieval.rerank.reciprocal import k_reciprocal
 
 
+def word(name: str) -> str:
+    """A method's name as it is typed: `k_reciprocal` for `k-reciprocal`."""
+    return name.lower().replace(" ", "_").replace("-", "_")
+
+
 def combinations(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Every combination of the values of a grid."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
