@@ -162,6 +162,13 @@ def test_inliers_are_those_that_follow_the_map(right, wrong):
     assert sorted(order) == list(range(right + wrong))
 
 
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_fewer_than_three_matches_have_no_consensus(count):
+    points = jnp.asarray(np.random.default_rng(0).random((6, 2)), jnp.float32)
+    matches = Matches(points, points, jnp.where(jnp.arange(6) < count, 1.0, 0.0))
+    assert not geometry.consensus(matches, jnp.asarray(geometry.draws()), TOLERANCE).any()
+
+
 def test_fitting_again_finds_inliers_that_no_sample_reaches():
     draw = np.random.default_rng(5)
     source = draw.random((60, 2))

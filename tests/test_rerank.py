@@ -351,7 +351,7 @@ def test_every_method_is_chosen_on_validation_and_costs_what_it_needs():
 def test_the_weight_of_evidence_is_the_best_of_all():
     split = full_splits()["validation"]
     protocol = protocols(split.images)[0]
-    candidate = reranking.Candidate(class_agreement, [{}], (0.03, 0.3, 3.0))
+    candidate = reranking.Candidate(class_agreement, [{}], (3.0, 0.3, 0.03))
     figure, settings = reranking.choice(candidate, split, protocol)
     found = {
         weight: reranking.measure(
