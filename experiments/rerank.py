@@ -34,6 +34,8 @@ def parser() -> Parser:
     add("--scales", type=_scales, default=(1.0,), metavar="A,B",
         help="scales of the pictures whose mean descriptors all methods begin with, such as "
         "1,0.7,0.5 (default: 1)")  # fmt: skip
+    add("--queries", type=int, default=0, metavar="N",
+        help="validation and test queries, drawn evenly over classes (default: all)")  # fmt: skip
     options.add_out()
     return options
 
@@ -59,6 +61,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _main(words: Sequence[str]) -> int:
     chosen = parser().parse_args(list(words))
+    if chosen.queries < 0:
+        raise UserError(f"--queries={chosen.queries} must not be negative")
     quiet()
     from afa import parallel
     from afa.data import sets
@@ -85,7 +89,7 @@ def _main(words: Sequence[str]) -> int:
         # What is fitted on training classes needs their descriptors alone.
         needed = () if name == "train" else names
         splits[name] = reranking.describe(*known, images, needed, chosen.scales)
-    lines = reranking.study(splits, protocol, _note, names)
+    lines = reranking.study(splits, protocol, _note, names, chosen.queries)
     table(f"{dataset.name}, {protocol}: test classes", [_row(one) for one in lines], COLUMNS)
     if chosen.scales == (1.0,):
         kept = serving.save(chosen.run, {line.method: line.settings for line in lines})
@@ -93,8 +97,10 @@ def _main(words: Sequence[str]) -> int:
             _note(f"experiments.search --rerank=NAME now knows {', '.join(kept)}")
     if chosen.out:
         figures = [_figures(one) for one in lines]
-        write_json(chosen.out, {"data": dataset.name, "protocol": protocol,
-                                "hardware": parallel.platform(), "lines": figures})  # fmt: skip
+        write_json(chosen.out, {
+            "data": dataset.name, "protocol": protocol, "queries": lines[0].metrics.queries,
+            "hardware": parallel.platform(), "lines": figures,
+        })  # fmt: skip
     return 0
 
 

@@ -9,7 +9,7 @@ import pytest
 from afa.data.types import ImageSet
 from afa.errors import UserError
 from afa.evaluation import reranking
-from afa.evaluation.protocols import protocols
+from afa.evaluation.protocols import drawn_evenly, protocols
 from afa.models.pooling import Places
 from afa.retrieval import rerank
 from afa.retrieval.exact import normalise
@@ -348,6 +348,20 @@ def test_every_method_is_chosen_on_validation_and_costs_what_it_needs():
         assert line.gain.mean > 0.05  # pictures of a class have the same places here
 
 
+def test_some_queries_are_searched_in_the_whole_gallery():
+    """Each query's figures are those it has among all queries."""
+    splits = full_splits()
+    whole, few = (
+        reranking.study(splits, "leave_one_out", lambda text: None, ("plain",), queries)[0].metrics
+        for queries in (0, 12)
+    )
+    assert (whole.queries, few.queries) == (30, 12)
+    test = splits["test"].images
+    drawn = drawn_evenly(test, np.arange(30), 12, seed=0)
+    for name, values in few.per_query.items():
+        np.testing.assert_array_equal(values, whole.per_query[name][drawn])
+
+
 def test_the_weight_of_evidence_is_the_best_of_all():
     split = full_splits()["validation"]
     protocol = protocols(split.images)[0]
@@ -415,6 +429,8 @@ def test_the_command_names_mistakes(tiny_finished, tmp_path, capsys):
     words = ["--run", str(tiny_finished)]
     assert command.main([*words, "--methods=plain,difusion"]) == 2
     assert "methods='difusion' is unknown; did you mean 'diffusion'?" in capsys.readouterr().err
+    assert command.main([*words, "--queries=-1"]) == 2
+    assert "--queries=-1 must not be negative" in capsys.readouterr().err
     for scales in ("1,x", "0", "99", ""):
         assert command.main([*words, f"--scales={scales}"]) == 2
         assert "numbers above 0 and up to 8" in capsys.readouterr().err

@@ -4,6 +4,7 @@ Whitening is fitted on training classes and comes before a re-ranker; it is comp
 its own, with the similarity itself as the ranking. So are descriptors of several scales.
 """
 
+import dataclasses
 import functools
 import itertools
 import time
@@ -19,7 +20,7 @@ from afa.errors import choose
 from afa.evaluation import statistics
 from afa.evaluation.embed import ONE_SIZE, Embedding, Pyramid
 from afa.evaluation.metrics import Metrics, Ranked, metrics_of, pad
-from afa.evaluation.protocols import Protocol, protocols
+from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
 from afa.evaluation.statistics import Estimate
 from afa.retrieval.rerank import EVIDENCE, METHODS, PLACES_SCALES, combinations, plain, word
 from afa.retrieval.rerank.contract import (
@@ -191,6 +192,7 @@ def study(
     protocol: str,
     note: Callable[[str], None],
     names: Sequence[str] = NAMES,
+    queries: int = 0,
 ) -> list[Line]:
     """Every method, the plain ranking first.
 
@@ -200,10 +202,11 @@ def study(
         leave-one-out, which every split allows.
       note: is told what is done.
       names: the methods, of `NAMES`.
+      queries: of either split, drawn evenly over the classes; 0 is all.
     """
     measured_on = splits["test"]
-    rule = protocols(splits["validation"].images, "leave_one_out")[0]
-    target = protocols(measured_on.images, protocol)[0]
+    rule = _asking(splits["validation"].images, "leave_one_out", queries)
+    target = _asking(measured_on.images, protocol, queries)
     labels = measured_on.images.labels[target.queries]
     lines: list[Line] = []
     table = _candidates(splits.get("train"))
@@ -227,6 +230,14 @@ def study(
             )
         )  # fmt: skip
     return lines
+
+
+def _asking(images: ImageSet, name: str, count: int) -> Protocol:
+    """The protocol with some of its queries."""
+    whole = protocols(images, name)[0]
+    drawn = drawn_evenly(images, whole.queries, count, seed=0)
+    place = np.searchsorted(whole.queries, drawn)
+    return dataclasses.replace(whole, queries=drawn, exclude=whole.exclude[place])
 
 
 def choice(candidate: Candidate, split: Split, protocol: Protocol) -> tuple[float, dict[str, Any]]:
