@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pyarrow.parquet
@@ -314,3 +315,22 @@ def test_a_full_scale_recipe_runs_on_a_mock_of_its_data(tmp_path, monkeypatch):
     assert result["config"]["loss"]["name"] == "proxy_anchor"
     assert "catalogue" not in result["metrics"]["test"]["F"]
     assert set(result["metrics"]["test"]["fused"]["leave_one_out"]["clean"]) == CLEAN
+
+
+def test_queries_of_which_none_has_anything_to_find_are_refused_before_training(tmp_path, capsys):
+    data = tiny_run.pictures(tmp_path / "data")
+    shutil.rmtree(data / "iconic")
+    (data / "test").rename(data / "query")
+    (data / "gallery").mkdir()
+    for i in range(6, 12):  # of these three ask, the others are searched, and none trains
+        name = f"class_{i:02d}"
+        shutil.rmtree(data / "train" / name)
+        if i > 8:
+            (data / "query" / name).rename(data / "gallery" / name)
+    for i in range(6):
+        shutil.rmtree(data / "query" / f"class_{i:02d}")
+    assert tiny_run.main(*tiny_run.words(data, tmp_path / "run")) == 2
+    assert capsys.readouterr().err == (
+        "error: data: none of the 12 queries has a picture of its class in the gallery\n"
+    )
+    assert not (tmp_path / "run").exists()

@@ -152,6 +152,23 @@ def test_class_disjoint_split(name, tmp_path):
     assert str(len(testing)) in data.protocol
 
 
+@pytest.mark.parametrize("name", ["cars196", "stanford_online_products"])
+def test_folds_of_the_training_classes(name, tmp_path):
+    features, classes = MOCKS[name]
+    write(name, features, classes, tmp_path)
+    runs = [
+        load_tfds(DataConfig(name=f"tfds:{name}", path=str(tmp_path), folds=2, fold=fold))
+        for fold in range(2)
+    ]
+    training, testing, _ = EXPECTED[name]
+    validating = [data.validation.classes.tolist() for data in runs]
+    assert sorted(validating[0] + validating[1]) == list(training)
+    for data, other in zip(runs, validating[::-1], strict=True):
+        assert data.train.classes.tolist() == other
+        assert data.test.classes.tolist() == list(testing)
+        assert data.test_fingerprint == runs[0].test_fingerprint
+
+
 def test_names_come_from_the_data_where_there_are_some(tmp_path):
     cifar = load_mock("cifar100", tmp_path)
     assert all(re.fullmatch(r"(train|test)/\1_\d+\.jpg", name) for name in cifar.test.ids)
