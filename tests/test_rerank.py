@@ -394,14 +394,14 @@ def test_methods_are_asked_for_by_name():
     assert reranking.chosen(["diffusion", "k_reciprocal"]) == ("plain", "k-reciprocal", "diffusion")
 
 
-def test_the_command_writes_the_table(tiny_finished, tmp_path, capsys):
+def test_the_command_writes_the_table(tiny_copy, tmp_path, capsys):
     out = tmp_path / "out.json"
-    assert command.main(["--run", str(tiny_finished), "--out", str(out)]) == 0
+    assert command.main(["--run", str(tiny_copy), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     found = json.loads(out.read_text())
     assert found["lines"][0]["method"] == "plain"
     assert all(line["method"] in printed for line in found["lines"])
-    run = json.loads((tiny_finished / "result.json").read_text())["metrics"]["test"]
+    run = json.loads((tiny_copy / "result.json").read_text())["metrics"]["test"]
     expected = run["fused"]["leave_one_out"]["clean"]["map_at_r"]
     assert found["lines"][0]["metrics"]["map_at_r"] == pytest.approx(expected, abs=1e-6)
 
