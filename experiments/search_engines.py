@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-LEAVES = (1.0, 2.0, 4.0)  # in square roots of the number of rows
+LEAVES = (2.0, 1.0, 4.0)  # in square roots of the number of rows
 LINKS = (16, 32)  # of a node of a graph
 EF_CONSTRUCTION = 200
 REORDERED = (20, 40, 80, 160, 320)
@@ -41,7 +41,7 @@ def ours(vectors: np.ndarray) -> Iterator[Built]:
     from afa.retrieval.records import Records
 
     rows = Records.of(vectors, np.arange(len(vectors)))
-    for root, soar in ((1.0, 0.0), (1.0, 1.5), (2.0, 0.0), (2.0, 1.5), (0.5, 0.0)):
+    for root, soar in ((2.0, 0.0), (1.0, 0.0), (2.0, 1.5), (4.0, 0.0), (1.0, 1.5)):
         leaves = round(root * len(vectors) ** 0.5)
         engine = ScannEngine.build(vectors, Plan("tree", leaves, 1, soar=soar), threads=1)
 

@@ -171,7 +171,7 @@ def test_tuning_reaches_its_target_and_takes_the_fastest(tuned):
     fastest = max(reaching, key=lambda point: point.queries_per_second)
     assert found.point == fastest
     assert found.engine.plan == found.point.plan
-    assert any("tree of 77 leaves" in note for note in notes)
+    assert any("tree of 155 leaves" in note for note in notes)
     kinds = {point.plan.kind for point in found.curve}
     assert kinds == {"brute_force", "hashing", "tree"}
 

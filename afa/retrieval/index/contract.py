@@ -26,6 +26,8 @@ from afa.retrieval.records import (
 )
 
 DEFAULT_K = 10
+SHORTEST, LONGEST = 1 - NORM_TOLERANCE, 1 + NORM_TOLERANCE  # squared
+FLOAT32 = np.dtype(np.float32)
 NOTHING = np.float32(-np.inf)  # score where there is no result
 
 
@@ -291,10 +293,7 @@ class Index(abc.ABC):
         if type(queries) is not np.ndarray or queries.shape != (1, self.dimension):
             return False
         row = queries[0]
-        return (
-            queries.dtype == np.float32
-            and -NORM_TOLERANCE <= float(row.dot(row)) - 1 <= NORM_TOLERANCE
-        )
+        return queries.dtype is FLOAT32 and SHORTEST <= float(row.dot(row)) <= LONGEST
 
     def _filter(self, classes: Sequence[str] | None, ids: Sequence[Id] | None) -> Any:
         if classes is None and ids is None:

@@ -177,7 +177,7 @@ class ScannEngine(Engine):
         searched = plan.searched or -1
         if len(queries) == 1:
             found, scores = self.searcher.search(queries[0], k, candidates, searched)
-            if len(found) == k and scores[-1] == scores[-1]:  # no NaN: nothing is missing
+            if len(found) == k:  # alone, a query's list is short where results are missing
                 return found.astype(np.int64)[None], scores[None]
             short = k - len(found)
             found = np.pad(found.astype(np.int64), (0, short))

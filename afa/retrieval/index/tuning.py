@@ -25,9 +25,10 @@ SCORE_TOLERANCE = 1e-5  # an equal similarity counts: copies of a picture stand 
 MEASURED_SEED = 1
 TIMED_SECONDS = 0.1  # a measurement repeats until it took this long
 REORDERED = (10, 20, 40, 80, 160, 320, 640)
+ROOT = 2.0  # leaves of the first tree, in square roots of the number of rows
 # What is changed of the best tree so far, one thing after the other; the first kinds matter most.
 CHANGES: tuple[tuple[str, Any], ...] = (
-    ("leaves", 2.0), ("soar", 1.5), ("leaves", 0.5), ("threshold", 0.1), ("leaves", 2.0),
+    ("leaves", 0.5), ("soar", 1.5), ("leaves", 2.0), ("threshold", 0.1), ("leaves", 2.0),
     ("spherical", False), ("threshold", 0.0), ("soar", 1.0),
 )  # fmt: skip
 
@@ -199,7 +200,7 @@ def _kinds(count: int, best: Mapping[str, tuple[Point, ScannEngine]]) -> Iterato
         yield Plan("hashing")
     if count < scann.HASHING_FROM // 4:
         return
-    first = Plan("tree", max(2, round(count**0.5)), 1)
+    first = Plan("tree", max(2, round(ROOT * count**0.5)), 1)
     tried = [_made(first)]
     yield first
     for name, value in CHANGES:
