@@ -44,7 +44,7 @@ def brute_ranks(queries, gallery, query_labels, gallery_labels, exclude):
 def small_tiles(monkeypatch):
     """Several tiles, slabs and query blocks already for a few hundred rows."""
     monkeypatch.setattr(exact, "CPU_TILE_ROWS", 128)
-    monkeypatch.setattr(exact, "SLAB_BYTES", 2 * 128 * 4 * 4)
+    monkeypatch.setattr(exact, "CPU_SLAB_BYTES", 2 * 128 * 4 * 4)
     monkeypatch.setattr(exact, "QUERY_ROWS", 16)
 
 
@@ -241,7 +241,7 @@ import test_exact as cases
 from afa.retrieval import exact
 
 assert jax.local_device_count() == 8
-exact.CPU_TILE_ROWS, exact.SLAB_BYTES, exact.QUERY_ROWS = 128, 2 * 128 * 16, 4
+exact.CPU_TILE_ROWS, exact.CPU_SLAB_BYTES, exact.QUERY_ROWS = 128, 2 * 128 * 16, 4
 gallery, labels = cases.embeddings(700), np.arange(700) % 31
 queries, exclude = gallery[:45], np.arange(45)
 _, rows = exact.topk(queries, gallery, 20, exclude)

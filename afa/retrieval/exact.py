@@ -24,7 +24,8 @@ QUERY_ROWS = 1024  # queries a device holds against one tile
 CPU_TILE_ROWS = 2048  # similarities of 1024 x 2048 pairs still sit in a CPU's cache
 ACCELERATOR_TILE_ROWS = 16384  # an accelerator wants fewer, larger kernels
 TILE_STEP = 128  # a whole number of vector registers: equal rows then get equal bits
-SLAB_BYTES = 2**30  # part of the gallery that lies on each device at a time
+ACCELERATOR_SLAB_BYTES = 2**30  # part of the gallery that lies on each device at a time
+CPU_SLAB_BYTES = 2**33  # copying it for every search would cost a sixth of the search
 GROUP = 32  # neighbouring similarities that are first judged by their largest
 NORM_TOLERANCE = 1e-3
 CHECKED_ROWS = 65536
@@ -52,7 +53,8 @@ class Gallery:
         largest = ACCELERATOR_TILE_ROWS if parallel.accelerated() else CPU_TILE_ROWS
         self._tile = min(largest, -(-self.rows // TILE_STEP) * TILE_STEP)
         tiles = -(-self.rows // self._tile)
-        fitting = max(1, SLAB_BYTES // (self._tile * max(1, self.dimension) * 4))
+        slab = ACCELERATOR_SLAB_BYTES if parallel.accelerated() else CPU_SLAB_BYTES
+        fitting = max(1, slab // (self._tile * max(1, self.dimension) * 4))
         slabs = -(-tiles // fitting)
         self._slab_tiles = -(-tiles // slabs)
         self._resident = self._slab(0) if slabs == 1 else None
