@@ -227,6 +227,7 @@ def test_every_setting_is_tried_on_the_best_tree_so_far(monkeypatch):
     assert {plan.soar for plan in trees} >= {0.0, 1.5}
     assert {plan.threshold for plan in trees} >= {0.2, 0.1, 0.0}
     assert {plan.spherical for plan in trees} == {True, False}
+    assert {plan.block for plan in trees} == {2, 4}
     assert len({plan.leaves for plan in trees}) >= 3
     assert len(built) == len({tuning._made(plan) for plan in built})
 

@@ -29,7 +29,7 @@ ROOT = 2.0  # leaves of the first tree, in square roots of the number of rows
 # What is changed of the best tree so far, one thing after the other; the first kinds matter most.
 CHANGES: tuple[tuple[str, Any], ...] = (
     ("leaves", 0.5), ("soar", 1.5), ("leaves", 2.0), ("threshold", 0.1), ("leaves", 2.0),
-    ("spherical", False), ("threshold", 0.0), ("soar", 1.0),
+    ("block", 4), ("spherical", False), ("threshold", 0.0), ("soar", 1.0),
 )  # fmt: skip
 
 
@@ -296,6 +296,7 @@ def _words(plan: Plan) -> str:
     usual = Plan()
     more = [f"SOAR {plan.soar:g}"] if plan.soar else []
     more += [f"threshold {plan.threshold:g}"] if plan.threshold != usual.threshold else []
+    more += [f"{plan.block} dimensions a code"] if plan.block != usual.block else []
     more += [] if plan.spherical else ["plain k-means"]
     return ", ".join([f"tree of {plan.leaves} leaves", *more])
 
