@@ -28,7 +28,6 @@ PROGRAM = "python -m experiments.search_benchmark"
 K = 10
 TARGETS = (0.90, 0.95, 0.99)
 QUERIES, SINGLE = 1000, 300
-TIMED_SECONDS = 0.5
 LATENT, NOISE = 32, 0.1  # of clustered vectors: dimensions in which they differ, and the rest
 
 
@@ -223,22 +222,13 @@ def _recall(ask: Callable, vectors: np.ndarray, queries: np.ndarray, truth: np.n
 
 
 def _speeds(ask: Callable, queries: np.ndarray) -> dict[str, float]:
+    from afa.retrieval.index.tuning import seconds_of
+
     alone = [query[None] for query in queries[:SINGLE]]
     return {
-        "batch": len(queries) / _seconds(lambda: ask(queries, K)),
-        "single": len(alone) / _seconds(lambda: [ask(query, K) for query in alone]),
+        "batch": len(queries) / seconds_of(lambda: ask(queries, K)),
+        "single": len(alone) / seconds_of(lambda: [ask(query, K) for query in alone]),
     }
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    """Of one call: the fastest of as many as it takes to fill the time of a measurement."""
-    spent, fastest = 0.0, float("inf")
-    while spent < TIMED_SECONDS:
-        started = time.perf_counter()
-        call()
-        took = time.perf_counter() - started
-        spent, fastest = spent + took, min(fastest, took)
-    return fastest
 
 
 def _memory() -> int:
@@ -350,6 +340,7 @@ def _write_page(path: Path, results: dict[str, Any]) -> None:
 
     from afa.report.charts import Line, key, line_chart
     from afa.report.writers import write_atomically
+    from afa.retrieval.index.tuning import frontier
 
     out = ["<!doctype html><meta charset=utf-8><title>Recall against speed</title>",
         "<style>body{font:15px system-ui;margin:2em}svg.chart{width:34em}</style>",
@@ -365,15 +356,6 @@ def _write_page(path: Path, results: dict[str, Any]) -> None:
             chart = line_chart(lines, f"{title}: speed by recall", markers=True)
             out += [f"<h2>{escape(title)}</h2><p>{legend}</p>{chart}"]
     write_atomically(path, lambda file: file.write("\n".join(out).encode()))
-
-
-def frontier(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (recall, speed) that no other beats in both, by rising recall."""
-    kept: list[tuple[float, float]] = []
-    for recall, speed in sorted(curve, reverse=True):
-        if not kept or speed > kept[-1][1]:
-            kept.append((recall, speed))
-    return kept[::-1]
 
 
 if __name__ == "__main__":

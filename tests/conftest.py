@@ -67,3 +67,12 @@ def tiny_finished(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def tiny_copy(tiny_finished: Path, tmp_path: Path) -> Path:
     """A finished run that a test may spoil."""
     return Path(shutil.copytree(tiny_finished, tmp_path / "moved"))
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[None]:
+    """For what does not run long enough to repay the compiler's optimisations."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

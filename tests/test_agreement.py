@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_metrics
 
 from afa.evaluation import clusters, metrics, pairs
 from afa.evaluation.metrics import Ranked
@@ -15,17 +16,11 @@ from afa.retrieval.exact import positive_ranks
 
 DATA = Path(__file__).parent / "data" / "metrics"
 TOLERANCE = 1e-6
-FIGURES = {
+FIGURES = test_metrics.FIGURES | {
     "recall_at_1": lambda ranked: metrics.recall_at_k(ranked, 1),
     "recall_at_2": lambda ranked: metrics.recall_at_k(ranked, 2),
     "recall_at_4": lambda ranked: metrics.recall_at_k(ranked, 4),
     "recall_at_8": lambda ranked: metrics.recall_at_k(ranked, 8),
-    "r_precision": metrics.r_precision,
-    "map_at_r": metrics.map_at_r,
-    "mean_average_precision": metrics.average_precision,
-    "average_precision": metrics.average_precision,
-    "average_precision_trapezoid": metrics.average_precision_trapezoid,
-    "reciprocal_rank": metrics.reciprocal_rank,
 }
 
 

@@ -186,6 +186,10 @@ def test_folders_with_distractors(tmp_path):
     assert str(error.value) == (
         f"{tmp_path}/query is missing: a folder of class folders with pictures"
     )
+    (tmp_path / "query").write_text("a file")
+    with pytest.raises(UserError, match=r"--path='.*/query' is no directory"):
+        benchmarks.load("folder", tmp_path)
+    (tmp_path / "query").unlink()
     (tmp_path / "query").mkdir()
     with pytest.raises(UserError, match="folder has no queries"):
         benchmarks.load("folder", tmp_path)

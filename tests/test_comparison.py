@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from afa.errors import UserError
 from afa.evaluation.comparison import CONDITIONS, Run, compare
 from afa.evaluation.statistics import student_t
 from afa.evaluation.summary import summarise, together
@@ -138,6 +139,38 @@ def test_descriptors_of_equal_runs_find_together_what_each_finds(tiny_finished):
             expected = table[line.protocol]["clean"][metric]
             assert line.mean == line.classes.mean == pytest.approx(expected)
             assert (line.row, line.condition) == ("fused, together", "clean")
+
+
+def test_each_protocol_is_searched_in_its_own_gallery(tiny_finished, tmp_path):
+    """Half of the catalogue pictures taken out of the split's list are not searched any more."""
+    home = shutil.copytree(tiny_finished, tmp_path / "fewer")
+    split = json.loads((home / "split.json").read_text())
+    test = split["splits"]["test"]
+    assert set(test["catalogue"]) < set(test["ids"]) and "gallery" not in test
+    run = Run.load(home)
+    before = {line.protocol: line.mean for line in together([run, run], "recall_at_1")}
+    test["catalogue"] = test["catalogue"][:1]
+    (home / "split.json").write_text(json.dumps(split))
+    after = {line.protocol: line.mean for line in together([run, run], "recall_at_1")}
+    assert after["leave_one_out"] == before["leave_one_out"]
+    assert after["catalogue"] == 1 != before["catalogue"]  # the only class with a positive
+    del test["catalogue"]
+    (home / "split.json").write_text(json.dumps(split))
+    with pytest.raises(UserError, match="is of an earlier version; start it again"):
+        together([run, run])
+
+
+def test_other_severities_are_not_compared(tiny_finished, tmp_path):
+    home = tmp_path / "other"
+    home.mkdir()
+    shutil.copy(tiny_finished / "result.json", home)
+    table = pq.read_table(tiny_finished / "per_query.parquet")
+    severity = table["severity"].to_numpy()
+    place = table.column_names.index("severity")
+    milder = pa.array(np.where(severity > 0, severity - 1, 0))
+    pq.write_table(table.set_column(place, "severity", milder), home / "per_query.parquet")
+    with pytest.raises(UserError, match=r"the same corruptions and severities \(evaluation\.sev"):
+        compare([Run.load(tiny_finished)], [Run.load(home)])
 
 
 def test_the_command_summarises_runs_of_one_kind(tiny_finished, worse, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """Descriptors of pictures at several scales, and what a study asks to know of pictures."""
 
-import jax
 import numpy as np
 import pytest
 import tiny
@@ -17,13 +16,7 @@ from afa.models.backbones.contract import Member
 WEIGHTS = {"discriminator": 2.0, "global": 1.0, "local": 0.5, "restored": 0.5}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hasty():
-    """Nothing here runs long enough to repay the compiler's optimisations."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 @pytest.fixture(scope="module")

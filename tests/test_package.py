@@ -41,13 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SIDE, DIMENSION = 16, 12 + 6 + 4 + 12 + 12 + 12
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hasty():
-    """Nothing here runs long enough to repay the compiler's optimisations."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import tiny_run
 
 import experiments
 from afa.config import ExperimentConfig, differences, flatten, from_dict
+from afa.errors import EXIT_DIVERGED
 from afa.retrieval import index
 from afa.retrieval.export import read_export
 from experiments import run as command
@@ -334,3 +335,11 @@ def test_queries_of_which_none_has_anything_to_find_are_refused_before_training(
         "error: data: none of the 12 queries has a picture of its class in the gallery\n"
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_huge_learning_rate_is_told_as_divergence(tiny_data, tmp_path, capsys):
+    words = tiny_run.words(tiny_data, tmp_path / "run", **{"optim.learning_rate": 1e38})
+    assert tiny_run.main(*words) == EXIT_DIVERGED
+    said = capsys.readouterr().err
+    assert said.startswith("error: step ") and " is not finite; training stopped, " in said
+    assert said.count("\n") == 1

@@ -192,11 +192,10 @@ def test_the_measured_recall_is_that_of_the_definition(tuned):
 def test_the_frontier_is_what_no_other_point_beats(tuned):
     found = tuned[0]
     line = found.frontier()
-    assert line == sorted(line, key=lambda point: point.recall)
-    for point in line:
+    assert line == sorted(line)
+    for recall, speed in line:
         assert not any(
-            other.recall >= point.recall and other.queries_per_second > point.queries_per_second
-            for other in found.curve
+            other.recall >= recall and other.queries_per_second > speed for other in found.curve
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from afa.retrieval import exact
-from afa.retrieval.index import scann
+from afa.retrieval.index import scann, tuning
 from experiments import search_benchmark as benchmark
 from experiments.search_engines import ENGINES, Built
 
@@ -54,7 +54,7 @@ def test_every_library_reaches_the_recalls(name, gallery, tmp_path, monkeypatch)
     library = LIBRARIES.get(name, "faiss")
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed here")
-    monkeypatch.setattr(benchmark, "TIMED_SECONDS", 0.01)
+    monkeypatch.setattr(tuning, "TIMED_SECONDS", 0.01)
     vectors, queries, truth = gallery
     path = tmp_path / "vectors.npy"
     np.save(path, vectors)
@@ -68,7 +68,7 @@ def test_every_library_reaches_the_recalls(name, gallery, tmp_path, monkeypatch)
 
 def test_the_frontier():
     curve = [(0.9, 5.0), (0.95, 4.0), (0.92, 3.0), (0.99, 1.0), (0.99, 0.5)]
-    assert benchmark.frontier(curve) == [(0.9, 5.0), (0.95, 4.0), (0.99, 1.0)]
+    assert tuning.frontier(curve) == [(0.9, 5.0), (0.95, 4.0), (0.99, 1.0)]
 
 
 @pytest.mark.skipif(not scann.installed(), reason="ScaNN is not installed here")

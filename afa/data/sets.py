@@ -3,6 +3,8 @@
 import importlib
 from pathlib import Path
 
+import numpy as np
+
 from afa.config import DataConfig
 from afa.data.tfds_source import PREFIX, PROTOCOLS, load_tfds
 from afa.data.types import Dataset
@@ -37,14 +39,17 @@ def load(config: DataConfig) -> Dataset:
 
 
 def save_split(dataset: Dataset, path: Path) -> None:
-    """Writes who is where as JSON: protocol, fingerprint, classes and picture ids of each split."""
-    splits = {
-        split: {
+    """Writes who is where as JSON: protocol, fingerprint, classes and picture ids of each split,
+    and which of them are catalogue pictures or a gallery set apart."""
+    splits = {}
+    for split, images in dataset.splits.items():
+        splits[split] = {
             "classes": [dataset.class_names[c] for c in images.classes],
             "ids": list(images.ids),
         }
-        for split, images in dataset.splits.items()
-    }
+        for part, marks in (("catalogue", images.catalogue), ("gallery", images.gallery)):
+            if marks is not None and marks.any():
+                splits[split][part] = [images.ids[i] for i in np.flatnonzero(marks)]
     content = {
         "data": dataset.name,
         "protocol": dataset.protocol,

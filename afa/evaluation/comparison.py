@@ -125,18 +125,23 @@ def common_figures(
         raise UserError("the runs have no row, protocol and condition in common")
     found = []
     for key in common:
-        queries, labels, _ = tables[0][key]
+        queries, labels, _, spoiled = tables[0][key]
         if not all(np.array_equal(one[key][0], queries) for one in tables):
             raise UserError(f"{' / '.join(key)}: the runs were not asked the same queries")
+        if not all(one[key][3] == spoiled for one in tables):
+            raise UserError(
+                f"{' / '.join(key)}: the runs were not measured with the same corruptions and "
+                "severities (evaluation.severities)"
+            )
         found.append((key, queries, labels, np.stack([one[key][2] for one in tables])))
     return found
 
 
 def _figures(
     run: Run, metric: str
-) -> dict[Key, tuple[np.ndarray, Int64[np.ndarray, "q"], Float64[np.ndarray, "q"]]]:
-    """(row, protocol, condition) -> queries, their classes, and the figure of each: the mean over
-    corruptions and severities."""
+) -> dict[Key, tuple[np.ndarray, Int64[np.ndarray, "q"], Float64[np.ndarray, "q"], set]]:
+    """(row, protocol, condition) -> queries, their classes, the figure of each (the mean over
+    corruptions and severities), and the corruptions and severities."""
     condition = np.where(
         run.columns["corruption"] == "",
         CONDITIONS[0],
@@ -156,7 +161,9 @@ def _figures(
                 )  # fmt: skip
                 values = np.bincount(place, weights=run.columns[metric][chosen]) / count
                 labels = run.columns["label"][chosen][at]
-                found[str(row), str(protocol), name] = queries, labels, values
+                kinds = (run.columns[each][chosen].tolist() for each in ("corruption", "severity"))
+                spoiled = set(zip(*kinds, strict=True))
+                found[str(row), str(protocol), name] = queries, labels, values, spoiled
     return found
 
 

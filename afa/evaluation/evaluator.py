@@ -159,7 +159,8 @@ class Evaluator:
                     results.rows[row.name][p.name]["further"] = found
                 _record(results, row.name, p, images, p.queries, "", 0, metrics)
         asked = listed[0].queries  # every protocol of a split asks the same queries
-        drawn = drawn_evenly(images, asked, config.evaluation.corruption_queries, config.seed)
+        # The same for every seed: runs are compared query by query.
+        drawn = drawn_evenly(images, asked, config.evaluation.corruption_queries, seed=0)
         queries_set, chosen = images.subset(drawn), np.searchsorted(asked, drawn)
         for name in CORRUPTIONS:
             for severity in config.evaluation.severities:

@@ -3,7 +3,7 @@
 Everything follows from one table: for each query, at which ranks its positives stand (counted
 from 0, the query itself and junk taken out before). `Ranked` is that table; a metric is a function
 of it that gives one value a query. A query without positives has no value (NaN) and stays out of
-every mean; how many there were is reported.
+every mean (`Metrics.left_out`).
 
 Notation in the formulas: R is the number of positives of a query, found or not; r_0 < r_1 < ...
 are the ranks of those found; P_i is the precision of the first i results.

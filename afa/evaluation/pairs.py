@@ -1,8 +1,8 @@
 """Verification: do two pictures show the same object? Figures of the scores of pairs.
 
 All pairs of n pictures are n²/2, too many to hold, so they are counted into narrow bins of
-similarity, tile by tile. Pairs in one bin count as tied; the bins are fine enough that this moves a
-figure by less than `PairCounts.resolution` says.
+similarity, tile by tile. Pairs in one bin count as tied; the bins are fine enough that this moves
+the AUROC by less than `PairCounts.resolution` says; a threshold moves to the edge of a bin.
 """
 
 from dataclasses import dataclass

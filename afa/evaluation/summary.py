@@ -19,6 +19,7 @@ from afa.workdir import Workdir
 FUSED = "fused"  # the row whose descriptors are exported
 ITSELF = "leave_one_out"
 TOGETHER = "fused, together"
+GALLERIES = {"query_gallery": "gallery", "catalogue": "catalogue"}  # protocol -> part of the split
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def together(runs: Sequence[Run], metric: str = "map_at_r") -> list[Line]:
     """
     if len(runs) < 2:
         raise UserError("--together needs at least 2 runs")
-    names = _test_pictures(runs[0])
+    pictures = _test_pictures(runs[0])
+    names = pictures["ids"]
     exports = [_exported(run, names) for run in runs]
     vectors = np.concatenate([each for each, _ in exports], axis=1) / np.float32(len(runs) ** 0.5)
     classes = exports[0][1]
@@ -87,10 +89,12 @@ def together(runs: Sequence[Run], metric: str = "map_at_r") -> list[Line]:
     ]
     lines = []
     for protocol, asked, labels in found:
-        others = np.setdiff1d(np.arange(len(names)), asked)
-        if protocol != ITSELF and len([each for each, *_ in found if each != ITSELF]) > 1:
-            continue  # two galleries, and no file of a run says what belongs to which
-        gallery = asked if protocol == ITSELF else others
+        gallery = asked
+        if protocol != ITSELF:
+            offered = pictures.get(GALLERIES[protocol])
+            if offered is None:
+                raise UserError(f"{runs[0].path}: is of an earlier version; start it again")
+            gallery = np.array([place_of[name] for name in offered])
         ranks = positive_ranks(
             vectors[asked],
             vectors[gallery],
@@ -104,10 +108,11 @@ def together(runs: Sequence[Run], metric: str = "map_at_r") -> list[Line]:
     return lines
 
 
-def _test_pictures(run: Run) -> list[str]:
+def _test_pictures(run: Run) -> dict[str, list[str]]:
+    """`ids` of the test pictures, and which of them are `catalogue` or `gallery`."""
     path = Workdir(run.path).split
     try:
-        return json.loads(path.read_text("utf-8"))["splits"]["test"]["ids"]
+        return json.loads(path.read_text("utf-8"))["splits"]["test"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is no stored split ({error})") from None
 

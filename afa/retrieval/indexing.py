@@ -64,8 +64,11 @@ def indexed(
             retrieval.tune_for == "single",
             note=note,
         )
-        curve = [[point.recall, point.queries_per_second] for point in tuned.frontier()]
-        facts = {"target": retrieval.target_recall, "reached": tuned.reached, "curve": curve}
+        facts = {
+            "target": retrieval.target_recall,
+            "reached": tuned.reached,
+            "curve": tuned.frontier(),
+        }
     built = index.build(directory, chosen.text, tuned and tuned.engine)
     return built, {
         "engine": chosen.scheme,

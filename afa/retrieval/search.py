@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float32
 from PIL import Image
 
 from afa.data import sets
@@ -90,10 +88,6 @@ class Searcher:
                 raise UserError(f"--index={directory}: names no run; give --run=DIR too")
             return cls(Trained.load(directory / index.manifest["run"]), index, directory)
         return cls(Trained.load(run), index, directory)
-
-    def describe(self, images: ImageSet) -> Float32[np.ndarray, "n d"]:
-        """Unit vectors of many pictures, as those of the gallery."""
-        return self.trained(images)
 
     def search(
         self,

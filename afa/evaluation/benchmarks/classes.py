@@ -41,12 +41,13 @@ def load_folder(name: str, root: Path, distractors: Sequence[Path]) -> Benchmark
     """folder: the class folders of query/ among those of gallery/.
 
     Raises:
-      UserError: one of them is missing.
+      UserError: one of them is missing, or no folder.
     """
-    parts = [
-        class_files(listed.find(root, (part,), "a folder of class folders with pictures"))
-        for part in (QUERY, GALLERY)
-    ]
+    parts = []
+    for part in (QUERY, GALLERY):
+        folder = listed.find(root, (part,), "a folder of class folders with pictures")
+        listed.directory("--path", folder)  # and not a file of that name
+        parts.append(class_files(folder))
     number_of = {each: i for i, each in enumerate(sorted({*parts[0], *parts[1]}))}
     queries, gallery = (
         image_set(

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Float32
 
 from afa import parallel
 from afa.errors import UserError
 from afa.retrieval import exact
 from afa.retrieval.index import flat
-from afa.retrieval.index.local import Engine
+from afa.retrieval.index.local import Allowed, Engine, Found, Near
 from afa.retrieval.index.uri import Address
 
 OPTIONS = {"recall": float}
@@ -30,12 +30,7 @@ class ExactEngine(Engine):
         self._vectors, self._recall = vectors, recall
         self._gallery: exact.Gallery | None = None
 
-    def search(
-        self,
-        queries: Float32[np.ndarray, "q d"],
-        k: int,
-        allowed: Bool[np.ndarray, "n"] | None,
-    ) -> tuple[Int64[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
+    def search(self, queries: Float32[np.ndarray, "q d"], k: int, allowed: Allowed) -> Found:
         small = len(queries) * len(self._vectors) <= FEW and not parallel.accelerated()
         if small:
             return flat.topk(queries, self._vectors, k, allowed)
@@ -45,11 +40,8 @@ class ExactEngine(Engine):
         return rows, scores
 
     def within(
-        self,
-        queries: Float32[np.ndarray, "q d"],
-        score: float,
-        allowed: Bool[np.ndarray, "n"] | None,
-    ) -> list[tuple[Int64[np.ndarray, "_"], Float32[np.ndarray, "_"]]]:
+        self, queries: Float32[np.ndarray, "q d"], score: float, allowed: Allowed
+    ) -> list[Near]:
         return [flat.within(query, self._vectors, score, allowed) for query in queries]
 
     def info(self) -> dict[str, Any]:

@@ -26,25 +26,22 @@ REBUILT_SHARE = 0.2  # of the rows: added or removed
 REBUILT_ROWS = 1000  # ... and no less than this
 
 
+Allowed = Bool[np.ndarray, "n"] | None  # rows that may be found; None is all
+Found = tuple[Int64[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]  # rows and similarities
+Near = tuple[Int64[np.ndarray, "m"], Float32[np.ndarray, "m"]]  # the same of one query
+
+
 class Engine(abc.ABC):
     """What answers over fixed rows."""
 
     @abc.abstractmethod
-    def search(
-        self,
-        queries: Float32[np.ndarray, "q d"],
-        k: int,
-        allowed: Bool[np.ndarray, "n"] | None,
-    ) -> tuple[Int64[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
+    def search(self, queries: Float32[np.ndarray, "q d"], k: int, allowed: Allowed) -> Found:
         """Rows and similarities, best first; -1 and -inf where there are fewer than k."""
 
     @abc.abstractmethod
     def within(
-        self,
-        queries: Float32[np.ndarray, "q d"],
-        score: float,
-        allowed: Bool[np.ndarray, "n"] | None,
-    ) -> list[tuple[Int64[np.ndarray, "_"], Float32[np.ndarray, "_"]]]:
+        self, queries: Float32[np.ndarray, "q d"], score: float, allowed: Allowed
+    ) -> list[Near]:
         """Rows at least this similar and their similarities, in any order."""
 
     @abc.abstractmethod

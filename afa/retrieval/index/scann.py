@@ -26,7 +26,7 @@ from afa.errors import UserError
 from afa.retrieval import files
 from afa.retrieval.exact import PADDING
 from afa.retrieval.index import flat
-from afa.retrieval.index.local import Engine
+from afa.retrieval.index.local import Allowed, Engine, Found, Near
 from afa.retrieval.index.uri import Address
 
 HASHING_FROM = 20_000  # rows; below, comparing with every row is as fast
@@ -122,12 +122,7 @@ class ScannEngine(Engine):
         """The same searcher asked otherwise: another `searched` or `reorder` needs no building."""
         return ScannEngine(self._vectors, dataclasses.replace(self.plan, **changes), self.searcher)
 
-    def search(
-        self,
-        queries: Float32[np.ndarray, "q d"],
-        k: int,
-        allowed: Bool[np.ndarray, "n"] | None,
-    ) -> tuple[Int64[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
+    def search(self, queries: Float32[np.ndarray, "q d"], k: int, allowed: Allowed) -> Found:
         if allowed is None:
             return self._ask(queries, k)
         count = int(allowed.sum())
@@ -143,19 +138,16 @@ class ScannEngine(Engine):
         return rows, scores
 
     def within(
-        self,
-        queries: Float32[np.ndarray, "q d"],
-        score: float,
-        allowed: Bool[np.ndarray, "n"] | None,
-    ) -> list[tuple[Int64[np.ndarray, "_"], Float32[np.ndarray, "_"]]]:
+        self, queries: Float32[np.ndarray, "q d"], score: float, allowed: Allowed
+    ) -> list[Near]:
         return [self._within(query, score, allowed) for query in queries]
 
     def _within(
         self,
         query: Float32[np.ndarray, "d"],
         score: float,
-        allowed: Bool[np.ndarray, "n"] | None,
-    ) -> tuple[Int64[np.ndarray, "_"], Float32[np.ndarray, "_"]]:
+        allowed: Allowed,
+    ) -> Near:
         """Twice as many results again and again, until the last one is not similar enough."""
         count = len(self._vectors)
         k = 64
@@ -169,9 +161,7 @@ class ScannEngine(Engine):
             k *= 2
         return flat.within(query, self._vectors, score, allowed)
 
-    def _ask(
-        self, queries: Float32[np.ndarray, "q d"], k: int
-    ) -> tuple[Int64[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
+    def _ask(self, queries: Float32[np.ndarray, "q d"], k: int) -> Found:
         plan = self.plan
         candidates = -1 if plan.kind == "brute_force" else plan.candidates(k)
         searched = plan.searched or -1

@@ -6,7 +6,7 @@ they are of the user's own data without being their own answer.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,14 +66,9 @@ class Tuned:
     curve: tuple[Point, ...]
     engine: ScannEngine
 
-    def frontier(self) -> list[Point]:
-        """The points that no other beats in both recall and speed, by rising recall."""
-        best, kept = 0.0, []
-        for point in sorted(self.curve, key=lambda p: (-p.recall, -p.queries_per_second)):
-            if point.queries_per_second > best:
-                best = point.queries_per_second
-                kept.append(point)
-        return kept[::-1]
+    def frontier(self) -> list[tuple[float, float]]:
+        """Recall and queries a second of what no other point beats in both."""
+        return frontier([(point.recall, point.queries_per_second) for point in self.curve])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +127,9 @@ def measure(
     alone = [query[None] for query in queries[:SINGLE_QUERIES]]
     return {
         f"recall_at_{k}": recall,
-        "queries_per_second": len(queries) / _seconds(lambda: index.search(queries, wanted)),
+        "queries_per_second": len(queries) / seconds_of(lambda: index.search(queries, wanted)),
         "single_queries_per_second": len(alone)
-        / _seconds(lambda: [index.search(query, wanted) for query in alone]),
+        / seconds_of(lambda: [index.search(query, wanted) for query in alone]),
     }
 
 
@@ -266,10 +261,10 @@ def _point(engine: ScannEngine, truth: Truth, built: float, single: bool) -> Poi
     k = truth.k + 1  # one is the query itself
     if single:
         alone = [query[None] for query in truth.queries[:SINGLE_QUERIES]]
-        spent = _seconds(lambda: [engine.search(query, k, None) for query in alone])
+        spent = seconds_of(lambda: [engine.search(query, k, None) for query in alone])
         speed = len(alone) / spent
     else:
-        speed = len(truth.queries) / _seconds(lambda: engine.search(truth.queries, k, None))
+        speed = len(truth.queries) / seconds_of(lambda: engine.search(truth.queries, k, None))
     return Point(engine.plan, _recall(engine, truth), speed, built)
 
 
@@ -279,8 +274,17 @@ def _better(point: Point, best: Point, target: float) -> bool:
     return point.recall > best.recall
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    """Of one call: the fastest of as many as it takes to fill the time of a measurement."""
+def frontier(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (recall, speed) that no other beats in both, by rising recall."""
+    kept: list[tuple[float, float]] = []
+    for recall, speed in sorted(curve, reverse=True):
+        if not kept or speed > kept[-1][1]:
+            kept.append((recall, speed))
+    return kept[::-1]
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """Seconds of one call: the fastest of as many as it takes to fill the time of a measurement."""
     spent, fastest = 0.0, float("inf")
     while spent < TIMED_SECONDS:
         started = time.perf_counter()
