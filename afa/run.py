@@ -36,7 +36,7 @@ from afa.models.pretrained import Pretrained
 from afa.report import assemble, html
 from afa.report.progress import table
 from afa.report.writers import MetricWriter, write_result
-from afa.retrieval import calibration, export
+from afa.retrieval import calibration
 from afa.retrieval.indexing import address, indexed
 from afa.retrieval.records import Records
 from afa.train import loop, optim, state, steps
@@ -256,9 +256,8 @@ def finish(
         classes = [dataset.class_names[label] for label in pictures.labels]
         paths = [pictures.path(i) for i in range(len(pictures))]
         records = Records.of(vectors, pictures.ids, classes, paths, pictures.labels)
-        export.write_export(home.embeddings, records, manifest)
     with timings.of("index"):
-        search = indexed(home.embeddings, config.retrieval, say)[1]
+        search = indexed(home.embeddings, config.retrieval, say, records, manifest)[1]
     result = {
         "config": {"experiment": experiment, **configuration.to_dict(config)},
         "commit": commit(),

@@ -55,7 +55,7 @@ def _main(words: Sequence[str]) -> int:
 
 
 def _build(chosen: argparse.Namespace) -> None:
-    from afa.retrieval import export, gallery
+    from afa.retrieval import gallery
     from afa.retrieval.indexing import address, indexed
     from afa.retrieval.trained import Trained
 
@@ -66,38 +66,49 @@ def _build(chosen: argparse.Namespace) -> None:
     extra: dict[str, Any] = {"run": os.path.relpath(chosen.run.resolve(), chosen.out.resolve())}
     if chosen.calibrate:
         extra["unknown"] = _unknown(trained, chosen.calibrate, records)
-    export.write_export(chosen.out, records, trained.record | extra)
-    facts = indexed(chosen.out, settings, _note)[1]
+    facts = indexed(chosen.out, settings, _note, records, trained.record | extra)[1]
     _show(facts, chosen.json)
 
 
 def _add(chosen: argparse.Namespace) -> None:
-    from afa.retrieval import gallery, index
+    from afa.retrieval import gallery
     from afa.retrieval.search import Searcher
 
-    searcher = Searcher.load(None, chosen.index)
+    searcher = Searcher.load(chosen.run, chosen.index)
     there = searcher.index
+    if not chosen.replace:  # before the pictures are described
+        there.require_new(gallery.ids_under(chosen.pictures))
     records = gallery.described(searcher.trained, chosen.pictures, _note)
-    before = len(there)
-    if chosen.replace:
-        held = there.holds(records.ids)
-        if held.any():
-            there.update(records.rows(held))
-        records = records.rows(~held)
-    if len(records):
-        there.add(records)
+    before, held = len(there), there.holds(records.ids)
+    if held.any():
+        there.update(records.rows(held))
+    if not held.all():
+        there.add(records.rows(~held))
+    if "unknown" in there.manifest:
+        _note("the gallery has changed: `no match` needs a new calibration (build --calibrate)")
+        there.manifest = {n: v for n, v in there.manifest.items() if n != "unknown"}
     there.save()
-    facts = {"before": before, **index.load(chosen.index).info()}
-    _show(facts, chosen.json)
+    _show({"before": before, **there.info()}, chosen.json)
 
 
 def _remove(chosen: argparse.Namespace) -> None:
     from afa.retrieval import index
 
     there = index.load(chosen.index)
-    there.remove([line.strip() for line in sys.stdin] if chosen.ids == ["-"] else chosen.ids)
+    ids = (
+        [line.strip() for line in sys.stdin if line.strip()] if chosen.ids == ["-"] else chosen.ids
+    )
+    there.remove(_numbers(ids) if there.info()["ids"] == "whole numbers" else ids)
     there.save()
     _show(there.info(), chosen.json)
+
+
+def _numbers(words: Sequence[str]) -> list[int]:
+    try:
+        return [int(word) for word in words]
+    except ValueError:
+        odd = next(word for word in words if not word.lstrip("-").isdigit())
+        raise UserError(f"ids of this index are whole numbers, but {odd!r} is none") from None
 
 
 def _info(chosen: argparse.Namespace) -> None:
@@ -107,8 +118,12 @@ def _info(chosen: argparse.Namespace) -> None:
 
 
 def _tune(chosen: argparse.Namespace) -> None:
+    from afa.retrieval.files import read_manifest
     from afa.retrieval.indexing import indexed
 
+    stored = (read_manifest(chosen.index).get("engine") or {}).get("uri", "scann://")
+    if not stored.startswith(("scann://", "exact://")):
+        raise UserError(f"--index={chosen.index}: only scann:// is tuned, not {stored}")
     facts = indexed(chosen.index, _settings(chosen, "scann://"), _note)[1]
     _show(facts, chosen.json)
     if not facts["reached"]:
@@ -125,10 +140,10 @@ def _verify(chosen: argparse.Namespace) -> None:
     from afa.retrieval.search import Searcher
 
     there = index.load(chosen.index)  # every file against its hash, every vector
-    if "run" in there.manifest:
-        Searcher.load(None, chosen.index)  # ... and the networks against the vectors
+    if chosen.run is not None or "run" in there.manifest:
+        Searcher.load(chosen.run, chosen.index)  # ... and the networks against the vectors
     facts = there.info()
-    if isinstance(there, LocalIndex):
+    if isinstance(there, LocalIndex) and len(there) > 1:
         facts |= tuning.measure(there, there.records())
     _show(facts, chosen.json)
 
@@ -226,10 +241,23 @@ def _build_options(action: Parser) -> None:
 
 def _add_options(action: Parser) -> None:
     _index_option(action)
+    _run_option(action)
     _directory(action, "--pictures", "folder of pictures")
     action.add_argument(
         "--replace", action="store_true", help="pictures whose id is there are described anew"
     )
+
+
+def _verify_options(action: Parser) -> None:
+    _index_option(action)
+    _run_option(action)
+
+
+def _run_option(action: Parser) -> None:
+    action.add_argument(
+        "--run", type=Path, default=None, metavar="DIR",
+        help="the run that made it, where it does not stand beside the index any more",
+    )  # fmt: skip
 
 
 def _remove_options(action: Parser) -> None:
@@ -249,7 +277,11 @@ ACTIONS: dict[str, Action] = {
     "remove": (_remove, "removes pictures by their ids", _remove_options),
     "info": (_info, "says what an index holds and how it searches", _index_option),
     "tune": (_tune, "chooses the settings of scann:// by measurement", _tune_options),
-    "verify": (_verify, "checks every file and measures recall and speed", _index_option),
+    "verify": (
+        _verify,
+        "checks its files, vectors and networks, and measures recall and speed",
+        _verify_options,
+    ),
 }
 
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from afa.errors import UserError
+from afa.evaluation import summary
 from afa.evaluation.comparison import CONDITIONS, Run, compare
 from afa.evaluation.statistics import student_t
 from afa.evaluation.summary import summarise, together
@@ -141,19 +142,25 @@ def test_descriptors_of_equal_runs_find_together_what_each_finds(tiny_finished):
             assert (line.row, line.condition) == ("fused, together", "clean")
 
 
-def test_each_protocol_is_searched_in_its_own_gallery(tiny_finished, tmp_path):
-    """Half of the catalogue pictures taken out of the split's list are not searched any more."""
+def test_each_protocol_is_searched_in_its_own_gallery(tiny_finished, tmp_path, monkeypatch):
     home = shutil.copytree(tiny_finished, tmp_path / "fewer")
     split = json.loads((home / "split.json").read_text())
     test = split["splits"]["test"]
     assert set(test["catalogue"]) < set(test["ids"]) and "gallery" not in test
-    run = Run.load(home)
-    before = {line.protocol: line.mean for line in together([run, run], "recall_at_1")}
-    test["catalogue"] = test["catalogue"][:1]
+    run, sizes, rank = Run.load(home), [], summary.positive_ranks
+
+    def noted(queries, gallery, *rest):
+        sizes.append((len(queries), len(gallery)))
+        return rank(queries, gallery, *rest)
+
+    monkeypatch.setattr(summary, "positive_ranks", noted)
+    together([run, run])
+    wild = len(test["ids"]) - len(test["catalogue"])
+    assert sizes == [(wild, wild), (wild, len(test["catalogue"]))]
+    test["catalogue"] = test["catalogue"][:2]
     (home / "split.json").write_text(json.dumps(split))
-    after = {line.protocol: line.mean for line in together([run, run], "recall_at_1")}
-    assert after["leave_one_out"] == before["leave_one_out"]
-    assert after["catalogue"] == 1 != before["catalogue"]  # the only class with a positive
+    together([run, run])
+    assert sizes[2:] == [(wild, wild), (wild, 2)]
     del test["catalogue"]
     (home / "split.json").write_text(json.dumps(split))
     with pytest.raises(UserError, match="is of an earlier version; start it again"):

@@ -38,6 +38,9 @@ def test_the_rule_follows_the_size():
     assert scann.rule(1_000_000) == Plan("tree", 1000, 100)
     assert scann.planned(50, {"leaves": 80}) == Plan("tree", 50, 5)  # n < leaves fails there
     assert scann.planned(50, {"reorder": 7}) == Plan(reorder=7)
+    assert scann.planned(120_000, {"searched": 500}).searched == 346
+    kept = Plan("hashing", reorder=20, tuned=True)
+    assert scann.planned(150_000, {}, kept) == kept
 
 
 @pytest.mark.parametrize("kind", PLANS)
@@ -170,7 +173,7 @@ def test_tuning_reaches_its_target_and_takes_the_fastest(tuned):
     reaching = [point for point in found.curve if point.recall >= 0.9]
     fastest = max(reaching, key=lambda point: point.queries_per_second)
     assert found.point == fastest
-    assert found.engine.plan == found.point.plan
+    assert found.engine.plan == dataclasses.replace(found.point.plan, tuned=True)
     assert any("tree of 155 leaves" in note for note in notes)
     kinds = {point.plan.kind for point in found.curve}
     assert kinds == {"brute_force", "hashing", "tree"}
@@ -245,7 +248,7 @@ def test_too_few_pictures_to_tune_with():
 def test_a_tuned_index_is_kept_and_rebuilt_as_tuned(tmp_path, tuned, monkeypatch):
     rows = Records.of(clustered(6000), np.arange(6000))
     export.write_export(tmp_path, rows, MANIFEST)
-    plan = Plan("tree", 30, 9, reorder=77, soar=1.5)
+    plan = Plan("tree", 30, 9, reorder=77, soar=1.5, tuned=True)
     built = index.build(tmp_path, "scann://", ScannEngine.build(rows.vectors, plan))
     assert built.info()["engine"] == dataclasses.asdict(plan)
     again = index.load(tmp_path)

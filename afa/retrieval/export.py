@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Bool
 
 from afa import parallel
 from afa.errors import UserError
@@ -56,7 +57,8 @@ def write_export(
 
 
 def read_export(directory: Path | str) -> tuple[Records, dict[str, Any]]:
-    """Reads an export and its manifest, and checks one against the other.
+    """Reads the pictures of an export that are not removed, and its manifest, and checks one
+    against the other.
 
     Raises:
       UserError: no manifest, a manifest of another format, or a shard that is missing, changed, or
@@ -64,7 +66,9 @@ def read_export(directory: Path | str) -> tuple[Records, dict[str, Any]]:
     """
     directory = Path(directory)
     manifest = files.read_manifest(directory, "export")
-    return read_shards(directory, manifest), manifest
+    alive = read_removed(directory, manifest)
+    everything = read_shards(directory, manifest)
+    return (everything if alive.all() else everything.rows(alive)), manifest
 
 
 def write_shards(
@@ -117,6 +121,26 @@ def read_shards(directory: Path, manifest: dict[str, Any]) -> Records:
     check_unit(str(directory), vectors)
     text = {name: table.column(name).to_numpy() for name in ("id", "label", "class", "path")}
     return Records(vectors, text["id"], text["label"], text["class"], text["path"])
+
+
+def read_removed(directory: Path, manifest: dict[str, Any]) -> Bool[np.ndarray, "n"]:
+    """Which rows of the shards can be found.
+
+    Raises:
+      UserError: the list of removed rows is missing, changed, or names rows that there are not.
+    """
+    alive = np.ones(sum(shard["rows"] for shard in manifest["shards"]), bool)
+    removed = manifest.get("removed")
+    if removed is None:
+        return alive
+    path = directory / removed["file"]
+    files.check_file(path, removed["sha256"])
+    rows = np.load(path, allow_pickle=False)
+    inside = np.all((rows >= 0) & (rows < len(alive)))
+    if len(rows) != removed["rows"] or not inside:
+        raise UserError(f"{path} does not fit to {files.MANIFEST}; build the index again")
+    alive[rows] = False
+    return alive
 
 
 def check_manifest(manifest: dict[str, Any]) -> None:

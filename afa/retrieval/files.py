@@ -94,6 +94,21 @@ def read_manifest(directory: Path, what: str = "index") -> dict[str, Any]:
     return manifest
 
 
+def refuse_if_changed(directory: Path, manifest: dict[str, Any]) -> None:
+    """Refuses to write over what another process published since.
+
+    Args:
+      manifest: as it was when the directory was opened or saved last.
+
+    Raises:
+      UserError: it is another one now, or gone.
+    """
+    if read_manifest(directory) != json.loads(json.dumps(manifest)):
+        raise UserError(
+            f"{directory} was changed by another process since it was opened; open it again"
+        )
+
+
 def named_by_content(path: Path, kind: str, suffix: str) -> tuple[Path, str]:
     """Renames a staged file to KIND-HASHSUFFIX; returns its new path and its sha256."""
     digest = file_sha256(path)
@@ -139,8 +154,15 @@ def _sync(path: Path) -> None:
 
 
 def _move(path: Path, target: Path) -> None:
-    # A name carries the digest of the content, so a folder that is there already is the same one.
-    if target.is_dir():
+    # A name carries the digest of the content: a folder that is there is the same one, or damaged.
+    if not target.is_dir():
+        path.replace(target)
+    elif _sums(path) == _sums(target):
         shutil.rmtree(path)
     else:
-        path.replace(target)
+        target.rename(path.with_name(f"damaged-{target.name}"))  # it goes with the stage
+        path.rename(target)
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    return {path.name: file_sha256(path) for path in folder.iterdir()}

@@ -50,6 +50,15 @@ def described(trained: Trained, root: Path, note: Note) -> Records:
     return Records.of(np.concatenate(vectors), ids, classes, places)
 
 
+def ids_under(root: Path) -> list[str]:
+    """The ids that the pictures of a folder get.
+
+    Raises:
+      UserError: as `files_under`.
+    """
+    return [path.relative_to(root).as_posix() for path in files_under(root)]
+
+
 def files_under(root: Path) -> list[Path]:
     """Picture files in a folder and all folders below, by name.
 

@@ -1,4 +1,4 @@
-"""From an export to an index that was tuned and measured."""
+"""From a gallery to an index that was tuned and measured."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +9,7 @@ from afa.errors import UserError
 from afa.retrieval import export, index
 from afa.retrieval.index import tuning, uri
 from afa.retrieval.index.contract import Index
+from afa.retrieval.records import Records
 
 AUTO = "auto"
 
@@ -19,6 +20,8 @@ def address(retrieval: RetrievalConfig) -> uri.Address:
     Raises:
       UserError: an address that cannot be used here, or a target recall of an engine that has none.
     """
+    if not 0 <= retrieval.target_recall <= 1:
+        raise UserError(f"retrieval.target_recall={retrieval.target_recall} must lie in [0, 1]")
     found = index.check(index.default_uri() if retrieval.index == AUTO else retrieval.index)
     if retrieval.target_recall and found.scheme != "scann":
         raise UserError(
@@ -34,32 +37,38 @@ def address(retrieval: RetrievalConfig) -> uri.Address:
 
 
 def indexed(
-    directory: Path, retrieval: RetrievalConfig, note: Callable[[str], None]
+    directory: Path,
+    retrieval: RetrievalConfig,
+    note: Callable[[str], None],
+    records: Records | None = None,
+    manifest: dict[str, Any] | None = None,
 ) -> tuple[Index, dict[str, Any]]:
-    """Builds the index over an export, tuned where a target is set, and measures it.
+    """Builds an index, tuned where a target is set, and measures it.
 
     Args:
-      directory: an export.
+      directory: of the index.
       retrieval: engine, target, and results a query.
       note: is told what tuning does.
+      records, manifest: the gallery, as in `index.build`.
 
     Returns:
       The index, and what was measured, as JSON values: `engine`, `uri`, `gallery_size`,
-      `dimension`, `plan`, `build_seconds`, figures of `tuning.measure`, and after tuning `target`,
-      `reached` and `curve` (recall, queries a second of every plan that no other beats).
+      `dimension`, `plan`, `build_seconds`, figures of `tuning.measure` where there are two pictures
+      to measure with, and after tuning `target`, `reached` and `curve` (recall, queries a second of
+      every plan that no other beats).
 
     Raises:
       UserError: as `address` and `index.build`.
     """
     chosen = address(retrieval)
-    records = export.read_export(directory)[0]
+    pictures = export.read_export(directory)[0] if records is None else records
     k = retrieval.results
     tuned, facts = None, {}
     if retrieval.target_recall:
         tuned = tuning.tune(
-            records.vectors,
+            pictures.vectors,
             retrieval.target_recall,
-            min(k, len(records) - 1),
+            min(k, len(pictures) - 1),
             retrieval.tune_seconds,
             retrieval.tune_for == "single",
             note=note,
@@ -69,15 +78,15 @@ def indexed(
             "reached": tuned.reached,
             "curve": tuned.frontier(),
         }
-    built = index.build(directory, chosen.text, tuned and tuned.engine)
+    built = index.build(directory, chosen.text, tuned and tuned.engine, records, manifest)
     return built, {
         "engine": chosen.scheme,
         "uri": chosen.text,
-        "gallery_size": len(records),
+        "gallery_size": len(pictures),
         "dimension": built.dimension,
         "plan": built.info()["engine"],
         "build_seconds": tuned.point.build_seconds if tuned else _seconds(built),
-        **tuning.measure(built, records, k),
+        **(tuning.measure(built, pictures, k) if len(pictures) > 1 else {}),
         **facts,
     }
 

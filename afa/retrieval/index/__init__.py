@@ -9,6 +9,7 @@
 An engine is one file and one line of `ENGINES`.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from afa.errors import UserError
 from afa.retrieval import export, files
 from afa.retrieval.index import exact, milvus, scann
 from afa.retrieval.index.contract import DEFAULT_K, Entry, Index, Results
-from afa.retrieval.index.local import Engine, LocalIndex, read_removed
+from afa.retrieval.index.local import Engine, LocalIndex
 from afa.retrieval.index.uri import FIELD, Address, parse
 from afa.retrieval.records import Records
 
@@ -38,10 +39,8 @@ def _scann(address: Address, plan: dict[str, Any] | None) -> Callable[..., Engin
     threads = values.pop("threads", 0)
 
     def build(vectors: Any) -> Engine:
-        tuned = {} if plan is None else {n: v for n, v in plan.items() if n in scann.OPTIONS}
-        return scann.ScannEngine.build(
-            vectors, scann.planned(len(vectors), tuned | values), threads
-        )
+        tuned = scann.Plan(**plan) if plan is not None and plan["tuned"] else None
+        return scann.ScannEngine.build(vectors, scann.planned(len(vectors), values, tuned), threads)
 
     return build
 
@@ -92,47 +91,63 @@ def create(
     manifest = manifest or {}
     if address.scheme == "milvus":
         return milvus.create(address, records, manifest)
+    if engine is not None and engine.rows != len(records):
+        raise ValueError(f"the engine stands over {engine.rows} rows, not {len(records)}")
     plan = None if engine is None else engine.info()
     build = LOCAL[address.scheme](address, plan)
     return LocalIndex(uri, build, records, manifest, engine, len(records))
 
 
 def build(
-    directory: Path | str, uri: str | None = None, engine: scann.ScannEngine | None = None
+    directory: Path | str,
+    uri: str | None = None,
+    engine: scann.ScannEngine | None = None,
+    records: Records | None = None,
+    manifest: dict[str, Any] | None = None,
 ) -> Index:
-    """Builds an index over an export, in its directory, replacing the one that is there.
+    """Builds an index in a directory, replacing what is there in one step.
 
     Args:
-      directory: an export (`export.write_export`), or an index.
+      directory: an export (`export.write_export`) or an index; made when `records` are given.
       uri: None is `default_uri()`.
       engine: as in `create`.
+      records: the gallery; None is what the directory holds.
+      manifest: of `records`, as in `create`.
 
     Raises:
-      UserError: no export, a damaged one, as `create`, or a full disk. What was there still is.
+      UserError: no export, a damaged one, as `create`, a full disk, or a directory that another
+        process changed meanwhile. What was there still is.
     """
     directory = Path(directory)
     uri = default_uri() if uri is None else uri
     check(uri)
-    before = files.read_manifest(directory, "export")
-    _refuse_elsewhere(directory, before)
-    alive = read_removed(directory, before)
-    everything = export.read_shards(directory, before)
-    records = everything if alive.all() else everything.rows(alive)
-    theirs = {name: value for name, value in before.items() if name not in export.OWN}
-    export.check_manifest(theirs)
+    before = _before(directory, records)
+    keep: list[dict[str, Any]] = []  # shards that stay
+    if records is None:
+        _refuse_elsewhere(directory, before)
+        records, _ = export.read_export(directory)
+        manifest = {name: value for name, value in before.items() if name not in export.OWN}
+        keep = before["shards"] if before["removed"] is None else []
+    assert manifest is not None
+    export.check_manifest(manifest)
     began = time.perf_counter()
-    index = create(uri, records, theirs, engine)
+    index = create(uri, records, manifest, engine)
     seconds = time.perf_counter() - began
-    with files.staged(directory) as stage:
-        manifest, keep = before, [shard["file"] for shard in before["shards"]]
-        if not alive.all():
-            shards = export.write_shards(stage, records)
-            manifest, keep = theirs | export.contents(shards, index.dimension), []
-        written = index.written_engine(stage) | {"build_seconds": seconds}
-        manifest = manifest | {"engine": written}
-        files.publish(stage, directory, manifest, keep)
+    try:
+        with files.staged(directory) as stage:
+            if before:
+                files.refuse_if_changed(directory, before)
+            shards = keep or export.write_shards(stage, records)
+            written = index.written_engine(stage) | {"build_seconds": seconds}
+            full = manifest | export.contents(shards, index.dimension) | {"engine": written}
+            files.publish(stage, directory, full, [shard["file"] for shard in keep])
+    except BaseException:
+        if isinstance(index, milvus.MilvusIndex):
+            index.drop()
+            index.close()
+        raise
+    index.opened(directory, full)
     _drop(before.get("engine"), directory)
-    index.opened(directory, manifest)
     return index
 
 
@@ -152,9 +167,12 @@ def load(directory: Path | str, uri: str | None = None) -> Index:
         manifest = files.read_manifest(directory)
         try:
             return _opened(directory, manifest, uri)
-        except UserError:
-            if files.read_manifest(directory) == manifest:
-                raise  # ... and not because another process just replaced what it names
+        except (UserError, OSError, RuntimeError) as error:
+            if files.read_manifest(directory) != manifest:
+                continue  # another process just replaced what it named
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{directory}: cannot be opened ({error})") from error
 
 
 def _opened(directory: Path, manifest: dict[str, Any], uri: str | None) -> Index:
@@ -196,8 +214,15 @@ def _local(
         engine: Engine = scann.read(directory, records.vectors[:rows], stored, threads)
     else:
         engine = builder(records.vectors[:rows])
-    alive = read_removed(directory, manifest)
+    alive = export.read_removed(directory, manifest)
     return LocalIndex(uri, builder, records, manifest, engine, rows, alive)
+
+
+def _before(directory: Path, records: Records | None) -> dict[str, Any]:
+    """The manifest that is there; {} where there is none and none is needed."""
+    if records is not None and not (directory / files.MANIFEST).exists():
+        return {}
+    return files.read_manifest(directory, "export")
 
 
 def _refuse_elsewhere(directory: Path, manifest: dict[str, Any]) -> None:
@@ -212,7 +237,7 @@ def _drop(stored: dict[str, Any] | None, directory: Path) -> None:
     """The collection of an index that was replaced goes, where it can still be reached."""
     if not stored or "collection" not in stored:
         return
-    address = check(stored["uri"])
-    old = milvus.read(address, directory, {"engine": stored})
-    old.drop()
-    old.close()
+    with contextlib.suppress(UserError):
+        old = milvus.read(check(stored["uri"]), directory, {"engine": stored})
+        old.drop()
+        old.close()

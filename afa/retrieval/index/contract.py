@@ -125,7 +125,8 @@ class Index(abc.ABC):
         classes: Sequence[str] | None = None,
         ids: Sequence[Id] | None = None,
     ) -> list[tuple[list[Id], Float32[np.ndarray, "_"]]]:
-        """Every picture at least this similar to each query, best first.
+        """Every picture at least this similar to each query, best first; of an approximate engine
+        those that it finds.
 
         Args:
           queries: unit vectors, (q, d).
@@ -184,6 +185,17 @@ class Index(abc.ABC):
             )
             raise UserError(f"the index does not fit: {told}; export and build it again")
 
+    def require_new(self, ids: Sequence[Id] | Ids) -> None:
+        """Refuses ids that the index holds already.
+
+        Raises:
+          UserError: naming the first, or ids of the other kind.
+        """
+        there = self.holds(ids)
+        if there.any():
+            one = as_ids("ids", ids)[there.argmax()]
+            raise UserError(f"the index holds {one!r} already (update replaces a picture)")
+
     # ---- changes -------------------------------------------------------------------------------
 
     def add(self, records: Records) -> None:
@@ -194,11 +206,7 @@ class Index(abc.ABC):
             Nothing is added then.
         """
         check_dimension("embeddings", records.vectors, self.dimension)
-        check_kind(records.ids, self._id_type())
-        there = self._held(records.ids)
-        if there.any():
-            one = records.ids[there.argmax()]
-            raise UserError(f"the index holds {one!r} already (update replaces a picture)")
+        self.require_new(records.ids)
         self._add(records)
 
     def remove(self, ids: Sequence[Id]) -> None:

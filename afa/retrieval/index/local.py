@@ -89,7 +89,8 @@ class LocalIndex(Index):
         self._engine = engine or build(records.vectors)
         self._alive = np.ones(len(records), bool) if alive is None else alive
         self._home: Path | None = None
-        self._saved: dict[str, Any] | None = None
+        self._saved: dict[str, Any] | None = None  # what of the files there can stay
+        self._published: dict[str, Any] = {}
         self._changed()
 
     # ---- questions -----------------------------------------------------------------------------
@@ -190,27 +191,38 @@ class LocalIndex(Index):
         self._replace(None, [self._places[each] for each in ids.tolist()])
 
     def _replace(self, records: Records | None, gone: list[int]) -> None:
+        before = self._tail, self._alive
         alive = self._alive.copy()
         alive[gone] = False
         if records is not None:
             self._tail = records if self._tail is None else self._tail.joined(records)
             alive = np.concatenate([alive, np.ones(len(records), bool)])
         self._alive = alive
-        self._changed()
+        try:
+            self._changed()
+        except BaseException:  # the engine could not be built again
+            self._tail, self._alive = before
+            self._note()
+            raise
 
     def compact(self) -> None:
         """Builds the engine again over every picture that can be found."""
-        self._base, self._tail = self.records(), None
-        self._engine = self._build(self._base.vectors)
-        self._alive = np.ones(len(self._base), bool)
+        records = self.records()
+        engine = self._build(records.vectors)
+        self._base, self._tail, self._engine = records, None, engine
+        self._alive = np.ones(len(records), bool)
         self._saved = None
-        self._changed()
+        self._note()
 
-    def _changed(self) -> None:
+    def _note(self) -> None:
+        """What follows from the rows is made anew when it is needed."""
         self._count = int(self._alive.sum())
         self._whole = self._count == len(self._alive)
         for name in DERIVED:
             vars(self).pop(name, None)
+
+    def _changed(self) -> None:
+        self._note()
         beside = 0 if self._tail is None else len(self._tail)
         moved = max(beside, len(self._alive) - self._count)
         if moved > max(REBUILT_ROWS, REBUILT_SHARE * len(self._base)):
@@ -270,21 +282,22 @@ class LocalIndex(Index):
     # ---- disk ----------------------------------------------------------------------------------
 
     def save(self, directory: Path | str | None = None) -> None:
-        target = self._home if directory is None else Path(directory)
+        target = self._home if directory is None else Path(directory).resolve()
         if target is None:
             raise UserError("the index was never saved: save needs a directory")
-        before = self._saved if self._home is not None and target == self._home else None
         with files.staged(target) as stage:
-            if before is not None or target == self._home:
-                self._refuse_if_changed(target)
+            before = None
+            if target == self._home:
+                files.refuse_if_changed(target, self._published)
+                before = self._saved
             manifest, keep = self._written(stage, before)
             files.publish(stage, target, manifest, keep)
         self.opened(target, manifest)
 
     def opened(self, directory: Path, manifest: dict[str, Any]) -> None:
         """Notes what is on disk."""
-        self._home, self._saved, self._identity = directory, manifest, manifest["sha256"]
-        self.manifest = manifest
+        self._home, self._saved = directory.resolve(), manifest
+        self.manifest = self._published = manifest
 
     def _written(
         self, stage: Path, before: dict[str, Any] | None
@@ -314,32 +327,3 @@ class LocalIndex(Index):
         np.save(draft, rows)
         path, digest = files.named_by_content(draft, "removed", ".npy")
         return {"file": path.name, "rows": len(rows), "sha256": digest}
-
-    def _refuse_if_changed(self, directory: Path) -> None:
-        if not (directory / files.MANIFEST).exists():
-            return
-        found = files.read_manifest(directory)["sha256"]
-        if found != self._identity:
-            raise UserError(
-                f"{directory} was changed by another process since it was opened; open it again"
-            )
-
-
-def read_removed(directory: Path, manifest: dict[str, Any]) -> Bool[np.ndarray, "n"]:
-    """Which rows of the shards can be found.
-
-    Raises:
-      UserError: the list of removed rows is missing, changed, or names rows that there are not.
-    """
-    alive = np.ones(sum(shard["rows"] for shard in manifest["shards"]), bool)
-    removed = manifest.get("removed")
-    if removed is None:
-        return alive
-    path = directory / removed["file"]
-    files.check_file(path, removed["sha256"])
-    rows = np.load(path, allow_pickle=False)
-    inside = np.all((rows >= 0) & (rows < len(alive)))
-    if len(rows) != removed["rows"] or not inside:
-        raise UserError(f"{path} does not fit to {files.MANIFEST}; build the index again")
-    alive[rows] = False
-    return alive

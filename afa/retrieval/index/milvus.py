@@ -72,6 +72,7 @@ class MilvusIndex(Index):
         self._ids_are = np.dtype(object if text else np.int64)
         self._mark = found.get("properties", {}).get(MARK, "")
         self._home: Path | None = None
+        self._published: dict[str, Any] = {}
         self._count = self._counted()
 
     @property
@@ -117,12 +118,15 @@ class MilvusIndex(Index):
     def _search(self, queries: np.ndarray, k: int, chosen: str | None) -> Results:
         if k > LIMIT:
             raise UserError(f"k={k} is above {LIMIT}, the most results that Milvus gives")
+        parameters = copy.deepcopy(self._parameters)
+        if "ef" in parameters["params"]:  # a list of candidates that is shorter is refused
+            parameters["params"]["ef"] = max(k, parameters["params"]["ef"])
         nothing = None if self._ids_are.kind == "O" else -1
         ids = np.full((len(queries), k), nothing, self._ids_are)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         for begin in range(0, len(queries), BATCH):
             block = queries[begin : begin + BATCH]
-            for i, hits in enumerate(self._ask(block, k, chosen, self._parameters), start=begin):
+            for i, hits in enumerate(self._ask(block, k, chosen, parameters), start=begin):
                 ids[i, : len(hits)] = [hit["id"] for hit in hits]
                 scores[i, : len(hits)] = [hit["distance"] for hit in hits]
         return Results(ids, scores)
@@ -134,8 +138,11 @@ class MilvusIndex(Index):
         # Milvus leaves out the lower bound itself, and wants an upper one.
         least = float(np.nextafter(np.float32(score), np.float32(-2)))
         parameters.setdefault("params", {}).update(radius=least, range_filter=2.0)
+        if "ef" in parameters["params"]:
+            parameters["params"]["ef"] = LIMIT
         found = []
-        for hits in self._ask(queries, LIMIT, chosen, parameters):
+        blocks = (queries[begin : begin + BATCH] for begin in range(0, len(queries), BATCH))
+        for hits in (hits for b in blocks for hits in self._ask(b, LIMIT, chosen, parameters)):
             if len(hits) == LIMIT:
                 raise UserError(
                     f"score={score}: a query has {LIMIT} results or more, the most that Milvus "
@@ -212,16 +219,17 @@ class MilvusIndex(Index):
         """Before the collection parts from the export: who reads the export must know."""
         if self._home is None or self.manifest["engine"].get("changed"):
             return
-        self.manifest = copy.deepcopy(self.manifest)
-        self.manifest["engine"]["changed"] = True
-        self._publish(self._home, self.manifest)
+        manifest = copy.deepcopy(self.manifest)
+        manifest["engine"]["changed"] = True
+        self._publish(self._home, manifest)
+        self.manifest = manifest
 
     # ---- disk ----------------------------------------------------------------------------------
 
     def save(self, directory: Path | str | None = None) -> None:
         with _told(self.uri):
             self._client.flush(self.collection)
-        if directory is None or Path(directory) == self._home:
+        if directory is None or Path(directory).resolve() == self._home:
             if self._home is None:
                 raise UserError("the index was never saved: save needs a directory")
             return  # what changed is in the collection already
@@ -237,11 +245,15 @@ class MilvusIndex(Index):
 
     def opened(self, directory: Path, manifest: dict[str, Any]) -> None:
         """Notes what is on disk."""
-        self._home, self.manifest = directory, manifest
+        self._home = directory.resolve()
+        self.manifest = self._published = manifest
 
     def _publish(self, directory: Path, manifest: dict[str, Any]) -> None:
         with files.staged(directory) as stage:
+            if directory == self._home:
+                files.refuse_if_changed(directory, self._published)
             files.publish(stage, directory, manifest, [s["file"] for s in manifest["shards"]])
+        self._published = manifest
 
     def drop(self) -> None:
         """Removes the collection."""
@@ -425,4 +437,5 @@ def _told(uri: str) -> Iterator[None]:
         yield
     except (_library().MilvusException, OSError) as error:
         reason = getattr(error, "message", "") or str(error)
-        raise UserError(f"{uri}: {reason.strip().splitlines()[0]}") from error
+        first, *_ = [*reason.strip().splitlines(), type(error).__name__]
+        raise UserError(f"{uri}: {first}") from error

@@ -32,7 +32,6 @@ from afa.retrieval.index.uri import Address
 HASHING_FROM = 20_000  # rows; below, comparing with every row is as fast
 TREE_FROM = 100_000  # rows; below, hashing alone is as fast
 SEARCHED_LEAVES = 0.1  # share of the leaves a query visits: recall@10 of 0.999 on clustered vectors
-REORDER = 10  # candidates compared exactly for each result asked for
 TRAINING_ROWS = 250_000
 PARALLEL_FROM = 64  # queries in a call from which all cores work on them
 FILTER_BY_ROWS = 0.05  # share of the rows; below, what a filter leaves is compared row by row
@@ -55,6 +54,7 @@ class Plan:
       spherical: leaves of directions: cells of plain k-means lose a fifth of the results on unit
         vectors.
       soar: weight of orthogonality with which rows are put into a second leaf; 0 puts them in one.
+      tuned: whether measurement chose it: then it stays when the index is built again.
     """
 
     kind: Kind = "brute_force"
@@ -65,6 +65,7 @@ class Plan:
     threshold: float = 0.2
     spherical: bool = True
     soar: float = 0.0
+    tuned: bool = False
 
     def candidates(self, k: int) -> int:
         """Rows that are compared exactly for k results."""
@@ -103,6 +104,11 @@ class ScannEngine(Engine):
         self.plan, self.searcher, self._vectors = plan, searcher, vectors
         if threads:
             searcher.set_num_threads(threads)
+
+    @property
+    def rows(self) -> int:
+        """Over how many rows it stands."""
+        return len(self._vectors)
 
     @classmethod
     def build(
@@ -153,6 +159,8 @@ class ScannEngine(Engine):
         k = 64
         while k < FILTER_BY_ROWS * count:
             rows, scores = self._ask(query[None], k)
+            if scores[0, -1] == -np.inf:
+                break  # too few leaves for so many results: those at hand may not be all
             if scores[0, -1] < score:
                 near = scores[0] >= score
                 if allowed is not None:
@@ -214,7 +222,8 @@ def options(address: Address) -> dict[str, Any]:
         raise UserError(f"{address.text!r}: scann:// takes no place, only options behind ?")
     values = address.read(OPTIONS)
     for name, value in values.items():
-        if name != "spherical" and value < (0 if name in ("soar", "threshold") else 1):
+        least = 0 if name in ("soar", "threshold") else 1
+        if name != "spherical" and not value >= least:  # NaN is too small as well
             raise UserError(f"{address.text!r}: {name}={value} is too small")
     if values.get("searched", 0) > values.get("leaves", float("inf")):
         raise UserError(f"{address.text!r}: a query cannot visit more leaves than there are")
@@ -222,15 +231,17 @@ def options(address: Address) -> dict[str, Any]:
     return values
 
 
-def planned(count: int, values: dict[str, Any]) -> Plan:
-    """The rule for so many rows, changed by what an address says; a tree where it has leaves."""
-    plan = rule(count)
+def planned(count: int, values: dict[str, Any], tuned: Plan | None = None) -> Plan:
+    """The rule for so many rows, or what was tuned, changed by what an address says; a tree where
+    that has leaves."""
+    plan = rule(count) if tuned is None else tuned
     if "leaves" in values:
         leaves = min(values["leaves"], count)
         searched = max(1, round(leaves * SEARCHED_LEAVES))
         plan = dataclasses.replace(plan, kind="tree", searched=searched)
     plan = dataclasses.replace(plan, **values)
-    return dataclasses.replace(plan, leaves=min(plan.leaves, count))
+    leaves = min(plan.leaves, count)
+    return dataclasses.replace(plan, leaves=leaves, searched=min(plan.searched, leaves))
 
 
 def installed() -> bool:

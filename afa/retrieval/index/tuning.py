@@ -183,7 +183,7 @@ def tune(
                     best[name] = point, engine
         note(f"{_words(plan)}: best so far {_told(best['all'][0])}")
     point, engine = best["all"]
-    asked = engine.with_plan(searched=point.plan.searched, reorder=point.plan.reorder)
+    asked = engine.with_plan(searched=point.plan.searched, reorder=point.plan.reorder, tuned=True)
     return Tuned(point, point.recall >= target, tuple(points), asked)
 
 
@@ -220,8 +220,6 @@ def _sweep(
         yield _point(engine, truth, built, single)
         return
     for reorder in REORDERED:
-        if reorder <= truth.k:
-            continue
         asked = engine.with_plan(reorder=reorder)
         if engine.plan.kind == "hashing":
             points = [_point(asked, truth, built, single)]

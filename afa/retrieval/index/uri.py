@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from afa.errors import UserError, choose, nearest
 
@@ -77,6 +77,6 @@ def parse(text: str, schemes: Mapping[str, Any]) -> Address:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{FIELD}={text!r}: {twice} stands there twice")
-    if urlsplit(text).fragment:
+    if "#" in text:
         raise UserError(f"{FIELD}={text!r}: # has no meaning there")
     return Address(text, scheme, place, dict(options))
