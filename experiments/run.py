@@ -186,11 +186,16 @@ def _spelled(word: str) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     words = list(sys.argv[1:] if words is None else words)
-    return guarded(lambda: _main(words))
+    return guarded(lambda: _main(words), after_signal="goes on from the last checkpoint")
 
 
-def guarded(command: Callable[[], int]) -> int:
-    """Runs a command; mistakes and early ends become one line and an exit code."""
+def guarded(command: Callable[[], int], after_signal: str = "begins anew") -> int:
+    """Runs a command; mistakes and early ends become one line and an exit code.
+
+    Args:
+      command: returns its own exit code.
+      after_signal: what the same command does when it was stopped by a signal and is given again.
+    """
     try:
         with _stopping():
             return command()
@@ -206,8 +211,8 @@ def guarded(command: Callable[[], int]) -> int:
         print(f"{error}; the same command goes on (exit code {EXIT_PREEMPTED})", file=sys.stderr)
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
-        print(f"stopped by a signal; the same command goes on from the last checkpoint (exit code "
-              f"{EXIT_PREEMPTED})", file=sys.stderr)  # fmt: skip
+        told = f"the same command {after_signal} (exit code {EXIT_PREEMPTED})"
+        print(f"stopped by a signal; {told}", file=sys.stderr)
         return EXIT_PREEMPTED
 
 

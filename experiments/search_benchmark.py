@@ -81,15 +81,13 @@ def _main(words: Sequence[str]) -> int:
     from afa.report.writers import write_json
     from experiments.search_engines import ENGINES
 
-    missing = [name for name in ("faiss", "hnswlib") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"{', '.join(missing)} is not installed: pip install 'afa[bench]'")
     names = [name for name in chosen.engines.split(",") if name] or list(ENGINES)
     for name in names:
         choose("--engines", name, ENGINES)
     parts = chosen.parts.split(",")
     for part in parts:
         choose("--parts", part, PARTS)
+    _require_libraries(parts, names)
     results = {}
     for title, vectors, queries in _sets(chosen):
         print(f"\n{title}: {parallel.platform()}, {os.cpu_count()} cores")
@@ -100,6 +98,16 @@ def _main(words: Sequence[str]) -> int:
     if chosen.out:
         write_json(chosen.out, {"hardware": parallel.platform(), "sets": results})
     return 0
+
+
+def _require_libraries(parts: Sequence[str], names: Sequence[str]) -> None:
+    from experiments.search_engines import LIBRARIES
+
+    needed = {"exact": {"faiss"}, "layer": {"scann"}, "approximate": {LIBRARIES[n] for n in names}}
+    wanted = sorted({library for part in parts for library in needed[part]})
+    missing = [library for library in wanted if importlib.util.find_spec(library) is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)} is not installed: pip install 'afa[bench]'")
 
 
 # ---- vectors -----------------------------------------------------------------------------------

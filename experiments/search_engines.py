@@ -128,6 +128,9 @@ ENGINES: dict[str, Callable[[np.ndarray], Iterator[Built]]] = {
     "faiss HNSW": faiss_hnsw,
     "hnswlib": hnswlib,
 }
+LIBRARIES = {  # which each of them needs
+    "afa scann://": "scann", "faiss IVFPQ": "faiss", "faiss HNSW": "faiss", "hnswlib": "hnswlib",
+}  # fmt: skip
 
 
 def unchanged(vectors: np.ndarray) -> Any:

@@ -225,7 +225,7 @@ def test_unreadable_pictures_of_a_list_are_left_out_with_all_that_is_known_of_th
             "expected a path, an item, and train, query or",
         ),
         (lambda t: t.replace("24\n", "25\n"), "holds 24 pictures, and its first line says '25'"),
-        (lambda t: "", "cannot be read"),
+        (lambda t: "24\n", "has 1 lines, and two stand above the pictures"),
     ],
 )
 def test_a_partition_of_another_form_is_refused(tmp_path, change, told):

@@ -9,6 +9,7 @@ import tiny_run
 from afa import parallel
 from afa import run as job
 from afa.errors import EXIT_PREEMPTED
+from experiments.run import guarded
 
 PUBLIC = ("checkpoints", "config.json", "metrics.jsonl", "split.json", "tensorboard")
 
@@ -85,6 +86,16 @@ def test_a_signal_in_the_final_evaluation_loses_nothing(tiny_data, tiny_copy):
         "stopped by a signal; the same command goes on from the last checkpoint (exit code 75)\n"
     )
     assert tiny_run.digest(tiny_copy)
+
+
+def test_a_command_without_checkpoints_does_not_speak_of_them(capsys):
+    def stopped():
+        raise KeyboardInterrupt
+
+    assert guarded(stopped) == EXIT_PREEMPTED
+    assert capsys.readouterr().err == (
+        "stopped by a signal; the same command begins anew (exit code 75)\n"
+    )
 
 
 class Stop:

@@ -8,7 +8,7 @@ import pytest
 from afa.retrieval import exact
 from afa.retrieval.index import scann, tuning
 from experiments import search_benchmark as benchmark
-from experiments.search_engines import ENGINES, Built
+from experiments.search_engines import ENGINES, LIBRARIES, Built
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +46,9 @@ def test_the_least_effort_is_the_least(gallery):
     assert next(benchmark._least(built, vectors, queries, truth, 0.99))[:2] == (10, 20)
 
 
-LIBRARIES = {"afa scann://": "scann", "hnswlib": "hnswlib"}
-
-
 @pytest.mark.parametrize("name", ENGINES)
 def test_every_library_reaches_the_recalls(name, gallery, tmp_path, monkeypatch):
-    library = LIBRARIES.get(name, "faiss")
+    library = LIBRARIES[name]
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed here")
     monkeypatch.setattr(tuning, "TIMED_SECONDS", 0.01)

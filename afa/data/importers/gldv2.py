@@ -13,7 +13,7 @@ from jaxtyping import Int64
 
 from afa.config import DataConfig
 from afa.data.importers import listed
-from afa.data.splits import TEST, TRAIN, VALIDATION, held_out_text, hold_out
+from afa.data.splits import LEAST_PICTURES, TEST, TRAIN, VALIDATION, held_out_text, hold_out
 from afa.data.types import Dataset
 from afa.errors import UserError
 
@@ -24,7 +24,6 @@ RECOGNITION = (
 )  # fmt: skip
 IGNORED = "Ignored"
 TESTED = 10  # every so many landmarks one tests
-LEAST_PICTURES = 2
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from afa.config import DataConfig
+from afa.data.folder import GALLERY, QUERY
 from afa.data.importers import listed
 from afa.data.splits import TEST, TRAIN, VALIDATION, held_out_text, hold_out
 from afa.data.types import Dataset
@@ -19,7 +20,6 @@ from afa.errors import UserError
 LIST = "list_eval_partition.txt"
 PLACES = (LIST, f"Eval/{LIST}", f"Anno/{LIST}")
 COLUMNS = ["image_name", "item_id", "evaluation_status"]
-QUERY, GALLERY = "query", "gallery"
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,12 @@ def load_inshop(config: DataConfig) -> Dataset:
 
 def _lines(path: Path) -> list[tuple[str, str, str]]:
     try:
-        count, header, *lines = path.read_text("utf-8").splitlines()
+        text = path.read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
+    if len(text) < 2:
+        raise UserError(f"{path}: has {len(text)} lines, and two stand above the pictures")
+    count, header, *lines = text
     if header.split() != COLUMNS:
         raise UserError(f"{path}: line 2 is {header[:80]!r}, expected {' '.join(COLUMNS)!r}")
     found = []

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from afa.data.folder import class_files
+from afa.data.folder import GALLERY, QUERY, class_files
 from afa.data.importers import listed
-from afa.data.importers.inshop import GALLERY, QUERY, read_partition
+from afa.data.importers.inshop import read_partition
 from afa.data.types import ImageSet
 from afa.evaluation.benchmarks.contract import Benchmark, Figure, image_set, mean_figure
 from afa.evaluation.metrics import metrics_from_ranks
