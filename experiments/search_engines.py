@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from afa.retrieval.index import tuning
+
 LEAVES = (2.0, 1.0, 4.0)  # in square roots of the number of rows
 LINKS = (16, 32)  # of a node of a graph
 EF_CONSTRUCTION = 200
@@ -41,9 +43,10 @@ def ours(vectors: np.ndarray) -> Iterator[Built]:
     from afa.retrieval.records import Records
 
     rows = Records.of(vectors, np.arange(len(vectors)))
-    for root, soar in ((2.0, 0.0), (1.0, 0.0), (2.0, 1.5), (4.0, 0.0), (1.0, 1.5)):
+    for root, soar, reduced in _trees(vectors):
         leaves = round(root * len(vectors) ** 0.5)
-        engine = ScannEngine.build(vectors, Plan("tree", leaves, 1, soar=soar), threads=1)
+        plan = Plan("tree", leaves, 1, reduced=reduced, soar=soar)
+        engine = ScannEngine.build(vectors, plan, threads=1)
 
         def ask(searched: int, reorder: int, engine: ScannEngine = engine) -> Ask:
             asked = engine.with_plan(searched=searched, reorder=reorder)
@@ -51,54 +54,83 @@ def ours(vectors: np.ndarray) -> Iterator[Built]:
             return lambda queries, k: index.search(queries, k).ids
 
         effort = [step for step in STEPS if step < leaves] + [leaves]
-        yield Built(f"{leaves} leaves, SOAR {soar:g}", effort, REORDERED, ask)
-
-
-def faiss_ivfpq(vectors: np.ndarray) -> Iterator[Built]:
-    """IVFPQ with 4-bit fast scan, as many dimensions a code as ScaNN, refined by exact products."""
-    import faiss
-
-    rows, dimension = vectors.shape
-    for root in LEAVES:
-        cells = round(root * rows**0.5)
-        words = f"IVF{cells},PQ{dimension // 2}x4fs,RFlat"
-        index = faiss.index_factory(dimension, words, faiss.METRIC_INNER_PRODUCT)
-        faiss.omp_set_num_threads(os.cpu_count() or 1)
-        index.train(vectors)
-        index.add(vectors)
-        faiss.omp_set_num_threads(1)
-        inner = faiss.extract_index_ivf(index)
-
-        def ask(probes: int, reorder: int, index: Any = index, inner: Any = inner) -> Ask:
-            def search(queries: np.ndarray, k: int) -> np.ndarray:
-                inner.nprobe, index.k_factor = probes, reorder / k
-                return index.search(queries, k)[1]
-
-            return search
-
-        effort = [step for step in STEPS if step < cells] + [cells]
+        words = f"{leaves} leaves, PCA {reduced or 'none'}, SOAR {soar:g}"
         yield Built(words, effort, REORDERED, ask)
 
 
-def faiss_hnsw(vectors: np.ndarray) -> Iterator[Built]:
-    """Navigable small worlds (Malkov and Yashunin 2016) of faiss."""
+def _trees(vectors: np.ndarray) -> Iterator[tuple[float, float, int]]:
+    """Leaves in square roots of the rows, weight of SOAR, dimensions of PCA; the best first."""
+    enough = tuning.enough_dimensions(vectors)
+    for reduced in dict.fromkeys((enough, 0)):
+        yield from ((2.0, 0.0, reduced), (1.0, 0.0, reduced), (2.0, 1.5, reduced))
+
+
+def faiss_ivfpq(vectors: np.ndarray) -> Iterator[Built]:
+    """IVFPQ with 4-bit fast scan, as many dimensions a code as ScaNN, refined by exact products;
+    over the same PCA, and over whole vectors."""
     import faiss
 
-    for links in LINKS:
-        index = faiss.IndexHNSWFlat(vectors.shape[1], links, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = EF_CONSTRUCTION
-        faiss.omp_set_num_threads(os.cpu_count() or 1)
-        index.add(vectors)
-        faiss.omp_set_num_threads(1)
+    rows, dimension = vectors.shape
+    for reduced in dict.fromkeys((tuning.enough_dimensions(vectors), 0)):
+        for root in LEAVES:
+            cells = round(root * rows**0.5)
+            words = f"IVF{cells},PQ{(reduced or dimension) // 2}x4fs"
+            inner = faiss.index_factory(reduced or dimension, words, faiss.METRIC_INNER_PRODUCT)
+            index = _filled(vectors, inner, reduced)
+            effort = [step for step in STEPS if step < cells] + [cells]
+            ask = _asking(index, inner, "nprobe")
+            yield Built(f"PCA {reduced or 'none'}, {words}, refined", effort, REORDERED, ask)
 
-        def ask(length: int, reorder: int, index: Any = index) -> Ask:
-            def search(queries: np.ndarray, k: int) -> np.ndarray:
-                index.hnsw.efSearch = length
-                return index.search(queries, k)[1]
 
-            return search
+def faiss_hnsw(vectors: np.ndarray) -> Iterator[Built]:
+    """Navigable small worlds (Malkov and Yashunin 2016) of faiss; over whole vectors, and over the
+    same PCA refined by exact products."""
+    import faiss
 
-        yield Built(f"M {links}", [step for step in STEPS if step >= 12], (0,), ask)
+    dimension = vectors.shape[1]
+    reduced = tuning.enough_dimensions(vectors)
+    effort = [step for step in STEPS if step >= 12]
+    for kept, links in dict.fromkeys(((0, LINKS[0]), (reduced, LINKS[0]), (0, LINKS[1]))):
+        graph = faiss.IndexHNSWFlat(kept or dimension, links, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction = EF_CONSTRUCTION
+        index = _filled(vectors, graph, kept, refined=kept > 0)
+        ask = _asking(index, graph.hnsw, "efSearch")
+        yield Built(f"PCA {kept or 'none'}, M {links}", effort, REORDERED if kept else (0,), ask)
+
+
+def _filled(vectors: np.ndarray, inner: Any, reduced: int, refined: bool = True) -> Any:
+    """An index of faiss over a PCA, where one is wanted; its results compared exactly."""
+    import faiss
+
+    index = inner
+    if reduced:
+        # Of second moments, as ScaNN's: taking the mean away would change inner products.
+        some = vectors[:: -(-len(vectors) // tuning.SPECTRUM_ROWS)]
+        axes = np.linalg.eigh(some.T @ some)[1][:, ::-1][:, :reduced]
+        turn = faiss.LinearTransform(vectors.shape[1], reduced, False)
+        faiss.copy_array_to_vector(np.ascontiguousarray(axes.T).ravel(), turn.A)
+        turn.is_trained = True
+        index = faiss.IndexPreTransform(turn, inner)
+    if refined:
+        index = faiss.IndexRefineFlat(index)
+    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    index.train(vectors)
+    index.add(vectors)
+    faiss.omp_set_num_threads(1)
+    return index
+
+
+def _asking(index: Any, inner: Any, effort_is: str) -> Callable[[int, int], Ask]:
+    def ask(effort: int, reorder: int) -> Ask:
+        def search(queries: np.ndarray, k: int) -> np.ndarray:
+            setattr(inner, effort_is, effort)
+            if reorder:
+                index.k_factor = reorder / k
+            return index.search(queries, k)[1]
+
+        return search
+
+    return ask
 
 
 def hnswlib(vectors: np.ndarray) -> Iterator[Built]:

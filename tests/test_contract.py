@@ -19,7 +19,12 @@ from afa.retrieval.index import local
 from afa.retrieval.records import Records
 
 HAS = {name: importlib.util.find_spec(name) is not None for name in ("scann", "milvus_lite")}
-LOCAL = ["exact://", "scann://", "scann://?leaves=12&searched=12&reorder=400", "scann://?soar=1"]
+LOCAL = [
+    "exact://",
+    "scann://",
+    "scann://?leaves=12&searched=12&reorder=400",
+    "scann://?leaves=12&searched=12&reorder=400&reduced=4&soar=1",
+]
 EMBEDDED = ["?index=HNSW&ef=512", "?index=FLAT", "?index=IVF_FLAT&nprobe=128"]
 
 

@@ -154,11 +154,14 @@ def test_building_again_leaves_one_index(exported):
 # ---- tuning ------------------------------------------------------------------------------------
 
 
-def clustered(rows, seed=0):
+def clustered(rows, seed=0, dimension=16):
+    """Clusters in 16 directions; more dimensions than that are nearly empty."""
     random = np.random.default_rng(seed)
     centres = random.normal(size=(40, 16))
     noisy = centres[random.integers(40, size=rows)] + 0.6 * random.normal(size=(rows, 16))
-    return exact.normalise(noisy.astype(np.float32))
+    wide = 0.05 * random.normal(size=(rows, dimension))
+    wide[:, :16] = noisy
+    return exact.normalise(wide.astype(np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +215,7 @@ def test_the_time_budget_ends_it_and_a_target_may_be_missed():
 
 
 def test_every_setting_is_tried_on_the_best_tree_so_far(monkeypatch):
-    """Everything that building an index decides: leaves, SOAR, threshold and kind of k-means."""
+    """Everything that building an index decides: leaves, PCA, SOAR, codes, kind of k-means."""
     built = []
     real = ScannEngine.build.__func__
 
@@ -223,15 +226,25 @@ def test_every_setting_is_tried_on_the_best_tree_so_far(monkeypatch):
     monkeypatch.setattr(ScannEngine, "build", classmethod(build))
     monkeypatch.setattr(tuning, "REORDERED", (40, 640))
     monkeypatch.setattr(tuning, "TIMED_SECONDS", 0.0)
-    found = tuning.tune(clustered(6000), 0.8, 10, seconds=60.0)
+    found = tuning.tune(clustered(6000, dimension=40), 0.8, 10, seconds=60.0)
     assert found.reached
     trees = [plan for plan in built if plan.kind == "tree"]
     assert {plan.soar for plan in trees} >= {0.0, 1.5}
     assert {plan.threshold for plan in trees} >= {0.2, 0.1, 0.0}
     assert {plan.spherical for plan in trees} == {True, False}
-    assert {plan.block for plan in trees} == {2, 4}
+    assert {plan.block for plan in trees} == {1, 2, 4}
+    assert {plan.reduced for plan in trees} >= {16, 32, 8}
     assert len({plan.leaves for plan in trees}) >= 3
     assert len(built) == len({tuning._made(plan) for plan in built})
+
+
+def test_enough_dimensions_keep_nine_tenths():
+    assert tuning.enough_dimensions(clustered(6000)) == 0  # no direction is empty
+    wide = clustered(6000, dimension=80)
+    assert tuning.enough_dimensions(wide) == 16
+    assert (wide[:, :16] ** 2).sum() > tuning.KEPT * (wide**2).sum() > (wide[:, :8] ** 2).sum()
+    few = np.ones((50, 24), np.float32) / 24**0.5
+    assert tuning.enough_dimensions(few) == 8
 
 
 @pytest.mark.parametrize("target", [0.0, 1.5, float("nan")])

@@ -48,6 +48,8 @@ class Plan:
         with the codes in the leaves near a query.
       leaves: of the tree, at most one a row.
       searched: leaves that a query visits.
+      reduced: dimensions of a PCA in which leaves and codes see the vectors; 0 is all of them. Of a
+        tree alone. What is compared exactly is whole.
       reorder: candidates that are compared exactly, for 10 results; more results take more.
       block: dimensions that a code of 4 bits stands for.
       threshold: of anisotropic quantization, for unit vectors.
@@ -60,6 +62,7 @@ class Plan:
     kind: Kind = "brute_force"
     leaves: int = 0
     searched: int = 0
+    reduced: int = 0
     reorder: int = 100
     block: int = 2
     threshold: float = 0.2
@@ -75,8 +78,8 @@ class Plan:
 
 
 OPTIONS: dict[str, type] = {
-    "leaves": int, "searched": int, "reorder": int, "block": int, "threshold": float,
-    "spherical": bool, "soar": float, "threads": int,
+    "leaves": int, "searched": int, "reduced": int, "reorder": int, "block": int,
+    "threshold": float, "spherical": bool, "soar": float, "threads": int,
 }  # fmt: skip
 
 
@@ -222,7 +225,7 @@ def options(address: Address) -> dict[str, Any]:
         raise UserError(f"{address.text!r}: scann:// takes no place, only options behind ?")
     values = address.read(OPTIONS)
     for name, value in values.items():
-        least = 0 if name in ("soar", "threshold") else 1
+        least = 0 if name in ("soar", "threshold", "reduced") else 1
         if name != "spherical" and not value >= least:  # NaN is too small as well
             raise UserError(f"{address.text!r}: {name}={value} is too small")
     if values.get("searched", 0) > values.get("leaves", float("inf")):
@@ -268,6 +271,8 @@ def _build(vectors: Float32[np.ndarray, "n d"], plan: Plan) -> Any:
         return builder.score_brute_force().build()
     sample = min(len(vectors), TRAINING_ROWS)
     if plan.kind == "tree":
+        if 0 < plan.reduced < vectors.shape[1]:
+            builder = builder.pca(plan.reduced, pca_significance_threshold=None)
         builder = builder.tree(
             plan.leaves,
             plan.searched,
