@@ -83,14 +83,14 @@ def faiss_ivfpq(vectors: np.ndarray) -> Iterator[Built]:
 
 
 def faiss_hnsw(vectors: np.ndarray) -> Iterator[Built]:
-    """Navigable small worlds (Malkov and Yashunin 2016) of faiss; over whole vectors, and over the
-    same PCA refined by exact products."""
+    """Navigable small worlds (Malkov and Yashunin 2016) of faiss; over the same PCA refined by
+    exact products, and over whole vectors."""
     import faiss
 
     dimension = vectors.shape[1]
     reduced = tuning.enough_dimensions(vectors)
     effort = [step for step in STEPS if step >= 12]
-    for kept, links in dict.fromkeys(((0, LINKS[0]), (reduced, LINKS[0]), (0, LINKS[1]))):
+    for kept, links in dict.fromkeys(((reduced, LINKS[0]), (0, LINKS[0]), (0, LINKS[1]))):
         graph = faiss.IndexHNSWFlat(kept or dimension, links, faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction = EF_CONSTRUCTION
         index = _filled(vectors, graph, kept, refined=kept > 0)
