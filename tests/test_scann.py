@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ PLANS = {
     "hashing": Plan("hashing"),
     "tree": Plan("tree", 20, 12),
     "soar": Plan("tree", 20, 8, soar=1.5),
+    "pca": Plan("tree", 20, 12, reduced=6, reorder=200),
 }
 ONE_LEAF = Plan("tree", 20, 1)
 
@@ -149,6 +151,21 @@ def test_building_again_leaves_one_index(exported):
     second = {path.name for path in exported.iterdir()}
     assert len(first) == len(second) == 4  # manifest, lock, shard, folder
     assert len(first & second) == 3
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_more_threads_work_than_are_asked_for(threads):
+    """ScaNN adds the thread that asks to those it was given: one would have been two."""
+    rows = clustered(20_000, dimension=64)
+    engine = ScannEngine.build(rows, Plan("tree", 40, 40, reorder=400), threads=threads)
+    queries = rows[:2000]
+    engine.search(queries, 10, None)
+    shares = []
+    for _ in range(3):
+        began, worked = time.perf_counter(), time.process_time()
+        engine.search(queries, 10, None)
+        shares.append((time.process_time() - worked) / (time.perf_counter() - began))
+    assert max(shares) < threads + 0.2
 
 
 # ---- tuning ------------------------------------------------------------------------------------

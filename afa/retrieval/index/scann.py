@@ -105,8 +105,9 @@ class ScannEngine(Engine):
         self, vectors: Float32[np.ndarray, "n d"], plan: Plan, searcher: Any, threads: int = 0
     ) -> None:
         self.plan, self.searcher, self._vectors = plan, searcher, vectors
-        if threads:
-            searcher.set_num_threads(threads)
+        self._threads = threads
+        if threads > 1:
+            searcher.set_num_threads(threads - 1)  # who asks works too
 
     @property
     def rows(self) -> int:
@@ -129,7 +130,8 @@ class ScannEngine(Engine):
 
     def with_plan(self, **changes: Any) -> "ScannEngine":
         """The same searcher asked otherwise: another `searched` or `reorder` needs no building."""
-        return ScannEngine(self._vectors, dataclasses.replace(self.plan, **changes), self.searcher)
+        plan = dataclasses.replace(self.plan, **changes)
+        return ScannEngine(self._vectors, plan, self.searcher, self._threads)
 
     def search(self, queries: Float32[np.ndarray, "q d"], k: int, allowed: Allowed) -> Found:
         if allowed is None:
@@ -184,7 +186,7 @@ class ScannEngine(Engine):
             found = np.pad(found.astype(np.int64), (0, short))
             return _filled(found[None], np.pad(scores, (0, short), constant_values=np.nan)[None])
         search = self.searcher.search_batched
-        if len(queries) >= PARALLEL_FROM:
+        if len(queries) >= PARALLEL_FROM and self._threads != 1:
             search = self.searcher.search_batched_parallel
         found, scores = search(np.ascontiguousarray(queries), k, candidates, searched)
         return _filled(found, scores)
