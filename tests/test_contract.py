@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -76,6 +77,15 @@ def test_answers_are_those_of_comparing_with_every_row(make, numbers):
     for ids, scores in made.search(queries[:2], 4):
         assert len(ids) == len(scores) == 4
         assert all(type(each) is (int if numbers else str) for each in ids)
+
+
+def test_one_query_of_a_service_goes_the_short_way():
+    """Types of arrays that came from another process are equal, not the same."""
+    made = index.create("exact://", records(), dict(MANIFEST))
+    query = pickle.loads(pickle.dumps(vectors(1)))
+    assert made._is_one_query(query)
+    for other in (query.astype(">f4"), query.astype(np.float64), 2 * query, query[0], [query]):
+        assert not made._is_one_query(other)
 
 
 def test_all_rows_can_be_asked_for(make):

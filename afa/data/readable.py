@@ -23,10 +23,25 @@ def readable(
     Raises:
       UserError: more of them than `config.max_unreadable` allows.
     """
-    reasons = _check(paths, config)
+    reasons = why_not(paths, config.read_threads)
     told = [f"{name}: {reason}" for name, reason in zip(ids, reasons, strict=True) if reason]
     _refuse_too_many(told, len(paths), config)
     return [i for i, reason in enumerate(reasons) if not reason], told
+
+
+def why_not(paths: Sequence[Path], threads: int) -> list[str]:
+    """Why each of these pictures cannot be used, or "" when it decodes completely."""
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        return list(
+            track(
+                pool.map(_reason, paths),
+                "checking pictures",
+                len(paths),
+                transient=True,
+                console=Console(stderr=True),
+                disable=len(paths) < PROGRESS_FROM,
+            )
+        )
 
 
 _checked: dict[tuple[str, int, int], str] = {}  # (path, size, mtime) -> reason, "" when readable
@@ -46,20 +61,6 @@ def _reason(path: Path) -> str:
         return _checked[key]
     except OSError as error:
         return error.strerror or str(error)
-
-
-def _check(paths: Sequence[Path], config: DataConfig) -> list[str]:
-    with ThreadPoolExecutor(max(1, config.read_threads)) as pool:
-        return list(
-            track(
-                pool.map(_reason, paths),
-                "checking pictures",
-                len(paths),
-                transient=True,
-                console=Console(stderr=True),
-                disable=len(paths) < PROGRESS_FROM,
-            )
-        )
 
 
 def _refuse_too_many(skipped: Sequence[str], total: int, config: DataConfig) -> None:

@@ -1,19 +1,19 @@
 """A folder of pictures as rows of a gallery."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from afa.data.folder import SUFFIXES
-from afa.data.images import UnreadablePicture, decode
+from afa.data.readable import SHOWN, why_not
 from afa.data.types import Files, ImageSet
 from afa.errors import UserError
 from afa.retrieval.records import Records
 from afa.retrieval.trained import Trained
 
 CHUNK = 1024  # pictures that are described between two lines of progress
-SHOWN = 3  # unreadable pictures that are named
 
 Note = Callable[[str], None]
 
@@ -29,7 +29,7 @@ def described(trained: Trained, root: Path, note: Note) -> Records:
     Raises:
       UserError: no folder, or no picture in it that can be read.
     """
-    paths = list(_readable(files_under(root), root, note))
+    paths = _readable(files_under(root), root, note)
     if not paths:
         raise UserError(f"{root}: holds no pictures that can be read")
     ids = [path.relative_to(root).as_posix() for path in paths]
@@ -73,16 +73,11 @@ def files_under(root: Path) -> list[Path]:
     return found
 
 
-def _readable(paths: list[Path], root: Path, note: Note) -> Iterator[Path]:
-    left_out = 0
-    for path in paths:
-        try:
-            decode(path.read_bytes())
-        except (OSError, UnreadablePicture) as error:
-            left_out += 1
-            if left_out <= SHOWN:
-                note(f"left out {path.relative_to(root)}: {error}")
-            continue
-        yield path
-    if left_out > SHOWN:
-        note(f"left out {left_out} pictures that cannot be read")
+def _readable(paths: list[Path], root: Path, note: Note) -> list[Path]:
+    reasons = why_not(paths, os.cpu_count() or 1)
+    bad = [(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason]
+    for path, reason in bad[:SHOWN]:
+        note(f"left out {path.relative_to(root)}: {reason}")
+    if len(bad) > SHOWN:
+        note(f"left out {len(bad)} pictures that cannot be read")
+    return [path for path, reason in zip(paths, reasons, strict=True) if not reason]

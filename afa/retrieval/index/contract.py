@@ -301,7 +301,7 @@ class Index(abc.ABC):
         if type(queries) is not np.ndarray or queries.shape != (1, self.dimension):
             return False
         row = queries[0]
-        return queries.dtype is FLOAT32 and SHORTEST <= float(row.dot(row)) <= LONGEST
+        return queries.dtype == FLOAT32 and SHORTEST <= float(row.dot(row)) <= LONGEST
 
     def _filter(self, classes: Sequence[str] | None, ids: Sequence[Id] | None) -> Any:
         if classes is None and ids is None:
