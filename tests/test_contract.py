@@ -27,6 +27,9 @@ LOCAL = [
     "scann://?leaves=12&searched=12&reorder=400&reduced=4&soar=1",
 ]
 EMBEDDED = ["?index=HNSW&ef=512", "?index=FLAT", "?index=IVF_FLAT&nprobe=128"]
+# A server is held to the contract too, where one is named: MILVUS_SERVER=localhost:19530
+SERVER = os.environ.get("MILVUS_SERVER", "")
+SERVED = ["?index=SCANN&nprobe=128", *EMBEDDED] if SERVER else []
 
 
 def needs(library):
@@ -39,7 +42,7 @@ ENGINES = [
 ] + [
     pytest.param(f"milvus://FILE{options}", marks=[needs("milvus_lite")], id=f"milvus{options}")
     for options in EMBEDDED
-]
+] + [pytest.param(f"milvus://{SERVER}{options}", id=f"server{options}") for options in SERVED]
 
 
 @pytest.fixture(params=ENGINES)
@@ -58,6 +61,8 @@ def make(uri):
 
     yield call
     for each in made:
+        if SERVER and SERVER in each.uri:
+            each.drop()
         each.close()
 
 
