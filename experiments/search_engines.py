@@ -1,6 +1,7 @@
 """The search libraries that `experiments.search_benchmark` compares, behind one small interface."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from afa.retrieval.index import tuning
 LEAVES = (2.0, 1.0, 4.0)  # in square roots of the number of rows
 LINKS = (16, 32)  # of a node of a graph
 EF_CONSTRUCTION = 200
-REORDERED = (20, 40, 80, 160, 320)
+REORDERED = (12, 16, 20, 30, 40, 80, 160, 320)
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 # queries, k -> ids
@@ -39,13 +40,11 @@ class Built:
 def ours(vectors: np.ndarray) -> Iterator[Built]:
     """afa's scann://, through its own contract."""
     from afa.retrieval.index.local import LocalIndex
-    from afa.retrieval.index.scann import Plan, ScannEngine
+    from afa.retrieval.index.scann import ScannEngine
     from afa.retrieval.records import Records
 
     rows = Records.of(vectors, np.arange(len(vectors)))
-    for root, soar, reduced in _trees(vectors):
-        leaves = round(root * len(vectors) ** 0.5)
-        plan = Plan("tree", leaves, 1, reduced=reduced, soar=soar)
+    for plan in _trees(vectors):
         engine = ScannEngine.build(vectors, plan, threads=1)
 
         def ask(searched: int, reorder: int, engine: ScannEngine = engine) -> Ask:
@@ -53,33 +52,44 @@ def ours(vectors: np.ndarray) -> Iterator[Built]:
             index = LocalIndex("scann://", unchanged, rows, {}, asked, len(vectors))
             return lambda queries, k: index.search(queries, k).ids
 
-        effort = [step for step in STEPS if step < leaves] + [leaves]
-        words = f"{leaves} leaves, PCA {reduced or 'none'}, SOAR {soar:g}"
-        yield Built(words, effort, REORDERED, ask)
+        effort = [step for step in STEPS if step < plan.leaves] + [plan.leaves]
+        words = f"{plan.leaves} leaves, {_over(plan.reduced)}, {plan.block} a code"
+        yield Built(f"{words}, SOAR {plan.soar:g}", effort, REORDERED, ask)
 
 
-def _trees(vectors: np.ndarray) -> Iterator[tuple[float, float, int]]:
-    """Leaves in square roots of the rows, weight of SOAR, dimensions of PCA; the best first."""
-    enough = tuning.enough_dimensions(vectors)
-    for reduced in dict.fromkeys((enough, 0)):
-        yield from ((2.0, 0.0, reduced), (1.0, 0.0, reduced), (2.0, 1.5, reduced))
+def _trees(vectors: np.ndarray) -> Iterator[Any]:
+    """What the tuning tries first, and its first changes."""
+    first = tuning.first_tree(vectors)
+    change = functools.partial(dataclasses.replace, first)
+    half = round(first.leaves / 2)
+    plans = (
+        first, change(leaves=half), change(leaves=half, reduced=first.reduced // 2),
+        change(soar=1.5), change(block=2), change(block=2, soar=1.5), change(block=2, reduced=0),
+    )  # fmt: skip
+    yield from dict.fromkeys(plans)
+
+
+def _over(reduced: int) -> str:
+    return f"PCA {reduced}" if reduced else "whole"
 
 
 def faiss_ivfpq(vectors: np.ndarray) -> Iterator[Built]:
-    """IVFPQ with 4-bit fast scan, as many dimensions a code as ScaNN, refined by exact products;
-    over the same PCA, and over whole vectors."""
+    """IVFPQ with 4-bit fast scan, refined by exact products; over the same PCA with one and two
+    dimensions a code, as ScaNN, and over whole vectors with two."""
     import faiss
 
     rows, dimension = vectors.shape
-    for reduced in dict.fromkeys((tuning.enough_dimensions(vectors), 0)):
-        for root in LEAVES:
+    enough = tuning.enough_dimensions(vectors)
+    forms = ((enough, 1), (enough, 2), (0, 2)) if enough else ((0, 2),)
+    for root in LEAVES:
+        for reduced, block in forms:
             cells = round(root * rows**0.5)
-            words = f"IVF{cells},PQ{(reduced or dimension) // 2}x4fs"
+            words = f"IVF{cells},PQ{(reduced or dimension) // block}x4fs"
             inner = faiss.index_factory(reduced or dimension, words, faiss.METRIC_INNER_PRODUCT)
             index = _filled(vectors, inner, reduced)
             effort = [step for step in STEPS if step < cells] + [cells]
             ask = _asking(index, inner, "nprobe")
-            yield Built(f"PCA {reduced or 'none'}, {words}, refined", effort, REORDERED, ask)
+            yield Built(f"{_over(reduced)}, {words}, refined", effort, REORDERED, ask)
 
 
 def faiss_hnsw(vectors: np.ndarray) -> Iterator[Built]:
@@ -90,12 +100,13 @@ def faiss_hnsw(vectors: np.ndarray) -> Iterator[Built]:
     dimension = vectors.shape[1]
     reduced = tuning.enough_dimensions(vectors)
     effort = [step for step in STEPS if step >= 12]
-    for kept, links in dict.fromkeys(((reduced, LINKS[0]), (0, LINKS[0]), (0, LINKS[1]))):
+    few, many = LINKS
+    for kept, links in dict.fromkeys(((reduced, few), (0, few), (reduced // 2, few), (0, many))):
         graph = faiss.IndexHNSWFlat(kept or dimension, links, faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction = EF_CONSTRUCTION
         index = _filled(vectors, graph, kept, refined=kept > 0)
         ask = _asking(index, graph.hnsw, "efSearch")
-        yield Built(f"PCA {kept or 'none'}, M {links}", effort, REORDERED if kept else (0,), ask)
+        yield Built(f"{_over(kept)}, M {links}", effort, REORDERED if kept else (0,), ask)
 
 
 def _filled(vectors: np.ndarray, inner: Any, reduced: int, refined: bool = True) -> Any:

@@ -36,13 +36,17 @@ def needs(library):
     return pytest.mark.skipif(not HAS[library], reason=f"{library} is not installed")
 
 
-ENGINES = [
-    pytest.param(uri, marks=[needs("scann")] if uri.startswith("scann") else [], id=uri)
-    for uri in LOCAL
-] + [
-    pytest.param(f"milvus://FILE{options}", marks=[needs("milvus_lite")], id=f"milvus{options}")
-    for options in EMBEDDED
-] + [pytest.param(f"milvus://{SERVER}{options}", id=f"server{options}") for options in SERVED]
+ENGINES = (
+    [
+        pytest.param(uri, marks=[needs("scann")] if uri.startswith("scann") else [], id=uri)
+        for uri in LOCAL
+    ]
+    + [
+        pytest.param(f"milvus://FILE{options}", marks=[needs("milvus_lite")], id=f"milvus{options}")
+        for options in EMBEDDED
+    ]
+    + [pytest.param(f"milvus://{SERVER}{options}", id=f"server{options}") for options in SERVED]
+)
 
 
 @pytest.fixture(params=ENGINES)
