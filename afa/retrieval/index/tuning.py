@@ -328,7 +328,7 @@ def _words(plan: Plan) -> str:
     more = [f"PCA {plan.reduced}"] if plan.reduced else []
     more += [f"SOAR {plan.soar:g}"] if plan.soar else []
     more += [f"threshold {plan.threshold:g}"] if plan.threshold != usual.threshold else []
-    more += [f"{plan.block} dimensions a code"] if plan.block != usual.block else []
+    more += [f"block {plan.block}"] if plan.block != usual.block else []
     more += [] if plan.spherical else ["plain k-means"]
     return ", ".join([f"tree of {plan.leaves} leaves", *more])
 
