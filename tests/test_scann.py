@@ -153,6 +153,30 @@ def test_building_again_leaves_one_index(exported):
     assert len(first & second) == 3
 
 
+def test_codes_see_the_dimensions_of_the_pca_and_results_are_compared_whole():
+    rows = clustered(2000, dimension=40)
+    best = exact.topk(rows[:100], rows, 10)[1]
+    hits = {}
+    for reduced in (0, 16, 1):
+        engine = ScannEngine.build(rows, Plan("tree", 20, 20, reduced=reduced, block=1, reorder=10))
+        found, scores = engine.search(rows[:100], 10, None)
+        np.testing.assert_allclose(
+            scores, np.einsum("qd,qkd->qk", rows[:100], rows[found]), atol=1e-5
+        )
+        hits[reduced] = np.mean(
+            [len(set(a) & set(b)) / 10 for a, b in zip(found, best, strict=True)]
+        )
+    assert hits[0] > 0.7 and hits[16] > 0.7 and hits[1] < 0.5
+
+
+@pytest.mark.parametrize("count", [1, 3, 15, 16])
+def test_a_tree_over_fewer_rows_than_codes(count):
+    """What a tuned index may shrink to."""
+    rows, queries = records(rows=count), vectors(2, seed=1)
+    made = index.create("scann://?leaves=4&searched=4&reorder=40&reduced=4", rows, dict(MANIFEST))
+    agree(made.search(queries, 1), expected(queries, rows, 1))
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_no_more_threads_work_than_are_asked_for(threads):
     """ScaNN adds the thread that asks to those it was given: one would have been two."""

@@ -33,6 +33,7 @@ HASHING_FROM = 20_000  # rows; below, comparing with every row is as fast
 TREE_FROM = 100_000  # rows; below, hashing alone is as fast
 SEARCHED_LEAVES = 0.1  # share of the leaves a query visits: recall@10 of 0.999 on clustered vectors
 TRAINING_ROWS = 250_000
+CODES = 16  # that stand for a block of dimensions; no fewer rows can be hashed
 PARALLEL_FROM = 64  # queries in a call from which all cores work on them
 FILTER_BY_ROWS = 0.05  # share of the rows; below, what a filter leaves is compared row by row
 MARGIN = 1.5  # more candidates than a filter should need
@@ -238,7 +239,9 @@ def options(address: Address) -> dict[str, Any]:
 
 def planned(count: int, values: dict[str, Any], tuned: Plan | None = None) -> Plan:
     """The rule for so many rows, or what was tuned, changed by what an address says; a tree where
-    that has leaves."""
+    that has leaves; comparing with every row where there are too few to hash."""
+    if count < CODES:
+        return Plan()
     plan = rule(count) if tuned is None else tuned
     if "leaves" in values:
         leaves = min(values["leaves"], count)

@@ -215,11 +215,11 @@ def _kinds(
             yield plan
 
 
-def first_tree(vectors: Float32[np.ndarray, "n d"], root: float = ROOT) -> Plan:
+def first_tree(vectors: Float32[np.ndarray, "n d"]) -> Plan:
     """Over a PCA where few dimensions are enough, and then a code for each of them: fewer rows need
     to be compared exactly, which costs most of a query."""
     reduced = enough_dimensions(vectors)
-    leaves = max(2, round(root * len(vectors) ** 0.5))
+    leaves = max(2, round(ROOT * len(vectors) ** 0.5))
     return Plan("tree", leaves, 1, reduced=reduced, block=1 if reduced else 2)
 
 
