@@ -1,7 +1,7 @@
 """Every setting of a run: nested frozen dataclasses, read by `python -m experiments.run`.
 
 The text under a field is what `--help` shows. A duration is a string: "500" steps, "20ep" epochs
-of the training pictures, or "40%" of the whole it belongs to.
+of the training images, or "40%" of the whole it belongs to.
 """
 
 import dataclasses
@@ -15,21 +15,21 @@ TRAINED_CORRUPTIONS = ("gaussian_noise", "gaussian_blur", "occlusion", "low_reso
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    name: str = "embedded"
-    """Data set: embedded, folder, inshop, gldv2, or tfds:NAME."""
+    name: str = "synthetic"
+    """Data set: synthetic, folder, inshop, gldv2, or tfds:NAME."""
     path: str = ""
     """folder: the directory of class folders; inshop, gldv2: the one that holds their lists; tfds:
     the data_dir (empty: the TFDS default)."""
     cache: str = ""
-    """Where the embedded set is built (empty: ~/.cache/afa)."""
+    """Where the synthetic set is built (empty: ~/.cache/afa)."""
     image_size: int = 224
-    """Side of the square pictures the networks see, in pixels."""
+    """Side of the square images the networks see, in pixels."""
     crop_fraction: float = 1.0
     """Evaluation: the shorter side becomes image_size / crop_fraction, then a centre crop."""
     batch_size: int = 64
-    """Pictures a step, over all devices."""
+    """Images a step, over all devices."""
     sampler: Literal["pk", "shuffle"] = "pk"
-    """pk: batch_size / images_per_class classes with images_per_class pictures each; shuffle."""
+    """pk: batch_size / images_per_class classes with images_per_class images each; shuffle."""
     images_per_class: int = 4
     """K of the pk sampler."""
     validation_fraction: float = 0.2
@@ -42,23 +42,23 @@ class DataConfig:
     split_seed: int = 0
     """Chooses the validation classes, or divides the training classes in folds."""
     objects: int = 160
-    """Embedded set: number of objects."""
+    """Synthetic set: number of objects."""
     views: int = 20
-    """Embedded set: in-the-wild views of each object, beside one catalogue view."""
+    """Synthetic set: in-the-wild views of each object, beside one catalogue view."""
     render_size: int = 96
-    """Embedded set: side of the rendered pictures, in pixels."""
+    """Synthetic set: side of the rendered images, in pixels."""
     crop_scale: float = 0.6
     """Training: smallest share of the area a random crop keeps."""
     flip: bool = True
-    """Training: mirror half of the pictures."""
+    """Training: mirror half of the images."""
     jitter: float = 0.2
     """Training: largest relative change of brightness, contrast and saturation."""
     corruptions: tuple[str, ...] = TRAINED_CORRUPTIONS
     """Corruptions seen in training; all others are held back for the robustness test."""
     corrupt_probability: float = 0.5
-    """Training: share of the pictures that get one of these corruptions."""
+    """Training: share of the images that get one of these corruptions."""
     max_unreadable: float = 0.01
-    """Share of unreadable pictures that is skipped with a warning; more is refused."""
+    """Share of unreadable images that is skipped with a warning; more is refused."""
     read_threads: int = 2
     """Threads that read and augment the coming batches."""
 
@@ -68,7 +68,7 @@ class BackboneConfig:
     name: str = "resnet50"
     """Network of F; `python -m experiments.weights --list` shows them all."""
     stem: Literal["imagenet", "small"] = "imagenet"
-    """imagenet: as published; small: 3x3 stride 1, for pictures up to 48 pixels."""
+    """imagenet: as published; small: 3x3 stride 1, for images up to 48 pixels."""
     weights: str = ""
     """First weights: a file (.pth, .pt, .bin, .safetensors, .npz), a directory of them, a run of
     ours, or hf://org/name; empty: random."""
@@ -78,13 +78,13 @@ class BackboneConfig:
     head: Literal["none", "imagenet"] = "none"
     """imagenet: the published classifier too; its posterior becomes a descriptor block."""
     mean: tuple[float, ...] = ()
-    """Mean of the pictures in [0, 1], a figure a channel; empty: that of the weights."""
+    """Mean of the images in [0, 1], a figure a channel; empty: that of the weights."""
     std: tuple[float, ...] = ()
     """Deviation, likewise."""
     channels: Literal["", "rgb", "bgr"] = ""
     """Order of the channels that the network sees; empty: that of the weights."""
     frozen_stages: int = 0
-    """Stages of the backbone, from the picture upwards, that are not trained."""
+    """Stages of the backbone, from the image upwards, that are not trained."""
     frozen_norm: bool = False
     """Training normalises by the stored BatchNorm statistics and leaves them as they are."""
     remat: bool = False
@@ -100,7 +100,7 @@ class EmbedderConfig:
     gem_power: float = 3.0
     """First value of the learned power of generalised-mean pooling."""
     standardise: bool = False
-    """F sees every picture at the same mean and contrast."""
+    """F sees every image at the same mean and contrast."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ class GeneratorConfig:
     width: int = 32
     """Channels at full resolution; doubled at every level down, up to eight times as many."""
     levels: int = 4
-    """Halvings of the resolution between picture and bottleneck."""
+    """Halvings of the resolution between image and bottleneck."""
     latent_dim: int = 64
     """Length of the noise z."""
 
@@ -151,23 +151,23 @@ class AdversarialConfig:
     generator: bool = True
     """Train G and D; their views and features join the fused descriptor."""
     lambda_mse: float = 10.0
-    """G: weight of the squared error towards the clean picture."""
+    """G: weight of the squared error towards the clean image."""
     lambda_adversarial: float = 0.05
-    """G: weight of the adversarial term on restored pictures; 0: no discriminator verdict."""
+    """G: weight of the adversarial term on restored images; 0: no discriminator verdict."""
     lambda_features: float = 1.0
-    """G: weight of the distance between F's descriptors of restored and clean picture."""
+    """G: weight of the distance between F's descriptors of restored and clean image."""
     lambda_noise: float = 0.05
-    """G: weight of the adversarial term on pictures made from noise alone; 0: off."""
+    """G: weight of the adversarial term on images made from noise alone; 0: off."""
     r1: float = 1.0
     """D: weight of the R1 gradient penalty."""
     r1_every: int = 4
     """D: the penalty is computed on every such step and weighted up accordingly."""
     diffaugment: bool = True
-    """D sees real and generated pictures through the same differentiable augmentation."""
+    """D sees real and generated images through the same differentiable augmentation."""
     gate: Literal["fixed", "learned", "verdict"] = "fixed"
-    """How far a picture trusts its restored view: always, by a trained gate, or by D's verdict."""
+    """How far an image trusts its restored view: always, by a trained gate, or by D's verdict."""
     generated_views: float = 0.0
-    """Joint schedule: weight of the metric loss on G's pictures as extra training views."""
+    """Joint schedule: weight of the metric loss on G's images as extra training views."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +187,7 @@ class OptimConfig:
     warmup: str = "5%"
     """Duration of the linear warm-up."""
     clip: float = 1.0
-    """Largest global gradient norm of each player; 0: no clipping."""
+    """Largest global gradient norm of each network; 0: no clipping."""
     accumulate: int = 1
     """Steps whose gradients are averaged before the parameters move."""
     generator_learning_rate: float = 4e-4
@@ -204,9 +204,9 @@ class TrainConfig:
     steps: str = "100ep"
     """Labelled steps (of F)."""
     small_steps: str = "0"
-    """Staged: the first of `steps`, on smaller and so cheaper pictures (progressive resizing)."""
+    """Staged: the first of `steps`, on smaller and so cheaper images (progressive resizing)."""
     small_size: int = 32
-    """Side of the pictures of these steps, in pixels."""
+    """Side of the images of these steps, in pixels."""
     schedule: Literal["staged", "joint"] = "staged"
     """staged: F, F with feature augmentation, then G and D on frozen F; joint: all together."""
     plain: str = "40%"
@@ -230,20 +230,20 @@ class TrainConfig:
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     batch_size: int = 128
-    """Pictures embedded at once, over all devices of the process."""
+    """Images embedded at once, over all devices of the process."""
     views: tuple[str, ...] = ("flip", "median", "standardise")
-    """Second views of the picture, fused beside the restored one when there is a generator."""
+    """Second views of the image, fused beside the restored one when there is a generator."""
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Severities of every corruption in the robustness test."""
     corruption_queries: int = 0
     """Test queries of the robustness test, drawn evenly over the classes; 0: all."""
     validation_queries: int = 0
-    """Validation pictures of the evaluations during training, likewise; 0: all."""
+    """Validation images of the evaluations during training, likewise; 0: all."""
     checkpoint: Literal["last", "best"] = "last"
     """State that is evaluated and exported: the last, or the best by validation MAP@R."""
     protocol: Literal["auto", "leave_one_out", "query_gallery", "catalogue"] = "auto"
-    """Gallery: the other pictures of the split, those that the data set sets apart as its gallery,
-    or one catalogue picture a class. auto: the first is the headline, or the second where the data
+    """Gallery: the other images of the split, those that the data set sets apart as its gallery,
+    or one catalogue image a class. auto: the first is the headline, or the second where the data
     set tells queries from gallery, and the third is reported beside it where there are such."""
 
 
@@ -260,7 +260,7 @@ class RetrievalConfig:
     tune_for: Literal["batch", "single"] = "batch"
     """Speed that is tuned for: of many queries in one call, or of one query after the other."""
     gallery: Literal["test", "all"] = "test"
-    """Pictures that are exported and searched: the test classes, or the whole data set."""
+    """Images that are exported and searched: the test classes, or the whole data set."""
     results: int = 10
     """Results of a search, and k of the recall against exact search."""
 

@@ -13,7 +13,7 @@ from typing import Any
 from afa import config as configuration
 from afa.config import ExperimentConfig
 from afa.errors import UserError
-from afa.report.writers import PER_QUERY_FILE, write_json
+from afa.train.logging import PER_QUERY_FILE, write_json
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -126,7 +126,7 @@ class Workdir:
         write_json(self.config, {"experiment": experiment, "config": configuration.to_dict(config)})
 
     def confirm(self, fingerprint: str) -> None:
-        """Refuses to go on with other pictures than the run began with (`split.json`).
+        """Refuses to go on with other images than the run began with (`split.json`).
 
         Raises:
           UserError: the data set changed since.
@@ -139,7 +139,7 @@ class Workdir:
             raise UserError(f"{self.split}: is no stored split ({error})") from None
         if stored != fingerprint:
             raise UserError(
-                f"--workdir={self.root} holds a run on other pictures: fingerprint "
+                f"--workdir={self.root} holds a run on other images: fingerprint "
                 f"{stored[:12]} -> {fingerprint[:12]} (choose another --workdir, or bring back "
                 "the data set as it was)"
             )

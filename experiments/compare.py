@@ -54,11 +54,12 @@ def main(words: Sequence[str] | None = None) -> int:
 def _main(words: Sequence[str]) -> int:
     chosen = parser().parse_args(list(words))
     quiet()
+    from afa.console import table
     from afa.errors import UserError, choose
-    from afa.evaluation import comparison, summary
-    from afa.evaluation.comparison import Run
-    from afa.report.progress import table
-    from afa.report.writers import write_json
+    from afa.runs import compare as comparison
+    from afa.runs import summarise as summary
+    from afa.runs.compare import Run
+    from afa.train.logging import write_json
 
     runs, others = ([Run.load(path) for path in part] for part in (chosen.runs, chosen.against))
     if others and chosen.together:

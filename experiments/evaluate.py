@@ -9,7 +9,7 @@ figures with the 95 % interval of a bootstrap over queries (over classes, where 
   gldv2                index.csv, retrieval_solution_v2.1.csv, index/ and test/; mAP@100
   gldv2_recognition    train_clean.csv (or train.csv), recognition_solution_v2.1.csv; GAP
   inshop               list_eval_partition.txt; Recall@K
-  folder               query/CLASS/PICTURE and gallery/CLASS/PICTURE; Recall@K
+  folder               query/CLASS/IMAGE and gallery/CLASS/IMAGE; Recall@K
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.run import guarded, quiet
-from experiments.search import Parser, pictures
+from experiments.search import Parser, images
 
 if TYPE_CHECKING:
     from afa.evaluation.benchmarks.contract import Figure
@@ -40,7 +40,7 @@ def parser() -> Parser:
     add("--benchmark", required=True, metavar="NAME", help="one of the above")
     add("--path", required=True, metavar="DIR", help="directory that holds it")
     add("--distractors", default=None, metavar="DIR",
-        help="pictures (all below it) that are searched too and never right")  # fmt: skip
+        help="images (all below it) that are searched too and never right")  # fmt: skip
     options.add_out()
     return options
 
@@ -54,15 +54,15 @@ def _main(words: Sequence[str]) -> int:
     chosen = parser().parse_args(list(words))
     quiet()
     from afa import parallel
-    from afa.data.importers.listed import directory
+    from afa.console import table
+    from afa.data.sources.listed import directory
     from afa.evaluation import benchmarks
-    from afa.report.progress import table
-    from afa.report.writers import write_json
-    from afa.retrieval.trained import Trained
+    from afa.inference.load import Trained
+    from afa.train.logging import write_json
 
     extra: list[Path] = []
     if chosen.distractors is not None:
-        extra = pictures([str(directory("--distractors", chosen.distractors))])
+        extra = images([str(directory("--distractors", chosen.distractors))])
     root = directory("--path", chosen.path)
     benchmark = benchmarks.load(chosen.benchmark, root, extra)
     parallel.keep_memory()

@@ -1,14 +1,14 @@
-"""Makes and keeps an index over pictures of one's own, described by a trained run.
+"""Makes and keeps an index over images of one's own, described by a trained run.
 
-  python -m experiments.index build --run=DIR --pictures=DIR --out=DIR
-  python -m experiments.index add --index=DIR --pictures=DIR
+  python -m experiments.index build --run=DIR --images=DIR --out=DIR
+  python -m experiments.index add --index=DIR --images=DIR
   python -m experiments.index remove --index=DIR ID ...
   python -m experiments.index info --index=DIR
   python -m experiments.index tune --index=DIR --target_recall=0.98
   python -m experiments.index verify --index=DIR
 
-The path of a picture within the folder is its id, the folder it lies in its class. Then
-`python -m experiments.search --index=DIR PICTURE` answers.
+The path of an image within the folder is its id, the folder it lies in its class. Then
+`python -m experiments.search --index=DIR IMAGE` answers.
 """
 
 import argparse
@@ -55,14 +55,14 @@ def _main(words: Sequence[str]) -> int:
 
 
 def _build(chosen: argparse.Namespace) -> None:
+    from afa.inference.load import Trained
     from afa.retrieval import gallery
     from afa.retrieval.indexing import address, indexed
-    from afa.retrieval.trained import Trained
 
     settings = _settings(chosen, chosen.uri)
-    address(settings)  # before the pictures are described
+    address(settings)  # before the images are described
     trained = Trained.load(chosen.run)
-    records = gallery.described(trained, chosen.pictures, _note)
+    records = gallery.described(trained, chosen.images, _note)
     extra: dict[str, Any] = {"run": os.path.relpath(chosen.run.resolve(), chosen.out.resolve())}
     if chosen.calibrate:
         extra["unknown"] = _unknown(trained, chosen.calibrate, records)
@@ -76,9 +76,9 @@ def _add(chosen: argparse.Namespace) -> None:
 
     searcher = Searcher.load(chosen.run, chosen.index)
     there = searcher.index
-    if not chosen.replace:  # before the pictures are described
-        there.require_new(gallery.ids_under(chosen.pictures))
-    records = gallery.described(searcher.trained, chosen.pictures, _note)
+    if not chosen.replace:  # before the images are described
+        there.require_new(gallery.ids_under(chosen.images))
+    records = gallery.described(searcher.trained, chosen.images, _note)
     before, held = len(there), there.holds(records.ids)
     if held.any():
         there.update(records.rows(held))
@@ -118,7 +118,7 @@ def _info(chosen: argparse.Namespace) -> None:
 
 
 def _tune(chosen: argparse.Namespace) -> None:
-    from afa.retrieval.files import read_manifest
+    from afa.manifest import read_manifest
     from afa.retrieval.indexing import indexed
 
     stored = (read_manifest(chosen.index).get("engine") or {}).get("uri", "scann://")
@@ -167,9 +167,9 @@ def _unknown(trained: Any, folder: Path, records: Any) -> list[float]:
 
     from afa.retrieval import calibration, gallery
 
-    strangers = gallery.described(trained, folder, _note)
-    apart = np.full(len(strangers), -1)  # of no class that the gallery holds
-    found = calibration.best_scores(strangers.vectors, apart, records.vectors, records.labels)
+    unknown_queries = gallery.described(trained, folder, _note)
+    apart = np.full(len(unknown_queries), -1)  # of no class that the gallery holds
+    found = calibration.best_scores(unknown_queries.vectors, apart, records.vectors, records.labels)
     return list(found.scores)
 
 
@@ -225,14 +225,14 @@ def _tuning_options(action: Parser, required: bool) -> None:
 
 def _build_options(action: Parser) -> None:
     _directory(action, "--run", "directory of a finished run")
-    _directory(action, "--pictures", "folder of pictures")
+    _directory(action, "--images", "folder of images")
     _directory(action, "--out", "directory of the new index")
     action.add_argument(
         "--uri", default="auto", help="exact://, scann:// or milvus://... (default: auto)"
     )
     action.add_argument(
         "--calibrate", type=Path, default=None, metavar="DIR",
-        help="pictures of objects that the gallery does not hold, so that a search can answer "
+        help="images of objects that the gallery does not hold, so that a search can answer "
         "`no match`",
     )  # fmt: skip
     _tuning_options(action, required=False)
@@ -242,9 +242,9 @@ def _build_options(action: Parser) -> None:
 def _add_options(action: Parser) -> None:
     _index_option(action)
     _run_option(action)
-    _directory(action, "--pictures", "folder of pictures")
+    _directory(action, "--images", "folder of images")
     action.add_argument(
-        "--replace", action="store_true", help="pictures whose id is there are described anew"
+        "--replace", action="store_true", help="images whose id is there are described anew"
     )
 
 
@@ -272,9 +272,9 @@ def _tune_options(action: Parser) -> None:
 
 Action = tuple[Callable[[argparse.Namespace], None], str, Callable[[Parser], None]]
 ACTIONS: dict[str, Action] = {
-    "build": (_build, "describes a folder of pictures and builds an index", _build_options),
-    "add": (_add, "adds the pictures of a folder", _add_options),
-    "remove": (_remove, "removes pictures by their ids", _remove_options),
+    "build": (_build, "describes a folder of images and builds an index", _build_options),
+    "add": (_add, "adds the images of a folder", _add_options),
+    "remove": (_remove, "removes images by their ids", _remove_options),
     "info": (_info, "says what an index holds and how it searches", _index_option),
     "tune": (_tune, "chooses the settings of scann:// by measurement", _tune_options),
     "verify": (

@@ -1,7 +1,7 @@
 """Packs a run for a service: `python -m experiments.package --run=DIR --out=DIR`.
 
-The directory describes pictures as the run's search does, on CPUs, GPUs and TPUs, with JAX, NumPy
-and a decoder of pictures alone; see `afa.retrieval.describer` for how to use it.
+The directory describes images as the run's search does, on CPUs, GPUs and TPUs, with JAX, NumPy
+and a decoder of images alone; see `afa.serving.predictor` for how to use it.
 """
 
 import sys
@@ -40,7 +40,7 @@ def _main(words: Sequence[str]) -> int:
     chosen = parser().parse_args(list(words))
     quiet()
     # Here and not above: `--help` and a misspelt option answer at once.
-    from afa.retrieval.package import pack
+    from afa.serving.package import pack
 
     manifest = pack(chosen.run, chosen.out, chosen.precision, chosen.onnx)
     files = manifest["files"].values()

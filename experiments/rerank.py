@@ -1,6 +1,6 @@
 """What re-ranking gains with a trained run: `python -m experiments.rerank --run=DIR`.
 
-Describes the pictures of the run's data set, fits whitening on training classes, chooses every
+Describes the images of the run's data set, fits whitening on training classes, chooses every
 method's settings on validation classes, and prints its gain and cost on the test classes. Costs
 are milliseconds to describe a query (as one of a batch), milliseconds to rank the gallery for it,
 and seconds to prepare the gallery. The chosen settings are kept with the run, for
@@ -19,7 +19,7 @@ from experiments.run import guarded, quiet
 from experiments.search import Parser
 
 PROGRAM = "python -m experiments.rerank"
-LARGEST_SCALE = 8.0  # of whose pictures one still fits into memory
+LARGEST_SCALE = 8.0  # of whose images one still fits into memory
 
 
 def parser() -> Parser:
@@ -32,7 +32,7 @@ def parser() -> Parser:
     add("--methods", type=_listed, default=None, metavar="A,B",
         help="such as alpha_query_expansion,geometric_verification (default: all)")  # fmt: skip
     add("--scales", type=_scales, default=(1.0,), metavar="A,B",
-        help="scales of the pictures whose mean descriptors all methods begin with, such as "
+        help="scales of the images whose mean descriptors all methods begin with, such as "
         "1,0.7,0.5 (default: 1)")  # fmt: skip
     add("--queries", type=int, default=0, metavar="N",
         help="validation and test queries, drawn evenly over classes (default: all)")  # fmt: skip
@@ -65,27 +65,27 @@ def _main(words: Sequence[str]) -> int:
         raise UserError(f"--queries={chosen.queries} must not be negative")
     quiet()
     from afa import parallel
-    from afa.data import sets
+    from afa.console import table
+    from afa.data.sources import registry
     from afa.evaluation import reranking
-    from afa.evaluation.embed import Embedding
+    from afa.inference.embed import Embedding
+    from afa.inference.load import Trained
     from afa.models import embedder
-    from afa.report.progress import table
-    from afa.report.writers import write_json
     from afa.retrieval.rerank import serving
-    from afa.retrieval.trained import Trained
+    from afa.train.logging import write_json
 
     names = reranking.NAMES if chosen.methods is None else reranking.chosen(chosen.methods)
     parallel.keep_memory()
     trained = Trained.load(chosen.run)
-    dataset = sets.load(trained.config.data)
+    dataset = registry.load(trained.config.data)
     protocol = _protocol(chosen.protocol, dataset.test)
-    players = embedder.build(trained.config, trained.record["training_classes"])
-    known = Embedding(players, trained.config), trained.variables, trained.record["weights"]
+    networks = embedder.build(trained.config, trained.record["training_classes"])
+    known = Embedding(networks, trained.config), trained.variables, trained.record["weights"]
     splits = {}
     for name, images in dataset.splits.items():
         if name == "train" and not set(reranking.WHITENING) & set(names):
             continue
-        print(f"describing {len(images)} {name} pictures", file=sys.stderr)
+        print(f"describing {len(images)} {name} images", file=sys.stderr)
         # What is fitted on training classes needs their descriptors alone.
         needed = () if name == "train" else names
         splits[name] = reranking.describe(*known, images, needed, chosen.scales)

@@ -44,7 +44,7 @@ class Command(ExperimentConfig):
     workdir: str = ""
     """Directory of the run (empty: runs/EXPERIMENT)."""
     scale: Scale = "auto"
-    """laptop: small pictures and a short schedule; auto: laptop where there is no accelerator."""
+    """laptop: small images and a short schedule; auto: laptop where there is no accelerator."""
     dry_run: bool = False
     """Print the configuration, parameters, operations and memory, and stop."""
 
@@ -56,7 +56,7 @@ def run(exp: str, *, workdir: str = "", scale: Scale = "auto", **changes: Any) -
       What `result.json` holds.
 
     Raises:
-      UserError, TrainingDiverged, Preempted: see `afa.run`.
+      UserError, TrainingDiverged, Preempted: see `afa.runs.run`.
     """
     _join(changes)
     config = configuration.with_changes(configured(exp, scale), **changes)
@@ -253,7 +253,7 @@ def _main(words: Sequence[str]) -> int:
 def _execute(exp: str, config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     quiet()
     from afa import parallel
-    from afa import run as job
+    from afa.runs import run as job
 
     home = Path(workdir or Path("runs") / exp)
     chief = parallel.process_index() == 0  # of several processes one speaks
@@ -267,7 +267,7 @@ def _execute(exp: str, config: ExperimentConfig, workdir: str) -> dict[str, Any]
 
 def _dry_run(exp: str, config: ExperimentConfig) -> int:
     quiet()
-    from afa import dry_run
+    from afa.runs import dry_run
 
     print(json.dumps(configuration.to_dict(config), indent=2))
     for line in dry_run.lines(exp, config):

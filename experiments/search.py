@@ -1,9 +1,9 @@
-"""Searches with a trained run: `python -m experiments.search --run=DIR [--json] PICTURE ...`, or in
-an index of other pictures: `python -m experiments.search --index=DIR PICTURE ...`.
+"""Searches with a trained run: `python -m experiments.search --run=DIR [--json] IMAGE ...`, or in
+an index of other images: `python -m experiments.search --index=DIR IMAGE ...`.
 
-A PICTURE is a file, a folder (all pictures under it), a file:// address, or - for a list of them
-on standard input, one a line. Prints id, class and similarity of the most similar pictures of
-the gallery, and saves a picture of the query with its results beside each query's answer.
+A IMAGE is a file, a folder (all images under it), a file:// address, or - for a list of them
+on standard input, one a line. Prints id, class and similarity of the most similar images of
+the gallery, and saves an image of the query with its results beside each query's answer.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def parser() -> Parser:
     """The command's options."""
     options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
     options.add_argument(
-        "pictures", nargs="+", metavar="PICTURE", help="file, folder, file:// address, or -"
+        "images", nargs="+", metavar="IMAGE", help="file, folder, file:// address, or -"
     )
     options.add_argument(
         "--run", type=Path, default=None,
@@ -70,23 +70,23 @@ def parser() -> Parser:
     options.add_argument("--json", action="store_true", help="one JSON object a query, one a line")
     options.add_argument(
         "--sheets", type=Path, default=None,
-        help="where the pictures of the results go (default: DIR/searches)",
+        help="where the images of the results go (default: DIR/searches)",
     )  # fmt: skip
     return options
 
 
-def pictures(words: Iterable[str]) -> list[Path]:
+def images(words: Iterable[str]) -> list[Path]:
     """The files that the command's words stand for, in their order; a folder's sorted by name.
 
     Raises:
-      UserError: a folder without pictures, an address that is not of a local file, or no word.
+      UserError: a folder without images, an address that is not of a local file, or no word.
     """
     from afa.retrieval.gallery import files_under
 
     found: list[Path] = []
     for word in words:
         if word == "-":
-            found += pictures(line.strip() for line in sys.stdin if line.strip())
+            found += images(line.strip() for line in sys.stdin if line.strip())
             continue
         address = urlsplit(word)
         if address.scheme and "://" in word:
@@ -99,7 +99,7 @@ def pictures(words: Iterable[str]) -> list[Path]:
             continue
         found += files_under(path)
     if not found:
-        raise UserError("no query pictures: standard input was empty")
+        raise UserError("no query images: standard input was empty")
     return found
 
 
@@ -114,7 +114,7 @@ def _main(words: Sequence[str]) -> int:
     # Here and not above: `--help` and a misspelt option answer at once.
     from afa.retrieval.search import Searcher
 
-    queries = pictures(chosen.pictures)
+    queries = images(chosen.images)
     searcher = Searcher.load(chosen.run, chosen.index)
     answers = searcher.search(
         queries, chosen.results, chosen.sheets, chosen.false_matches, chosen.rerank
@@ -123,7 +123,7 @@ def _main(words: Sequence[str]) -> int:
         if chosen.json:
             print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)
             continue
-        print(f"{answer.query}  ->  {answer.sheet or 'no picture: ' + answer.without_sheet}")
+        print(f"{answer.query}  ->  {answer.sheet or 'no image: ' + answer.without_sheet}")
         if answer.match is False:
             share = f"{100 * chosen.false_matches:g} % of unknown objects"
             print(

@@ -1,7 +1,7 @@
 """Published weights: `python -m experiments.weights` with `--list`, `--check FILE`, `--export RUN`.
 
 --list shows every backbone with the source and licence of its published weights, parameters,
-operations of one picture and input size. --check reads a file, a directory, a run of ours or
+operations of one image and input size. --check reads a file, a directory, a run of ours or
 hf://org/name, tells which backbone it belongs to, what becomes of every parameter, and, with
 --logits, whether the network computes what its makers say it does. --export writes the backbone of
 a run as safetensors, under the names that torchvision or timm have for it.
@@ -63,9 +63,9 @@ def _main(words: Sequence[str]) -> int:
 
 
 def _list() -> None:
+    from afa.console import table
     from afa.models import backbones
     from afa.models.pretrained import zoo
-    from afa.report.progress import table
 
     console = Console(stderr=True)
     rows = []
@@ -80,7 +80,7 @@ def _list() -> None:
 
 def _export(run: str, target: Path) -> None:
     from afa.models.pretrained import files
-    from afa.report.writers import write_atomically
+    from afa.train.logging import write_atomically
 
     if target.suffix != ".safetensors":
         raise UserError(f"--to={target}: the file has to end in .safetensors")
@@ -105,7 +105,7 @@ def _check(source: str, backbone: str | None, logits: Path | None) -> int:
     print(f"sha256     {weights.sha256}")
     expected = weights.preprocessing
     mean, std = ([round(value, 4) for value in each] for each in (expected.mean, expected.std))
-    print(f"pictures   {expected.channels}, mean {mean}, std {std}, crop {expected.crop:g}")
+    print(f"images   {expected.channels}, mean {mean}, std {std}, crop {expected.crop:g}")
     for kind in ("loaded", "aside", "missing", "unmatched", "reshaped"):
         names = getattr(account, kind)
         few = ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")

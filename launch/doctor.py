@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 GIB = 2**30
-LEAST_DISK = 2 * GIB  # embedded set, checkpoints and embeddings of a small run
+LEAST_DISK = 2 * GIB  # synthetic set, checkpoints and embeddings of a small run
 # ScaNN is wanted, not needed: exact search stands in for it.
 NEEDED = ("jax", "flax", "optax", "orbax.checkpoint", "grain", "tensorflow_datasets", "pyarrow",
           "cv2", "simplejpeg")  # fmt: skip

@@ -38,20 +38,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def embedded_cache() -> Path:
-    """Where embedded data sets of the tests are built, once for all of them."""
+def synthetic_cache() -> Path:
+    """Where synthetic data sets of the tests are built, once for all of them."""
     return CACHE / "data"
 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of pictures for the smallest complete runs (`tiny_run`)."""
+    """A folder of images for the smallest complete runs (`tiny_run`)."""
     import tiny_run
 
     folder = tiny_run.shared(tmp_path_factory) / "tiny_data"
     with tiny_run.once(folder) as mine:
         if mine:
-            tiny_run.pictures(folder)
+            tiny_run.images(folder)
     return folder
 
 

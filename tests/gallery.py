@@ -22,7 +22,7 @@ def records(rows=300, seed=0, first=0, numbers=False):
         vectors(rows, seed),
         [7 * i - 5 for i in numbered] if numbers else [f"é/{i}" for i in numbered],
         [CLASSES[i % len(CLASSES)] for i in numbered],
-        [f"pictures/{i}.jpg" for i in numbered],
+        [f"images/{i}.jpg" for i in numbered],
     )
 
 

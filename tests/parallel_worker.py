@@ -16,12 +16,12 @@ import numpy as np
 import tiny
 
 from afa import parallel
-from afa.checkpoint import Checkpoints, Position
 from afa.config import ExperimentConfig
 from afa.errors import UserError
 from afa.train import steps
+from afa.train.checkpoint import Checkpoints, Position
 from afa.train.state import TrainState, checkpoint_id
-from afa.train.steps import Batch, Recipe
+from afa.train.steps import Batch, StepContext
 
 STEPS = 3
 SAVED = 2  # steps taken when the checkpoint is written
@@ -35,10 +35,10 @@ def settings(loss: str) -> ExperimentConfig:
     })  # fmt: skip
 
 
-def step_of(kind: str, recipe: Recipe) -> functools.partial:
+def step_of(kind: str, context: StepContext) -> functools.partial:
     if kind == "game":
-        return functools.partial(steps.generator_step, recipe=recipe)
-    return functools.partial(steps.embedder_step, recipe=recipe, push=True)
+        return functools.partial(steps.generator_step, context=context)
+    return functools.partial(steps.embedder_step, context=context, perturb=True)
 
 
 def batch_of(number: int, processes: int = 1, index: int = 0) -> Batch:
@@ -57,12 +57,12 @@ def walk(step: Any, state: TrainState, processes: int = 1, index: int = 0) -> di
     return {"metrics": metrics, "variables": parallel.to_host(state.variables)}
 
 
-def kinds() -> dict[str, tuple[str, Recipe]]:
-    recipes = {loss: tiny.recipe(settings(loss)) for loss in ("norm_softmax", "triplet")}
+def kinds() -> dict[str, tuple[str, StepContext]]:
+    contexts = {loss: tiny.context(settings(loss)) for loss in ("norm_softmax", "triplet")}
     return {
-        "push": ("push", recipes["norm_softmax"]),
-        "game": ("game", recipes["norm_softmax"]),
-        "triplet": ("push", recipes["triplet"]),
+        "push": ("push", contexts["norm_softmax"]),
+        "game": ("game", contexts["norm_softmax"]),
+        "triplet": ("push", contexts["triplet"]),
     }
 
 
@@ -76,23 +76,23 @@ def message(step: Any, *given: Any) -> str:
 
 def eight(folder: Path) -> dict[Any, Any]:
     found: dict[Any, Any] = {"devices": parallel.device_count()}
-    for name, (kind, recipe) in kinds().items():
-        step = step_of(kind, recipe)
-        found[name, "pmap"] = walk(parallel.data_parallel(step, "pmap"), tiny.state(recipe))
+    for name, (kind, context) in kinds().items():
+        step = step_of(kind, context)
+        found[name, "pmap"] = walk(parallel.data_parallel(step, "pmap"), tiny.state(context))
         if name != "triplet":
             mapped = parallel.data_parallel(step, "shard_map")
-            found[name, "shard_map"] = walk(mapped, tiny.state(recipe))
+            found[name, "shard_map"] = walk(mapped, tiny.state(context))
         # Unmapped, a step runs on one device and sees no other.
-        found[name, "one"] = walk(parallel.compiled_once(step), tiny.state(recipe))
+        found[name, "one"] = walk(parallel.compiled_once(step), tiny.state(context))
 
-    recipe = kinds()["push"][1]
-    step = parallel.data_parallel(step_of("push", recipe), "pmap")
-    state = tiny.state(recipe)
+    context = kinds()["push"][1]
+    step = parallel.data_parallel(step_of("push", context), "pmap")
+    state = tiny.state(context)
     for number in range(SAVED):
         state, _ = step(state, batch_of(number))
     found["saved"] = parallel.to_host(state), checkpoint_id(state)
     with Checkpoints(folder / "checkpoints", keep_best=0) as checkpoints:
-        checkpoints.save(state, Position(SAVED, 1.5), recipe.config, None)
+        checkpoints.save(state, Position(SAVED, 1.5), context.config, None)
         # The next step may donate the state at once: the save has copied it.
         _, figures = step(state, batch_of(SAVED))
         found["next"] = parallel.to_host(figures)
@@ -122,11 +122,11 @@ def mapped_rows() -> dict[Any, Any]:
 
 
 def four(folder: Path) -> dict[Any, Any]:
-    recipe = kinds()["push"][1]
+    context = kinds()["push"][1]
     with Checkpoints(folder / "checkpoints", keep_best=0) as checkpoints:
-        state, position = checkpoints.restore(tiny.state(recipe, seed=9), recipe.config)
+        state, position = checkpoints.restore(tiny.state(context, seed=9), context.config)
     restored = parallel.to_host(state), checkpoint_id(state)
-    step = parallel.data_parallel(step_of("push", recipe), "pmap")
+    step = parallel.data_parallel(step_of("push", context), "pmap")
     _, figures = step(state, batch_of(position.batch))
     return {
         "devices": parallel.device_count(),
@@ -142,11 +142,11 @@ def pair(index: int, port: int) -> dict[Any, Any]:
         "devices": (parallel.device_count(), parallel.local_device_count()),
         "processes": (parallel.process_count(), parallel.process_index()),
     }
-    for name, (kind, recipe) in kinds().items():
+    for name, (kind, context) in kinds().items():
         if name == "push":  # the same step as "triplet", with an easier loss
             continue
-        step = parallel.data_parallel(step_of(kind, recipe))
-        found[name] = walk(step, tiny.state(recipe), 2, index)
+        step = parallel.data_parallel(step_of(kind, context))
+        found[name] = walk(step, tiny.state(context), 2, index)
     return found | mapped_rows()
 
 

@@ -11,8 +11,8 @@ from afa.data.images import encode_jpeg
 SIDE = 20
 
 
-def picture(path: Path, tone: int, seed: int = 0) -> Path:
-    """Writes a picture of about this grey."""
+def image(path: Path, tone: int, seed: int = 0) -> Path:
+    """Writes an image of about this grey."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(-9, 10, (SIDE, SIDE, 3))
     path.write_bytes(encode_jpeg(np.clip(tone + noise, 0, 255).astype(np.uint8)))
@@ -22,13 +22,13 @@ def picture(path: Path, tone: int, seed: int = 0) -> Path:
 def inshop(
     root: Path, train: int = 5, test: int = 3, top: str = "Img", where: str = "Eval"
 ) -> Path:
-    """Items with 3 training pictures each, others with 1 query and 2 gallery pictures."""
+    """Items with 3 training images each, others with 1 query and 2 gallery images."""
     lines = []
     for item in range(train + test):
         kinds = ("train",) * 3 if item < train else ("query", "gallery", "gallery")
         for number, kind in enumerate(kinds):
             name = f"img/WOMEN/Tees/id_{item:08d}/{number:02d}_1_front.jpg"
-            picture(root / top / name, 25 * item + 20, number)
+            image(root / top / name, 25 * item + 20, number)
             lines.append(f"{name}       id_{item:08d} {kind}")
     place = root / where / "list_eval_partition.txt"
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -42,15 +42,15 @@ def landmark_id(number: int) -> str:
 
 
 def gldv2(root: Path, landmarks: int = 30, each: int = 2, clean: bool = True) -> Path:
-    """Training pictures, an index of 6 pictures and 4 test pictures with both solutions."""
+    """Training images, an index of 6 images and 4 test images with both solutions."""
     train = {
         100 + 7 * landmark: [landmark_id(landmark * each + i) for i in range(each)]
         for landmark in range(landmarks)
     }
-    train[99] = [landmark_id(9999)]  # a landmark with one picture
+    train[99] = [landmark_id(9999)]  # a landmark with one image
     for landmark, names in train.items():
         for name in names:
-            picture(root / "train" / name[0] / name[1] / name[2] / f"{name}.jpg", landmark % 255)
+            image(root / "train" / name[0] / name[1] / name[2] / f"{name}.jpg", landmark % 255)
     if clean:
         rows = [f"{landmark},{' '.join(names)}" for landmark, names in train.items()]
         (root / "train_clean.csv").write_text("\n".join(["landmark_id,images", *rows]) + "\n")
@@ -61,7 +61,7 @@ def gldv2(root: Path, landmarks: int = 30, each: int = 2, clean: bool = True) ->
     test = [landmark_id(700 + i) for i in range(4)]
     for part, names in (("index", index), ("test", test)):
         for i, name in enumerate(names):
-            picture(root / part / name[0] / name[1] / name[2] / f"{name}.jpg", 40 * i)
+            image(root / part / name[0] / name[1] / name[2] / f"{name}.jpg", 40 * i)
     (root / "index.csv").write_text("\n".join(["id", *index]) + "\n")
     (root / "retrieval_solution_v2.1.csv").write_text(
         "id,images,Usage\n"
@@ -81,11 +81,11 @@ def gldv2(root: Path, landmarks: int = 30, each: int = 2, clean: bool = True) ->
 def revisited(
     root: Path, name: str = "roxford5k", gallery: int = 8, protocol: int = 2, numpy: bool = False
 ) -> Path:
-    """A ground truth of 3 queries over `gallery` pictures, and `jpg/`."""
+    """A ground truth of 3 queries over `gallery` images, and `jpg/`."""
     names = [f"all_souls_{i:06d}" for i in range(gallery)]
     asking = [f"query_{i}" for i in range(3)]
     for i, each in enumerate([*names, *asking]):
-        picture(root / "jpg" / f"{each}.jpg", 20 * i)
+        image(root / "jpg" / f"{each}.jpg", 20 * i)
 
     def places(*values: int) -> Sequence[int]:
         return np.array(values, np.int64) if numpy else list(values)  # pyright: ignore

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import test_metrics
 
-from afa.evaluation import clusters, metrics, pairs
-from afa.evaluation.metrics import Ranked
+from afa.evaluation.metrics import clusters, pairs
+from afa.evaluation.metrics import retrieval as metrics
+from afa.evaluation.metrics.retrieval import Ranked
 from afa.retrieval.exact import positive_ranks
 
 DATA = Path(__file__).parent / "data" / "metrics"

@@ -32,11 +32,11 @@ def test_pooling_agrees_in_both_forms(monkeypatch, side, kernel, strides, paddin
     x = normal(2, side, side, 3)
 
     def both(pool):
-        slope = jax.grad(lambda x: jnp.sum(jnp.square(pool(x))))
+        gradient = jax.grad(lambda x: jnp.sum(jnp.square(pool(x))))
         found = []
         for fast in (True, False):
             monkeypatch.setattr(parallel, "accelerated", lambda fast=fast: fast)
-            found.append((pool(x), slope(x)))
+            found.append((pool(x), gradient(x)))
         for mine, expected in zip(*found, strict=True):
             np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-6)
 
@@ -77,7 +77,7 @@ def test_a_family_without_a_small_stem_says_who_has_one():
     with pytest.raises(UserError) as caught:
         backbones.build("vgg16", Options("small"))
     assert str(caught.value).startswith(
-        "backbone.stem='small': vgg16 has none for small pictures (allowed: densenet121, "
+        "backbone.stem='small': vgg16 has none for small images (allowed: densenet121, "
     )
 
 
@@ -88,7 +88,7 @@ def test_a_family_without_a_small_stem_says_who_has_one():
         ("bn_inception", 80, "bn_inception needs at least 16 pixels and a multiple of 32"),
     ],
 )
-def test_pictures_that_are_too_small_or_odd_are_refused(name, size, told):
+def test_images_that_are_too_small_or_odd_are_refused(name, size, told):
     with pytest.raises(UserError) as caught:
         embedder.backbone(tiny.config(**{"backbone.name": name, "data.image_size": size}))
     assert str(caught.value) == f"data.image_size={size}: {told}"
@@ -130,11 +130,11 @@ def test_the_adversarial_branch_has_norms_of_its_own(tokens):
     clean, adversarial = both(variables)
     np.testing.assert_array_equal(clean, adversarial)  # at first
 
-    def push(path, leaf):
+    def perturb(path, leaf):
         own = path[-1].key.startswith("adversarial_")
         return leaf + jnp.linspace(-1, 1, leaf.size) if own else leaf
 
-    after_clean, after_adversarial = both(jax.tree.map_with_path(push, variables))
+    after_clean, after_adversarial = both(jax.tree.map_with_path(perturb, variables))
     np.testing.assert_array_equal(after_clean, clean)
     assert np.abs(after_adversarial - clean).max() > 1e-3
 
@@ -159,10 +159,10 @@ def test_layer_norm_is_linens():
 
 @pytest.fixture(scope="module")
 def convolutional():
-    """A tiny F, its variables and pictures in [0.3, 0.7]."""
-    state = tiny.state(tiny.recipe(tiny.config()))
+    """A tiny F, its variables and images in [0.3, 0.7]."""
+    state = tiny.state(tiny.context(tiny.config()))
     images = jnp.asarray(np.random.default_rng(0).uniform(0.3, 0.7, (2, 16, 16, 3)), jnp.float32)
-    return tiny.players(tiny.config()).embedder, state.variables["embedder"], images
+    return tiny.networks(tiny.config()).embedder, state.variables["embedder"], images
 
 
 def described(module, variables, images):
@@ -180,7 +180,7 @@ def test_channels_are_turned_over_before_mean_and_deviation(convolutional):
     assert np.abs(turned - described(rgb, variables, images)).max() > 1e-3
 
 
-def test_standardised_pictures_have_no_brightness_and_contrast(convolutional):
+def test_standardised_images_have_no_brightness_and_contrast(convolutional):
     module, variables, images = convolutional
     hazy = 0.4 * images + 0.3
     level, plain = (module.clone(standardise=each) for each in (True, False))

@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from afa.errors import UserError
-from experiments import benchmark
+from experiments.benchmarks import training
 
 
 def test_contenders_take_turns_and_only_the_steps_are_timed(monkeypatch):
     clock, order = [0.0], []
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
 
     def contender(name, seconds):
         def run(steps):
@@ -23,7 +23,7 @@ def test_contenders_take_turns_and_only_the_steps_are_timed(monkeypatch):
         return run
 
     contenders = {"a": contender("a", 0.5), "b": contender("b", 2.0)}
-    found = benchmark.measure(contenders, turns=2, steps=4)
+    found = training.measure(contenders, turns=2, steps=4)
     assert order == [("a", 1), ("a", 4), ("b", 1), ("b", 4)] * 2
     assert found == {"a": [0.5, 0.5], "b": [2.0, 2.0]}
 
@@ -35,7 +35,7 @@ def test_figures_compare_with_the_faster_layout_turn_by_turn():
         "torch channels_last": [1.1, 1.8],
         "torch NCHW": [4.0, 4.0],
     }
-    found = benchmark.figures(seconds, batch_size=30)
+    found = training.figures(seconds, batch_size=30)
     ours = found["afa baseline"]
     assert ours["images_per_second"] == pytest.approx(20)
     assert ours["speed_over_torch"] == pytest.approx((1.1 + 0.9) / 2)
@@ -47,14 +47,14 @@ def test_figures_compare_with_the_faster_layout_turn_by_turn():
 
 
 def test_contenders_that_disagree_are_not_compared():
-    benchmark._agree({"afa baseline": 4.0, "torch NCHW": 4.003}, 1e-3)
+    training._agree({"afa baseline": 4.0, "torch NCHW": 4.003}, 1e-3)
     with pytest.raises(UserError) as caught:
-        benchmark._agree({"afa baseline": 4.0, "torch NCHW": 4.1}, 1e-3)
+        training._agree({"afa baseline": 4.0, "torch NCHW": 4.1}, 1e-3)
     assert str(caught.value) == (
         "the contenders disagree: first loss 4.000000, torch NCHW 4.100000"
     )
     with pytest.raises(UserError):
-        benchmark._agree({"afa baseline": 4.0, "torch NCHW": float("nan")}, 1e-3)
+        training._agree({"afa baseline": 4.0, "torch NCHW": float("nan")}, 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -64,17 +64,17 @@ def test_contenders_that_disagree_are_not_compared():
         (["--steps=0"], "error: --steps=0 must be at least 1\n"),
         (["--threads=0"], "error: --threads=0 must be at least 1\n"),
         (["--steps=x"], "error: argument --steps: invalid int value: 'x' "
-         "(python -m experiments.benchmark --help lists the options)\n"),
+         "(python -m experiments.benchmarks.training --help lists the options)\n"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(words, message, capsys):
-    assert benchmark.main(words) == 2
+    assert training.main(words) == 2
     assert capsys.readouterr().err == message
 
 
 def test_without_torch_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert benchmark.main([]) == 2
+    assert training.main([]) == 2
     assert capsys.readouterr().err == ("error: torch is not installed; the extra `bench` has it\n")
 
 
@@ -86,7 +86,7 @@ def test_the_twin_computes_our_losses(tmp_path):
     # In a process of its own: the command keeps to some of the cores.
     words = ["--backbones", "resnet18", "--image_size=32", "--batch_size=8", "--turns=2",
              "--steps=1", "--threads=1", f"--out={out}"]  # fmt: skip
-    command = [sys.executable, "-m", benchmark.__name__, *words]
+    command = [sys.executable, "-m", training.__name__, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())

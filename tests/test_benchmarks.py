@@ -13,7 +13,7 @@ from afa.data.types import Files
 from afa.errors import UserError
 from afa.evaluation import benchmarks
 from afa.evaluation.benchmarks.revisited import Cropped
-from afa.evaluation.metrics import Ranked, precision_to_last
+from afa.evaluation.metrics.retrieval import Ranked, precision_to_last
 from experiments import evaluate as command
 
 
@@ -46,7 +46,7 @@ def test_difficulties_of_one_ranking(tmp_path):
     similarity = np.zeros(8)
     similarity[order] = np.linspace(0.9, 0.2, 8)
     found, figures = values(benchmark, on_a_line([1, 1, 1]), on_a_line(similarity))
-    # Easy pictures of query 0 stand at the top; the one of query 1 behind four, two of them hard
+    # Easy images of query 0 stand at the top; the one of query 1 behind four, two of them hard
     # ones of nobody; all three of query 1 in a row behind four, the one of query 2 behind six.
     assert found["easy", "mAP"] == pytest.approx((1.0 + in_a_row(1, 4)) / 2)
     assert found["medium", "mAP"] == pytest.approx((1.0 + in_a_row(3, 4) + in_a_row(1, 6)) / 3)
@@ -71,9 +71,9 @@ def in_a_row(count, wrong):
     return sum((before + after) / 2 for before, after in pairs) / count
 
 
-def test_distractors_are_searched_and_push_what_is_right_down(tmp_path):
+def test_distractors_are_searched_and_perturbation_what_is_right_down(tmp_path):
     root = public_sets.revisited(tmp_path / "data")
-    extra = [public_sets.picture(tmp_path / "more" / f"{i}.jpg", 9) for i in range(3)]
+    extra = [public_sets.image(tmp_path / "more" / f"{i}.jpg", 9) for i in range(3)]
     plain = benchmarks.load("roxford5k", root)
     full = benchmarks.load("roxford5k", root, extra)
     assert len(full.gallery) == len(plain.gallery) + 3 == 11
@@ -100,7 +100,7 @@ def test_a_level_without_any_positive_is_left_out(tmp_path):
     assert {part for part, _ in found} == {"medium", "hard"}
 
 
-def test_queries_are_cut_to_their_boxes_inside_of_the_picture(tmp_path):
+def test_queries_are_cut_to_their_boxes_inside_of_the_image(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
     path = tmp_path / "x.png"
     Image.fromarray(pixels).save(path)
@@ -130,8 +130,8 @@ def test_landmark_retrieval_by_part_of_the_test_set(tmp_path):
     assert [(each.queries, each.interval is None) for each in figures] == [(2, False), (1, True)]
 
 
-def test_landmark_recognition_by_the_nearest_training_picture(tmp_path):
-    """Of the private pictures one is right, one has no landmark and is surer, one is wrong."""
+def test_landmark_recognition_by_the_nearest_training_image(tmp_path):
+    """Of the private images one is right, one has no landmark and is surer, one is wrong."""
     benchmark = benchmarks.load("gldv2_recognition", public_sets.gldv2(tmp_path))
     assert len(benchmark.gallery) == 61 and len(benchmark.queries) == 4
     classes = benchmark.gallery.labels
@@ -152,7 +152,7 @@ def test_landmark_recognition_by_the_nearest_training_picture(tmp_path):
 
 def test_inshop_queries_among_its_gallery(tmp_path):
     benchmark = benchmarks.load("inshop", public_sets.inshop(tmp_path))
-    assert benchmark.protocol == "3 queries of 3 classes among 6 pictures"
+    assert benchmark.protocol == "3 queries of 3 classes among 6 images"
     oracle, figures = values(
         benchmark, np.eye(9, dtype=np.float32)[benchmark.queries.labels],
         np.eye(9, dtype=np.float32)[benchmark.gallery.labels],
@@ -166,8 +166,8 @@ def test_folders_with_distractors(tmp_path):
     for part, count in (("query", 1), ("gallery", 2)):
         for i, name in enumerate("abc"):
             for number in range(count):
-                public_sets.picture(tmp_path / part / name / f"{number}.jpg", 60 * i, number)
-    extra = [public_sets.picture(tmp_path / "more" / "0.jpg", 9)]
+                public_sets.image(tmp_path / part / name / f"{number}.jpg", 60 * i, number)
+    extra = [public_sets.image(tmp_path / "more" / "0.jpg", 9)]
     benchmark = benchmarks.load("folder", tmp_path, extra)
     assert benchmark.queries.ids == ("query/a/0.jpg", "query/b/0.jpg", "query/c/0.jpg")
     assert benchmark.gallery.labels.tolist() == [0, 0, 1, 1, 2, 2, -1]
@@ -184,7 +184,7 @@ def test_folders_with_distractors(tmp_path):
     with pytest.raises(UserError) as error:
         benchmarks.load("folder", tmp_path)
     assert str(error.value) == (
-        f"{tmp_path}/query is missing: a folder of class folders with pictures"
+        f"{tmp_path}/query is missing: a folder of class folders with images"
     )
     (tmp_path / "query").write_text("a file")
     with pytest.raises(UserError, match=r"--path='.*/query' is no directory"):
@@ -205,14 +205,14 @@ def test_every_benchmark_stands_in_the_help():
 
 def test_the_command_prints_and_writes_the_figures(tiny_finished, tmp_path, capsys):
     root = public_sets.revisited(tmp_path / "data")
-    more = public_sets.picture(tmp_path / "more" / "deep" / "0.jpg", 9)
+    more = public_sets.image(tmp_path / "more" / "deep" / "0.jpg", 9)
     out = tmp_path / "out.json"
     words = [f"--run={tiny_finished}", "--benchmark=roxford5k", f"--path={root}", f"--out={out}"]
     assert command.main([*words, f"--distractors={more.parent.parent}"]) == 0
     printed = capsys.readouterr()
     content = json.loads(out.read_text())
     assert content["benchmark"] == "roxford5k"
-    assert content["protocol"] in printed.err and "8 pictures and 1 distractors" in printed.err
+    assert content["protocol"] in printed.err and "8 images and 1 distractors" in printed.err
     assert len(content["figures"]) == 12
     for figure in content["figures"]:
         assert 0 <= figure["value"] <= 1
@@ -251,7 +251,7 @@ def test_mistakes_are_named_before_the_run_is_loaded(tmp_path, capsys):
     assert f"--distractors='{tmp_path}/y' does not exist" in told
     (tmp_path / "empty").mkdir()
     told = refused(words("roxford5k", root, f"--distractors={tmp_path / 'empty'}"), capsys)
-    assert f"{tmp_path}/empty: holds no pictures" in told
+    assert f"{tmp_path}/empty: holds no images" in told
     assert "holds no run" in refused(words("roxford5k", root), capsys)
 
 
@@ -265,7 +265,7 @@ def test_a_hostile_ground_truth_does_not_run(tmp_path, capsys):
     assert not mark.exists()
 
 
-def test_a_damaged_picture_is_named(tiny_finished, tmp_path, capsys):
+def test_a_damaged_image_is_named(tiny_finished, tmp_path, capsys):
     root = public_sets.revisited(tmp_path / "data")
     (root / "jpg" / "all_souls_000001.jpg").write_bytes(b"\xff\xd8nothing")
     words = [f"--run={tiny_finished}", "--benchmark=roxford5k", f"--path={root}"]

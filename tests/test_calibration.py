@@ -53,7 +53,7 @@ def test_the_threshold_holds_for_objects_it_was_not_made_from():
     [
         (lambda c: c.threshold(0.0), "false_matches=0.0 must lie between 0 and 1"),
         (lambda c: c.threshold(1.0), "must lie between 0 and 1"),
-        (lambda c: c.threshold(0.01), "from 20 pictures of unknown objects: the least is 0.05"),
+        (lambda c: c.threshold(0.01), "from 20 images of unknown objects: the least is 0.05"),
         (lambda c: Calibration.load(None), "made without calibration: export and build it again"),
         (
             lambda c: calibration.best_scores(

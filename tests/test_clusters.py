@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from afa.errors import UserError
-from afa.evaluation import clusters
+from afa.evaluation.metrics import clusters
 
 
 def information(found, labels):

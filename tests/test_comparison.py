@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from afa.errors import UserError
-from afa.evaluation import summary
-from afa.evaluation.comparison import CONDITIONS, Run, compare
 from afa.evaluation.statistics import student_t
-from afa.evaluation.summary import summarise, together
+from afa.runs import summarise as summary
+from afa.runs.compare import CONDITIONS, Run, compare
+from afa.runs.summarise import summarise as summary
+from afa.runs.summarise import together
 from experiments import compare as command
 
 
@@ -94,7 +95,7 @@ def test_mistakes_are_named(tiny_finished, worse, tmp_path, capsys):
     assert "there is no directory" in refused([run, "--against", worse, "--out", missing], capsys)
 
 
-def test_runs_on_other_pictures_or_queries_are_refused(tiny_finished, worse, capsys):
+def test_runs_on_other_images_or_queries_are_refused(tiny_finished, worse, capsys):
     table = pq.read_table(worse / "per_query.parquet")
     renamed = pa.array([f"x{name}" for name in table["query"].to_pylist()])
     place = table.column_names.index("query")

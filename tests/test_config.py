@@ -175,6 +175,6 @@ def test_values_that_cannot_work_are_refused(fields, message):
     assert str(caught.value) == message
 
 
-def test_without_a_generator_any_picture_size_will_do():
+def test_without_a_generator_any_image_size_will_do():
     configuration.validate(changed(**{"data.image_size": 70, "adversarial.generator": False}))
     configuration.validate(changed(**{"data.image_size": 70, "adversarial.enabled": False}))

@@ -147,8 +147,8 @@ def test_lookup_info_and_length(make, numbers, uri):
     made = make(rows)
     ids = rows.ids[[7, 3]].tolist()
     assert made.lookup(ids) == [
-        index.Entry(ids[0], CLASSES[3], "pictures/7.jpg"),
-        index.Entry(ids[1], CLASSES[3], "pictures/3.jpg"),
+        index.Entry(ids[0], CLASSES[3], "images/7.jpg"),
+        index.Entry(ids[1], CLASSES[3], "images/3.jpg"),
     ]
     assert len(made) == 300
     told = made.info()
@@ -195,11 +195,11 @@ def test_nothing_changes_when_a_change_is_refused(make, numbers):
         (lambda: made.add(records(9, first=295, numbers=numbers)), "holds .* already"),
         (lambda: made.add(records(3, first=300, numbers=not numbers)), "ids must be .* as those"),
         (lambda: made.add(Records.of(vectors(2, dimension=4), [1, 2])), "embeddings have 4 dim"),
-        (lambda: made.remove([*held, *absent]), "holds no picture"),
+        (lambda: made.remove([*held, *absent]), "holds no image"),
         (lambda: made.remove(held * 2), "must be unique"),
         (lambda: made.remove(records(numbers=numbers).ids.tolist()), "cannot become empty"),
-        (lambda: made.update(records(9, first=295, numbers=numbers)), "holds no picture"),
-        (lambda: made.lookup(absent), "holds no picture"),
+        (lambda: made.update(records(9, first=295, numbers=numbers)), "holds no image"),
+        (lambda: made.lookup(absent), "holds no image"),
     ]
     for call, message in refusals:
         with pytest.raises(UserError, match=message):

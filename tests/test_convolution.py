@@ -8,7 +8,7 @@ from arrays import apply, normal
 from jax import lax
 
 from afa import parallel
-from afa.models import convolution
+from afa.models import cpu_convolution
 from afa.models.backbones.resnet import ResNet
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -39,7 +39,7 @@ CASES = [
 ]
 
 
-# Pictures whose windows are in the cache at a time, of two; 0: not even one, so XLA's form.
+# Images whose windows are in the cache at a time, of two; 0: not even one, so XLA's form.
 BLOCKS = [2, 1, 0]
 
 
@@ -56,7 +56,7 @@ def test_every_form_is_the_convolution(kernel, stride, padding, size, block, mon
         )
 
     def ours(x, w):
-        return convolution.convolution(x, w, (stride, stride), padding)
+        return cpu_convolution.convolution(x, w, (stride, stride), padding)
 
     shape = jax.eval_shape(reference, x, w).shape
     cotangent = normal(2, *shape)
@@ -78,7 +78,7 @@ def test_strides_of_two_axes_may_differ(block, monkeypatch):
         return lax.conv_general_dilated(x, w, (1, 2), "SAME", dimension_numbers=DIMENSIONS)
 
     def ours(x, w):
-        return convolution.convolution(x, w, (1, 2), "SAME")
+        return cpu_convolution.convolution(x, w, (1, 2), "SAME")
 
     value, pull = jax.vjp(ours, x, w)
     expected, expected_pull = jax.vjp(reference, x, w)
@@ -94,21 +94,23 @@ def test_the_gradient_of_a_gradient_is_xlas(monkeypatch):
 
     def penalty(form):
         def of(w):
-            slope = jax.grad(lambda x: jnp.sum(jnp.tanh(form(x, w))))(x)
-            return jnp.sum(jnp.square(slope))
+            gradient = jax.grad(lambda x: jnp.sum(jnp.tanh(form(x, w))))(x)
+            return jnp.sum(jnp.square(gradient))
 
         return jax.jit(jax.grad(of))(w)
 
     def reference(x, w):
         return lax.conv_general_dilated(x, w, (2, 2), half(3), dimension_numbers=DIMENSIONS)
 
-    near(penalty(lambda x, w: convolution.convolution(x, w, (2, 2), half(3))), penalty(reference))
+    near(
+        penalty(lambda x, w: cpu_convolution.convolution(x, w, (2, 2), half(3))), penalty(reference)
+    )
 
 
 def uses_xla(kernel, stride, side, channels=4, **kwargs):
     x, w = jnp.zeros((1, side, side, channels)), jnp.zeros((kernel, kernel, channels, 4))
     traced = jax.make_jaxpr(
-        lambda x, w: convolution.convolution(
+        lambda x, w: cpu_convolution.convolution(
             x, w, (stride, stride), half(kernel), dimension_numbers=DIMENSIONS, **kwargs
         )
     )(x, w)
@@ -142,7 +144,7 @@ def test_convolution_takes_the_faster_form_on_the_cpu(
 def test_a_block_is_the_largest_part_of_the_batch_that_fits(monkeypatch, batch, cache, blocks):
     x, w = normal(0, batch, 8, 8, 3), normal(1, 3, 3, 3, 4)
     monkeypatch.setattr(convolution, "CACHE", int(cache * 8 * 8 * 27 * 4))
-    assert convolution._block(x, w, (1, 1), ((1, 1), (1, 1))) == blocks
+    assert cpu_convolution._block(x, w, (1, 1), ((1, 1), (1, 1))) == blocks
 
 
 @pytest.mark.parametrize("side", [4, 18])
@@ -160,14 +162,16 @@ def test_grouped_convolutions_agree(side, stride, groups, channels, outputs):
         )  # fmt: skip
 
     def ours(x, w):
-        return convolution.convolution(x, w, (stride, stride), half(3), feature_group_count=groups)
+        return cpu_convolution.convolution(
+            x, w, (stride, stride), half(3), feature_group_count=groups
+        )
 
     near(ours(x, w), reference(x, w))
-    slopes = [
+    gradients = [
         jax.grad(lambda x, w, f=f: jnp.sum(jnp.square(f(x, w))), argnums=(0, 1))(x, w)
         for f in (ours, reference)
     ]
-    for mine, expected in zip(*slopes, strict=True):
+    for mine, expected in zip(*gradients, strict=True):
         near(mine, expected)
 
 
@@ -180,21 +184,21 @@ def test_dilated_convolutions_keep_xlas_form(monkeypatch):
 
 def test_a_whole_resnet18_agrees_in_both_forms(monkeypatch):
     model = ResNet("basic", (2, 2, 2, 2), width=8)
-    pictures = normal(0, 4, 64, 64, 3)
+    images = normal(0, 4, 64, 64, 3)
 
     def whole(variables):
         def forward(module, x):
             mid = module.lower(x, True, "clean")
             return mid, module.upper(mid, True, "clean")
 
-        maps, _ = apply(model, variables, pictures, method=forward, mutable=["batch_stats"])
+        maps, _ = apply(model, variables, images, method=forward, mutable=["batch_stats"])
         return maps
 
     draw = np.random.default_rng(1)
     shapes = jax.eval_shape(
         lambda: model.init(
             jax.random.key(0),
-            pictures,
+            images,
             method=lambda m, x: m.upper(m.lower(x, True, "clean"), True, "clean"),
         )
     )
@@ -231,7 +235,7 @@ def test_product_and_its_gradient_are_those_of_matrices(shape):
     rows, inside, outside = shape
     x, w = normal(0, rows, inside), normal(1, inside, outside)
     cotangent = normal(2, rows, outside)
-    (y, pull), (z, expected) = jax.vjp(convolution.product, x, w), jax.vjp(jnp.matmul, x, w)
+    (y, pull), (z, expected) = jax.vjp(cpu_convolution.product, x, w), jax.vjp(jnp.matmul, x, w)
     near(y, z)
     for mine, theirs in zip(pull(cotangent), expected(cotangent), strict=True):
         near(mine, theirs)

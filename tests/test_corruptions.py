@@ -12,7 +12,7 @@ from afa.errors import UserError
 
 
 def scene(size):
-    """A picture with edges, colours and fine texture, the same one at any size."""
+    """An image with edges, colours and fine texture, the same one at any size."""
     base = np.random.default_rng(7).integers(30, 226, (96, 96, 3), dtype=np.uint8)
     base = cv2.GaussianBlur(base, (0, 0), 1.2)
     cv2.circle(base, (40, 45), 22, (220, 60, 40), cv2.FILLED)
@@ -26,8 +26,8 @@ def damage(size, name, severity, draws=6):
     clean = scene(size)
     errors = []
     for seed in range(draws):
-        spoiled = corrupt(clean, name, severity, np.random.default_rng(seed))
-        small = [cv2.resize(x, (64, 64), interpolation=cv2.INTER_AREA) for x in (clean, spoiled)]
+        corrupted = corrupt(clean, name, severity, np.random.default_rng(seed))
+        small = [cv2.resize(x, (64, 64), interpolation=cv2.INTER_AREA) for x in (clean, corrupted)]
         errors.append(np.square(np.subtract(*(x.astype(float) for x in small))).mean())
     return np.mean(errors)
 
@@ -58,9 +58,9 @@ def test_grows_with_severity(name):
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_is_about_as_hard_on_a_large_picture(name):
+def test_is_about_as_hard_on_a_large_image(name):
     ratio = damage(192, name, 3) / damage(64, name, 3)
-    # Noise of single pixels averages out in a large picture; the growth makes up for most of it.
+    # Noise of single pixels averages out in a large image; the growth makes up for most of it.
     assert 0.15 < ratio < 2
 
 

@@ -1,4 +1,4 @@
-"""The embedded data set: splits, cache, and what happens to builds that die or meet."""
+"""The synthetic data set: splits, cache, and what happens to builds that die or meet."""
 
 import dataclasses
 import subprocess
@@ -11,10 +11,10 @@ import pytest
 import simplejpeg
 
 from afa.config import DataConfig
-from afa.data import embedded
-from afa.data.embedded import encode, load_embedded, render_parallel, split_objects
-from afa.data.rendered.objects import FAMILY
-from afa.data.rendered.render import render
+from afa.data.synthetic import dataset as embedded
+from afa.data.synthetic.dataset import encode, load_synthetic, render_parallel, split_objects
+from afa.data.synthetic.objects import FAMILY
+from afa.data.synthetic.render import render
 from afa.errors import UserError
 
 OBJECTS, VIEWS, SIZE = 12, 2, 16
@@ -28,10 +28,10 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dataset(config):
-    return load_embedded(config)
+    return load_synthetic(config)
 
 
-def test_every_picture_is_there_once(dataset):
+def test_every_image_is_there_once(dataset):
     sets = dataset.splits.values()
     assert sum(len(s) for s in sets) == OBJECTS * (VIEWS + 1)
     assert len({name for s in sets for name in s.ids}) == OBJECTS * (VIEWS + 1)
@@ -45,7 +45,7 @@ def test_every_picture_is_there_once(dataset):
     assert dataset.test.labels.tolist() == [8] * 3 + [9] * 3 + [10] * 3 + [11] * 3
 
 
-def test_pictures_are_the_rendered_ones_under_their_own_names(dataset):
+def test_images_are_the_rendered_ones_under_their_own_names(dataset):
     for images in dataset.splits.values():
         for index in (0, 1, len(images) - 1):
             view = 0 if images.catalogue[index] else int(images.ids[index][-2:])
@@ -56,14 +56,14 @@ def test_pictures_are_the_rendered_ones_under_their_own_names(dataset):
             assert f"object_{images.labels[index]:04d}/" in images.ids[index]
 
 
-def test_pictures_can_be_read_from_several_threads(dataset):
+def test_images_can_be_read_from_several_threads(dataset):
     index = list(range(len(dataset.train))) * 4
     with ThreadPoolExecutor(4) as pool:
         read = list(pool.map(dataset.train.images.__getitem__, index))
     assert read == [dataset.train.images[i] for i in index]
 
 
-def test_slices_of_pictures(dataset):
+def test_slices_of_images(dataset):
     assert dataset.train.images[1:3] == [dataset.train.images[1], dataset.train.images[2]]
 
 
@@ -83,7 +83,7 @@ def test_default_shares():
 
 def test_a_second_load_reads_the_cache(dataset, config, monkeypatch):
     monkeypatch.setattr(embedded, "_build", None)
-    again = load_embedded(config)
+    again = load_synthetic(config)
     assert again.fingerprint == dataset.fingerprint
     assert again.test.ids == dataset.test.ids
     hidden = [entry.name for entry in Path(config.cache).iterdir()]
@@ -92,7 +92,7 @@ def test_a_second_load_reads_the_cache(dataset, config, monkeypatch):
 
 def test_the_fingerprint_tells_data_sets_apart(dataset, config, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "VERSION", 0)
-    other = load_embedded(dataclasses.replace(config, cache=str(tmp_path)))
+    other = load_synthetic(dataclasses.replace(config, cache=str(tmp_path)))
     assert other.fingerprint != dataset.fingerprint
 
 
@@ -102,7 +102,7 @@ def test_a_killed_build_is_started_again(dataset, config, tmp_path):
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     unfinished.mkdir()
     (unfinished / "half").write_text("a")
-    assert load_embedded(config).fingerprint == dataset.fingerprint
+    assert load_synthetic(config).fingerprint == dataset.fingerprint
     assert not unfinished.exists()
 
 
@@ -116,11 +116,11 @@ def test_a_failed_build_leaves_nothing(config, tmp_path, monkeypatch, error):
     monkeypatch.setattr(embedded, "render_parallel", full)
     config = dataclasses.replace(config, cache=str(tmp_path))
     message = (
-        f"data.cache='{tmp_path}': the embedded data set cannot be built there "
+        f"data.cache='{tmp_path}': the synthetic data set cannot be built there "
         "(No space left on device)"
     )
     with pytest.raises(UserError) as caught:
-        load_embedded(config)
+        load_synthetic(config)
     assert str(caught.value) == message
     assert not [entry for entry in tmp_path.iterdir() if entry.is_dir()]
 
@@ -128,9 +128,9 @@ def test_a_failed_build_leaves_nothing(config, tmp_path, monkeypatch, error):
 def test_two_builds_at_once_do_not_clash(dataset, config, tmp_path):
     code = (
         "import sys; from afa.config import DataConfig; "
-        "from afa.data.embedded import load_embedded; "
+        "from afa.data.synthetic.dataset import load_synthetic; "
         f"c = DataConfig(cache=sys.argv[1], objects={OBJECTS}, views={VIEWS}, render_size={SIZE}); "
-        "print(load_embedded(c).fingerprint)"
+        "print(load_synthetic(c).fingerprint)"
     )
     runs = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
@@ -144,7 +144,7 @@ def test_a_cache_that_cannot_be_written(config, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(UserError, match="cannot be built there") as caught:
-        load_embedded(dataclasses.replace(config, cache=str(blocked)))
+        load_synthetic(dataclasses.replace(config, cache=str(blocked)))
     assert "\n" not in str(caught.value)
 
 
@@ -153,13 +153,13 @@ def test_a_cache_that_cannot_be_written(config, tmp_path):
 )
 def test_settings_out_of_range(config, field, value, least):
     with pytest.raises(UserError) as caught:
-        load_embedded(dataclasses.replace(config, **{field: value}))
+        load_synthetic(dataclasses.replace(config, **{field: value}))
     assert str(caught.value) == f"data.{field}={value} is too small (allowed: {least} and more)"
 
 
 def test_objects_come_in_whole_families(config):
     with pytest.raises(UserError) as caught:
-        load_embedded(dataclasses.replace(config, objects=15))
+        load_synthetic(dataclasses.replace(config, objects=15))
     assert str(caught.value) == (
         "data.objects=15 cuts a family of look-alikes (allowed: multiples of 4; nearest: 16)"
     )
@@ -179,7 +179,7 @@ def test_any_number_of_workers_renders_the_same(monkeypatch):
 
 
 def test_folds_share_out_the_families_that_are_not_tested(config, dataset):
-    runs = [load_embedded(dataclasses.replace(config, folds=2, fold=i)) for i in range(2)]
+    runs = [load_synthetic(dataclasses.replace(config, folds=2, fold=i)) for i in range(2)]
     everyone = set(range(8))  # of three families the last one tests
     for data, other in zip(runs, runs[::-1], strict=True):
         validating = set(data.validation.classes.tolist())
@@ -189,11 +189,11 @@ def test_folds_share_out_the_families_that_are_not_tested(config, dataset):
         assert data.test.ids == dataset.test.ids
         assert data.test_fingerprint == dataset.test_fingerprint == dataset.fingerprint
         index = 1 if data.train.labels[0] == 0 else 0
-        picture = render(embedded.SEED, int(data.train.labels[index]), index, SIZE)
-        assert data.train.images[index] == encode(picture)
+        image = render(embedded.SEED, int(data.train.labels[index]), index, SIZE)
+        assert data.train.images[index] == encode(image)
         assert "fold" in data.protocol
     assert len({runs[0].fingerprint, runs[1].fingerprint, dataset.fingerprint}) == 3
     with pytest.raises(
         UserError, match="divides 2 families of look-alikes in parts of 0, and 1 is"
     ):
-        load_embedded(dataclasses.replace(config, folds=3))
+        load_synthetic(dataclasses.replace(config, folds=3))

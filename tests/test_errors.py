@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 import tiny_run
 
-from afa import checkpoint, parallel
-from afa import run as job
+from afa import parallel
 from afa.config import with_changes
 from afa.errors import EXIT_DIVERGED, EXIT_USER_ERROR, UserError
 from afa.evaluation.evaluator import Evaluator, Results
-from afa.evaluation.rows import Row
-from afa.report import writers
+from afa.evaluation.variants import Row
 from afa.retrieval import export
+from afa.runs import run as job
+from afa.train import checkpoint
+from afa.train import logging as writers
 from afa.train.state import TrainState
 from experiments import run as command
 
@@ -62,7 +63,7 @@ NO_DURATION = 'is no duration (allowed: "500", "20ep", "40%")'
          "--data.image_sise is no field; did you mean 'data.image_size'? (--help lists all)"),
         ("scale", "big", "scale='big' is unknown (allowed: auto, laptop, full)"),
         ("data.name", "foldr",
-         "data.name='foldr' is unknown; did you mean 'folder'? (allowed: embedded, folder, "
+         "data.name='foldr' is unknown; did you mean 'folder'? (allowed: synthetic, folder, "
          "gldv2, inshop, tfds:NAME)"),
         ("loss.name", "tripplet",
          f"loss.name='tripplet' is unknown; did you mean 'triplet'? (allowed: {LOSSES})"),
@@ -142,17 +143,17 @@ def test_folders_that_hold_no_data(refused, tmp_path):
     refused(f"data.path='{nowhere}' does not exist", data=nowhere)
     refused("data.path is empty, and data.name='folder' needs a directory", data="")
     refused(
-        f"data.path='{empty}' holds no class folders with pictures (expected DIR/CLASS/PICTURE, or "
-        "DIR/train/CLASS/PICTURE and DIR/test/CLASS/PICTURE)",
+        f"data.path='{empty}' holds no class folders with images (expected DIR/CLASS/IMAGE, or "
+        "DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE)",
         data=empty,
     )
 
 
-def test_classes_with_too_few_pictures(refused, tmp_path):
-    tiny_run.pictures(tmp_path / "data", classes=12, count=1)
+def test_classes_with_too_few_images(refused, tmp_path):
+    tiny_run.images(tmp_path / "data", classes=12, count=1)
     shutil.rmtree(tmp_path / "data" / "iconic")
     refused(
-        "data: class 'class_00' has 1 readable picture, and at least 2 are needed in every class: "
+        "data: class 'class_00' has 1 readable image, and at least 2 are needed in every class: "
         "add some, or remove the class",
         data=tmp_path / "data",
     )
@@ -169,7 +170,7 @@ def test_too_few_classes_for_the_sampler(refused):
         **{"data.batch_size": 7},
     )
     refused(
-        "data.batch_size=64 is more than the 20 training pictures",
+        "data.batch_size=64 is more than the 20 training images",
         **{"data.batch_size": 64, "data.sampler": "shuffle"},
     )
 
@@ -179,38 +180,38 @@ def test_a_batch_that_does_not_fit_the_devices(refused, monkeypatch):
     refused("data.batch_size=8 cannot be divided among 3 devices")
 
 
-def spoil(data, count):
-    """Truncates some training pictures; returns their ids."""
-    spoiled = sorted(data.glob("train/*/*.jpg"))[:count]
-    for path in spoiled:
+def damage(data, count):
+    """Truncates some training images; returns their ids."""
+    corrupted = sorted(data.glob("train/*/*.jpg"))[:count]
+    for path in corrupted:
         path.write_bytes(path.read_bytes()[:200])
-    return [path.relative_to(data).as_posix() for path in spoiled]
+    return [path.relative_to(data).as_posix() for path in corrupted]
 
 
-def test_many_unreadable_pictures_are_refused(refused, tmp_path):
-    data = tiny_run.pictures(tmp_path / "data")
-    names = spoil(data, 4)
+def test_many_unreadable_images_are_refused(refused, tmp_path):
+    data = tiny_run.images(tmp_path / "data")
+    names = damage(data, 4)
     before = tiny_run.listing(tmp_path)
     with pytest.raises(UserError) as error:
         job.setup(tiny_config(data))
     line = str(error.value)
-    assert line.startswith(f"data.path='{data}': 4 of 60 pictures (6.7%) cannot be read, above ")
+    assert line.startswith(f"data.path='{data}': 4 of 60 images (6.7%) cannot be read, above ")
     assert f"data.max_unreadable=0.01: {names[0]}: " in line
     assert line.endswith(", and 1 more") and "\n" not in line
     assert tiny_run.listing(tmp_path) == before
     refused(line, data=data)
 
 
-def test_few_unreadable_pictures_are_listed_and_skipped(tmp_path):
-    data = tiny_run.pictures(tmp_path / "data")
-    (name,) = spoil(data, 1)
+def test_few_unreadable_images_are_listed_and_skipped(tmp_path):
+    data = tiny_run.images(tmp_path / "data")
+    (name,) = damage(data, 1)
     ready = job.setup(with_changes(tiny_config(data), **{"data.max_unreadable": 0.1}))
     assert [each.partition(": ")[0] for each in ready.dataset.skipped] == [name]
     assert name not in ready.dataset.everything().ids
     assert f"skipped   {ready.dataset.skipped[0]}" in job.describe(ready)
 
 
-def test_a_picture_that_goes_while_training(tiny_data, tmp_path, capfd):
+def test_an_image_that_goes_while_training(tiny_data, tmp_path, capfd):
     data = shutil.copytree(tiny_data, tmp_path / "data")
     ready = job.setup(tiny_config(data))
     shutil.rmtree(data / "train")
@@ -225,19 +226,18 @@ def tiny_config(data):
 # ---- retrieval -----------------------------------------------------------------------------------
 
 
-def test_more_results_than_pictures(refused):
+def test_more_results_than_images(refused):
     refused(
-        "retrieval.results=31 is more than the 30 pictures of the gallery "
-        "(retrieval.gallery='test')",
+        "retrieval.results=31 is more than the 30 images of the gallery (retrieval.gallery='test')",
         **{"retrieval.results": 31},
     )
 
 
-def test_a_catalogue_protocol_without_catalogue_pictures(refused, tmp_path):
-    data = tiny_run.pictures(tmp_path / "data")
+def test_a_catalogue_protocol_without_catalogue_images(refused, tmp_path):
+    data = tiny_run.images(tmp_path / "data")
     shutil.rmtree(data / "iconic")
     refused(
-        "evaluation.protocol='catalogue' needs catalogue pictures, and the test classes have none",
+        "evaluation.protocol='catalogue' needs catalogue images, and the test classes have none",
         data=data,
         **{"evaluation.protocol": "catalogue"},
     )
@@ -272,14 +272,14 @@ def test_embeddings_that_are_not_finite(tiny_data, tiny_copy, monkeypatch, capsy
 def poison(state):
     """A NaN in the last layer of F, also in its average."""
 
-    def spoiled(tree):
+    def corrupted(tree):
         params = tree["embedder"]["params"]
         last = jax.tree.map(lambda x: x * jnp.nan, params["global_head"]["linear"])
         head = {"global_head": params["global_head"] | {"linear": last}}
         embedder = tree["embedder"] | {"params": params | head}
         return tree | {"embedder": embedder}
 
-    return state.replace(variables=spoiled(state.variables), average=spoiled(state.average))
+    return state.replace(variables=corrupted(state.variables), average=corrupted(state.average))
 
 
 # ---- the run directory ---------------------------------------------------------------------------
@@ -306,12 +306,12 @@ def test_a_checkpoint_with_another_configuration(tiny_data, tiny_copy, capsys):
     assert tiny_run.listing(tiny_copy / "checkpoints") == before
 
 
-def test_other_pictures_than_the_run_began_with(refused, tiny_copy, tmp_path):
-    data = tiny_run.pictures(tmp_path / "others", seed=1)
+def test_other_images_than_the_run_began_with(refused, tiny_copy, tmp_path):
+    data = tiny_run.images(tmp_path / "others", seed=1)
     stored = json.loads((tiny_copy / "split.json").read_text())["fingerprint"]
     now = job.setup(tiny_config(data)).dataset.fingerprint
     refused(
-        f"--workdir={tiny_copy} holds a run on other pictures: fingerprint {stored[:12]} -> "
+        f"--workdir={tiny_copy} holds a run on other images: fingerprint {stored[:12]} -> "
         f"{now[:12]} (choose another --workdir, or bring back the data set as it was)",
         data=data,
         home=tiny_copy,

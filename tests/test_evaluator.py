@@ -11,11 +11,10 @@ from afa.config import with_changes
 from afa.data.corruptions import CORRUPTIONS, held_back
 from afa.data.types import Dataset, ImageSet
 from afa.errors import UserError
-from afa.evaluation import rows as table
-from afa.evaluation.embed import Described, Embedding, pixels
 from afa.evaluation.evaluator import Evaluator, ranked_metrics
 from afa.evaluation.protocols import drawn_evenly, protocols
-from afa.evaluation.rows import GRID, LEAST_GAIN, Costs, Row, choose_weights
+from afa.evaluation.variants import GRID, LEAST_GAIN, Costs, Row, choose_weights
+from afa.inference.embed import DescriptorBlocks, Embedding, pixels
 from afa.models import embedder
 from experiments import run as command
 
@@ -23,14 +22,14 @@ DIMENSION = 64
 
 
 def image_set(classes, count, catalogue=True, first=0, side=8, seed=0):
-    """Grey pictures: `count` in the wild a class, and one for the catalogue, in mixed order."""
+    """Grey images: `count` in the wild a class, and one for the catalogue, in mixed order."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(first, first + classes), count + catalogue)
     clean = np.tile(np.arange(count + catalogue) == count, classes)
     order = rng.permutation(len(labels))
     images = [np.full((side, side, 3), 10 * i % 256, np.uint8) for i in order]
     labels, clean = labels[order], clean[order] & catalogue
-    return ImageSet(images, labels, tuple(f"picture {first}/{i}" for i in order), clean)
+    return ImageSet(images, labels, tuple(f"image {first}/{i}" for i in order), clean)
 
 
 # ---- protocols -----------------------------------------------------------------------------------
@@ -73,8 +72,8 @@ def test_queries_are_searched_in_the_gallery_where_the_data_set_tells_them_apart
 
 @pytest.mark.parametrize(
     ("choice", "needed"),
-    [("catalogue", "catalogue pictures"),
-     ("query_gallery", "pictures that the data set calls queries and gallery")],
+    [("catalogue", "catalogue images"),
+     ("query_gallery", "images that the data set calls queries and gallery")],
 )  # fmt: skip
 def test_a_protocol_that_the_split_does_not_allow_is_refused(choice, needed):
     with pytest.raises(UserError) as error:
@@ -92,7 +91,7 @@ def test_without_a_catalogue_there_is_one_protocol():
 
 @pytest.mark.parametrize("count", [1, 5, 6, 13, 29])
 def test_queries_are_drawn_evenly(count):
-    """No class has two more than another that still has pictures; the draw is a subset in order."""
+    """No class has two more than another that still has images; the draw is a subset in order."""
     labels = np.array([0] * 20 + [1] * 7 + [2] * 3)
     images = ImageSet(
         [np.zeros((1, 1, 3), np.uint8)] * 30, labels, tuple(map(str, range(30))),
@@ -148,7 +147,7 @@ def test_weights_on_blocks_of_which_one_knows_the_class():
         name: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
         for name, x in (("global", noise), ("known", known), ("other", other))
     }
-    described, (protocol,) = Described(blocks, {}), protocols(images)
+    described, (protocol,) = DescriptorBlocks(blocks, {}), protocols(images)
 
     def score(weights):
         rows = described.fused(weights)
@@ -170,7 +169,7 @@ def test_costs_count_every_pass():
     assert costs.of({"discriminator": 1.0}) == 0.5
     assert costs.of({"global": 1.0, "discriminator": 1.0}) == 1.5
     gated = dataclasses.replace(costs, gated=True)
-    assert gated.of({"global": 1.0, "restored": 1.0}) == 6  # D sees both pictures
+    assert gated.of({"global": 1.0, "restored": 1.0}) == 6  # D sees both images
 
 
 # ---- the evaluator -------------------------------------------------------------------------------
@@ -185,19 +184,19 @@ class Fake:
 
     def blocks(self, variables, images, corruption=None):
         self.seen.append((len(images), corruption))
-        # The rows belong to picture and corruption, whatever subset they are asked for in.
+        # The rows belong to image and corruption, whatever subset they are asked for in.
         rng = np.random.default_rng(len(str(corruption)))
         place = {name: i for i, name in enumerate(sorted(images.ids))}
         found = self.how(images.labels, rng)[[place[name] for name in images.ids]]
         if self.how is oracle:
             found = self.how(images.labels, rng)
         unit = found / np.linalg.norm(found, axis=1, keepdims=True)
-        return Described({name: unit.astype(np.float32) for name in self.names}, {})
+        return DescriptorBlocks({name: unit.astype(np.float32) for name in self.names}, {})
 
     def plain(self, variables, images, corruption=None):
         described = self.blocks(variables, images, corruption)
         own = described.blocks["global"]
-        return Described({"global": own, "local": own, "fused": own}, {})
+        return DescriptorBlocks({"global": own, "local": own, "fused": own}, {})
 
 
 def oracle(labels, rng):
@@ -210,7 +209,7 @@ def chance(labels, rng):
 
 @pytest.fixture(scope="module")
 def parts():
-    """Players, configuration and a data set whose figures at chance are known."""
+    """Networks, configuration and a data set whose figures at chance are known."""
     config = command.parse(tiny_run.words("", "", **{"evaluation.severities": (1, 5)}))
     config = with_changes(config, **{"evaluation.corruption_queries": 12})
     train, validation, test = (image_set(n, 6, first=f) for n, f in ((4, 0), (5, 4), (10, 9)))
@@ -220,9 +219,9 @@ def parts():
 
 
 def evaluator(parts, how):
-    players, config, dataset = parts
-    made = Evaluator(players, config, dataset)
-    made.embedding = Fake(players.block_names(), how)  # pyright: ignore[reportAttributeAccessIssue]
+    networks, config, dataset = parts
+    made = Evaluator(networks, config, dataset)
+    made.embedding = Fake(networks.block_names(), how)  # pyright: ignore[reportAttributeAccessIssue]
     return made
 
 
@@ -332,7 +331,7 @@ def test_queries_of_the_robustness_test_are_few_and_the_gallery_is_clean(parts):
 
 
 def test_weights_are_chosen_on_validation_classes_alone(parts, monkeypatch):
-    """The score sees clean queries and the trained corruptions of validation pictures."""
+    """The score sees clean queries and the trained corruptions of validation images."""
     made = evaluator(parts, oracle)
     monkeypatch.setattr(table, "costs", lambda *args: Costs(1.0, 1.0, 1.0, False))
     found = made.rows({})
@@ -348,9 +347,9 @@ def test_weights_are_chosen_on_validation_classes_alone(parts, monkeypatch):
 
 
 def test_few_validation_queries_are_both_queries_and_gallery(parts):
-    players, config, dataset = parts
+    networks, config, dataset = parts
     few = with_changes(config, **{"evaluation.validation_queries": 10})
-    made = evaluator((players, few, dataset), oracle)
+    made = evaluator((networks, few, dataset), oracle)
     assert made.validation({})["recall_at_1"] == 1
     assert made.embedding.seen == [(10, None)]  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -363,8 +362,8 @@ def test_raw_pixels_know_patterns_and_not_brightness(parts):
     rng = np.random.default_rng(0)
     pattern = rng.integers(60, 120, (16, 16, 3))
     shades = [pattern, pattern + 100, rng.integers(0, 256, (16, 16, 3)), np.full((16, 16, 3), 7)]
-    pictures = [each.astype(np.uint8) for each in shades * 2][:6]
-    images = ImageSet(pictures, np.arange(6), tuple("abcdef"), np.zeros(6, bool))
+    images = [each.astype(np.uint8) for each in shades * 2][:6]
+    images = ImageSet(images, np.arange(6), tuple("abcdef"), np.zeros(6, bool))
     rows = pixels(images, config).blocks["pixels"]
     assert rows.shape == (6, 16 * 16 * 3)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3)
@@ -372,14 +371,14 @@ def test_raw_pixels_know_patterns_and_not_brightness(parts):
     assert similarity[0, 1] == pytest.approx(1, abs=1e-3)
     assert abs(similarity[0, 2]) < 0.3
     np.testing.assert_allclose(similarity[:2, 4:].diagonal(), 1, atol=1e-3)
-    spoiled = pixels(images, config, ("gaussian_noise", 5)).blocks["pixels"]
-    assert spoiled[0] @ rows[0] < 0.99
+    corrupted = pixels(images, config, ("gaussian_noise", 5)).blocks["pixels"]
+    assert corrupted[0] @ rows[0] < 0.99
     again = pixels(images.subset(np.array([0])), config, ("gaussian_noise", 5))
-    np.testing.assert_array_equal(again.blocks["pixels"][0], spoiled[0])
+    np.testing.assert_array_equal(again.blocks["pixels"][0], corrupted[0])
 
 
 def test_batches_do_not_show_in_descriptors(parts):
-    """Any batch size, also one that leaves a rest, embeds a picture the same way."""
+    """Any batch size, also one that leaves a rest, embeds an image the same way."""
     images = image_set(3, 3, side=16)
 
     def mean_and_first(variables, batch):
@@ -401,7 +400,7 @@ def test_rows_and_weights_of_descriptors():
     blocks = {name: rng.normal(size=(5, 4)).astype(np.float32) for name in ("a", "b")}
     blocks = {n: x / np.linalg.norm(x, axis=1, keepdims=True) for n, x in blocks.items()}
     gates = {"b": np.linspace(0, 1, 5, dtype=np.float32)}
-    described = Described(blocks, gates)
+    described = DescriptorBlocks(blocks, gates)
     some = described.rows(np.array([4, 1]))
     np.testing.assert_array_equal(some.blocks["a"], blocks["a"][[4, 1]])
     np.testing.assert_array_equal(some.gates["b"], gates["b"][[4, 1]])

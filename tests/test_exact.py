@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from afa.errors import UserError
-from afa.evaluation.metrics import Ranked, metrics_from_ranks
+from afa.evaluation.metrics.retrieval import Ranked, metrics_from_ranks
 from afa.retrieval import exact
 
 

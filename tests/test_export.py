@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from afa.errors import UserError
+from afa.manifest import STAGE_PREFIX, staged
 from afa.retrieval import export
 from afa.retrieval.exact import normalise
-from afa.retrieval.files import STAGE_PREFIX, staged
 from afa.retrieval.records import Records
 
 MANIFEST = {"configuration": {"a": 1}, "checkpoint": "step-5", "preprocessing": {"size": 64}}
@@ -30,7 +30,7 @@ def columns(rows=ROWS, seed=0) -> dict[str, Any]:
         "vectors": normalise(random.normal(size=(rows, DIMENSION)).astype(np.float32)),
         "ids": [f"é/{i}" for i in range(rows)],
         "classes": [("cup", "jug", "pot")[i % 3] for i in range(rows)],
-        "paths": [f"pictures/{i}.jpg" for i in range(rows)],
+        "paths": [f"images/{i}.jpg" for i in range(rows)],
         "labels": np.arange(rows) % 3 + 4,
     }
 

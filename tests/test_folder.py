@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from afa.config import DataConfig
-from afa.data.folder import load_folder
 from afa.data.images import encode_jpeg
-from afa.data.sets import load, save_split
+from afa.data.sources.folder import load_folder
+from afa.data.sources.registry import load, save_split
 from afa.errors import UserError
 
 
 def fill(root, classes, count=3, seed=0):
-    """Writes `count` small JPEG pictures into each class folder."""
+    """Writes `count` small JPEG images into each class folder."""
     rng = np.random.default_rng(seed)
     for name in classes:
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def names(dataset, split):
 
 def test_plain_folder_is_halved(tmp_path):
     fill(tmp_path, letters(11))
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".hidden").mkdir()
     data = load_from(tmp_path)
     assert names(data, "test") == letters(5, "g")
@@ -55,7 +55,7 @@ def test_plain_folder_is_halved(tmp_path):
 
 
 def test_shared_classes_of_split_folders_are_halved(tmp_path):
-    """81 classes in train and test, 60 of them in val, one catalogue picture each."""
+    """81 classes in train and test, 60 of them in val, one catalogue image each."""
     classes = [f"{i:02d}" for i in range(81)]
     fill(tmp_path / "train", classes, 2)
     fill(tmp_path / "test", classes, 2)
@@ -69,10 +69,10 @@ def test_shared_classes_of_split_folders_are_halved(tmp_path):
         (data.validation, {"train", "val", "iconic"}),
         (data.test, {"test", "iconic"}),
     ):
-        parts = [picture.split("/")[0] for picture in images.ids]
+        parts = [image.split("/")[0] for image in images.ids]
         assert set(parts) == folders
         np.testing.assert_array_equal(images.catalogue, np.array(parts) == "iconic")
-    everything = [picture for images in data.splits.values() for picture in images.ids]
+    everything = [image for images in data.splits.values() for image in images.ids]
     assert len(set(everything)) == len(everything)
 
 
@@ -119,7 +119,7 @@ def test_fingerprint_changes_with_the_data(tmp_path):
     assert load_from(tmp_path).fingerprint != first
 
 
-def test_few_unreadable_pictures_are_skipped_and_listed(tmp_path):
+def test_few_unreadable_images_are_skipped_and_listed(tmp_path):
     fill(tmp_path, letters(8), 4)
     whole = (tmp_path / "b" / "img_1.jpg").read_bytes()
     (tmp_path / "b" / "img_1.jpg").write_bytes(whole[: len(whole) // 2])
@@ -133,14 +133,14 @@ def test_few_unreadable_pictures_are_skipped_and_listed(tmp_path):
     assert load_from(tmp_path, max_unreadable=0.1).skipped == ("g/img_0.jpg: empty file",)
 
 
-def test_too_many_unreadable_pictures_are_refused(tmp_path):
+def test_too_many_unreadable_images_are_refused(tmp_path):
     fill(tmp_path, letters(8), 5)
     for i in range(5):
         (tmp_path / "h" / f"img_{i}.jpg").write_bytes(b"")
     with pytest.raises(UserError) as error:
         load_from(tmp_path)
     assert str(error.value) == (
-        f"data.path={str(tmp_path)!r}: 5 of 40 pictures (12.5%) cannot be read, above "
+        f"data.path={str(tmp_path)!r}: 5 of 40 images (12.5%) cannot be read, above "
         "data.max_unreadable=0.01: h/img_0.jpg: empty file, h/img_1.jpg: empty file, "
         "h/img_2.jpg: empty file, and 2 more"
     )
@@ -165,24 +165,24 @@ def test_an_empty_path_is_refused():
 
 
 @pytest.mark.parametrize("inside", [(), ("a/b/c",), ("train/a", "test/a")])
-def test_a_directory_without_pictures_is_refused(tmp_path, inside):
+def test_a_directory_without_images_is_refused(tmp_path, inside):
     for folder in inside:
         (tmp_path / folder).mkdir(parents=True)
     with pytest.raises(UserError) as error:
         load_from(tmp_path)
     assert str(error.value) == (
-        f"data.path={str(tmp_path)!r} holds no class folders with pictures (expected "
-        "DIR/CLASS/PICTURE, or DIR/train/CLASS/PICTURE and DIR/test/CLASS/PICTURE)"
+        f"data.path={str(tmp_path)!r} holds no class folders with images (expected "
+        "DIR/CLASS/IMAGE, or DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE)"
     )
 
 
-def test_a_class_with_one_picture_is_refused(tmp_path):
+def test_a_class_with_one_image_is_refused(tmp_path):
     fill(tmp_path, letters(8))
     fill(tmp_path, ["ha"], 1)
     with pytest.raises(UserError) as error:
         load_from(tmp_path)
     assert str(error.value) == (
-        f"{tmp_path.name}: class 'ha' has 1 readable picture, and at least 2 are needed in every "
+        f"{tmp_path.name}: class 'ha' has 1 readable image, and at least 2 are needed in every "
         "class: add some, or remove the class"
     )
 
@@ -209,7 +209,7 @@ def test_unknown_data_sets_name_the_nearest():
         load(DataConfig(name="foldr"))
     assert str(error.value) == (
         "data.name='foldr' is unknown; did you mean 'folder'? "
-        "(allowed: embedded, folder, gldv2, inshop, tfds:NAME)"
+        "(allowed: synthetic, folder, gldv2, inshop, tfds:NAME)"
     )
     with pytest.raises(UserError, match="did you mean 'tfds:cars196'"):
         load(DataConfig(name="cars196"))
@@ -282,26 +282,26 @@ def test_query_and_gallery_folders_are_told_apart(tmp_path):
     data = load_from(tmp_path)
     assert names(data, "test") == letters(5, "p")
     assert data.train.gallery is None and data.validation.gallery is None
-    folders = np.array([picture.split("/")[0] for picture in data.test.ids])
+    folders = np.array([image.split("/")[0] for image in data.test.ids])
     np.testing.assert_array_equal(data.test.gallery, folders == "gallery")
     assert (folders == "query").sum() == 3 and (folders == "gallery").sum() == 10
     assert data.train.catalogue.sum() + data.validation.catalogue.sum() == 6
     assert data.protocol.endswith(
-        "the 5 test (query/ and gallery/); catalogue pictures join their class"
+        "the 5 test (query/ and gallery/); catalogue images join their class"
     )
     moved = tmp_path / "gallery" / "p" / "img_0.jpg"
     moved.rename(tmp_path / "query" / "p" / "img_9.jpg")
     assert load_from(tmp_path).test_fingerprint != data.test_fingerprint
 
 
-def test_classes_that_train_too_are_halved_and_unreadable_pictures_keep_the_rest_in_place(tmp_path):
+def test_classes_that_train_too_are_halved_and_unreadable_images_keep_the_rest_in_place(tmp_path):
     fill(tmp_path / "train", letters(8))
     fill(tmp_path / "query", letters(8), 1)
     fill(tmp_path / "gallery", letters(8), 2)
     (tmp_path / "query" / "e" / "img_0.jpg").write_bytes(b"")
     data = load_from(tmp_path, max_unreadable=0.1)
     assert names(data, "test") == letters(4, "e")
-    roles = [picture.split("/")[0] == "gallery" for picture in data.test.ids]
+    roles = [image.split("/")[0] == "gallery" for image in data.test.ids]
     np.testing.assert_array_equal(data.test.gallery, roles)
     assert len(roles) == 11
 

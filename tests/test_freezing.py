@@ -52,11 +52,15 @@ def test_stages_hold_every_part_but_the_published_classifier(name):
 
 def moved(config: ExperimentConfig) -> tuple[Any, Any]:
     """F's variables of a tiny state before and after one step."""
-    recipe = tiny.recipe(config)
-    own = recipe.players.embedder.clone(frozen=embedder.frozen(config))
-    recipe = dataclasses.replace(recipe, players=dataclasses.replace(recipe.players, embedder=own))
-    before = parallel.to_host(tiny.state(recipe))
-    step = parallel.data_parallel(functools.partial(steps.embedder_step, recipe=recipe, push=True))
+    context = tiny.context(config)
+    own = context.networks.embedder.clone(frozen=embedder.frozen(config))
+    context = dataclasses.replace(
+        context, networks=dataclasses.replace(context.networks, embedder=own)
+    )
+    before = parallel.to_host(tiny.state(context))
+    step = parallel.data_parallel(
+        functools.partial(steps.embedder_step, context=context, perturb=True)
+    )
     after, _ = step(before, tiny.batch())
     return before.variables["embedder"], parallel.to_host(after.variables["embedder"])
 
@@ -90,10 +94,10 @@ def test_frozen_norm_keeps_statistics_alone():
 
 def test_frozen_statistics_are_what_training_normalises_by():
     """In training as in evaluation, whatever the batch."""
-    recipe = tiny.recipe(tiny.config())
-    state = tiny.state(recipe)
+    context = tiny.context(tiny.config())
+    state = tiny.state(context)
     images = jnp.asarray(tiny.batch()["image"], jnp.float32) / 255
-    still = recipe.players.embedder.clone(frozen=Frozen(norm=True))
+    still = context.networks.embedder.clone(frozen=Frozen(norm=True))
     variables: Any = state.variables["embedder"]
     trained, _ = apply(still, variables, images, train=True, mutable=["batch_stats"])
     evaluated = apply(still, variables, images, train=False)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from afa.data.types import ImageSet
-from afa.evaluation import further, pairs
 from afa.evaluation.evaluator import ranks_of
+from afa.evaluation.metrics import extra, pairs
 from afa.evaluation.protocols import protocols
 
 
 def described(classes=6, each=8, catalogue=0, spread=0.5, seed=0):
-    """Pictures of which the last `catalogue` of a class are catalogue ones, and unit vectors."""
+    """Images of which the last `catalogue` of a class are catalogue ones, and unit vectors."""
     draw = np.random.default_rng(seed)
     labels = np.repeat(np.arange(classes), each)
     vectors = draw.normal(size=(classes, 16))[labels]
@@ -27,7 +27,7 @@ def described(classes=6, each=8, catalogue=0, spread=0.5, seed=0):
 def figures(vectors, images, protocol):
     queries, gallery = vectors[protocol.queries], vectors[protocol.gallery]
     ranks = ranks_of(queries, gallery, images, protocol)
-    return further.figures(queries, gallery, ranks, images, protocol)
+    return extra.figures(queries, gallery, ranks, images, protocol)
 
 
 def test_an_oracle_is_perfect_and_noise_is_chance():
@@ -63,7 +63,7 @@ def test_pairs_are_all_pairs_of_the_protocol():
     same = images.labels[wild][:, None] == images.labels[~wild]
     exact = pairs.auroc(pairs.counted(scores.ravel(), same.ravel()))
     assert found["pairs"]["auroc"] == pytest.approx(exact, abs=1e-3)
-    assert found["clusters"]["pictures"] == 48
+    assert found["clusters"]["images"] == 48
     assert len(found["cmc"]) == 6  # of six in the gallery
 
 
@@ -81,7 +81,7 @@ def test_the_curve_begins_with_the_share_of_first_answers():
 
 
 def test_equal_scores_are_averaged_however_many_there_are():
-    """Eight copies of one picture, of two classes: each finds 3 of 7 equal others right."""
+    """Eight copies of one image, of two classes: each finds 3 of 7 equal others right."""
     labels = np.arange(8) % 2
     images = ImageSet([b""] * 8, labels, tuple("abcdefgh"), np.zeros(8, bool))
     vectors = np.zeros((8, 4), np.float32)
@@ -105,18 +105,18 @@ def test_queries_with_nothing_to_find_do_not_count():
 
 
 def test_a_large_split_is_measured_on_whole_classes(monkeypatch):
-    monkeypatch.setattr(further, "PICTURES", 20)
+    monkeypatch.setattr(further, "IMAGES", 20)
     vectors, images = described()
     found = figures(vectors, images, protocols(images)[0])
     assert found["clusters"] | {"nmi": 0, "ami": 0} == {
-        "nmi": 0, "ami": 0, "clusters": 2, "pictures": 16,
+        "nmi": 0, "ami": 0, "clusters": 2, "images": 16,
     }  # fmt: skip
     assert found["pairs"]["same"] == 2 * 8 * 7 / 2
     labels = np.array([7, 7, 7, 3, 3, 5, 5, 5, 5])
     for seed in range(5):
-        drawn = further.whole_classes(labels, 7, seed)
+        drawn = extra.whole_classes(labels, 7, seed)
         assert len(drawn) == 2 and set(drawn) < {3, 5, 7}
-        np.testing.assert_array_equal(further.whole_classes(labels, 9, seed), [3, 5, 7])
+        np.testing.assert_array_equal(extra.whole_classes(labels, 9, seed), [3, 5, 7])
 
 
 def test_classes_of_the_gallery_alone_are_no_pairs_to_tell():
@@ -131,12 +131,12 @@ def test_classes_of_the_gallery_alone_are_no_pairs_to_tell():
     one = dataclasses.replace(images, gallery=roles | (images.labels > 0))
     found = figures(vectors, one, protocols(one)[0])
     assert set(found) == {"cmc", "recall_at_1_over_ties"}
-    assert further.told(found) == ""
+    assert extra.told(found) == ""
 
 
 def test_the_line_names_what_was_found():
     vectors, images = described(spread=0.0)
-    told = further.told(figures(vectors, images, protocols(images)[0]))
+    told = extra.told(figures(vectors, images, protocols(images)[0]))
     assert told == (
         "AUROC of pairs 100.0 %; FNMR 0.0 % at FMR 10 %; FNMR 0.0 % at FMR 1 %; NMI 100.0 %, "
         "AMI 100.0 %; CMC at 20 100.0 %"

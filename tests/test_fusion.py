@@ -56,7 +56,7 @@ def test_fixed_gate_is_one_and_has_nothing_to_learn():
     assert "params" not in variables
 
 
-def test_verdict_gate_asks_the_discriminator_which_picture_is_more_real():
+def test_verdict_gate_asks_the_discriminator_which_image_is_more_real():
     opened, variables, (_, _, before, after) = gate_of("verdict")
     near(opened, 1 / (1 + np.exp(before - after)))
     assert "params" not in variables

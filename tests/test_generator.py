@@ -16,50 +16,50 @@ from afa.models.generator import Generator, Upsample, pixel_norm
 
 @pytest.fixture(scope="module")
 def fresh():
-    """Players as a run begins with them: the one place that compiles their initialisers."""
-    players = tiny.players(tiny.config())
-    return players, players.init(jax.random.key(0), tiny.SIDE)
+    """Networks as a run begins with them: the one place that compiles their initialisers."""
+    networks = tiny.networks(tiny.config())
+    return networks, networks.init(jax.random.key(0), tiny.SIDE)
 
 
-def pictures_and_noise():
+def images_and_noise():
     return uniform(0, 2, 16, 16, 3), normal(1, 2, 5)
 
 
-def test_an_untrained_generator_leaves_the_picture_almost_alone(fresh):
-    players, variables = fresh
-    images, z = pictures_and_noise()
-    restored, imagined = jax.jit(players.generator.apply)(variables["generator"], images, z)
-    assert restored.shape == imagined.shape == (2, 16, 16, 3)
-    assert restored.dtype == imagined.dtype == jnp.float32
+def test_an_untrained_generator_leaves_the_image_almost_alone(fresh):
+    networks, variables = fresh
+    images, z = images_and_noise()
+    restored, sampled = jax.jit(networks.generator.apply)(variables["generator"], images, z)
+    assert restored.shape == sampled.shape == (2, 16, 16, 3)
+    assert restored.dtype == sampled.dtype == jnp.float32
     assert 0 < np.abs(restored - images).max() < 0.5
     assert np.sqrt(np.mean(np.square(restored - images))) < 0.1
-    assert np.abs(imagined - 0.5).max() < 0.5
+    assert np.abs(sampled - 0.5).max() < 0.5
 
 
-def test_noise_reaches_both_modes_and_pictures_only_one(fresh):
-    players, variables = fresh
-    images, z = pictures_and_noise()
+def test_noise_reaches_both_modes_and_images_only_one(fresh):
+    networks, variables = fresh
+    images, z = images_and_noise()
 
     def mode(name, *given):
-        apply = jax.jit(players.generator.apply, static_argnames="method")
+        apply = jax.jit(networks.generator.apply, static_argnames="method")
         return apply(variables["generator"], *given, method=name)
 
     by_mode = {
         "restore": lambda images, z: mode("restore", images, z),
-        "imagine": lambda _, z: mode("imagine", z),
+        "sample": lambda _, z: mode("sample", z),
     }
     for name, made in by_mode.items():
         assert np.abs(made(images, z) - made(images, z + 1)).max() > 1e-4, name
         np.testing.assert_array_equal(made(images, z), made(images, z))
-    # A picture's output is its own: no batch statistics.
+    # An image's output is its own: no batch statistics.
     alone = by_mode["restore"](images[:1], z[:1])
     near(alone, by_mode["restore"](images, z)[:1])
 
 
-def test_skips_carry_the_picture_around_the_bottleneck():
-    generator, (images, z) = Generator(4, 2, 5, 16), pictures_and_noise()
+def test_skips_carry_the_image_around_the_bottleneck():
+    generator, (images, z) = Generator(4, 2, 5, 16), images_and_noise()
     params = variables_of(generator, images, z)["params"]
-    # The bottleneck is cut: what still tells two pictures apart has come by the skips.
+    # The bottleneck is cut: what still tells two images apart has come by the skips.
     cut = {"down_0": 1, "down_1": 0, "middle": 0, "code": 0}
     params |= {name: jax.tree.map(lambda leaf, s=s: s * leaf, params[name])
                for name, s in cut.items()}  # fmt: skip
@@ -71,7 +71,7 @@ def test_skips_carry_the_picture_around_the_bottleneck():
 
 
 @pytest.mark.parametrize(("side", "levels"), [(8, 1), (16, 4), (32, 3)])
-def test_generator_fits_its_picture_at_any_depth(side, levels):
+def test_generator_fits_its_image_at_any_depth(side, levels):
     generator = Generator(2, levels, 3, side)
     images, z = jnp.zeros((3, side, side, 3)), jnp.zeros((3, 3))
     out, variables = jax.eval_shape(
@@ -156,7 +156,7 @@ def test_spectral_norm_bounds_every_kernel():
 # ---- differentiable augmentation ---------------------------------------------------------------
 
 
-def test_augmentation_is_a_function_of_picture_and_key():
+def test_augmentation_is_a_function_of_image_and_key():
     images, keys = uniform(0, 4, 16, 16, 3), jax.random.split(jax.random.key(0), 4)
     augment = jax.jit(diffaugment)
     out = augment(images, keys)
@@ -179,7 +179,7 @@ def test_augmentation_passes_a_gradient_and_cuts_a_quarter_of_the_side():
 
 
 def test_augmentation_stays_in_its_ranges():
-    """Brightness within 0.2 and contrast within 0.7 to 1.3 of the picture; shifts within 1/8."""
+    """Brightness within 0.2 and contrast within 0.7 to 1.3 of the image; shifts within 1/8."""
     keys = jax.random.split(jax.random.key(2), 200)
     left = np.full((16, 16, 3), 0.25, np.float32)
     left[:, 8:] = 0.75
@@ -198,10 +198,10 @@ def test_augmentation_stays_in_its_ranges():
     assert set(edges) == {5, 6, 7, 8, 9}
 
 
-# ---- fresh players -----------------------------------------------------------------------------
+# ---- fresh networks -----------------------------------------------------------------------------
 
 
-def test_fresh_variables_of_every_player(fresh):
+def test_fresh_variables_of_every_network(fresh):
     _, variables = fresh
     assert set(variables) == {"embedder", "generator", "discriminator", "gate"}
     for each in variables.values():

@@ -1,4 +1,4 @@
-"""Geometric verification on point sets with a known affine map, and on pictures that are moved."""
+"""Geometric verification on point sets with a known affine map, and on images that are moved."""
 
 import itertools
 import time
@@ -13,7 +13,7 @@ import tiny
 from arrays import apply, near, normal, unit, variables_of
 
 from afa.errors import UserError
-from afa.models.pooling import LocalHead, Places
+from afa.models.heads import LocalFeatures, LocalHead
 from afa.retrieval.rerank import contract, geometry, posterior
 from afa.retrieval.rerank.geometry import Matches
 
@@ -23,22 +23,22 @@ THREE = jnp.float32([[0.1, 0.2], [0.8, 0.3], [0.4, 0.9]])
 TOLERANCE = jnp.float32(0.01)
 
 
-def places_of(position, descriptor, pictures=1):
-    """`pictures` times the same places, all equally strong."""
-    one = Places(
+def places_of(position, descriptor, images=1):
+    """`images` times the same places, all equally strong."""
+    one = LocalFeatures(
         np.full(len(position), 1 / len(position), np.float32),
         np.asarray(position, np.float32),
         np.asarray(descriptor, np.float32),
     )
-    return Places(*(np.repeat(part[None], pictures, axis=0) for part in one))
+    return LocalFeatures(*(np.repeat(part[None], images, axis=0) for part in one))
 
 
-def joined(*pictures):
-    return Places(*(np.concatenate(parts) for parts in zip(*pictures, strict=True)))
+def joined(*images):
+    return LocalFeatures(*(np.concatenate(parts) for parts in zip(*images, strict=True)))
 
 
-def first(places):
-    return Places(*(part[0] for part in places))
+def first(local_features):
+    return LocalFeatures(*(part[0] for part in local_features))
 
 
 def moved(seed, right, wrong):
@@ -182,17 +182,17 @@ def test_fitting_again_finds_inliers_that_no_sample_reaches():
     assert found > counts.max()
 
 
-def test_evidence_of_a_moved_picture_is_above_that_of_a_foreign_one():
+def test_evidence_of_a_moved_image_is_above_that_of_a_foreign_one():
     query, candidate, _ = moved(3, 30, 10)
     foreign = places_of(np.random.default_rng(8).random((40, 2)), unit(9, 40, 32))
     # The same descriptors at other places: matches, and no map that they agree on.
     scrambled = places_of(np.random.default_rng(7).random((40, 2)), candidate.descriptor[0])
-    pictures = joined(candidate, scrambled, foreign)
-    same, mixed, other = geometry.evidence(query, pictures, 0.02)
+    images = joined(candidate, scrambled, foreign)
+    same, mixed, other = geometry.evidence(query, images, 0.02)
     assert same > 0.5
     assert same > 4 * mixed
     assert same > 4 * other
-    alone = geometry.evidence(query, pictures, None)
+    alone = geometry.evidence(query, images, None)
     near(alone[0], alone[1])
     assert alone[0] > 4 * alone[2]
     assert min(alone.min(), other, mixed) >= 0
@@ -233,7 +233,7 @@ def test_any_number_of_candidates_is_one_program(monkeypatch):
     assert whole.shape == (7,)
     assert whole[0] > 0
     for count in (0, 1, 3, 7):
-        some = Places(*(x[:count] for x in many))
+        some = LocalFeatures(*(x[:count] for x in many))
         np.testing.assert_array_equal(geometry.evidence(query, some, 0.05), whole[:count])
         geometry.evidence(query, some, 0.02)
     assert len(traced) == 1
@@ -247,8 +247,8 @@ def test_a_hundred_candidates_take_less_than_half_a_second():
     descriptor = draw.normal(size=(101, count, dim)).astype(np.float32)
     descriptor /= np.linalg.norm(descriptor, axis=-1, keepdims=True)
     position = draw.random((101, count, 2), np.float32)
-    pictures = Places(np.full((101, count), 1 / count, np.float32), position, descriptor)
-    query, rest = (Places(*(x[part] for x in pictures)) for part in (slice(1), slice(1, None)))
+    images = LocalFeatures(np.full((101, count), 1 / count, np.float32), position, descriptor)
+    query, rest = (LocalFeatures(*(x[part] for x in images)) for part in (slice(1), slice(1, None)))
     spent = []
     for _ in range(4):  # the first compiles
         began = time.perf_counter()
@@ -260,16 +260,18 @@ def test_a_hundred_candidates_take_less_than_half_a_second():
 # ---- re-ranking --------------------------------------------------------------------------------
 
 
-def pictures_of(vectors, places):
-    return contract.Pictures(vectors, np.zeros((len(vectors), 0), np.float32), {1.0: places})
+def images_of(vectors, local_features):
+    return contract.ImageFeatures(
+        vectors, np.zeros((len(vectors), 0), np.float32), {1.0: local_features}
+    )
 
 
 def test_only_the_first_results_are_looked_at(monkeypatch):
     monkeypatch.setattr(geometry, "CANDIDATES", 5)
     query, candidate, _ = moved(1, 12, 0)
     vectors = np.asarray(unit(0, 9, 4))
-    gallery = pictures_of(vectors, joined(*[candidate] * 9))
-    asked = pictures_of(vectors[:1], query)
+    gallery = images_of(vectors, joined(*[candidate] * 9))
+    asked = images_of(vectors[:1], query)
     for score in (
         geometry.local_matches(gallery, scale=1.0),
         geometry.geometric_verification(gallery, scale=1.0, tolerance=0.05),
@@ -282,21 +284,21 @@ def test_only_the_first_results_are_looked_at(monkeypatch):
 
 def test_an_empty_gallery_is_refused():
     query, candidate, _ = moved(1, 12, 0)
-    empty = pictures_of(np.zeros((0, 4), np.float32), Places(*(x[:0] for x in candidate)))
+    empty = images_of(np.zeros((0, 4), np.float32), LocalFeatures(*(x[:0] for x in candidate)))
     score = geometry.geometric_verification(empty, scale=1.0, tolerance=0.05)
     with pytest.raises(UserError, match="gallery is empty"):
-        score(pictures_of(np.asarray(unit(0, 1, 4)), query), np.full(1, -1))
+        score(images_of(np.asarray(unit(0, 1, 4)), query), np.full(1, -1))
 
 
 def test_agreement_is_the_probability_of_one_class():
     shares = np.array([[0.5, 0.5, 0], [0.2, 0.3, 0.5]], np.float32)
-    asked = contract.Pictures(np.asarray(unit(0, 2, 4)), shares)
-    gallery = contract.Pictures(np.asarray(unit(1, 3, 4)), np.eye(3, dtype=np.float32))
+    asked = contract.ImageFeatures(np.asarray(unit(0, 2, 4)), shares)
+    gallery = contract.ImageFeatures(np.asarray(unit(1, 3, 4)), np.eye(3, dtype=np.float32))
     found = posterior.class_agreement(gallery)(asked, np.full(2, -1))
     near(found, shares)
 
 
-# ---- the places of pictures --------------------------------------------------------------------
+# ---- the places of images --------------------------------------------------------------------
 
 
 def test_the_strongest_places_of_a_map():
@@ -319,16 +321,18 @@ def blobs(seed, side=96):
     return (smooth - smooth.min()) / np.ptp(smooth)
 
 
-def test_a_picture_that_was_turned_and_shifted_is_found_again():
-    recipe = tiny.recipe(tiny.config())
-    variables = tiny.state(recipe).variables
+def test_an_image_that_was_turned_and_shifted_is_found_again():
+    context = tiny.context(tiny.config())
+    variables = tiny.state(context).variables
     turn = cv2.getRotationMatrix2D((48, 48), 8, 1.05) + np.array([[0, 0, 9], [0, 0, -6]])
     queries = [blobs(seed) for seed in range(3)]
     again = [cv2.warpAffine(q, turn, (96, 96), borderMode=cv2.BORDER_REFLECT) for q in queries]
     images = jnp.asarray(np.stack([*queries, *again]))
-    places = jax.jit(lambda v, x: recipe.players.places(v, x, 100))(variables, images)
+    local_features = jax.jit(lambda v, x: context.networks.local_features(v, x, 100))(
+        variables, images
+    )
     vectors = np.tile(np.asarray(unit(0, 1, 4)), (3, 1))  # the global view cannot tell
-    parts = [pictures_of(vectors, Places(*(np.asarray(x)[i : i + 3] for x in places)))
+    parts = [images_of(vectors, LocalFeatures(*(np.asarray(x)[i : i + 3] for x in local_features)))
              for i in (0, 3)]  # fmt: skip
     score = geometry.geometric_verification(parts[1], scale=1.0, tolerance=0.08)
     found = score(parts[0], np.full(3, -1))

@@ -42,8 +42,8 @@ class Parts(flax.struct.PyTreeNode):
 
 def test_the_first_part_of_the_state_that_is_not_finite_is_named():
     def state(weight=1.0, mean=1.0):
-        player = {"params": {"w": jnp.asarray([0.0, weight])}, "batch_stats": {}}
-        return Parts({"embedder": player}, {"embedder": {"batch_stats": jnp.asarray(mean)}})
+        network = {"params": {"w": jnp.asarray([0.0, weight])}, "batch_stats": {}}
+        return Parts({"embedder": network}, {"embedder": {"batch_stats": jnp.asarray(mean)}})
 
     assert health.first_part_not_finite(state()) is None
     named = health.first_part_not_finite(state(weight=np.inf))
@@ -59,7 +59,7 @@ def test_a_log_line_is_the_mean_of_its_steps():
     assert health.summarise(steps, ()) == {"metric_loss": 2.0, "r1": 2.0}
 
 
-def test_psnr_of_a_log_line_is_weighed_by_pictures():
+def test_psnr_of_a_log_line_is_weighed_by_images():
     steps = [
         {"psnr_in": [30.0, 20.0, 0.0], "psnr_out": [33.0, 22.0, 0.0], "psnr_count": [1, 1, 0]},
         {"psnr_in": [0.0, 90.0, 0.0], "psnr_out": [0.0, 96.0, 0.0], "psnr_count": [0, 3, 0]},

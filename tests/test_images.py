@@ -1,4 +1,4 @@
-"""Decoding every kind of picture, refusing damaged ones, and the resize of evaluation."""
+"""Decoding every kind of image, refusing damaged ones, and the resize of evaluation."""
 
 import io
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afa.data.images import UnreadablePicture, decode, encode_jpeg, resize, resize_crop
+from afa.data.images import UnreadableImage, decode, encode_jpeg, resize, resize_crop
 from afa.data.types import Chosen, Files, ImageSet
 
 
 @pytest.fixture
 def pixels():
-    """A smooth 30 x 44 picture whose channels all differ."""
+    """A smooth 30 x 44 image whose channels all differ."""
     y, x = np.mgrid[0:30, 0:44]
     return np.stack([x * 5, y * 8, 255 - x * 5], axis=-1).astype(np.uint8)
 
@@ -80,23 +80,23 @@ def test_large_jpeg_may_be_decoded_smaller_but_not_too_small():
     assert decode(data).shape == (400, 600, 3)
 
 
-def test_decoded_pictures_pass_through(pixels):
+def test_decoded_images_pass_through(pixels):
     assert decode(pixels) is pixels
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
-def test_truncated_pictures_are_refused(pixels, kind):
+def test_truncated_images_are_refused(pixels, kind):
     data = encoded(pixels, kind)
-    with pytest.raises(UnreadablePicture):
+    with pytest.raises(UnreadableImage):
         decode(data[: len(data) // 2])
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"", "empty file"), (b"hello", "not a picture of a known format")],
+    [(b"", "empty file"), (b"hello", "not an image of a known format")],
 )
-def test_what_is_no_picture_is_refused_with_the_reason(data, reason):
-    with pytest.raises(UnreadablePicture, match=reason):
+def test_what_is_no_image_is_refused_with_the_reason(data, reason):
+    with pytest.raises(UnreadableImage, match=reason):
         decode(data)
 
 
@@ -114,7 +114,7 @@ def test_shrinking_averages():
     assert np.abs(out.astype(int) - 127.5).max() <= 1
 
 
-def test_subsets_read_the_right_pictures(tmp_path):
+def test_subsets_read_the_right_images(tmp_path):
     paths = []
     for i in range(5):
         path = tmp_path / f"{i}.bin"

@@ -10,11 +10,11 @@ import public_sets
 import pytest
 
 from afa.config import DataConfig
-from afa.data.importers import gldv2, listed
-from afa.data.importers.inshop import read_partition
-from afa.data.importers.pickles import read_pickle
-from afa.data.importers.revisited import read_ground_truth
-from afa.data.sets import load
+from afa.data.sources import gldv2, listed
+from afa.data.sources.inshop import read_partition
+from afa.data.sources.pickles import read_pickle
+from afa.data.sources.registry import load
+from afa.data.sources.revisited import read_ground_truth
 from afa.data.types import fingerprint
 from afa.errors import UserError
 
@@ -131,21 +131,21 @@ def test_missing_parts_of_revisited_oxford_are_named(tmp_path):
     (tmp_path / "jpg" / "query_1.jpg").unlink()
     (tmp_path / "jpg" / "all_souls_000004.jpg").write_bytes(b"")
     assert refused(read_ground_truth, tmp_path, "rparis6k") == (
-        f"2 of the 11 pictures of {tmp_path}/gnd_rparis6k.pkl are missing or empty: "
+        f"2 of the 11 images of {tmp_path}/gnd_rparis6k.pkl are missing or empty: "
         f"{tmp_path}/jpg/all_souls_000004.jpg, {tmp_path}/jpg/query_1.jpg"
     )
-    (tmp_path / "jpg").rename(tmp_path / "pictures")
+    (tmp_path / "jpg").rename(tmp_path / "images")
     told = refused(read_ground_truth, tmp_path, "rparis6k")
-    assert told == f"{tmp_path}/jpg is missing: the folder of the pictures of rparis6k"
+    assert told == f"{tmp_path}/jpg is missing: the folder of the images of rparis6k"
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         (lambda c: c.pop("gnd"), "is no ground truth (expected lists imlist, qimlist and gnd)"),
-        (lambda c: c["gnd"].pop(), "holds 8 pictures, 3 queries, 2 judgements"),
+        (lambda c: c["gnd"].pop(), "holds 8 images, 3 queries, 2 judgements"),
         (lambda c: c["gnd"][1].pop("junk"), "query 1 has no 'junk' (expected easy, hard and junk)"),
-        (lambda c: c["gnd"][1].update(hard=[8]), "query 1: 'hard' are no places among 8 pictures"),
+        (lambda c: c["gnd"][1].update(hard=[8]), "query 1: 'hard' are no places among 8 images"),
         (lambda c: c["gnd"][1].update(hard=["a"]), "query 1: 'hard' are no places among 8"),
         (lambda c: c["gnd"][0].update(bbx=[1, 2, 3]), "query 0: 'bbx' is [1, 2, 3], no box of 4"),
         (lambda c: c["gnd"][0].update(bbx=[5, 2, 3, 4]), "query 0: 'bbx' is [5, 2, 3, 4], no box"),
@@ -188,12 +188,12 @@ def test_inshop_trains_on_its_training_items_and_tests_queries_in_the_gallery(tm
     assert fold.test_fingerprint == data.test_fingerprint
 
 
-def test_unreadable_pictures_of_a_list_are_left_out_with_all_that_is_known_of_them(tmp_path):
+def test_unreadable_images_of_a_list_are_left_out_with_all_that_is_known_of_them(tmp_path):
     public_sets.inshop(tmp_path)
-    spoiled = "img/WOMEN/Tees/id_00000006/00_1_front.jpg"
-    (tmp_path / "Img" / spoiled).write_bytes(b"\xff\xd8broken")
+    corrupted = "img/WOMEN/Tees/id_00000006/00_1_front.jpg"
+    (tmp_path / "Img" / corrupted).write_bytes(b"\xff\xd8broken")
     data = load(DataConfig(name="inshop", path=str(tmp_path), max_unreadable=0.1))
-    assert len(data.skipped) == 1 and data.skipped[0].startswith(spoiled)
+    assert len(data.skipped) == 1 and data.skipped[0].startswith(corrupted)
     assert data.test.gallery is not None
     for i, name in enumerate(data.test.ids):
         assert data.class_names[data.test.labels[i]] in name
@@ -209,7 +209,7 @@ def test_unreadable_pictures_of_a_list_are_left_out_with_all_that_is_known_of_th
         for i, name in enumerate(data.test.ids)
     ]
     assert data.test_fingerprint == fingerprint(rows)
-    with pytest.raises(UserError, match="1 of 24 pictures"):
+    with pytest.raises(UserError, match="1 of 24 images"):
         load(DataConfig(name="inshop", path=str(tmp_path)))
 
 
@@ -224,8 +224,8 @@ def test_unreadable_pictures_of_a_list_are_left_out_with_all_that_is_known_of_th
             lambda t: t.replace(" train", " tain", 1),
             "expected a path, an item, and train, query or",
         ),
-        (lambda t: t.replace("24\n", "25\n"), "holds 24 pictures, and its first line says '25'"),
-        (lambda t: "24\n", "has 1 lines, and two stand above the pictures"),
+        (lambda t: t.replace("24\n", "25\n"), "holds 24 images, and its first line says '25'"),
+        (lambda t: "24\n", "has 1 lines, and two stand above the images"),
     ],
 )
 def test_a_partition_of_another_form_is_refused(tmp_path, change, told):
@@ -247,7 +247,7 @@ def test_missing_parts_of_inshop_are_named(tmp_path):
     lost = tmp_path / "Img/img/WOMEN/Tees/id_00000003/01_1_front.jpg"
     lost.unlink()
     assert refused(load, config) == (
-        f"1 of the 24 pictures of {tmp_path}/Eval/list_eval_partition.txt are missing or empty: "
+        f"1 of the 24 images of {tmp_path}/Eval/list_eval_partition.txt are missing or empty: "
         f"{lost}"
     )
     path = tmp_path / "Eval" / "list_eval_partition.txt"
@@ -277,14 +277,14 @@ def test_every_tenth_landmark_tests(tmp_path, clean):
     )
     assert "99" in data.class_names and data.test.gallery is None
     listed_in = "train_clean.csv" if clean else "train.csv"
-    assert f"of 30 landmarks of {listed_in} with 2 pictures or more every tenth" in data.protocol
+    assert f"of 30 landmarks of {listed_in} with 2 images or more every tenth" in data.protocol
 
 
 def test_the_long_list_is_checked_for_presence_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(listed, "DECODED", 10)
     public_sets.gldv2(tmp_path)
     for path in sorted((tmp_path / "train").rglob("*.jpg"))[:20]:
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     assert load(DataConfig(name="gldv2", path=str(tmp_path))).skipped == ()
 
 
@@ -303,18 +303,18 @@ def test_solutions_leave_out_what_is_ignored(tmp_path):
 @pytest.mark.parametrize(
     ("read", "file", "content", "told"),
     [
-        (gldv2.read_train, "train_clean.csv", None, "is missing: the training pictures of Landm"),
+        (gldv2.read_train, "train_clean.csv", None, "is missing: the training images of Landm"),
         (gldv2.read_train, "train_clean.csv", "landmark_id,images\nx,ab\n", "is no whole number"),
-        (gldv2.read_train, "train_clean.csv", "landmark_id,images\n", "lists no pictures"),
+        (gldv2.read_train, "train_clean.csv", "landmark_id,images\n", "lists no images"),
         (gldv2.read_train, "train_clean.csv", "id,images\n",
          "has no column 'landmark_id' (its first line is 'id,images', expected landmark_id,im"),
-        (gldv2.read_index, "index.csv", None, "is missing: the index pictures"),
+        (gldv2.read_index, "index.csv", None, "is missing: the index images"),
         (gldv2.read_index, "index.csv", "", "has no column 'id' (its first line is ''"),
         (gldv2.read_retrieval, "retrieval_solution_v2.1.csv", None, "is missing: the retrieval"),
         (gldv2.read_retrieval, "retrieval_solution_v2.1.csv", "id,images,Usage\na,b\n",
          "line 2 is cut short"),
         (gldv2.read_recognition, "recognition_solution_v2.1.csv", "id,landmarks,Usage\n",
-         "lists no pictures"),
+         "lists no images"),
         (gldv2.read_recognition, "recognition_solution_v2.1.csv", b"\xff\xfe\x00",
          "cannot be read"),
     ],
@@ -329,13 +329,13 @@ def test_lists_of_another_form_are_refused(tmp_path, read, file, content, told):
     assert re.match(re.escape(str(path)), message) and told in message
 
 
-def test_missing_pictures_of_landmarks_are_counted(tmp_path):
+def test_missing_images_of_landmarks_are_counted(tmp_path):
     public_sets.gldv2(tmp_path)
     for path in sorted((tmp_path / "train").rglob("*.jpg"))[:9]:
         path.unlink()
     told = refused(load, DataConfig(name="gldv2", path=str(tmp_path)))
     assert re.fullmatch(
-        rf"[89] of the 60 pictures of {tmp_path}/train_clean.csv are missing or empty: "
+        rf"[89] of the 60 images of {tmp_path}/train_clean.csv are missing or empty: "
         r"\S+.jpg, \S+.jpg, \S+.jpg, and [56] more",
         told,
     )

@@ -1,4 +1,4 @@
-"""`experiments.index` and `experiments.search --index`: a gallery of one's own pictures."""
+"""`experiments.index` and `experiments.search --index`: a gallery of one's own images."""
 
 import json
 import shutil
@@ -13,9 +13,9 @@ from experiments import index, search
 
 
 @pytest.fixture(scope="module")
-def pictures(tiny_data, tmp_path_factory):
-    """A folder of two classes, of which the run knows nothing, and one picture without a class."""
-    root = tmp_path_factory.mktemp("own") / "pictures"
+def images(tiny_data, tmp_path_factory):
+    """A folder of two classes, of which the run knows nothing, and one image without a class."""
+    root = tmp_path_factory.mktemp("own") / "images"
     for name in ("class_10", "class_11"):
         shutil.copytree(tiny_data / "test" / name, root / name)
     shutil.copy(tiny_data / "test" / "class_09" / "img_0.jpg", root / "alone.jpg")
@@ -35,13 +35,13 @@ def ask(capsys):
 
 
 @pytest.fixture(scope="module")
-def built(tiny_finished, tiny_data, pictures, tmp_path_factory):
+def built(tiny_finished, tiny_data, images, tmp_path_factory):
     """An index beside a copy of the run, in a folder that can be moved as a whole."""
     root = tmp_path_factory.mktemp("built")
     shutil.copytree(tiny_finished, root / "run")
-    words = ["build", f"--run={root}/run", f"--pictures={pictures}", f"--out={root}/index"]
-    strangers = tiny_data / "test" / "class_08"
-    assert index.main([*words, f"--calibrate={strangers}", "--json"]) == 0
+    words = ["build", f"--run={root}/run", f"--images={images}", f"--out={root}/index"]
+    unknown_queries = tiny_data / "test" / "class_08"
+    assert index.main([*words, f"--calibrate={unknown_queries}", "--json"]) == 0
     return root
 
 
@@ -54,8 +54,8 @@ def facts(out):
     return json.loads(out)
 
 
-def test_a_folder_is_built_and_searched(ask, home, pictures):
-    query = pictures / "class_11" / "img_1.jpg"
+def test_a_folder_is_built_and_searched(ask, home, images):
+    query = images / "class_11" / "img_1.jpg"
     code, out, err = ask(f"--index={home}/index", "--json", query, command=search)
     assert (code, err) == (0, "")
     answer = json.loads(out)
@@ -68,23 +68,23 @@ def test_a_folder_is_built_and_searched(ask, home, pictures):
     assert code == 0 and "no match" not in out
 
 
-def test_info_add_and_remove(ask, home, pictures, tmp_path):
+def test_info_add_and_remove(ask, home, images, tmp_path):
     told = facts(ask("info", f"--index={home}/index", "--json")[1])
-    count = sum(1 for _ in pictures.rglob("*.jpg"))
+    count = sum(1 for _ in images.rglob("*.jpg"))
     assert (told["count"], told["classes"], told["ids"]) == (count, 3, "text")
     more = tmp_path / "more"
     more.mkdir()
     for i in range(3):
         noise = np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)
         Image.fromarray(noise).save(more / f"noise_{i}.png")
-    (more / "broken.png").write_bytes(b"not a picture")
-    code, out, err = ask("add", f"--index={home}/index", f"--pictures={more}", "--json")
+    (more / "broken.png").write_bytes(b"not an image")
+    code, out, err = ask("add", f"--index={home}/index", f"--images={more}", "--json")
     assert code == 0 and "left out broken.png" in err
     assert (facts(out)["before"], facts(out)["count"]) == (count, count + 3)
-    code, out, err = ask("add", f"--index={home}/index", f"--pictures={more}")
+    code, out, err = ask("add", f"--index={home}/index", f"--images={more}")
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].startswith("error: the index holds 'noise_0.png' already")
-    code, out, _ = ask("add", f"--index={home}/index", f"--pictures={more}", "--replace", "--json")
+    code, out, _ = ask("add", f"--index={home}/index", f"--images={more}", "--replace", "--json")
     assert (code, facts(out)["count"]) == (0, count + 3)
     answer = ask(f"--index={home}/index", "--json", more / "noise_1.png", command=search)[1]
     assert json.loads(answer)["hits"][0]["id"] == "noise_1.png"
@@ -93,7 +93,7 @@ def test_info_add_and_remove(ask, home, pictures, tmp_path):
     answer = ask(f"--index={home}/index", "--json", more / "noise_1.png", command=search)[1]
     assert "noise_1.png" not in [hit["id"] for hit in json.loads(answer)["hits"]]
     code, _, err = ask("remove", f"--index={home}/index", "nobody")
-    assert (code, err) == (2, "error: the index holds no picture 'nobody'\n")
+    assert (code, err) == (2, "error: the index holds no image 'nobody'\n")
 
 
 @pytest.mark.skipif(not scann.installed(), reason="ScaNN is not installed here")
@@ -117,10 +117,10 @@ def test_verify_finds_damage(ask, home):
     assert err == f"error: {shard} is not the file index.json names (sha256 differs)\n"
 
 
-def test_another_run_is_refused(ask, home, tiny_data, pictures, tmp_path):
+def test_another_run_is_refused(ask, home, tiny_data, images, tmp_path):
     other = tmp_path / "other"
     assert tiny_run.main(*tiny_run.words(tiny_data, other, **{"seed": 5, "train.steps": 2})) == 0
-    query = pictures / "alone.jpg"
+    query = images / "alone.jpg"
     code, _, err = ask(f"--index={home}/index", f"--run={other}", query, command=search)
     assert code == 2
     assert err.startswith("error: the index does not fit: checkpoint 'step-12")
@@ -133,12 +133,12 @@ def test_another_run_is_refused(ask, home, tiny_data, pictures, tmp_path):
     ("words", "line"),
     [
         (["buld"], "argument ACTION: invalid choice: 'buld' "),
-        (["build"], "the following arguments are required: --run, --pictures, --out"),
+        (["build"], "the following arguments are required: --run, --images, --out"),
         (["info", "--index=/nowhere"], "/nowhere holds no finished index: index.json is missing"),
-        (["build", "--run=r", "--pictures=p", "--out=o", "--uri=scan://"],
+        (["build", "--run=r", "--images=p", "--out=o", "--uri=scan://"],
          "retrieval.index='scan' is unknown; did you mean 'scann'?"),
-        (["build", "--run=r", "--pictures=p", "--out=o"], "--run=r: holds no run "),
-        (["build", "--run=r", "--pictures=p", "--out=o", "--uri=exact://", "--target_recall=0.9"],
+        (["build", "--run=r", "--images=p", "--out=o"], "--run=r: holds no run "),
+        (["build", "--run=r", "--images=p", "--out=o", "--uri=exact://", "--target_recall=0.9"],
          "retrieval.target_recall=0.9: only scann:// is tuned, not exact://"),
     ],
 )  # fmt: skip
@@ -148,15 +148,15 @@ def test_mistakes_are_told(ask, words, line):
     assert err.startswith(f"error: {line}")
 
 
-def test_folders_without_pictures(ask, home, tmp_path):
-    for folder, text in ((tmp_path / "no", "does not exist"), (tmp_path, "holds no pictures")):
+def test_folders_without_images(ask, home, tmp_path):
+    for folder, text in ((tmp_path / "no", "does not exist"), (tmp_path, "holds no images")):
         empty = folder if folder != tmp_path else tmp_path / "empty"
         if empty.name == "empty":
             empty.mkdir()
-        code, _, err = ask("add", f"--index={home}/index", f"--pictures={empty}")
+        code, _, err = ask("add", f"--index={home}/index", f"--images={empty}")
         assert (code, err) == (2, f"error: {empty}: {text}\n")
 
 
-def test_nothing_to_search_in(ask, pictures):
-    code, _, err = ask(pictures / "alone.jpg", command=search)
+def test_nothing_to_search_in(ask, images):
+    code, _, err = ask(images / "alone.jpg", command=search)
     assert (code, err) == (2, "error: --run=DIR or --index=DIR is missing\n")

@@ -82,7 +82,7 @@ def test_the_two_sets_of_statistics_are_independent():
     norm, variables = fresh_norm()
     before = variables["batch_stats"]
     x = 4 + normal(1, 16, 4)
-    pushed, changed = apply(
+    perturbed, changed = apply(
         norm, variables, x, train=True, branch="adversarial", mutable=["batch_stats"]
     )
     after = changed["batch_stats"]
@@ -93,7 +93,7 @@ def test_the_two_sets_of_statistics_are_independent():
 
     # The affine part is shared: in training mode the branch cannot be told from the output.
     clean, _ = apply(norm, variables, x, train=True, mutable=["batch_stats"])
-    np.testing.assert_array_equal(pushed, clean)
+    np.testing.assert_array_equal(perturbed, clean)
     moved = variables | changed
     scale, bias = variables["params"]["scale"], variables["params"]["bias"]
     mean, var = after["adversarial_mean"], after["adversarial_var"]
@@ -149,12 +149,12 @@ def test_max_pool_and_its_gradient_are_xlas(monkeypatch, size):
 
     def both(accelerated):
         monkeypatch.setattr(parallel, "accelerated", lambda: accelerated)
-        y, pull = jax.vjp(layers.max_pool, x)
-        return y, pull(normal(1, *y.shape))[0]
+        y, vjp = jax.vjp(layers.max_pool, x)
+        return y, vjp(normal(1, *y.shape))[0]
 
-    (ours, slope), (theirs, expected) = both(False), both(True)
+    (ours, gradient), (theirs, expected) = both(False), both(True)
     np.testing.assert_array_equal(ours, theirs)
-    near(slope, expected, 1e-6)
+    near(gradient, expected, 1e-6)
 
 
 def test_l2_normalise_gives_float32_unit_rows_and_survives_zero():

@@ -41,7 +41,7 @@ def value(name, x, y, proxies, config):
 
 
 @functools.cache
-def slopes_of(name):
+def gradients_of(name):
     """Value and slopes of a loss in rows and proxies before they are brought to unit length."""
 
     def loss(x, y, proxies):
@@ -145,8 +145,8 @@ def test_loss_equals_numpy(name, seed):
 
 @pytest.mark.parametrize("name", metric.LOSSES)
 def test_loss_falls_along_its_gradient(name):
-    start, (slope, _) = slopes_of(name)(X, LABELS, PROXIES)
-    moved, _ = slopes_of(name)(X - 1e-3 * slope / np.linalg.norm(slope), LABELS, PROXIES)
+    start, (gradient, _) = gradients_of(name)(X, LABELS, PROXIES)
+    moved, _ = gradients_of(name)(X - 1e-3 * gradient / np.linalg.norm(gradient), LABELS, PROXIES)
     assert float(moved) < float(start)
 
 
@@ -171,9 +171,9 @@ PLACES = {
 @pytest.mark.parametrize("name", metric.LOSSES)
 def test_gradient_is_finite_everywhere(name, place):
     rows, labels = PLACES[place]
-    found, slopes = slopes_of(name)(rows, labels, PROXIES)
+    found, gradients = gradients_of(name)(rows, labels, PROXIES)
     assert np.isfinite(found)
-    assert all(np.isfinite(slope).all() for slope in slopes)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("name", ["triplet", "contrastive", "supcon", "multi_similarity"])
@@ -184,17 +184,17 @@ def test_rows_without_a_positive_add_nothing_to_a_pull(name):
 
 @jax.jit
 @jax.grad
-def slope_at(cosine):
+def gradient_at(cosine):
     rows = jnp.stack([cosine, 0.0])[None]
     return metric.arcface(rows, jnp.zeros(1, jnp.int32), jnp.eye(2), CONFIG)
 
 
 # Cosines beyond 1 happen by rounding; the slope of an arccos would be infinite at 1.
 @pytest.mark.parametrize("cosine", [1.0, 1.0 + 1e-6, 1 - 1e-7, 0.5, -0.9, -1.0, -1.0 - 1e-6])
-def test_slope_of_arcface_is_finite_and_pulls(cosine):
-    slope = float(slope_at(jnp.float32(cosine)))
+def test_gradient_of_arcface_is_finite_and_pulls(cosine):
+    gradient = float(gradient_at(jnp.float32(cosine)))
     # At most the scale times 1 + sin m / sqrt(epsilon of the root).
-    assert -CONFIG.scale * (1 + np.sin(CONFIG.margin) / np.sqrt(1e-9)) <= slope <= 0
+    assert -CONFIG.scale * (1 + np.sin(CONFIG.margin) / np.sqrt(1e-9)) <= gradient <= 0
 
 
 def test_arcface_never_turns_back():
@@ -220,10 +220,10 @@ def test_only_the_own_proxy_pulls():
     """A label one off, a shifted class axis or the last class cut away would show here."""
     for name in ("norm_softmax", "arcface", "proxy_anchor"):
         x, y = PROXIES[-1:], np.array([CLASSES - 1], np.int32)
-        slope = jax.grad(lambda p, x=x, y=y, name=name: value(name, x, y, p, CONFIG))(
+        gradient = jax.grad(lambda p, x=x, y=y, name=name: value(name, x, y, p, CONFIG))(
             jnp.asarray(PROXIES)
         )
-        pull = np.asarray(slope @ x[0])
+        pull = np.asarray(gradient @ x[0])
         assert pull[-1] < 0, name
         assert (pull[:-1] > 0).all(), name
 
@@ -259,12 +259,12 @@ def test_pair_losses_train_the_class_head_apart(name):
     blocks, proxies = blocks_and_proxies()
 
     @jax.jit
-    def slopes(blocks, proxies):
+    def gradients(blocks, proxies):
         whole = functools.partial(metric.metric_loss, labels=jnp.asarray(LABELS), config=config)
         return jax.grad(lambda b, p: whole(b, proxies=p), argnums=(0, 1))(blocks, proxies)
 
-    for_rows, for_proxies = slopes(blocks, proxies)
-    elsewhere, _ = slopes(blocks, jax.tree.map(jnp.negative, proxies))
+    for_rows, for_proxies = gradients(blocks, proxies)
+    elsewhere, _ = gradients(blocks, jax.tree.map(jnp.negative, proxies))
     for each in blocks:
         near(for_rows[each], elsewhere[each], 1e-7)  # where the proxies lie is of no account
         assert np.abs(for_rows[each]).max() > 0
@@ -293,7 +293,7 @@ def test_losses_of_the_game_at_equilibrium_and_beyond():
         np.log1p(np.exp(np.asarray(fake, np.float64)))
     )
     near(game.discriminator_loss(real, fake), expected)
-    # The players pull D(x^) in opposite directions.
+    # The networks pull D(x^) in opposite directions.
     assert (jax.grad(game.generator_loss)(fake) < 0).any()
     assert (jax.grad(lambda f: game.discriminator_loss(real, f))(fake) >= 0).all()
 
@@ -314,9 +314,9 @@ def push_case():
     return mid, direction, jax.random.split(jax.random.key(2), 3)
 
 
-def test_feature_push_has_the_stated_length_and_direction():
+def test_feature_perturbation_has_the_stated_length_and_direction():
     mid, direction, keys = push_case()
-    push = np.asarray(game.feature_push(mid, direction, keys, 0.08))
+    push = np.asarray(game.feature_perturbation(mid, direction, keys, 0.08))
     u = np.array([jax.random.uniform(key) for key in keys])
     assert len(set(u.tolist())) == 3
     flat = push.reshape(3, -1)
@@ -325,24 +325,24 @@ def test_feature_push_has_the_stated_length_and_direction():
     along = np.reshape(direction, (3, -1))
     near(np.sum(flat * along, 1), length * np.linalg.norm(along, axis=1))
     # The length of the direction is of no account, however small gradients are.
-    near(game.feature_push(mid, 1e-6 * direction, keys, 0.08), push, 1e-4)
+    near(game.feature_perturbation(mid, 1e-6 * direction, keys, 0.08), push, 1e-4)
 
 
-def test_no_gradient_passes_through_the_push():
+def test_no_gradient_passes_through_the_perturbation():
     mid, direction, keys = push_case()
 
     def through(mid, direction):
-        return jnp.sum(jnp.square(game.feature_push(mid, direction, keys, 0.5)))
+        return jnp.sum(jnp.square(game.feature_perturbation(mid, direction, keys, 0.5)))
 
-    for slope in jax.grad(through, argnums=(0, 1))(mid, direction):
-        assert (slope == 0).all()
+    for gradient in jax.grad(through, argnums=(0, 1))(mid, direction):
+        assert (gradient == 0).all()
 
 
-def test_a_push_along_nothing_is_nothing():
+def test_a_perturbation_along_nothing_is_nothing():
     mid, direction, keys = push_case()
-    assert (game.feature_push(mid, 0 * direction, keys, 0.5) == 0).all()
-    assert np.abs(game.feature_push(0 * mid, direction, keys, 0.5)).max() < 1e-9
-    half = game.feature_push(mid.astype(jnp.bfloat16), direction, keys, 0.5)
+    assert (game.feature_perturbation(mid, 0 * direction, keys, 0.5) == 0).all()
+    assert np.abs(game.feature_perturbation(0 * mid, direction, keys, 0.5)).max() < 1e-9
+    half = game.feature_perturbation(mid.astype(jnp.bfloat16), direction, keys, 0.5)
     assert half.dtype == jnp.bfloat16
 
 
@@ -350,5 +350,5 @@ def test_psnr():
     clean = jnp.full((3, 4, 4, 3), 0.5)
     error = jnp.array([0.0, 0.1, 0.01])[:, None, None, None]
     near(game.psnr(clean + error, clean), [60, 10 * np.log10(1 / (0.01 + 1e-6)), 39.957], 1e-3)
-    # Values outside of [0, 1] are what a picture file would hold: clipped.
+    # Values outside of [0, 1] are what an image file would hold: clipped.
     near(game.psnr(jnp.full((1, 2, 2, 3), 1.7), jnp.ones((1, 2, 2, 3))), [60], 1e-3)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from afa.errors import UserError
-from afa.evaluation import landmarks, metrics
-from afa.evaluation.metrics import Ranked
-from afa.evaluation.ties import Tied
+from afa.evaluation.metrics import landmarks
+from afa.evaluation.metrics import retrieval as metrics
+from afa.evaluation.metrics.retrieval import Ranked
+from afa.evaluation.metrics.ties import Tied
 
 DATA = Path(__file__).parent / "data" / "metrics"
 TOLERANCE = 1e-6
@@ -289,7 +290,7 @@ def test_landmark_recognition():
     correct = np.array([answer in solution[key] for key, (answer, _) in answers.items()])
     shown = sum(bool(right) for right in solution.values())
     near(landmarks.global_average_precision(confidence, correct, shown), given["gap"])
-    with pytest.raises(UserError, match="3 right answers, but only 2 pictures to find"):
+    with pytest.raises(UserError, match="3 right answers, but only 2 images to find"):
         landmarks.global_average_precision(confidence, correct, 2)
     with pytest.raises(UserError, match="confidence: 1 of 5 rows"):
         landmarks.global_average_precision(confidence * [1, np.nan, 1, 1, 1], correct, shown)

@@ -1,4 +1,4 @@
-"""Backbones, heads, and the players composed."""
+"""Backbones, heads, and the networks composed."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from afa.errors import UserError
 from afa.models import backbones, embedder
 from afa.models.backbones.contract import IMAGENET, Options
 from afa.models.backbones.resnet import Block
-from afa.models.pooling import GlobalHead, LocalHead
+from afa.models.heads import GlobalHead, LocalHead
 
 # ---- ResNet ------------------------------------------------------------------------------------
 
@@ -53,7 +53,7 @@ def test_resnet_has_the_published_size(name, count, channels):
     assert maps == [(2, 4, 4, channels // 2), (2, 2, 2, channels)]
 
 
-def test_small_stem_keeps_the_picture_large():
+def test_small_stem_keeps_the_image_large():
     maps, variables = shapes_of("resnet18", "small", 32)
     assert maps == [(2, 8, 8, 256), (2, 4, 4, 512)]
     assert variables["params"]["conv1"]["kernel"].shape == (3, 3, 3, 64)
@@ -132,8 +132,8 @@ def test_the_power_of_gem_is_learned_and_moves_from_mean_to_maximum():
 
     near(at(1.0), at(1.0, x.mean((1, 2), keepdims=True)), 1e-4)
     assert np.abs(at(30.0) - at(30.0, x.max((1, 2), keepdims=True))).max() < 0.1
-    slope = jax.grad(lambda p: apply(head, {"params": p}, x)[0, 0])(variables["params"])
-    assert float(slope["power"]) != 0
+    gradient = jax.grad(lambda p: apply(head, {"params": p}, x)[0, 0])(variables["params"])
+    assert float(gradient["power"]) != 0
 
 
 def test_heads_survive_a_map_of_zeros():
@@ -146,9 +146,9 @@ def test_heads_survive_a_map_of_zeros():
         def total(variables, x, head=head):
             return apply(head, variables, x).sum()
 
-        slopes = jax.jit(jax.grad(total, argnums=(0, 1)))(variables, zero)
-        for slope in jax.tree.leaves(slopes):
-            assert np.isfinite(slope).all()
+        gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(variables, zero)
+        for gradient in jax.tree.leaves(gradients):
+            assert np.isfinite(gradient).all()
 
 
 def test_local_head_is_the_attention_weighted_sum_of_its_places():
@@ -177,53 +177,53 @@ def test_local_view_has_unit_length_where_nothing_draws_attention():
     near(jnp.linalg.norm(apply(head, variables, mid), axis=1), np.ones(3))
 
 
-# ---- the players composed ----------------------------------------------------------------------
+# ---- the networks composed ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def composed():
-    recipe = tiny.recipe(tiny.config(**{"adversarial.gate": "verdict"}))
-    variables = tiny.state(recipe).variables
-    return recipe.players, variables, jnp.asarray(tiny.batch()["image"][:4] / 255, jnp.float32)
+    context = tiny.context(tiny.config(**{"adversarial.gate": "verdict"}))
+    variables = tiny.state(context).variables
+    return context.networks, variables, jnp.asarray(tiny.batch()["image"][:4] / 255, jnp.float32)
 
 
-def test_blocks_of_a_picture(composed):
-    players, variables, images = composed
-    blocks, gates = jax.jit(players.blocks)(variables, images)
-    assert set(blocks) == set(players.block_names())
+def test_blocks_of_an_image(composed):
+    networks, variables, images = composed
+    blocks, gates = jax.jit(networks.blocks)(variables, images)
+    assert set(blocks) == set(networks.block_names())
     assert set(blocks) == {"global", "local", "posterior", "flip", "restored", "discriminator"}
     for block in blocks.values():
         near(jnp.linalg.norm(block, axis=1), np.ones(4), 1e-4)
 
     @jax.jit
-    def described(pictures):
-        return apply(players.embedder, variables["embedder"], pictures, train=False)
+    def described(images):
+        return apply(networks.embedder, variables["embedder"], images, train=False)
 
     @jax.jit
-    def verdict(pictures):
-        return apply(players.discriminator, variables["discriminator"], pictures, train=False).logit
+    def verdict(images):
+        return apply(networks.discriminator, variables["discriminator"], images, train=False).logit
 
-    restored = jax.jit(players.restore)(variables, images)
+    restored = jax.jit(networks.restore)(variables, images)
     assert restored.min() >= 0
     assert restored.max() <= 1
-    near(blocks["global"], described(images).whole, 1e-4)
+    near(blocks["global"], described(images).global_descriptor, 1e-4)
     near(blocks["local"], described(images).local, 1e-4)
-    near(blocks["flip"], described(images[:, :, ::-1]).whole, 1e-4)
-    near(blocks["restored"], described(restored).whole, 1e-4)
+    near(blocks["flip"], described(images[:, :, ::-1]).global_descriptor, 1e-4)
+    near(blocks["restored"], described(restored).global_descriptor, 1e-4)
     near(gates["restored"], 1 / (1 + np.exp(verdict(images) - verdict(restored))), 1e-4)
-    proxies = apply(players.embedder, variables["embedder"], method="proxies")["global"]
-    shares = np.exp(blocks["global"] @ proxies.T / players.embedder.temperature)
+    proxies = apply(networks.embedder, variables["embedder"], method="proxies")["global"]
+    shares = np.exp(blocks["global"] @ proxies.T / networks.embedder.temperature)
     near(blocks["posterior"], shares / np.linalg.norm(shares, axis=1, keepdims=True), 1e-4)
 
 
 def test_only_wanted_blocks_are_computed(composed):
-    players, variables, images = composed
-    plain = dataclasses.replace(players, generator=None, discriminator=None, gate=None)
+    networks, variables, images = composed
+    plain = dataclasses.replace(networks, generator=None, discriminator=None, gate=None)
     found, gates = jax.eval_shape(plain.blocks, variables, images)
     assert set(found) == {"global", "local", "posterior", "flip"}
     assert gates == {}
     found, gates = jax.eval_shape(
-        lambda *given: players.blocks(*given, wanted=("flip",)), variables, images
+        lambda *given: networks.blocks(*given, wanted=("flip",)), variables, images
     )
     assert set(found) == {"global", "local", "flip"}
     assert gates == {}
@@ -232,41 +232,41 @@ def test_only_wanted_blocks_are_computed(composed):
 
 
 def test_the_restored_view_takes_the_branch_it_was_trained_in(composed):
-    players, variables, images = composed
-    joint = dataclasses.replace(players, restored_branch="adversarial")
+    networks, variables, images = composed
+    joint = dataclasses.replace(networks, restored_branch="adversarial")
     few = {"wanted": ("restored",)}
-    clean, pushed = (
+    clean, perturbed = (
         jax.jit(lambda v, x, each=each: each.blocks(v, x, **few)[0])(variables, images)
-        for each in (players, joint)
+        for each in (networks, joint)
     )
-    near(clean["global"], pushed["global"], 1e-4)
-    assert np.abs(clean["restored"] - pushed["restored"]).max() > 1e-3
-    restored = players.restore(variables, images)
+    near(clean["global"], perturbed["global"], 1e-4)
+    assert np.abs(clean["restored"] - perturbed["restored"]).max() > 1e-3
+    restored = networks.restore(variables, images)
     expected = apply(
-        players.embedder, variables["embedder"], restored, train=False, branch="adversarial"
+        networks.embedder, variables["embedder"], restored, train=False, branch="adversarial"
     )
-    near(pushed["restored"], expected.whole, 1e-4)
+    near(perturbed["restored"], expected.global_descriptor, 1e-4)
 
 
-def test_pictures_are_standardised_as_pretrained_files_expect(composed):
-    players, variables, _ = composed
+def test_images_are_standardised_as_pretrained_files_expect(composed):
+    networks, variables, _ = composed
     mean = jnp.tile(jnp.asarray(IMAGENET.mean), (1, 16, 16, 1))
     seen = []
 
     def note(next_function, args, kwargs, context):
-        if context.method_name == "lower" and context.module is not players.embedder:
+        if context.method_name == "lower" and context.module is not networks.embedder:
             seen.append(args)
         return next_function(*args, **kwargs)
 
     with nn.intercept_methods(note):
-        apply(players.embedder, variables["embedder"], mean, train=False, method="lower")
+        apply(networks.embedder, variables["embedder"], mean, train=False, method="lower")
     standardised = next(args[0] for args in seen if np.abs(args[0]).max() < 1e-6)
     assert standardised.shape == mean.shape
 
 
 def test_proxies_are_unit_rows_in_every_view(composed):
-    players, variables, _ = composed
-    proxies = apply(players.embedder, variables["embedder"], method="proxies")
+    networks, variables, _ = composed
+    proxies = apply(networks.embedder, variables["embedder"], method="proxies")
     assert {name: rows.shape for name, rows in proxies.items()} == {
         "global": (6, 12), "local": (6, 6), "fused": (6, 18)
     }  # fmt: skip
@@ -281,22 +281,22 @@ def built(**changes):
 
 
 def test_build_follows_the_configuration():
-    players = built(**{"discriminator.spectral_norm": True, "adversarial.gate": "learned"})
-    assert players.embedder.classes == 10
-    assert players.generator is not None
-    assert players.discriminator is not None
-    assert players.discriminator.spectral_norm
-    assert players.gate is not None
-    assert players.gate.kind == "learned"
-    assert players.restored_branch == "clean"
-    assert players.view_names == ("flip", "median", "standardise")
+    networks = built(**{"discriminator.spectral_norm": True, "adversarial.gate": "learned"})
+    assert networks.embedder.classes == 10
+    assert networks.generator is not None
+    assert networks.discriminator is not None
+    assert networks.discriminator.spectral_norm
+    assert networks.gate is not None
+    assert networks.gate.kind == "learned"
+    assert networks.restored_branch == "clean"
+    assert networks.view_names == ("flip", "median", "standardise")
 
 
 @pytest.mark.parametrize("field", ["adversarial.enabled", "adversarial.generator"])
 def test_without_the_game_there_is_no_generator(field):
-    players = built(**{field: False})
-    assert players.generator is players.discriminator is players.gate is None
-    assert "restored" not in players.block_names()
+    networks = built(**{field: False})
+    assert networks.generator is networks.discriminator is networks.gate is None
+    assert "restored" not in networks.block_names()
 
 
 def test_generated_training_views_put_the_restored_view_on_its_own_statistics():
@@ -322,10 +322,10 @@ def test_precision_follows_the_machine_unless_told(monkeypatch):
         assert embedder.dtype_of("bfloat16") == jnp.bfloat16
 
 
-def test_bfloat16_players_give_float32_descriptors_near_the_exact_ones(composed):
-    players, variables, images = composed
-    exact = apply(players.embedder, variables["embedder"], images, train=False)
-    module = players.embedder
+def test_bfloat16_networks_give_float32_descriptors_near_the_exact_ones(composed):
+    networks, variables, images = composed
+    exact = apply(networks.embedder, variables["embedder"], images, train=False)
+    module = networks.embedder
     coarse = module.backbone.clone(options=Options(dtype=jnp.bfloat16))
     half = module.clone(backbone=coarse, dtype=jnp.bfloat16)
     rough = apply(half, variables["embedder"], images, train=False)

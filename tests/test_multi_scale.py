@@ -1,4 +1,4 @@
-"""Descriptors of pictures at several scales, and what a study asks to know of pictures."""
+"""Descriptors of images at several scales, and what a study asks to know of images."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from afa.config import with_changes
 from afa.data.types import ImageSet
 from afa.errors import UserError
 from afa.evaluation import reranking
-from afa.evaluation.embed import Described, Embedding, Pyramid, scaled_side
+from afa.inference.embed import DescriptorBlocks, Embedding, Pyramid, scaled_side
 from afa.models import backbones
 from afa.models.backbones.contract import Member
 
@@ -21,14 +21,14 @@ pytestmark = pytest.mark.usefixtures("hasty")
 
 @pytest.fixture(scope="module")
 def described():
-    """An embedding, its variables and some pictures."""
+    """An embedding, its variables and some images."""
     settings = tiny.config(**{"evaluation.batch_size": 4, "backbone.name": "resnet18"})
-    recipe = tiny.recipe(settings)
+    context = tiny.context(settings)
     draw = np.random.default_rng(0)
-    pictures = [draw.integers(0, 256, (48, 48, 3), np.uint8) for _ in range(5)]
+    images = [draw.integers(0, 256, (48, 48, 3), np.uint8) for _ in range(5)]
     names = tuple("abcde")
-    images = ImageSet(pictures, np.arange(5) // 2, names, np.zeros(5, bool))
-    return Embedding(recipe.players, settings), tiny.state(recipe).variables, images
+    images = ImageSet(images, np.arange(5) // 2, names, np.zeros(5, bool))
+    return Embedding(context.networks, settings), tiny.state(context).variables, images
 
 
 def unit(x):
@@ -47,7 +47,7 @@ def test_blocks_of_the_network_are_means_over_scales_and_others_see_their_own_si
     found = embedding.multi_scale(WEIGHTS, (1.0, 2.0))(variables, images)
     config = with_changes(embedding.config, **{"data.image_size": 2 * tiny.SIDE})
     small = embedding.blocks(variables, images)
-    large = Embedding(embedding.players, config).some(variables, images, ("global", "local"))
+    large = Embedding(embedding.networks, config).some(variables, images, ("global", "local"))
     blocks = dict(small.blocks)
     for name in ("global", "local"):
         assert np.abs(large.blocks[name] - small.blocks[name]).max() > 1e-2
@@ -59,14 +59,16 @@ def test_blocks_of_the_network_are_means_over_scales_and_others_see_their_own_si
 def test_the_power_of_the_mean_keeps_signs():
     draw = np.random.default_rng(1)
     x, y = (unit(draw.normal(size=(4, 6)).astype(np.float32)) for _ in range(2))
-    nothing = Described({}, {})
-    pyramid = Pyramid({1.0: Described({"a": x}, {}), 0.5: Described({"a": y}, {})}, nothing)
+    nothing = DescriptorBlocks({}, {})
+    pyramid = Pyramid(
+        {1.0: DescriptorBlocks({"a": x}, {}), 0.5: DescriptorBlocks({"a": y}, {})}, nothing
+    )
     near(pyramid.fused({"a": 1.0}, (1.0, 0.5), 3.0), unit(np.cbrt(x**3 + y**3)), 1e-4)
     near(pyramid.fused({"a": 1.0}, (1.0, 0.5)), unit(x + y), 1e-4)
     near(pyramid.fused({"a": 1.0}, (0.5,), 3.0), y, 1e-4)
 
 
-def test_a_size_of_pictures_is_one_embedding(described):
+def test_a_size_of_images_is_one_embedding(described):
     embedding = described[0]
     assert embedding.at(1.0) is embedding
     assert embedding.at(2.0) is embedding.at(2.01)
@@ -97,7 +99,7 @@ def test_only_what_the_methods_need_is_described(described, monkeypatch):
     least = ask("plain", "diffusion")
     near(least.known.vectors, usual)
     assert least.known.posterior.shape == (5, 0)
-    assert not least.known.places
+    assert not least.known.local_features
     assert not least.known.multi_scale
     assert set(least.milliseconds) == {reranking.DESCRIPTOR}
     shares = ask("class posterior").known.posterior
@@ -105,13 +107,13 @@ def test_only_what_the_methods_need_is_described(described, monkeypatch):
     near(shares.sum(axis=1), np.ones(5))
     unit_shares = embedding.blocks(variables, images).blocks["posterior"]
     near(unit(shares), unit_shares, 1e-4)
-    places = ask("local matches").known.places
-    assert {scale: each.strength.shape for scale, each in places.items()} == {
+    local_features = ask("local matches").known.local_features
+    assert {scale: each.strength.shape for scale, each in local_features.items()} == {
         1.0: (5, 16), 2.0: (5, 64)
     }  # fmt: skip
     monkeypatch.setattr(reranking, "PLACES", 3)
-    few = ask("geometric verification").known.places[1.0]
-    near(few.descriptor, places[1.0].descriptor[:, :3])
+    few = ask("geometric verification").known.local_features[1.0]
+    near(few.descriptor, local_features[1.0].descriptor[:, :3])
     begin = ask("plain", scales=(1.0, 2.0)).known.vectors
     near(begin, embedding.multi_scale(WEIGHTS, (1.0, 2.0))(variables, images))
 

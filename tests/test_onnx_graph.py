@@ -15,7 +15,7 @@ from afa import parallel
 from afa.config import ExperimentConfig, with_changes
 from afa.errors import UserError
 from afa.models import backbones, embedder
-from afa.retrieval import onnx_graph, package
+from afa.serving import onnx_graph, package
 from experiments import package as command
 
 SIDE = 8
@@ -30,7 +30,7 @@ def runtime():
 
 @pytest.fixture
 def compare(runtime):
-    """Computes a function of uint8 pictures both ways, for several numbers of them."""
+    """Computes a function of uint8 images both ways, for several numbers of them."""
 
     def check(function, size=SIDE, tolerance=1e-5):
         content = onnx_graph.model(function, size, {"checkpoint": "step-1"})
@@ -47,11 +47,11 @@ def compare(runtime):
     return check
 
 
-def described(players, variables, size):
+def described(networks, variables, size):
     """What search computes with every block there is, all of one weight but none the same."""
-    names = players.block_names()
+    names = networks.block_names()
     fusion = {name: 1 + 0.25 * i for i, name in enumerate(names)}
-    network, weights = package.network(players, variables, fusion), package.named(variables)
+    network, weights = package.network(networks, variables, fusion), package.named(variables)
     return lambda views: network(weights, views)
 
 
@@ -60,11 +60,11 @@ def test_every_block_and_view(compare, gate):
     config = tiny.config(
         **{"adversarial.gate": gate, "train.schedule": "joint", "adversarial.generated_views": 0.5}
     )
-    made = tiny.recipe(config)
+    made = tiny.context(config)
     variables = tiny.state(made).search_variables()
-    players = dataclasses.replace(made.players, view_names=("flip", "median", "standardise"))
+    networks = dataclasses.replace(made.networks, view_names=("flip", "median", "standardise"))
     with parallel.lowered_for(accelerator=True):
-        session = compare(described(players, variables, tiny.SIDE), tiny.SIDE)
+        session = compare(described(networks, variables, tiny.SIDE), tiny.SIDE)
     assert session.get_inputs()[0].shape == ["rows", tiny.SIDE, tiny.SIDE, 3]
     assert session.get_outputs()[0].shape[0] == "rows"
 
@@ -95,7 +95,7 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations(compare, name):
-    """Also those that do not depend on the pictures, which are computed beforehand."""
+    """Also those that do not depend on the images, which are computed beforehand."""
 
     def function(views):
         found = OPERATIONS[name](views.astype(jnp.float32) / 255)
@@ -143,8 +143,8 @@ def test_command(runtime, tiny_finished, tmp_path, capsys, monkeypatch):
     assert last.startswith("  onnx         any at once, float32: ")
     assert float(last.split()[5]) < 1e-5
     manifest = json.loads((out / "manifest.json").read_text())
-    assert "describer.onnx" in manifest["files"]
-    about = runtime.InferenceSession(out / "describer.onnx").get_modelmeta().custom_metadata_map
+    assert "predictor.onnx" in manifest["files"]
+    about = runtime.InferenceSession(out / "predictor.onnx").get_modelmeta().custom_metadata_map
     assert about["checkpoint"] == manifest["checkpoint"]
     assert json.loads(about["preprocessing"]) == manifest["preprocessing"]
 
@@ -172,7 +172,7 @@ def test_every_family(compare, family):
         return np.float32(start) + np.float32(0.1) * np.abs(noise)
 
     with parallel.lowered_for(accelerator=True):
-        players = embedder.build(config, 3)
-        shapes = jax.eval_shape(lambda: players.init(jax.random.key(0), size))
+        networks = embedder.build(config, 3)
+        shapes = jax.eval_shape(lambda: networks.init(jax.random.key(0), size))
         variables = jax.tree.map(jnp.asarray, jax.tree.map_with_path(fill, shapes))
-        compare(described(players, variables, size), size)
+        compare(described(networks, variables, size), size)

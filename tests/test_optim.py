@@ -11,7 +11,7 @@ import pytest
 
 from afa.config import ExperimentConfig, OptimConfig, with_changes
 from afa.errors import UserError
-from afa.models.embedder import Players
+from afa.models.embedder import Networks
 from afa.train import optim
 from afa.train.state import TrainState, apply_gradients, checkpoint_id, create
 
@@ -77,9 +77,9 @@ def settings(**changes):
     return with_changes(ExperimentConfig(), **(base | changes))
 
 
-def walk(config, gradients, player="embedder"):
+def walk(config, gradients, network="embedder"):
     """Parameters after every gradient."""
-    optimiser = optim.optimisers(config, 100, 100, 10)[player]
+    optimiser = optim.optimisers(config, 100, 100, 10)[network]
     params, state, path = PARAMS, optimiser.init(PARAMS), []
     update = jax.jit(optimiser.update)
     for gradient in gradients:
@@ -145,12 +145,12 @@ def test_clipping_keeps_the_direction_and_limits_the_norm():
     )
 
 
-def test_players_have_their_own_learning_rates():
+def test_networks_have_their_own_learning_rates():
     config = settings(learning_rate=0.1, generator_learning_rate=0.02, weight_decay=0.0)
     config = with_changes(config, **{"optim.discriminator_learning_rate": 0.003})
-    for player, rate in (("embedder", 0.1), ("generator", 0.02), ("discriminator", 0.003),
+    for network, rate in (("embedder", 0.1), ("generator", 0.02), ("discriminator", 0.003),
                          ("gate", 0.02)):  # fmt: skip
-        moved = walk(config, gradients(1), player)[0]
+        moved = walk(config, gradients(1), network)[0]
         # Adam's first step is as long as the learning rate, whatever the gradient.
         near(np.abs(moved["conv"]["bias"] - PARAMS["conv"]["bias"]), np.full(3, rate), 1e-3)
 
@@ -191,21 +191,21 @@ def test_moving_average_can_be_off():
 # ---- the state ---------------------------------------------------------------------------------
 
 
-class FewNumbers(Players):
-    """Players whose variables need no network."""
+class FewNumbers(Networks):
+    """Networks whose variables need no network."""
 
     def init(self, key, image_size) -> dict[str, Any]:
-        def player(key):
+        def network(key):
             return {"params": {"kernel": jax.random.normal(key, (2, 2))}, "batch_stats": {}}
 
         names = ("embedder", "generator", "discriminator", "gate")
-        return dict(zip(names, map(player, jax.random.split(key, 4)), strict=True))
+        return dict(zip(names, map(network, jax.random.split(key, 4)), strict=True))
 
 
 def few(**changes):
-    players = object.__new__(FewNumbers)
+    networks = object.__new__(FewNumbers)
     optimisers = optim.optimisers(settings(**changes), 10, 10, 5)
-    return create(players, optimisers, 4, 8), optimisers
+    return create(networks, optimisers, 4, 8), optimisers
 
 
 def test_a_fresh_state_is_a_function_of_the_seed():
@@ -230,7 +230,7 @@ def test_the_average_shares_no_memory_with_the_weights():
     )
 
 
-def test_apply_gradients_moves_one_player():
+def test_apply_gradients_moves_one_network():
     state, optimisers = few(name="sgd", learning_rate=0.1, weight_decay=0.0)
     state = state.replace(step=jnp.asarray(3))
     gradient = {"kernel": jnp.ones((2, 2))}
@@ -255,7 +255,7 @@ def test_apply_gradients_moves_one_player():
     for each in ("generator", "discriminator", "gate"):
         assert after.variables[each] is state.variables[each]
         assert after.opt_state[each] is state.opt_state[each]
-    assert int(after.step) == 3  # the step moves the clock, not a player
+    assert int(after.step) == 3  # the step moves the clock, not a network
 
 
 def test_without_new_statistics_the_old_ones_stay():

@@ -18,14 +18,14 @@ from safetensors.numpy import load_file, save_file
 
 from afa import parallel
 from afa.config import DataConfig, ExperimentConfig, with_changes
-from afa.data.images import UnreadablePicture
+from afa.data.images import UnreadableImage
 from afa.data.pipeline import evaluation_view
 from afa.data.types import Files, ImageSet
 from afa.errors import UserError
+from afa.inference.load import Trained
 from afa.models import backbones, embedder
-from afa.retrieval import describer, package
-from afa.retrieval.describer import Describer
-from afa.retrieval.trained import Trained
+from afa.serving import package, predictor
+from afa.serving.predictor import Predictor
 from experiments import package as command
 
 # Every block there is, in a fused vector.
@@ -74,12 +74,12 @@ def moved(packed, tmp_path):
 
 @pytest.fixture
 def queries(tiny_data, tmp_path):
-    """Picture files of several kinds and shapes, and the same as an image set."""
+    """Image files of several kinds and shapes, and the same as an image set."""
     files = sorted(str(path) for path in tiny_data.rglob("*.jpg"))[::6][:18]
     for i, mode in enumerate(("L", "RGBA")):
         path = tmp_path / f"{mode}.png"
-        with Image.open(files[i]) as picture:
-            picture.convert(mode).resize((70, 50 - 20 * i)).save(path)
+        with Image.open(files[i]) as image:
+            image.convert(mode).resize((70, 50 - 20 * i)).save(path)
         files.append(str(path))
     count = len(files)
     return ImageSet(Files(files), np.zeros(count, np.int64), tuple(files), np.zeros(count, bool))
@@ -104,26 +104,26 @@ def replaced(directory, name, content):
 
 @pytest.mark.parametrize("family", ["cpu", "accelerator"])
 def test_vectors_are_those_of_the_search(packed, trained, queries, family):
-    served = Describer.load(packed, family)
+    served = Predictor.load(packed, family)
     wanted = trained(queries)
     assert wanted.shape == (20, DIMENSION)
     for count in (1, 2, 3, 7, 20):
-        found = served.describe_pictures(queries.images[:count])
+        found = served.describe_images(queries.images[:count])
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, wanted[:count], atol=1e-5, rtol=0)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
-    assert served.describe_pictures([]).shape == (0, DIMENSION)
+    assert served.describe_images([]).shape == (0, DIMENSION)
 
 
 def test_views_are_those_of_the_data_pipeline(moved, queries):
-    """Also where only the middle of a picture is seen."""
+    """Also where only the middle of an image is seen."""
     preprocessing = json.loads((moved / "manifest.json").read_text())["preprocessing"]
     rewritten(moved, preprocessing=preprocessing | {"crop_fraction": 0.5})
-    served, config = Describer.load(moved), DataConfig(image_size=SIDE, crop_fraction=0.5)
-    for picture in queries.images[-4:]:
-        np.testing.assert_array_equal(served.view(picture), evaluation_view(picture, config))
-        whole = evaluation_view(picture, DataConfig(image_size=SIDE))
-        assert not np.array_equal(served.view(picture), whole)
+    served, config = Predictor.load(moved), DataConfig(image_size=SIDE, crop_fraction=0.5)
+    for image in queries.images[-4:]:
+        np.testing.assert_array_equal(served.view(image), evaluation_view(image, config))
+        whole = evaluation_view(image, DataConfig(image_size=SIDE))
+        assert not np.array_equal(served.view(image), whole)
 
 
 def test_views_are_described_in_blocks():
@@ -131,7 +131,7 @@ def test_views_are_described_in_blocks():
     views = np.arange(27, dtype=np.uint8).reshape(27, 1, 1, 1).repeat(3, axis=-1)
 
     def sizes(count, rows):
-        blocks = list(describer._blocks(views[:count], rows))
+        blocks = list(predictor._blocks(views[:count], rows))
         np.testing.assert_array_equal(np.concatenate([b for _, b in blocks]), views[:count])
         return [(size, len(block)) for size, block in blocks]
 
@@ -146,8 +146,8 @@ def test_serves_without_training_code(packed, moved, trained, queries):
     """From the package alone, at another place: nothing else of this project is imported, and
     nothing that trains."""
     program = (
-        "import json, sys; from afa.retrieval.describer import Describer;"
-        "d = Describer.load('.');"
+        "import json, sys; from afa.serving.predictor import Predictor;"
+        "d = Predictor.load('.');"
         "read = lambda p: open(p, 'rb').read();"
         "vectors = d.describe_pictures([read(p) for p in sys.argv[1:]]).tolist();"
         "one = d.describe_pictures([read(sys.argv[1])]).tolist();"
@@ -174,33 +174,33 @@ def test_serves_without_training_code(packed, moved, trained, queries):
     assert {Path(file) for file in ours.values()} == expected
 
 
-def test_the_describer_answers_on_the_command_line(moved, trained, queries, capsys):
+def test_the_predictor_answers_on_the_command_line(moved, trained, queries, capsys):
     words = [f"--package={moved}", "--check", *queries.ids[-2:]]
-    assert describer.main(words) == 0
+    assert predictor.main(words) == 0
     out, err = capsys.readouterr()
     assert float(err.split()[2]) < 1e-5
     answers = [json.loads(line) for line in out.splitlines()]
-    assert [answer["picture"] for answer in answers] == list(queries.ids[-2:])
+    assert [answer["image"] for answer in answers] == list(queries.ids[-2:])
     wanted = trained(queries)[-2:]
     found = [answer["vector"] for answer in answers]
     np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)
     broken = moved / "broken.jpg"
-    broken.write_bytes(b"no picture")
-    assert describer.main([f"--package={moved}", str(broken)]) == 2
-    told = f"error: {broken}: is no readable picture (not a picture of a known format)\n"
+    broken.write_bytes(b"no image")
+    assert predictor.main([f"--package={moved}", str(broken)]) == 2
+    told = f"error: {broken}: is no readable image (not an image of a known format)\n"
     assert capsys.readouterr() == ("", told)
-    assert describer.main([f"--package={moved}", str(moved / "no.jpg")]) == 2
+    assert predictor.main([f"--package={moved}", str(moved / "no.jpg")]) == 2
     told = f"error: {moved / 'no.jpg'}: cannot be read (No such file or directory)\n"
     assert capsys.readouterr() == ("", told)
 
 
 def test_other_weights_are_seen_by_the_check(moved):
-    served = Describer.load(moved)
+    served = Predictor.load(moved)
     assert served.check() < 1e-5
     known = load_file(moved / "check.safetensors")
     save_file(known | {"vectors": known["vectors"][::-1].copy()}, moved / "other.safetensors")
     replaced(moved, "check.safetensors", (moved / "other.safetensors").read_bytes())
-    assert Describer.load(moved).check([1]) > 1e-3
+    assert Predictor.load(moved).check([1]) > 1e-3
 
 
 def test_bfloat16_is_near(trained, packed):
@@ -215,7 +215,7 @@ def test_bfloat16_is_near(trained, packed):
 
 
 @pytest.mark.parametrize("family", list(backbones.FAMILIES))
-def test_every_family_takes_any_number_of_pictures(family):
+def test_every_family_takes_any_number_of_images(family):
     """On accelerators; only lowered, not run."""
     name = next(iter(backbones.FAMILIES[family]))
     member = backbones.member(name)
@@ -226,9 +226,9 @@ def test_every_family_takes_any_number_of_pictures(family):
            "evaluation.views": ("flip", "median", "standardise")},
     )  # fmt: skip
     with parallel.lowered_for(accelerator=True):
-        players = embedder.build(config, 3)
-        variables = jax.eval_shape(lambda: players.init(jax.random.key(0), size))
-        network = package.network(players, variables, dict.fromkeys(players.block_names(), 1.0))
+        networks = embedder.build(config, 3)
+        variables = jax.eval_shape(lambda: networks.init(jax.random.key(0), size))
+        network = package.network(networks, variables, dict.fromkeys(networks.block_names(), 1.0))
         rows = export.symbolic_shape("rows")[0]
         views = jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
         lower = export.export(jax.jit(network), platforms=package.ACCELERATORS)
@@ -351,7 +351,7 @@ def test_runs_that_are_not_finished(tmp_path):
 
 def refused(directory, line, family=None):
     with pytest.raises(UserError) as told:
-        Describer.load(directory, family)
+        Predictor.load(directory, family)
     assert str(told.value) == line.format(directory)
 
 
@@ -364,7 +364,7 @@ def test_directories_that_hold_no_package(tmp_path, everything, moved):
     refused(tmp_path, "{} holds no package: manifest.json is one of something else")
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest\.json cannot be read \(JSONDecodeError: .+\)$"):
-        Describer.load(tmp_path)
+        Predictor.load(tmp_path)
 
 
 def test_packages_of_another_version(moved):
@@ -394,11 +394,11 @@ def test_files_that_are_something_else(moved):
     weights = (moved / "weights.safetensors").read_bytes()
     replaced(moved, "cpu-4.jax", b"no program at all, but the digest fits")
     with pytest.raises(UserError, match=r"cpu-4\.jax is no program of jax\.export \(\w+\)$"):
-        Describer.load(moved)
+        Predictor.load(moved)
     replaced(moved, "weights.safetensors", weights[:100])
     replaced(moved, "cpu-4.jax", (moved / "cpu-1.jax").read_bytes())
     with pytest.raises(UserError, match=r"weights\.safetensors is no safetensors file \(.+\)$"):
-        Describer.load(moved)
+        Predictor.load(moved)
 
 
 def test_manifests_that_lack_something(moved):
@@ -428,10 +428,10 @@ def test_programs_for_something_else(moved):
     refused(moved, "{}: its programs run on tpu, not on cpu")
 
 
-def test_pictures_and_views_that_are_none(packed):
-    served = Describer.load(packed)
-    with pytest.raises(UnreadablePicture, match="empty file"):
-        served.describe_pictures([b""])
+def test_images_and_views_that_are_none(packed):
+    served = Predictor.load(packed)
+    with pytest.raises(UnreadableImage, match="empty file"):
+        served.describe_images([b""])
     line = r"views of shape \(2, 8, 8, 3\) are not of shape \(n, 16, 16, 3\)"
     with pytest.raises(UserError, match=line):
         served.describe(np.zeros((2, 8, 8, 3), np.uint8))

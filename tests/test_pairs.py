@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from afa.errors import UserError
-from afa.evaluation import pairs
+from afa.evaluation.metrics import pairs
 
 
 def embedded(rows=60, classes=6, spread=0.6, seed=0):

@@ -69,7 +69,7 @@ def test_logits_and_mid_map(case):
     stored = reference(case)
     module, variables, account = network(case)
     assert not (account.missing or account.unmatched or account.reshaped or account.aside)
-    x = jnp.asarray(rule.pictures(int(stored["side"])))
+    x = jnp.asarray(rule.images(int(stored["side"])))
     mid, logits = module.apply(variables, x, method=forward)
     assert far(rule.sample(np.asarray(mid)), stored["mid"]) < 1e-4
     assert far(logits, stored["logits"]) < 1e-4
@@ -101,19 +101,19 @@ def test_gradients(case):
         return jnp.sum(logits * weights)
 
     differentiate = jax.grad(loss, argnums=(0, 1))
-    x = jnp.asarray(rule.pictures(int(stored["side"])))
+    x = jnp.asarray(rule.images(int(stored["side"])))
     sums = summary(*differentiate(variables["params"], x))
     wanted = {"slope": stored["slope"]}
     for kind in ("norm", "dot"):
         pairs = zip(stored["gradient_names"], stored[f"gradient_{kind}s"], strict=True)
         wanted |= {f"{kind} of {name}": value for name, value in pairs}
-    # transformers names its parameters otherwise; their way back is in the slope of the picture.
+    # transformers names its parameters otherwise; their way back is in the slope of the image.
     assert len(wanted.keys() & sums.keys()) == len(sums) or case.startswith(("vit_s14", "vit_b14"))
     far = distances(sums, wanted)
     if max(far.values()) < 1:
         return
     # Somewhere among a million places a ReLU lies within rounding of turning over: slopes are told
-    # no more exactly than by pictures that differ from this one in their last bits.
+    # no more exactly than by images that differ from this one in their last bits.
     spread = dict.fromkeys(far, 0.0)
     for draw in ("first", "second", "third", "fourth"):
         near = x * (1 + 1e-6 * jnp.asarray(rule.direction(draw, x.shape)))
@@ -126,7 +126,7 @@ def test_gradients(case):
 
 
 def summary(gradient, slope) -> dict[str, Any]:
-    """What references keep of gradients: norm and one projection of each, and the picture's own."""
+    """What references keep of gradients: norm and one projection of each, and the image's own."""
     sums: dict[str, Any] = {"slope": rule.sample(np.asarray(slope))}
     for name, each in match.export({"params": gradient}).items():
         sums[f"norm of {name}"] = np.linalg.norm(each)

@@ -18,8 +18,8 @@ from afa.errors import UserError
 CONFIG = DataConfig(image_size=16, batch_size=8, images_per_class=2, read_threads=2)
 
 
-def pictures(per_class=(5, 4, 3, 6, 2), first_class=10):
-    """Class c has `per_class[c]` noisy JPEG pictures; class ids do not begin at 0."""
+def image_set(per_class=(5, 4, 3, 6, 2), first_class=10):
+    """Class c has `per_class[c]` noisy JPEG images; class ids do not begin at 0."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(len(per_class)), per_class) + first_class
     images = [encode_jpeg(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)) for _ in labels]
@@ -34,7 +34,7 @@ def equal(left, right):
 
 
 def test_a_batch_has_the_stated_parts():
-    batch: dict[str, Any] = {**TrainPipeline(pictures(), CONFIG, seed=0).batch(0)}
+    batch: dict[str, Any] = {**TrainPipeline(image_set(), CONFIG, seed=0).batch(0)}
     assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
         "clean": ((8, 16, 16, 3), "uint8"),
         "image": ((8, 16, 16, 3), "uint8"),
@@ -47,32 +47,32 @@ def test_a_batch_has_the_stated_parts():
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_reading_ahead_changes_nothing(sampler, threads):
     config = dataclasses.replace(CONFIG, sampler=sampler, read_threads=threads)
-    pipeline = TrainPipeline(pictures(), config, seed=3)
+    pipeline = TrainPipeline(image_set(), config, seed=3)
     steps = list(pipeline.iterate(2, 9))
     assert len(steps) == 7
     for step, batch in enumerate(steps, start=2):
-        equal(batch, TrainPipeline(pictures(), config, seed=3).batch(step))
+        equal(batch, TrainPipeline(image_set(), config, seed=3).batch(step))
     assert list(pipeline.iterate(4, 4)) == []
 
 
 @pytest.mark.parametrize("sampler", ["pk", "shuffle"])
 def test_processes_share_one_global_batch(sampler):
     config = dataclasses.replace(CONFIG, sampler=sampler)
-    whole = TrainPipeline(pictures(), config, seed=1).batch(5)
-    parts = [TrainPipeline(pictures(), config, 1, i, 4).batch(5) for i in range(4)]
+    whole = TrainPipeline(image_set(), config, seed=1).batch(5)
+    parts = [TrainPipeline(image_set(), config, 1, i, 4).batch(5) for i in range(4)]
     equal(whole, {key: np.concatenate([part[key] for part in parts]) for key in whole})
 
 
 def test_seed_and_step_matter():
-    batches = [TrainPipeline(pictures(), CONFIG, seed).batch(step) for seed, step in ((0, 0),) * 2]
+    batches = [TrainPipeline(image_set(), CONFIG, seed).batch(step) for seed, step in ((0, 0),) * 2]
     equal(*batches)
     for seed, step in ((0, 1), (1, 0)):
-        other = TrainPipeline(pictures(), CONFIG, seed).batch(step)
+        other = TrainPipeline(image_set(), CONFIG, seed).batch(step)
         assert (other["image"] != batches[0]["image"]).any()
 
 
-def test_pk_takes_distinct_classes_and_pictures():
-    pipeline = TrainPipeline(pictures(), CONFIG, seed=0)
+def test_pk_takes_distinct_classes_and_images():
+    pipeline = TrainPipeline(image_set(), CONFIG, seed=0)
     seen = set()
     for step in range(20):
         index = pipeline.indices(step)
@@ -83,18 +83,18 @@ def test_pk_takes_distinct_classes_and_pictures():
     assert seen == {10, 11, 12, 13, 14}
 
 
-def test_pk_repeats_the_pictures_of_a_small_class_evenly():
+def test_pk_repeats_the_images_of_a_small_class_evenly():
     config = dataclasses.replace(CONFIG, batch_size=10, images_per_class=5)
-    pipeline = TrainPipeline(pictures((2, 9)), config, seed=0)
+    pipeline = TrainPipeline(image_set((2, 9)), config, seed=0)
     index = pipeline.indices(0)
     small = index[index < 2]
     assert sorted(np.bincount(small).tolist()) == [2, 3]
     assert len(set(index[index >= 2].tolist())) == 5
 
 
-def test_shuffle_shows_each_picture_at_most_once_an_epoch():
+def test_shuffle_shows_each_image_at_most_once_an_epoch():
     config = dataclasses.replace(CONFIG, sampler="shuffle")
-    pipeline = TrainPipeline(pictures(), config, seed=0)
+    pipeline = TrainPipeline(image_set(), config, seed=0)
     assert pipeline.steps_per_epoch == 2
     epochs = [[pipeline.indices(2 * e + s).tolist() for s in range(2)] for e in range(3)]
     for epoch in epochs:
@@ -104,7 +104,7 @@ def test_shuffle_shows_each_picture_at_most_once_an_epoch():
 
 def test_labels_and_corruptions_say_what_is_there():
     config = dataclasses.replace(CONFIG, corruptions=("contrast", "salt_pepper"))
-    pipeline = TrainPipeline(pictures(), config, seed=0)
+    pipeline = TrainPipeline(image_set(), config, seed=0)
     kinds = []
     for step in range(12):
         batch = pipeline.batch(step)
@@ -120,7 +120,7 @@ def test_labels_and_corruptions_say_what_is_there():
 
 def test_no_corruption_without_names_or_probability():
     for change in ({"corruptions": ()}, {"corrupt_probability": 0.0}):
-        batch = TrainPipeline(pictures(), dataclasses.replace(CONFIG, **change), seed=0).batch(0)
+        batch = TrainPipeline(image_set(), dataclasses.replace(CONFIG, **change), seed=0).batch(0)
         np.testing.assert_array_equal(batch["clean"], batch["image"])
         assert not batch["corruption"].any()
 
@@ -130,11 +130,11 @@ def test_no_corruption_without_names_or_probability():
     [
         ((4, 4), {}, "data.batch_size=8 with data.images_per_class=2 needs 4 training classes, and "
          "there are 2: use a batch of at most 4"),
-        ((4, 4, 4, 1), {}, "the training class of 'c13/p12' has 1 picture, and data.sampler='pk' "
+        ((4, 4, 4, 1), {}, "the training class of 'c13/p12' has 1 image, and data.sampler='pk' "
          "needs 2 in every class: remove the class, or use 'shuffle'"),
         ((4, 4), {"images_per_class": 3},
          "data.batch_size=8 must be a multiple of data.images_per_class=3"),
-        ((3, 4), {"sampler": "shuffle"}, "data.batch_size=8 is more than the 7 training pictures"),
+        ((3, 4), {"sampler": "shuffle"}, "data.batch_size=8 is more than the 7 training images"),
         ((4,) * 4, {"corruptions": ("jpg",)}, "data.corruptions='jpg' is unknown; did you mean "
          "'jpeg'? (allowed: clutter, contrast, gaussian_blur, gaussian_noise, jpeg, "
          "low_resolution, motion_blur, occlusion, salt_pepper, stripes)"),
@@ -142,32 +142,32 @@ def test_no_corruption_without_names_or_probability():
 )  # fmt: skip
 def test_what_cannot_work_is_refused_in_one_line(per_class, change, message):
     with pytest.raises(UserError) as error:
-        TrainPipeline(pictures(per_class), dataclasses.replace(CONFIG, **change), seed=0)
+        TrainPipeline(image_set(per_class), dataclasses.replace(CONFIG, **change), seed=0)
     assert str(error.value) == message
 
 
 def test_a_batch_that_processes_cannot_share_is_refused():
     with pytest.raises(UserError, match=r"data\.batch_size=8 cannot be divided among 3 processes"):
-        TrainPipeline(pictures(), CONFIG, 0, 0, 3)
+        TrainPipeline(image_set(), CONFIG, 0, 0, 3)
 
 
-def test_a_picture_damaged_later_is_named():
-    damaged = pictures((2, 2, 2, 2))
+def test_an_image_damaged_later_is_named():
+    damaged = image_set((2, 2, 2, 2))
     broken = ImageSet([b"nothing"] * 8, damaged.labels, damaged.ids, damaged.catalogue)
-    with pytest.raises(UserError, match=r"c1\d/p\d: cannot be read \(not a picture of a known for"):
+    with pytest.raises(UserError, match=r"c1\d/p\d: cannot be read \(not an image of a known for"):
         list(TrainPipeline(broken, CONFIG, 0).iterate(0, 1))
 
 
 def test_evaluation_views_come_in_order():
-    images = pictures()
+    images = image_set()
     batches = list(eval_batches(images, CONFIG, 6))
     assert [len(batch) for batch in batches] == [6, 6, 6, 2]
-    expected = np.stack([evaluation_view(picture, CONFIG) for picture in images.images])
+    expected = np.stack([evaluation_view(image, CONFIG) for image in images.images])
     np.testing.assert_array_equal(np.concatenate(batches), expected)
 
 
 def test_a_corrupted_query_is_the_same_in_any_subset():
-    images = pictures()
+    images = image_set()
     whole = np.concatenate(list(eval_batches(images, CONFIG, 7, ("occlusion", 3), seed=4)))
     index = np.array([11, 3, 8])
     part = np.concatenate(list(eval_batches(images.subset(index), CONFIG, 2, ("occlusion", 3), 4)))
@@ -178,7 +178,7 @@ def test_a_corrupted_query_is_the_same_in_any_subset():
 
 def test_evaluation_refuses_an_unknown_corruption():
     with pytest.raises(UserError, match="corruption='fog' is unknown"):
-        eval_batches(pictures(), CONFIG, 4, ("fog", 1))
+        eval_batches(image_set(), CONFIG, 4, ("fog", 1))
 
 
 def test_preprocessing_says_what_decides_the_view():
@@ -202,7 +202,7 @@ def test_crops_stay_inside_and_keep_their_share():
     assert [round(h * w / 300**2, 1) for _, _, h, w in areas] == [0.5, 1.0]
 
 
-def test_augment_without_changes_is_the_picture():
+def test_augment_without_changes_is_the_image():
     image = np.random.default_rng(1).integers(0, 256, (12, 12, 3), dtype=np.uint8)
 
     class Half(np.random.Generator):

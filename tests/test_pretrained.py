@@ -15,12 +15,12 @@ from references import rule
 from safetensors.numpy import save_file
 from torch_files import Call, Global
 
-from afa import run as job
 from afa.config import BackboneConfig
 from afa.errors import UserError
 from afa.models import backbones, pretrained
 from afa.models.backbones.contract import HALF, IMAGENET, Options
 from afa.models.pretrained import files, match, names, zoo
+from afa.runs import run as job
 from experiments import run as experiment
 from experiments import weights as command
 
@@ -219,9 +219,9 @@ def test_nothing_there(tmp_path, shapes):
 
 
 def test_not_finite(tmp_path, shapes, arrays):
-    spoilt = dict(arrays)
-    spoilt["features.0.bias"] = np.full_like(arrays["features.0.bias"], np.nan)
-    told = refusal(save_npz(tmp_path / "w.npz", spoilt), shapes)
+    damaged = dict(arrays)
+    damaged["features.0.bias"] = np.full_like(arrays["features.0.bias"], np.nan)
+    told = refusal(save_npz(tmp_path / "w.npz", damaged), shapes)
     assert told == f"backbone.weights='FILE' as {NAME}: features.0.bias is not finite"
 
 
@@ -418,7 +418,7 @@ def test_weights_that_do_not_fit_leave_nothing_behind(tiny_data, tmp_path, array
     assert not (tmp_path / "run").exists()
 
 
-def test_the_published_classifier_describes_pictures_too(tiny_finished, tiny_data, tmp_path):
+def test_the_published_classifier_describes_images_too(tiny_finished, tiny_data, tmp_path):
     """`backbone.head=imagenet`: its parameters stay still, and its posterior is a row."""
     changes = {"backbone.head": "imagenet", "train.steps": "2", "train.plain": "1",
                "train.generator_steps": "1", "optim.weight_decay": "0.1"}  # fmt: skip

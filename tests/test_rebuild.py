@@ -33,7 +33,7 @@ def opened(directory, uri=None):
 
 
 @needs_scann
-def test_tuning_after_a_removal_answers_with_the_right_pictures(exported):
+def test_tuning_after_a_removal_answers_with_the_right_images(exported):
     first = index.build(exported, "scann://")
     first.remove(records().ids[:40].tolist())
     first.update(records(5, seed=7, first=100))

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from afa.data.rendered.objects import FAMILY, STRIPED, cues, family, outline, view_frame
-from afa.data.rendered.render import render
-from afa.data.rendered.shapes import KINDS, SHAPES, draw_shape, part
-from afa.data.rendered.solids import (
+from afa.data.synthetic.objects import FAMILY, STRIPED, cues, family, outline, view_frame
+from afa.data.synthetic.render import render
+from afa.data.synthetic.shapes import KINDS, SHAPES, draw_shape, part
+from afa.data.synthetic.solids import (
     MISS,
     bounds,
     hit,
@@ -22,7 +22,7 @@ from afa.data.rendered.solids import (
     transpose,
     turn,
 )
-from afa.data.rendered.textures import PATTERNS, Draw, draw_texture, paint, value_noise
+from afa.data.synthetic.textures import PATTERNS, Draw, draw_texture, paint, value_noise
 
 GOLDEN = {
     (0, 0, 0, 48): "981871c808638430451e6431c971f5a030dbcc4b984eba6ac7fce9e01b45310b",
@@ -40,32 +40,32 @@ def test_pixels_are_the_same_on_every_machine(arguments):
 
 
 def test_every_argument_matters():
-    pictures = [render(*a) for a in ((0, 9, 1, 24), (1, 9, 1, 24), (0, 8, 1, 24), (0, 9, 2, 24))]
-    assert len({p.tobytes() for p in pictures}) == len(pictures)
+    images = [render(*a) for a in ((0, 9, 1, 24), (1, 9, 1, 24), (0, 8, 1, 24), (0, 9, 2, 24))]
+    assert len({p.tobytes() for p in images}) == len(images)
 
 
 @pytest.mark.parametrize("size", [8, 31, 96])
 def test_any_size(size):
     for view in (0, 1):
-        picture = render(0, 3, view, size)
-        assert picture.shape == (size, size, 3)
-        assert picture.dtype == np.uint8
+        image = render(0, 3, view, size)
+        assert image.shape == (size, size, 3)
+        assert image.dtype == np.uint8
 
 
 def test_catalogue_views_show_the_object_on_plain_light_ground():
     for o in range(0, 40, 7):
-        picture = render(0, o, 0, 48).astype(int)
-        border = np.concatenate([picture[0], picture[:, 0]])
+        image = render(0, o, 0, 48).astype(int)
+        border = np.concatenate([image[0], image[:, 0]])
         assert border.min() > 225
         assert border.max() - border.min() < 25
-        dark = np.argwhere(picture.min(2) < 190)
+        dark = np.argwhere(image.min(2) < 190)
         extent = (dark.max(0) - dark.min(0) + 1).max() / 48
         assert 0.6 <= extent <= 0.95
 
 
 def test_rendering_processes_start_with_numpy_alone():
     heavy = ("jax", "tensorflow_datasets", "cv2", "rich", "PIL")
-    code = f"import sys, afa.data.rendered.render; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, afa.data.synthetic.render; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 

@@ -10,16 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afa.report import charts, pictures, progress
-from afa.report.html import (
-    Hit,
-    Page,
-    QueryRow,
-    Restoration,
-    ResultRow,
-    SearchFacts,
-    write_report,
-)
+from afa import console
+from afa.report import charts, images
+from afa.report.page import Hit, Page, QueryRow, Restoration, ResultRow, SearchFacts, write_report
 
 HOSTILE = "<script>alert('x')</script>\"'&"
 
@@ -35,7 +28,7 @@ def standard_output(monkeypatch, stream):
     return stream
 
 
-def picture(value=100, height=20, width=20):
+def image(value=100, height=20, width=20):
     return np.full((height, width, 3), value, np.uint8)
 
 
@@ -44,7 +37,7 @@ def picture(value=100, height=20, width=20):
 
 def test_plain_lines_for_a_log(monkeypatch):
     log = standard_output(monkeypatch, io.StringIO())
-    with progress.Progress(100, "features", "restore", interval=1e9) as line:
+    with console.Progress(100, "features", "restore", interval=1e9) as line:
         line.update(1, "features", {"loss": 2.0, "d_real": 0.51}, 1234.4)
         line.update(2, "features", {"loss": 1.9}, 1234.4)  # within the interval: no line
         line.note("saved")
@@ -64,7 +57,7 @@ def test_live_line_on_a_terminal(monkeypatch):
     terminal = standard_output(monkeypatch, Terminal())
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm-256color")
-    with progress.Progress(10, "features") as line:
+    with console.Progress(10, "features") as line:
         line.update(5, "features", {"loss": 2.0, "r1": 0.1}, 100)
         line.note("saved [step 5]")
         line.update(10, "features", {"loss": 1.0, "r1": 0.1}, 100)
@@ -75,12 +68,12 @@ def test_live_line_on_a_terminal(monkeypatch):
 def test_time_left_is_the_recent_pace(monkeypatch):
     log = standard_output(monkeypatch, io.StringIO())
     clock = iter([0.0, 10.0, 20.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    line = progress.Progress(400, interval=0)
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    line = console.Progress(400, interval=0)
     for step in (100, 200, 300):
         line.update(step, "s", {}, 1)
     assert [text.split("ETA ")[1] for text in log.getvalue().splitlines()] == [
-        progress.BLANK,
+        console.BLANK,
         "20s",
         "10s",
     ]
@@ -91,80 +84,80 @@ def test_time_left_is_the_recent_pace(monkeypatch):
     [(8.4, "8s"), (185, "3m 05s"), (7620, "2h 07m"), (4 * 86400 + 3 * 3600, "4d 03h")],
 )
 def test_duration(seconds, text):
-    assert progress.duration(seconds) == text
+    assert console.duration(seconds) == text
 
 
 def test_figure_keeps_four_digits():
-    shown = [progress.figure(x) for x in (0.0, 0.012345, 12.3456, 123456.7, 1e-5, math.inf)]
+    shown = [console.figure(x) for x in (0.0, 0.012345, 12.3456, 123456.7, 1e-5, math.inf)]
     assert shown == ["0", "0.0123", "12.35", "123,457", "1.00e-05", "inf"]
 
 
 def test_table_in_a_log_is_plain_aligned_and_unwrapped(monkeypatch):
     log = standard_output(monkeypatch, io.StringIO())
     rows = [["Raw pixels", None, 0.1, 1200], ["x" * 150, 2.5, 0.808, 7], ["bad", 1, math.nan, 0]]
-    progress.table("Test classes", rows, ["Method", "Cost", "R@1 %", "Queries"])
+    console.table("Test classes", rows, ["Method", "Cost", "R@1 %", "Queries"])
     lines = [line for line in log.getvalue().splitlines() if line.strip()]
     assert lines[0].strip() == "Test classes" and len(lines) == 6
-    assert lines[3].split() == ["Raw", "pixels", progress.BLANK, "10.0", "1,200"]
+    assert lines[3].split() == ["Raw", "pixels", console.BLANK, "10.0", "1,200"]
     assert lines[4].split()[1:] == ["2.500", "80.8", "7"]
-    assert lines[5].split()[1:] == ["1", progress.BLANK, "0"]
+    assert lines[5].split()[1:] == ["1", console.BLANK, "0"]
     assert len({len(line) for line in lines[3:]}) == 1
     assert "\x1b" not in log.getvalue()
 
 
 def test_table_on_a_terminal_marks_the_best(monkeypatch):
     terminal = standard_output(monkeypatch, Terminal())
-    progress.table("T", [["a", 0.5], ["b", 0.75]], ["Method", "R@1 %"])
+    console.table("T", [["a", 0.5], ["b", 0.75]], ["Method", "R@1 %"])
     assert re.search(r"\x1b\[1;32m *75\.0", terminal.getvalue())
     assert not re.search(r"\x1b\[1;32m *50\.0", terminal.getvalue())
 
 
-# ---- pictures ---------------------------------------------------------------------------------
+# ---- images ---------------------------------------------------------------------------------
 
 
 def test_grid_places_rows_and_gaps():
-    sheet = pictures.grid([picture(i) for i in range(3)], columns=2, gap=4)
+    sheet = images.grid([image(i) for i in range(3)], columns=2, gap=4)
     assert sheet.shape == (44, 44, 3)
     assert [int(sheet[y, x, 0]) for y, x in ((0, 0), (0, 24), (24, 0))] == [0, 1, 2]
-    assert tuple(sheet[0, 22]) == tuple(sheet[30, 30]) == pictures.PAPER
-    for images, columns in (([], 1), ([picture()], 0), ([picture(), picture(1, 9)], 2)):
+    assert tuple(sheet[0, 22]) == tuple(sheet[30, 30]) == images.PAPER
+    for cells, columns in (([], 1), ([image()], 0), ([image(), image(1, 9)], 2)):
         with pytest.raises(ValueError, match="grid"):
-            pictures.grid(images, columns)
+            images.grid(cells, columns)
 
 
-def test_framed_keeps_the_whole_picture():
-    out = pictures.framed(picture(7), pictures.RIGHT, 3)
+def test_framed_keeps_the_whole_image():
+    out = images.framed(image(7), images.RIGHT, 3)
     assert out.shape == (26, 26, 3) and (out[3:-3, 3:-3] == 7).all()
-    assert tuple(out[0, 0]) == tuple(out[-1, -1]) == pictures.RIGHT
+    assert tuple(out[0, 0]) == tuple(out[-1, -1]) == images.RIGHT
 
 
 def test_shrunk_never_enlarges():
-    assert pictures.shrunk(picture(1, 40, 80), 20).shape == (10, 20, 3)
-    assert pictures.shrunk(picture(1, 4, 900), 90).shape == (1, 90, 3)
-    assert pictures.shrunk(picture(), 100).shape == (20, 20, 3)
+    assert images.shrunk(image(1, 40, 80), 20).shape == (10, 20, 3)
+    assert images.shrunk(image(1, 4, 900), 90).shape == (1, 90, 3)
+    assert images.shrunk(image(), 100).shape == (20, 20, 3)
 
 
-def test_data_uris_hold_the_picture():
+def test_data_uris_hold_the_image():
     image = np.random.default_rng(0).integers(0, 255, (8, 9, 3), np.uint8)
-    kind, data = pictures.to_png_data_uri(image).split(",")
+    kind, data = images.to_png_data_uri(image).split(",")
     assert kind == "data:image/png;base64"
     decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
     np.testing.assert_array_equal(decoded, image)
-    assert pictures.to_jpeg_data_uri(image).startswith("data:image/jpeg;base64,")
+    assert images.to_jpeg_data_uri(image).startswith("data:image/jpeg;base64,")
 
 
 def test_results_sheet_frames_by_correctness():
-    name = "a/very/long/path/that/cannot/fit/under/a/picture.jpg"
-    results = [(picture(90, 30, 15), name, 0.9, correct) for correct in (True, False, None)]
-    sheet = pictures.results_sheet(picture(120, 10, 40), results)
+    name = "a/very/long/path/that/cannot/fit/under/a/image.jpg"
+    results = [(image(90, 30, 15), name, 0.9, correct) for correct in (True, False, None)]
+    sheet = images.results_sheet(image(120, 10, 40), results)
     pixels = {tuple(pixel) for pixel in sheet.reshape(-1, 3).tolist()}
-    assert {pictures.RIGHT, pictures.WRONG, pictures.INK} <= pixels
-    unknown = pictures.results_sheet(picture(), results[2:])
-    assert pictures.RIGHT not in {tuple(pixel) for pixel in unknown.reshape(-1, 3).tolist()}
-    assert pictures.results_sheet(picture(), []).shape[0] > 0
+    assert {images.RIGHT, images.WRONG, images.INK} <= pixels
+    unknown = images.results_sheet(image(), results[2:])
+    assert images.RIGHT not in {tuple(pixel) for pixel in unknown.reshape(-1, 3).tolist()}
+    assert images.results_sheet(image(), []).shape[0] > 0
     assert (
-        pictures.results_sheet(picture(), results * 4).shape[1]
-        == (pictures.results_sheet(picture(), results * 2).shape[1])
+        images.results_sheet(image(), results * 4).shape[1]
+        == (images.results_sheet(image(), results * 2).shape[1])
     )
 
 
@@ -202,8 +195,8 @@ def test_training_charts_group_and_pair_the_figures():
     (retrieval,) = groups["Retrieval on validation classes"]
     assert (retrieval.title, retrieval.tag) == ("R@1", "%")
     assert [name for name, _ in retrieval.legend] == ["x", "fused"]
-    players = [(c.title, [name for name, _ in c.legend]) for c in groups[charts.GROUPS[2][0]]]
-    assert players == [
+    networks = [(c.title, [name for name, _ in c.legend]) for c in groups[charts.GROUPS[2][0]]]
+    assert networks == [
         ("D on real / fake", ["real", "fake"]),
         ("contrast", ["PSNR in", "PSNR out"]),
     ]
@@ -251,7 +244,7 @@ class Reader(html.parser.HTMLParser):
 
 def page(**parts):
     head = {
-        "title": "Run", "experiment": "debug", "dataset": "embedded", "protocol": "One sentence.",
+        "title": "Run", "experiment": "debug", "dataset": "synthetic", "protocol": "One sentence.",
         "hardware": "1 x cpu", "date": "2026-01-01", "commit": "0123456789abcdef", "seeds": [0],
         "train_seconds": 61.0, "parameters": {"F": 1234567},
     }  # fmt: skip
@@ -263,13 +256,13 @@ def further(auroc, missed):
         "cmc": [0.5, 0.625, 0.75, 0.75, 0.875],
         "recall_at_1_over_ties": 0.5,
         "pairs": {"auroc": auroc, "fnmr_at_fmr": {"0.01": missed}, "same": 10, "different": 200},
-        "clusters": {"nmi": 0.7, "ami": -0.06, "clusters": 4, "pictures": 40},
+        "clusters": {"nmi": 0.7, "ami": -0.06, "clusters": 4, "images": 40},
     }
 
 
 def full_page(name="Fused"):
-    hits = [Hit(picture(), f"{name}{i}", 0.5, c) for i, c in enumerate((True, False, None))]
-    row = QueryRow(picture(), name, name, hits, "gaussian_noise")
+    hits = [Hit(image(), f"{name}{i}", 0.5, c) for i, c in enumerate((True, False, None))]
+    row = QueryRow(image(), name, name, hits, "gaussian_noise")
     return page(
         title=name, dataset=name, protocol=name, facts={name: name}, notes=[name],
         highlight=name, reference="F",
@@ -281,8 +274,8 @@ def full_page(name="Fused"):
             ResultRow("Raw", None, {"recall_at_1": math.nan}),
         ],
         queries=[row], failures=[row],
-        restorations=[Restoration(name, picture(), picture(), picture(), 20.0, 19.0)],
-        samples=[picture(9, 32, 32)] * 3,
+        restorations=[Restoration(name, image(), image(), image(), 20.0, 19.0)],
+        samples=[image(9, 32, 32)] * 3,
         history=[{"step": s, "time": 0, "stage": name, "loss": 1.0, name: 2.0} for s in (1, 2)],
         robustness={name: {name: {1: 0.5, 2: 0.4}}}, held_back=[name],
         search=SearchFacts(
@@ -338,12 +331,12 @@ def test_names_from_outside_stay_text(tmp_path):
     assert HOSTILE in " ".join(reader.text)
 
 
-def test_every_picture_and_chart_says_what_it_is(tmp_path):
+def test_every_image_and_chart_says_what_it_is(tmp_path):
     _, reader = read(tmp_path, full_page())
-    pictures_ = [attributes for tag, attributes in reader.tags if tag == "img"]
-    assert len(pictures_) == 2 * 4 + 3 + 3
-    assert all(attributes["alt"] for attributes in pictures_)
-    assert "Result 2, wrong: Fused1" in [re.sub(" +", " ", a["alt"]) for a in pictures_]
+    images_ = [attributes for tag, attributes in reader.tags if tag == "img"]
+    assert len(images_) == 2 * 4 + 3 + 3
+    assert all(attributes["alt"] for attributes in images_)
+    assert "Result 2, wrong: Fused1" in [re.sub(" +", " ", a["alt"]) for a in images_]
     for tag, attributes in reader.tags:
         if tag == "svg":
             assert attributes.get("aria-label") or attributes.get("aria-hidden") == "true"
@@ -355,7 +348,7 @@ def test_empty_parts_say_so(tmp_path):
     assert sum(tag == "section" for tag, _ in reader.tags) == 8
 
 
-def test_large_pictures_become_small(tmp_path):
+def test_large_images_become_small(tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (900, 1200, 3), np.uint8)
     read(tmp_path, page(samples=[image] * 8))
     assert (tmp_path / "report.html").stat().st_size < 120_000

@@ -10,7 +10,7 @@ from afa.data.types import ImageSet
 from afa.errors import UserError
 from afa.evaluation import reranking
 from afa.evaluation.protocols import drawn_evenly, protocols
-from afa.models.pooling import Places
+from afa.models.heads import LocalFeatures
 from afa.retrieval import rerank
 from afa.retrieval.exact import normalise
 from afa.retrieval.rerank import contract, diffusion, expansion, reciprocal, whitening
@@ -52,7 +52,7 @@ def images(labels):
 
 
 def split_of(vectors, labels):
-    return reranking.Split(images(labels), contract.Pictures.of(vectors))
+    return reranking.Split(images(labels), contract.ImageFeatures.of(vectors))
 
 
 VECTORS_ALONE = ("plain", *reranking.WHITENING, *list(rerank.METHODS)[1:])
@@ -217,7 +217,7 @@ def test_learned_whitening_scales_away_what_differs_within_classes():
     [
         (lambda v: whitening.pca_whitening(v, 9, 0.1), "dimension=9 is not between 1 and 6"),
         (lambda v: whitening.pca_whitening(v, 2, 0.0), r"shrinkage=0.0 must lie in \(0, 1\]"),
-        (lambda v: whitening.learned_whitening(v, np.arange(30), 2, 0.1), "at least 2 pictures"),
+        (lambda v: whitening.learned_whitening(v, np.arange(30), 2, 0.1), "at least 2 images"),
         (lambda v: whitening.learned_whitening(v, np.zeros(3, int), 2, 0.1), "labels has 3"),
         (lambda v: whitening.pca_whitening(2 * v, 2, 0.1), "unit"),
     ],
@@ -303,22 +303,24 @@ def test_the_study_chooses_on_validation_and_measures_on_test():
 
 
 def known(labels, seed, classes=5):
-    """All that can be known of pictures, drawn at random about their labels."""
+    """All that can be known of images, drawn at random about their labels."""
     count, draw = len(labels), np.random.default_rng(seed)
     vectors = normalise(np.eye(16, dtype=np.float32)[labels] + 2 * unit(seed, count, 16))
     shares = draw.dirichlet(np.ones(classes), count).astype(np.float32)
 
-    def places(of):
+    def local_features(of):
         descriptor = np.stack([unit(100 * of + int(each), 12, 8) for each in labels])
         position = np.stack([np.random.default_rng(int(c)).random((12, 2)) for c in labels])
         strength = np.full((count, 12), 1 / 12, np.float32)
-        return Places(strength, position.astype(np.float32), descriptor)
+        return LocalFeatures(strength, position.astype(np.float32), descriptor)
 
     several = {
         key: normalise(vectors + 0.2 * unit(seed + i, count, 16))
         for i, key in enumerate(itertools.product(reranking.SCALES, reranking.POWERS))
     }
-    return contract.Pictures(vectors, shares, {1.0: places(0), 2.0: places(1)}, several)
+    return contract.ImageFeatures(
+        vectors, shares, {1.0: local_features(0), 2.0: local_features(1)}, several
+    )
 
 
 def full_splits(test_seed=3):
@@ -345,7 +347,7 @@ def test_every_method_is_chosen_on_validation_and_costs_what_it_needs():
     for name in reranking.LOCAL:
         line = by_name[name]
         assert line.description == 1 + 10 * line.settings["scale"]
-        assert line.gain.mean > 0.05  # pictures of a class have the same places here
+        assert line.gain.mean > 0.05  # images of a class have the same places here
 
 
 def test_some_queries_are_searched_in_the_whole_gallery():
@@ -379,11 +381,11 @@ def test_the_weight_of_evidence_is_the_best_of_all():
 
 
 def test_evidence_is_added_to_the_similarity():
-    pictures = known(np.repeat(np.arange(3), 2), 4)
-    score = reranking.added(class_agreement)(pictures, weight=0.5)
-    found = score(pictures.rows(slice(2)), np.arange(2))
-    similarity = pictures.vectors[:2] @ pictures.vectors.T
-    agreement = pictures.posterior[:2] @ pictures.posterior.T
+    images = known(np.repeat(np.arange(3), 2), 4)
+    score = reranking.added(class_agreement)(images, weight=0.5)
+    found = score(images.rows(slice(2)), np.arange(2))
+    similarity = images.vectors[:2] @ images.vectors.T
+    agreement = images.posterior[:2] @ images.posterior.T
     np.testing.assert_allclose(found, similarity + 0.5 * agreement, atol=1e-5)
 
 
@@ -418,7 +420,7 @@ def test_the_command_measures_what_it_is_asked_for(tiny_finished, tmp_path, caps
     found = json.loads(out.read_text())
     assert found["protocol"] == "catalogue"
     assert [line["method"] for line in found["lines"]] == ["plain", "class posterior"]
-    assert "train pictures" not in said.err  # only whitening is fitted
+    assert "train images" not in said.err  # only whitening is fitted
     assert "weight" in said.out
     assert [given[-2:] for given in seen] == [(("plain", "class posterior"), (1.0, 2.0))] * 2
 

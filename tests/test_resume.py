@@ -7,8 +7,8 @@ import pytest
 import tiny_run
 
 from afa import parallel
-from afa import run as job
 from afa.errors import EXIT_PREEMPTED
+from afa.runs import run as job
 from experiments.run import guarded
 
 PUBLIC = ("checkpoints", "config.json", "metrics.jsonl", "split.json", "tensorboard")

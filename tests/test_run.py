@@ -19,11 +19,11 @@ from experiments import run as command
 
 HEALTH = {
     "F": {"loss", "metric_loss", "batch_recall", "mean_cosine", "embedder_gradient_norm"},
-    "F + push": {"loss", "metric_loss", "adversarial_metric_loss", "batch_recall", "mean_cosine"},
+    "F + perturbation": {"loss", "metric_loss", "adversarial_metric_loss", "batch_recall", "mean_cosine"},
     "G and D": {
         "loss", "d_real", "d_fake", "discriminator_loss", "r1", "generator_loss", "g_mse",
         "g_adversarial", "g_features", "g_noise", "psnr_in/clean", "psnr_out/clean",
-        "z_spread_restored", "z_spread_imagined", "recall_x", "recall_restored", "recall_fused",
+        "z_spread_restored", "z_spread_sampled", "recall_x", "recall_restored", "recall_fused",
         "generator_gradient_norm", "discriminator_gradient_norm",
     },
 }  # fmt: skip
@@ -124,11 +124,11 @@ def test_per_query_table_has_the_means_of_the_result(tiny_finished):
                 assert value == pytest.approx(np.nanmean(columns[figure][clean]))
             for corruption, severities in row[protocol]["corruptions"].items():
                 for severity, values in severities.items():
-                    spoiled = mine & (columns["corruption"] == corruption)
-                    spoiled &= columns["severity"] == int(severity)
-                    assert spoiled.sum() == 8
+                    corrupted = mine & (columns["corruption"] == corruption)
+                    corrupted &= columns["severity"] == int(severity)
+                    assert corrupted.sum() == 8
                     for figure, value in values.items():
-                        assert value == pytest.approx(np.nanmean(columns[figure][spoiled]))
+                        assert value == pytest.approx(np.nanmean(columns[figure][corrupted]))
 
 
 def test_report_opens_without_a_network(tiny_finished):
@@ -248,12 +248,12 @@ def test_dry_run_prints_and_writes_nothing(tiny_data, tmp_path, monkeypatch, cap
     shown, end = json.JSONDecoder().raw_decode(said)
     assert shown["seed"] == 7
     rest = said[end:]
-    for player in ("embedder", "generator", "discriminator"):
-        assert re.search(rf"parameters {player} +[\d,]+\n", rest)
-        assert re.search(rf"operations {player} +[\d,]+ a picture", rest)
+    for network in ("embedder", "generator", "discriminator"):
+        assert re.search(rf"parameters {network} +[\d,]+\n", rest)
+        assert re.search(rf"operations {network} +[\d,]+ an image", rest)
     assert re.search(r"memory +\d+\.\d\d GiB at the peak of a step of F", rest)
     assert re.search(r"memory +\d+\.\d\d GiB at the peak of a step of G and D", rest)
-    assert "steps     12 (F 4, F + push 4, G and D 4)" in rest
+    assert "steps     12 (F 4, F + perturbation 4, G and D 4)" in rest
     assert not list(tmp_path.iterdir())
 
 
@@ -294,7 +294,7 @@ def test_a_stored_configuration_is_read_back(tiny_finished):
 
 
 def test_a_full_scale_recipe_runs_on_a_mock_of_its_data(tmp_path, monkeypatch):
-    """afa_resnet50_cub, whose data cannot be downloaded everywhere, with few and small pictures."""
+    """afa_resnet50_cub, whose data cannot be downloaded everywhere, with few and small images."""
     import test_tfds
 
     png = test_tfds.png
@@ -319,7 +319,7 @@ def test_a_full_scale_recipe_runs_on_a_mock_of_its_data(tmp_path, monkeypatch):
 
 
 def test_queries_of_which_none_has_anything_to_find_are_refused_before_training(tmp_path, capsys):
-    data = tiny_run.pictures(tmp_path / "data")
+    data = tiny_run.images(tmp_path / "data")
     shutil.rmtree(data / "iconic")
     (data / "test").rename(data / "query")
     (data / "gallery").mkdir()
@@ -332,7 +332,7 @@ def test_queries_of_which_none_has_anything_to_find_are_refused_before_training(
         shutil.rmtree(data / "query" / f"class_{i:02d}")
     assert tiny_run.main(*tiny_run.words(data, tmp_path / "run")) == 2
     assert capsys.readouterr().err == (
-        "error: data: none of the 12 queries has a picture of its class in the gallery\n"
+        "error: data: none of the 12 queries has an image of its class in the gallery\n"
     )
     assert not (tmp_path / "run").exists()
 

@@ -294,8 +294,8 @@ def test_a_target_that_cannot_be(target):
         tuning.tune(clustered(100), target)
 
 
-def test_too_few_pictures_to_tune_with():
-    with pytest.raises(UserError, match="k=10 needs more than 10 pictures"):
+def test_too_few_images_to_tune_with():
+    with pytest.raises(UserError, match="k=10 needs more than 10 images"):
         tuning.tune(clustered(10), 0.9)
 
 

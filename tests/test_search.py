@@ -1,4 +1,4 @@
-"""Search with a finished run: answers as text and JSON, pictures of them, and refusals."""
+"""Search with a finished run: answers as text and JSON, images of them, and refusals."""
 
 import io
 import json
@@ -23,7 +23,7 @@ OPTIONS = "(python -m experiments.search --help lists the options)"
 
 
 def of_gallery(data, count, part="test"):
-    """Pictures of the last classes, which are the gallery of a tiny run, one a class."""
+    """Images of the last classes, which are the gallery of a tiny run, one a class."""
     return [str(data / part / f"class_{11 - i:02d}" / "img_0.jpg") for i in range(count)]
 
 
@@ -69,10 +69,10 @@ def test_answers_as_text(ask, tiny_data, tiny_copy):
 
 def test_takes_folders_addresses_and_standard_input(ask, tiny_data, tmp_path, monkeypatch):
     queries = of_gallery(tiny_data, 3)
-    folder = tmp_path / "some pictures" / "deeper"
+    folder = tmp_path / "some images" / "deeper"
     folder.mkdir(parents=True)
     copies = [shutil.copy(query, folder / f"{i}.jpg") for i, query in enumerate(queries)]
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     listed = io.StringIO(f"{queries[0]}\n\n{queries[2]}\n")
     monkeypatch.setattr("sys.stdin", listed)
     code, out, _ = ask("--json", folder.parent, folder.joinpath("0.jpg").as_uri(), "-", queries[1])
@@ -84,7 +84,7 @@ def test_takes_folders_addresses_and_standard_input(ask, tiny_data, tmp_path, mo
 
 def test_refuses_an_empty_list(ask, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
-    told = (2, "", "error: no query pictures: standard input was empty\n")
+    told = (2, "", "error: no query images: standard input was empty\n")
     assert ask("-") == told
 
 
@@ -96,7 +96,7 @@ def test_says_no_match_of_what_the_gallery_does_not_hold(ask, tiny_data, tmp_pat
     code, out, _ = ask("--json", "--false_matches=0.2", held, noise)
     assert code == 0
     known, other = (json.loads(line) for line in out.splitlines())
-    assert known["match"] is True  # the picture itself
+    assert known["match"] is True  # the image itself
     assert known["threshold"] == other["threshold"] < 1
     assert other["match"] is (other["hits"][0]["score"] >= other["threshold"])
     code, out, _ = ask("--false_matches=0.2", held, noise)
@@ -135,7 +135,7 @@ def test_answers_as_json(ask, tiny_data, tiny_copy):
             assert hit["score"] == pytest.approx(float(export.vectors[row] @ own), abs=1e-4)
 
 
-def test_pictures_of_the_answers(ask, tiny_data, tiny_copy, tmp_path):
+def test_images_of_the_answers(ask, tiny_data, tiny_copy, tmp_path):
     """One a query, also where two files have the same name."""
     code, out, _ = ask("--json", *of_gallery(tiny_data, 2), f"--sheets={tmp_path / 'sheets'}")
     assert code == 0
@@ -143,19 +143,19 @@ def test_pictures_of_the_answers(ask, tiny_data, tiny_copy, tmp_path):
     names = ["img_0-results.png", "img_0-2-results.png"]
     assert sheets == [str(tmp_path / "sheets" / name) for name in names]
     for path in sheets:
-        with Image.open(path) as picture:
-            picture.load()
-            assert picture.format == "PNG"
-            assert min(picture.size) >= 100
-            assert len(set(np.asarray(picture).reshape(-1, 3)[:, 0].tolist())) > 20
+        with Image.open(path) as image:
+            image.load()
+            assert image.format == "PNG"
+            assert min(image.size) >= 100
+            assert len(set(np.asarray(image).reshape(-1, 3)[:, 0].tolist())) > 20
     assert not (tiny_copy / "searches").exists()
 
 
 def test_a_query_from_elsewhere_finds_its_class(ask, tiny_data, tmp_path):
     """A PNG of another size and shape, of an object of the gallery."""
-    with Image.open(of_gallery(tiny_data, 1)[0]) as picture:
+    with Image.open(of_gallery(tiny_data, 1)[0]) as image:
         query = tmp_path / "mein Bild.png"
-        picture.resize((64, 50)).save(query)
+        image.resize((64, 50)).save(query)
     code, out, _ = ask("--json", query)
     assert code == 0
     answer = json.loads(out)
@@ -175,7 +175,7 @@ def test_a_moved_run_answers_as_before(ask, tiny_data, tiny_copy, tmp_path):
 
 
 def test_a_gallery_that_is_gone_still_answers(tiny_data, tiny_copy, tmp_path, capsys):
-    """The index is all a search needs; the picture of the results is left out, and it is said."""
+    """The index is all a search needs; the image of the results is left out, and it is said."""
     data = shutil.copytree(tiny_data, tmp_path / "data")
     query = shutil.copy(of_gallery(data, 1)[0], tmp_path / "query.jpg")
     assert tiny_run.main(*tiny_run.words(data, tiny_copy)) == 0
@@ -184,7 +184,7 @@ def test_a_gallery_that_is_gone_still_answers(tiny_data, tiny_copy, tmp_path, ca
     assert search.main([f"--run={tiny_copy}", str(query)]) == 0
     head, first, *_ = capsys.readouterr().out.splitlines()
     gone = data / "test" / "class_11" / "img_0.jpg"
-    assert head == f"{query}  ->  no picture: {gone}: No such file or directory"
+    assert head == f"{query}  ->  no image: {gone}: No such file or directory"
     assert first.endswith("test/class_11/img_0.jpg  (class_11)")
 
 
@@ -237,36 +237,34 @@ def test_directories_that_hold_no_finished_run(refused, tiny_data, tiny_copy, tm
     refused(line, query)
 
 
-def test_pictures_that_cannot_be_read(refused, ask, tiny_data, tmp_path):
+def test_images_that_cannot_be_read(refused, ask, tiny_data, tmp_path):
     """All are looked at before the first is answered."""
     query, nowhere, broken = of_gallery(tiny_data, 1)[0], tmp_path / "no.jpg", tmp_path / "b.jpg"
     refused(f"{nowhere}: cannot be read (No such file or directory)", query, nowhere)
     empty = tmp_path / "empty"
     empty.mkdir()
-    refused(f"{empty}: holds no pictures", query, empty)
+    refused(f"{empty}: holds no images", query, empty)
     address = "https://example.org/a.jpg"
     refused(f"{address}: only file:// addresses of this machine can be read", query, address)
-    broken.write_text("no picture")
-    refused(f"{broken}: is no readable picture (not a picture of a known format)", query, broken)
+    broken.write_text("no image")
+    refused(f"{broken}: is no readable image (not an image of a known format)", query, broken)
     broken.write_bytes(Path(query).read_bytes()[:300])
     code, out, err = ask(query, broken)
     assert (code, out) == (2, "")
-    assert re.fullmatch(rf"error: {broken}: is no readable picture \(.+\)\n", err)
+    assert re.fullmatch(rf"error: {broken}: is no readable image \(.+\)\n", err)
 
 
-def test_more_results_than_pictures(refused, tiny_data):
+def test_more_results_than_images(refused, tiny_data):
     query = of_gallery(tiny_data, 1)[0]
     for k in (31, 0):
-        refused(
-            f"k={k} is not between 1 and 30, the pictures in the index", f"--results={k}", query
-        )
+        refused(f"k={k} is not between 1 and 30, the images in the index", f"--results={k}", query)
 
 
 def test_options_that_are_none(refused, tiny_data):
     query = of_gallery(tiny_data, 1)[0]
     refused(f"unrecognized arguments: --jsn {OPTIONS}", "--jsn", query)
     refused(f"argument --results: invalid int value: 'x' {OPTIONS}", "--results=x", query)
-    refused(f"the following arguments are required: PICTURE {OPTIONS}")
+    refused(f"the following arguments are required: IMAGE {OPTIONS}")
 
 
 def changed(run, **fields):

@@ -7,8 +7,8 @@ import pytest
 
 from afa.retrieval import exact
 from afa.retrieval.index import scann, tuning
-from experiments import search_benchmark as benchmark
-from experiments.search_engines import ENGINES, LIBRARIES, Built
+from experiments.benchmarks import search as benchmark
+from experiments.benchmarks.engines import ENGINES, LIBRARIES, Built
 
 
 @pytest.fixture(scope="module")

@@ -69,14 +69,14 @@ STEP = 4  # a step on which the gradient penalty is computed
 def made(kind, optimisers="recording", **changes):
     """Recipe, state and compiled step; each combination is compiled once."""
     chosen = tiny.config(**{name.replace("__", "."): value for name, value in changes.items()})
-    recipe = tiny.recipe(chosen, RECORDERS if optimisers == "recording" else None)
-    state = tiny.state(recipe).replace(step=jnp.asarray(STEP, jnp.int32))
-    bound = {"plain": functools.partial(steps.embedder_step, push=False),
-             "push": functools.partial(steps.embedder_step, push=True),
+    context = tiny.context(chosen, RECORDERS if optimisers == "recording" else None)
+    state = tiny.state(context).replace(step=jnp.asarray(STEP, jnp.int32))
+    bound = {"plain": functools.partial(steps.embedder_step, perturb=False),
+             "push": functools.partial(steps.embedder_step, perturb=True),
              "game": steps.generator_step,
-             "joint": functools.partial(steps.joint_step, push=True),
+             "joint": functools.partial(steps.joint_step, perturb=True),
              "probe": steps.probe_step}[kind]  # fmt: skip
-    return recipe, state, parallel.compiled_once(functools.partial(bound, recipe=recipe))
+    return context, state, parallel.compiled_once(functools.partial(bound, context=context))
 
 
 GATED = {"adversarial__gate": "learned"}
@@ -85,9 +85,9 @@ GATED = {"adversarial__gate": "learned"}
 # ---- F -----------------------------------------------------------------------------------------
 
 
-def written_objective(recipe, state, batch, push):
+def written_objective(context, state, batch, perturb):
     """Gradient of 1/2 metric(F_0(x)) + 1/2 metric(F_1(h + delta)), all in one expression."""
-    chosen, embedder = recipe.config, recipe.players.embedder
+    chosen, embedder = context.config, context.networks.embedder
     images, labels = jnp.asarray(batch["image"]) / 255, jnp.asarray(batch["label"])
     variables = state.variables["embedder"]
 
@@ -107,42 +107,42 @@ def written_objective(recipe, state, batch, push):
 
     params = variables["params"]
     mid = lower(params)
-    slope = jax.grad(metric, argnums=1)(params, mid, "clean")
+    gradient = jax.grad(metric, argnums=1)(params, mid, "clean")
     keys = row_keys(key_of(chosen, "push", STEP), len(mid))
     strength = jnp.stack([jax.random.uniform(key) for key in keys])[:, None, None, None]
 
     def length(x):
         return jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2, 3), keepdims=True))
 
-    delta = tiny.EPSILON * strength * length(mid) * slope / length(slope)
+    delta = tiny.EPSILON * strength * length(mid) * gradient / length(gradient)
 
     def objective(params):
         h = lower(params)
         clean = metric(params, h, "clean")
-        if not push:
+        if not perturb:
             return clean, (clean, None)
-        pushed = metric(params, h + jax.lax.stop_gradient(delta), "adversarial")
-        return clean / 2 + pushed / 2, (clean, pushed)
+        perturbed = metric(params, h + jax.lax.stop_gradient(delta), "adversarial")
+        return clean / 2 + perturbed / 2, (clean, perturbed)
 
     return jax.grad(objective, has_aux=True)(params)
 
 
 @pytest.mark.parametrize("push", [False, True])
-def test_embedder_step_takes_the_gradient_of_the_written_objective(push):
-    recipe, state, step = made("push" if push else "plain")
+def test_embedder_step_takes_the_gradient_of_the_written_objective(perturb):
+    context, state, step = made("push" if perturb else "plain")
     batch = tiny.batch()
     after, metrics = step(state, batch)
-    expected, (clean, pushed) = parallel.compiled_once(
-        functools.partial(written_objective, recipe, push=push)
+    expected, (clean, perturbed) = parallel.compiled_once(
+        functools.partial(written_objective, context, perturb=perturb)
     )(state, batch)
     near(after.opt_state["embedder"], expected)
     np.testing.assert_allclose(metrics["metric_loss"], clean, rtol=1e-5)
     np.testing.assert_allclose(
         metrics["embedder_gradient_norm"], optax.tree.norm(expected), rtol=1e-5
     )
-    if push:
-        np.testing.assert_allclose(metrics["adversarial_metric_loss"], pushed, rtol=1e-5)
-        assert pushed > clean  # it hurts
+    if perturb:
+        np.testing.assert_allclose(metrics["adversarial_metric_loss"], perturbed, rtol=1e-5)
+        assert perturbed > clean  # it hurts
     else:
         assert "adversarial_metric_loss" not in metrics
 
@@ -152,24 +152,24 @@ def statistics(state, branch):
     return [leaf for path, leaf in leaves if path[-1].key.startswith(branch)]
 
 
-def test_only_the_push_moves_the_adversarial_statistics():
+def test_only_the_perturbation_moves_the_adversarial_statistics():
     batch = tiny.batch()
     _, state, plain = made("plain")
-    _, _, push = made("push")
-    after, pushed = plain(state, batch)[0], push(state, batch)[0]
+    _, _, perturb = made("push")
+    after, perturbed = plain(state, batch)[0], perturb(state, batch)[0]
     assert equal(statistics(after, "adversarial"), statistics(state, "adversarial"))
     assert not equal(statistics(after, "clean"), statistics(state, "clean"))
-    near(statistics(pushed, "clean"), statistics(after, "clean"))
+    near(statistics(perturbed, "clean"), statistics(after, "clean"))
     # The upper part alone sees pushed maps: four norms of the second block and its shortcut.
     changed = [
         not np.array_equal(*pair)
-        for pair in zip(statistics(pushed, "adversarial"), statistics(state, "adversarial"),
+        for pair in zip(statistics(perturbed, "adversarial"), statistics(state, "adversarial"),
                         strict=True)
     ]  # fmt: skip
     assert sum(changed) == 2 * 3
 
 
-def test_embedder_step_leaves_the_other_players_alone():
+def test_embedder_step_leaves_the_other_networks_alone():
     _, state, step = made("push")
     after, _ = step(state, tiny.batch())
     for each in ("generator", "discriminator", "gate"):
@@ -181,11 +181,11 @@ def test_embedder_step_leaves_the_other_players_alone():
     assert int(after.step) == STEP + 1
 
 
-def test_random_push_is_as_long_as_the_adversarial_one_and_hurts_less():
-    _, state, push = made("push")
+def test_random_perturbation_is_as_long_as_the_adversarial_one_and_hurts_less():
+    _, state, perturb = made("push")
     _, _, random = made("push", adversarial__feature_direction="random")
     batch = tiny.batch()
-    _, hurt = push(state, batch)
+    _, hurt = perturb(state, batch)
     after, control = random(state, batch)
     np.testing.assert_allclose(control["metric_loss"], hurt["metric_loss"], rtol=1e-6)
     assert control["adversarial_metric_loss"] < hurt["adversarial_metric_loss"]
@@ -195,11 +195,11 @@ def test_random_push_is_as_long_as_the_adversarial_one_and_hurts_less():
 
 
 def test_randomness_belongs_to_seed_step_and_row():
-    _, state, push = made("push")
+    _, state, perturb = made("push")
     batch = tiny.batch()
-    now, _ = push(state, batch)
-    assert equal(now.opt_state, push(state, batch)[0].opt_state)
-    later, _ = push(state.replace(step=state.step + 1), batch)
+    now, _ = perturb(state, batch)
+    assert equal(now.opt_state, perturb(state, batch)[0].opt_state)
+    later, _ = perturb(state.replace(step=state.step + 1), batch)
     assert not equal(now.opt_state["embedder"], later.opt_state["embedder"])
     keys = parallel.sample_keys(jax.random.key(0), 5)
     wider = parallel.sample_keys(jax.random.key(0), 9)
@@ -215,44 +215,44 @@ def test_randomness_belongs_to_seed_step_and_row():
 # ---- G and D -----------------------------------------------------------------------------------
 
 
-def written_game(recipe, state, after, batch):
+def written_game(context, state, after, batch):
     """Gradients of D's and G's losses, each by its own differentiation.
 
     G plays against the discriminator of `after`.
     """
-    players, chosen = recipe.players, recipe.config.adversarial
+    networks, chosen = context.networks, context.config.adversarial
     clean, images = (jnp.asarray(batch[each]) / 255 for each in ("clean", "image"))
-    split = jax.random.split(key_of(recipe.config, "game", STEP), 3)
-    restore, imagine, augment = (row_keys(key, len(clean)) for key in split)
+    split = jax.random.split(key_of(context.config, "game", STEP), 3)
+    restore, sample, augment = (row_keys(key, len(clean)) for key in split)
 
     def noise(keys):
-        return jnp.stack([jax.random.normal(key, (players.latent_dim,)) for key in keys])
+        return jnp.stack([jax.random.normal(key, (networks.latent_dim,)) for key in keys])
 
     def generate(params):
-        made = functools.partial(apply, players.generator, {"params": params})
+        made = functools.partial(apply, networks.generator, {"params": params})
         return (made(images, noise(restore), method="restore"),
-                made(noise(imagine), method="imagine"))  # fmt: skip
+                made(noise(sample), method="sample"))  # fmt: skip
 
-    def verdict(params, pictures):
+    def verdict(params, images):
         return apply(
-            players.discriminator, {"params": params}, diffaugment(pictures, augment), train=True
+            networks.discriminator, {"params": params}, diffaugment(images, augment), train=True
         ).logit
 
     params = state.variables["generator"]["params"]
-    restored, imagined = generate(params)
+    restored, sampled = generate(params)
 
     def of_discriminator(params):
-        fake = jnp.concatenate([verdict(params, restored), verdict(params, imagined)])
+        fake = jnp.concatenate([verdict(params, restored), verdict(params, sampled)])
         loss = game.discriminator_loss(verdict(params, clean), fake)
         penalty = game.r1_penalty(lambda x: verdict(params, x), clean)
         return loss + chosen.r1 * chosen.r1_every * penalty, (loss, penalty)
 
     def of_generator(params):
-        restored, imagined = generate(params)
+        restored, sampled = generate(params)
         judge = after.variables["discriminator"]["params"]
         frozen = state.average["embedder"]
         found, target = (
-            apply(players.embedder, frozen, each, train=False) for each in (restored, clean)
+            apply(networks.embedder, frozen, each, train=False) for each in (restored, clean)
         )
         distance = sum(
             jnp.mean(1 - jnp.sum(a * b, axis=1)) for a, b in zip(found, target, strict=True)
@@ -260,23 +260,23 @@ def written_game(recipe, state, after, batch):
         return (
             chosen.lambda_mse * jnp.mean(jnp.square(restored - clean))
             + chosen.lambda_adversarial * jnp.mean(jax.nn.softplus(-verdict(judge, restored)))
-            + chosen.lambda_noise * jnp.mean(jax.nn.softplus(-verdict(judge, imagined)))
+            + chosen.lambda_noise * jnp.mean(jax.nn.softplus(-verdict(judge, sampled)))
             + chosen.lambda_features * distance
         )
 
     moved, figures = jax.grad(of_discriminator, has_aux=True)(
         state.variables["discriminator"]["params"]
     )
-    loss, slope = jax.value_and_grad(of_generator)(params)
-    return moved, slope, (*figures, loss)
+    loss, gradient = jax.value_and_grad(of_generator)(params)
+    return moved, gradient, (*figures, loss)
 
 
 def test_generator_step_takes_the_gradients_of_the_written_game():
-    recipe, state, step = made("game", **GATED)
+    context, state, step = made("game", **GATED)
     batch = tiny.batch()
     after, metrics = step(state, batch)
     of_discriminator, of_generator, (loss, penalty, total) = parallel.compiled_once(
-        functools.partial(written_game, recipe)
+        functools.partial(written_game, context)
     )(state, after, batch)
     near(after.opt_state["discriminator"], of_discriminator, 1e-4)
     near(after.opt_state["generator"], of_generator, 1e-4)
@@ -326,39 +326,39 @@ def test_labels_do_not_reach_the_generator_and_discriminator():
 
 
 def test_the_gate_is_trained_by_the_metric_loss_of_the_fused_views():
-    recipe, state, step = made("game", **GATED)
+    context, state, step = made("game", **GATED)
     batch = tiny.batch()
     after, metrics = step(state, batch)
-    players, frozen = recipe.players, state.average["embedder"]
+    networks, frozen = context.networks, state.average["embedder"]
     images, labels = jnp.asarray(batch["image"]) / 255, jnp.asarray(batch["label"])
-    keys = row_keys(jax.random.split(key_of(recipe.config, "game", STEP), 3)[0], len(labels))
+    keys = row_keys(jax.random.split(key_of(context.config, "game", STEP), 3)[0], len(labels))
 
     def written(params):
-        z = jax.vmap(lambda key: jax.random.normal(key, (players.latent_dim,)))(keys)
-        restored = apply(players.generator, state.variables["generator"], images, z,
+        z = jax.vmap(lambda key: jax.random.normal(key, (networks.latent_dim,)))(keys)
+        restored = apply(networks.generator, state.variables["generator"], images, z,
                                            method="restore")  # fmt: skip
-        x, r = (apply(players.embedder, frozen, each, train=False).whole
+        x, r = (apply(networks.embedder, frozen, each, train=False).global_descriptor
                 for each in (images, restored))  # fmt: skip
-        opened = apply(players.gate, {"params": params}, x, r, jnp.zeros(16), jnp.zeros(16))
-        proxies = apply(players.embedder, frozen, method="proxies")["global"]
+        opened = apply(networks.gate, {"params": params}, x, r, jnp.zeros(16), jnp.zeros(16))
+        proxies = apply(networks.embedder, frozen, method="proxies")["global"]
         both = {"global": 1.0, "restored": 1.0}
         rows = fuse({"global": x, "restored": r}, both, {"restored": opened})
         targets = fuse({"global": proxies, "restored": proxies}, both)
-        return norm_softmax(rows, labels, targets, recipe.config.loss)
+        return norm_softmax(rows, labels, targets, context.config.loss)
 
-    loss, slope = parallel.compiled_once(jax.value_and_grad(written))(
+    loss, gradient = parallel.compiled_once(jax.value_and_grad(written))(
         state.variables["gate"]["params"]
     )
-    near(after.opt_state["gate"], slope, 1e-4)
+    near(after.opt_state["gate"], gradient, 1e-4)
     np.testing.assert_allclose(metrics["gate_loss"], loss, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["fixed", "verdict"])
 def test_only_a_learned_gate_is_trained(kind):
-    recipe = tiny.recipe(tiny.config(**{"adversarial.gate": kind}))
-    state = tiny.state(recipe)
+    context = tiny.context(tiny.config(**{"adversarial.gate": kind}))
+    state = tiny.state(context)
     after, metrics = jax.eval_shape(
-        functools.partial(steps.generator_step, recipe=recipe), state, tiny.batch()
+        functools.partial(steps.generator_step, context=context), state, tiny.batch()
     )
     assert jax.tree.leaves(state.variables["gate"]) == []
     assert jax.tree.leaves(after.variables["gate"]) == []
@@ -371,9 +371,9 @@ def test_only_a_learned_gate_is_trained(kind):
      ("lambda_features", "g_features"), ("lambda_noise", "g_noise")],
 )  # fmt: skip
 def test_a_term_of_weight_zero_is_not_computed(off, metric):
-    recipe = tiny.recipe(tiny.config(**{f"adversarial.{off}": 0.0}))
+    context = tiny.context(tiny.config(**{f"adversarial.{off}": 0.0}))
     _, metrics = jax.eval_shape(
-        functools.partial(steps.generator_step, recipe=recipe), tiny.state(recipe), tiny.batch()
+        functools.partial(steps.generator_step, context=context), tiny.state(context), tiny.batch()
     )
     terms = {name for name in metrics if name.startswith("g_")}
     assert terms == {"g_mse", "g_adversarial", "g_features", "g_noise"} - {metric}
@@ -397,7 +397,7 @@ JOINT = {"train__schedule": "joint", "adversarial__generated_views": 0.5,
          "adversarial__lambda_features": 0.0, "optimisers": "real"}  # fmt: skip
 
 
-def test_joint_step_moves_every_player_and_the_clock_once():
+def test_joint_step_moves_every_network_and_the_clock_once():
     _, state, step = made("joint", **JOINT)
     after, metrics = step(state, tiny.batch())
     for each in ("embedder", "generator", "discriminator"):
@@ -425,21 +425,21 @@ def test_labels_do_not_reach_the_game_of_a_joint_step():
 def test_generated_views_train_the_embedder_through_the_adversarial_branch():
     """The joint gradient less the one without generated views is theirs, with no share for G."""
     views = {"train__schedule": "joint", "adversarial__generated_views": 0.5}
-    recipe, state, step = made("plain", **views)
+    context, state, step = made("plain", **views)
     _, _, without = made("plain")
     batch = tiny.batch()
     (after, metrics), (base, _) = step(state, batch), without(state, batch)
     found = jax.tree.map(jnp.subtract, after.opt_state["embedder"], base.opt_state["embedder"])
-    restored = recipe.players.restore(state.variables, jnp.asarray(batch["image"]) / 255)
+    restored = context.networks.restore(state.variables, jnp.asarray(batch["image"]) / 255)
 
     def written(params):
-        descriptors, _ = apply(recipe.players.embedder,
+        descriptors, _ = apply(context.networks.embedder,
             state.variables["embedder"] | {"params": params}, restored, train=True,
             branch="adversarial", mutable=["batch_stats"],
         )  # fmt: skip
-        proxies = apply(recipe.players.embedder, {"params": params}, method="proxies")
+        proxies = apply(context.networks.embedder, {"params": params}, method="proxies")
         return 0.5 * metric_loss(
-            named(descriptors), jnp.asarray(batch["label"]), proxies, recipe.config.loss
+            named(descriptors), jnp.asarray(batch["label"]), proxies, context.config.loss
         )
 
     loss, expected = parallel.compiled_once(jax.value_and_grad(written))(
@@ -456,10 +456,10 @@ def test_probe_hands_the_state_back_as_it_is():
     assert equal(after, state)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert set(figures) == {
-        "recall_x", "recall_restored", "recall_fused", "z_spread_restored", "z_spread_imagined"
+        "recall_x", "recall_restored", "recall_fused", "z_spread_restored", "z_spread_sampled"
     }  # fmt: skip
     assert all(np.isfinite(value) for value in figures.values())
-    assert figures["z_spread_imagined"] > 0
+    assert figures["z_spread_sampled"] > 0
 
 
 def test_a_few_steps_lower_the_loss():
@@ -472,6 +472,6 @@ def test_a_few_steps_lower_the_loss():
     assert int(state.step) == STEP + 25
 
 
-def test_pictures_become_floats_between_zero_and_one():
+def test_images_become_floats_between_zero_and_one():
     bytes_ = jnp.asarray([[[[0, 51, 255]]]], jnp.uint8)
     np.testing.assert_allclose(steps.to_unit(bytes_)[0, 0, 0], [0, 0.2, 1], rtol=1e-6)

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from afa.config import DataConfig
 from afa.data.images import decode
 from afa.data.pipeline import TrainPipeline
-from afa.data.tfds_source import PROTOCOLS, load_tfds
+from afa.data.sources.tfds import PROTOCOLS, load_tfds
 from afa.errors import UserError
 
 PICTURE, TEXT = tfds.features.Image, tfds.features.Text
@@ -58,7 +58,7 @@ MOCKS = {
         {"train": range(8), "test": range(8)},
     ),
     "something_else": (
-        {"picture": PICTURE(), "kind": CLASS(num_classes=8)},
+        {"image": PICTURE(), "kind": CLASS(num_classes=8)},
         {"train": range(8), "extra": range(8)},
     ),
 }  # fmt: skip
@@ -70,7 +70,7 @@ def png(value):
 
 
 def write(name, features, classes, data_dir, file_format="array_record", per_class=2):
-    """Writes a data set of this name with two pictures a class and split."""
+    """Writes a data set of this name with two images a class and split."""
     key = KEYS.get(name, "label")
 
     def examples(self, wanted, split):
@@ -117,7 +117,7 @@ def load_mock(name, data_dir, **changes):
     return load_tfds(DataConfig(name=f"tfds:{name}", path=str(data_dir), **changes))
 
 
-EXPECTED = {  # classes of train + validation, classes of test, pictures of test
+EXPECTED = {  # classes of train + validation, classes of test, images of test
     "caltech_birds2011": (range(5), range(5, 10), 20),
     "cars196": (range(5), range(5, 9), 16),
     "stanford_online_products": (range(7), range(7, 12), 10),
@@ -143,11 +143,11 @@ def test_class_disjoint_split(name, tmp_path):
     assert data.test.classes.tolist() == list(testing)
     assert len(data.test) == count
     assert len(data.validation.classes) == 2
-    everything = [picture for images in data.splits.values() for picture in images.ids]
+    everything = [image for images in data.splits.values() for image in images.ids]
     assert len(set(everything)) == len(everything)
     for images in data.splits.values():
-        for picture, label in zip(images.images, images.labels, strict=True):
-            assert decode(picture)[0, 0, 0] == 20 * (label + 1)
+        for image, label in zip(images.images, images.labels, strict=True):
+            assert decode(image)[0, 0, 0] == 20 * (label + 1)
     assert data.protocol.startswith("class-disjoint: ")
     assert str(len(testing)) in data.protocol
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from afa.errors import UserError
-from afa.evaluation import metrics
-from afa.evaluation.metrics import Ranked
-from afa.evaluation.ties import Tied
+from afa.evaluation.metrics import retrieval as metrics
+from afa.evaluation.metrics.retrieval import Ranked
+from afa.evaluation.metrics.ties import Tied
 
 FIGURES = {
     "recall_at_1": (lambda t: t.recall_at_k(1), lambda r: metrics.recall_at_k(r, 1)),

@@ -91,7 +91,7 @@ def test_a_damaged_configuration_is_told(content, tmp_path):
         home.stored()
 
 
-def test_pictures_are_known_by_their_fingerprint(tmp_path):
+def test_images_are_known_by_their_fingerprint(tmp_path):
     home = Workdir(tmp_path)
     home.confirm("a" * 64)  # a run that begins
     home.split.write_text('{"fingerprint": "%s"}' % ("a" * 64))
@@ -99,7 +99,7 @@ def test_pictures_are_known_by_their_fingerprint(tmp_path):
     with pytest.raises(UserError) as error:
         home.confirm("b" * 64)
     assert str(error.value) == (
-        f"--workdir={tmp_path} holds a run on other pictures: fingerprint aaaaaaaaaaaa -> "
+        f"--workdir={tmp_path} holds a run on other images: fingerprint aaaaaaaaaaaa -> "
         "bbbbbbbbbbbb (choose another --workdir, or bring back the data set as it was)"
     )
     home.split.write_text("{}")

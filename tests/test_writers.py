@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
-from afa.report import writers
+from afa.train import logging as writers
 
 
 def events(folder: Path):

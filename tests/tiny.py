@@ -1,4 +1,4 @@
-"""The smallest players of the method, for tests that compile whole training steps."""
+"""The smallest networks of the method, for tests that compile whole training steps."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,12 @@ import optax
 from afa.config import ExperimentConfig, with_changes
 from afa.models.backbones.resnet import ResNet
 from afa.models.discriminator import Discriminator
-from afa.models.embedder import Embedder, Players
+from afa.models.embedder import Embedder, Networks
 from afa.models.fusion import RestorationGate
 from afa.models.generator import Generator
 from afa.train import optim
 from afa.train.state import TrainState, create
-from afa.train.steps import Batch, Recipe
+from afa.train.steps import Batch, StepContext
 
 SIDE = 16
 CLASSES = 6
@@ -36,27 +36,27 @@ def config(**changes) -> ExperimentConfig:
     return with_changes(ExperimentConfig(), **(base | changes))
 
 
-def players(chosen: ExperimentConfig) -> Players:
+def networks(chosen: ExperimentConfig) -> Networks:
     """An embedder of two blocks (mid map 4x4, last map 2x2), and a generator and discriminator of
     two levels."""
     embedder = Embedder(ResNet("basic", (1, 1), width=8), 12, 6, CLASSES, 0.2)
     generator = Generator(4, 2, 5, SIDE)
     discriminator = Discriminator(4, 2, chosen.discriminator.spectral_norm)
     joint = chosen.train.schedule == "joint" and chosen.adversarial.generated_views > 0
-    return Players(
+    return Networks(
         embedder, generator, discriminator, RestorationGate(chosen.adversarial.gate), 5,
         ("flip",), "adversarial" if joint else "clean",
     )  # fmt: skip
 
 
-def recipe(
+def context(
     chosen: ExperimentConfig, own: dict[str, optax.GradientTransformation] | None = None
-) -> Recipe:
+) -> StepContext:
     """What a step is bound to; `own` replaces optimisers by name."""
-    return Recipe(players(chosen), optim.optimisers(chosen, 10, 10, 5) | (own or {}), chosen)
+    return StepContext(networks(chosen), optim.optimisers(chosen, 10, 10, 5) | (own or {}), chosen)
 
 
-def state(of: Recipe, seed: int = 0) -> TrainState:
+def state(of: StepContext, seed: int = 0) -> TrainState:
     """A state with weights from NumPy, where nothing is zero or one by convention.
 
     Only shapes come from `create`: compiling the initialisers takes longer than a step does.
@@ -67,14 +67,14 @@ def state(of: Recipe, seed: int = 0) -> TrainState:
         name = path[-1].key
         noise = draw.standard_normal(leaf.shape).astype(np.float32)
         if name == "kernel":
-            gain = 0.05 if path[-2].key == "last" else 1.0  # G leaves pictures nearly alone
+            gain = 0.05 if path[-2].key == "last" else 1.0  # G leaves images nearly alone
             return noise * np.float32(gain * np.sqrt(2 / np.prod(leaf.shape[:-1])))
         if "head" in name or name == "u":
             return noise
         ordinary = {"power": 3.0, "bias": 0.0, "clean_mean": 0.0, "adversarial_mean": 0.0}
         return np.float32(ordinary.get(name, 1.0)) + np.float32(0.1) * np.abs(noise)
 
-    empty = jax.eval_shape(lambda: create(of.players, of.optimisers, 0, SIDE))
+    empty = jax.eval_shape(lambda: create(of.networks, of.optimisers, 0, SIDE))
     variables = jax.tree.map(jnp.asarray, jax.tree.map_with_path(fill, empty.variables))
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -67,9 +67,9 @@ SETTINGS = {
 STEPS = 12  # 4 of F, 4 with pushed features, 4 of G and D
 
 
-def pictures(root: Path, classes: int = CLASSES, count: int = PICTURES, seed: int = 0) -> Path:
+def images(root: Path, classes: int = CLASSES, count: int = PICTURES, seed: int = 0) -> Path:
     """Folders train, test and iconic of class folders: stripes whose colours and direction are the
-    class's, under noise; one clean catalogue picture a class."""
+    class's, under noise; one clean catalogue image a class."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:SIDE, :SIDE]
     for label in range(classes):
@@ -144,7 +144,7 @@ def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
 def ending(where: str) -> None:
     """Makes this process send itself a signal at a place (see `start`)."""
     from afa import parallel
-    from afa.checkpoint import Checkpoints
+    from afa.train.checkpoint import Checkpoints
 
     kind, step, name = where.split(":")
     number = signal.Signals[name]
@@ -197,7 +197,7 @@ def digest(workdir: Path, step: int = STEPS) -> str:
     """Digest of every value of a checkpoint: parameters, statistics, optimisers, averages."""
     import jax
 
-    from afa.retrieval.trained import restore
+    from afa.inference.load import restore
     from afa.workdir import Workdir
 
     home = Workdir(workdir)

@@ -1,1 +1,1 @@
-"""Pictures in, batches out: data sets and their splits, corruptions, augmentation, the pipeline."""
+"""Images in, batches out: data sets and their splits, corruptions, augmentation, the pipeline."""

@@ -18,7 +18,7 @@ def augment(
     flip: bool,
     jitter: float,
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """A random view of a picture.
+    """A random view of an image.
 
     Args:
       size: side of the result, in pixels.

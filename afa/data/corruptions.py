@@ -1,7 +1,7 @@
-"""What spoils a picture in the wild: a table of corruptions, each at severity 1 to 5.
+"""What spoils an image in the wild: a table of corruptions, each at severity 1 to 5.
 
-Every corruption is a pure function of (picture, severity, generator). Strengths are stated for a
-picture whose shorter side is 64 pixels and grow with the picture, so that a severity is about as
+Every corruption is a pure function of (image, severity, generator). Strengths are stated for an
+image whose shorter side is 64 pixels and grow with the image, so that a severity is about as
 hard at 224 pixels as at 64. Noise follows the published tables in this: the strongest Gaussian
 noise of ImageNet-C (Hendrycks and Dietterich 2019, 224 pixels) is about 0.38, of Tiny ImageNet-C
 (64 pixels) 0.10; ours is 0.38 at 224 and 0.18 at 64.
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from afa.data.images import decode as decode_picture
+from afa.data.images import decode as decode_image
 from afa.data.images import encode_jpeg, resize
 from afa.errors import UserError, choose
 
@@ -31,14 +31,14 @@ NOISE_SIGMA = (9.0, 14.0, 22.0, 32.0, 46.0)  # grey levels
 NOISE_GROWTH = 0.6  # exponent of the side: between equal at the pixel and equal after averaging
 BLUR_SIGMA = (0.6, 1.0, 1.5, 2.1, 3.0)  # pixels
 OCCLUDED_SHARE = (0.08, 0.16, 0.25, 0.35, 0.45)  # of the area
-LOW_SIDE = (40, 28, 20, 15, 11)  # shorter side that is left, whatever the size of the picture
+LOW_SIDE = (40, 28, 20, 15, 11)  # shorter side that is left, whatever the size of the image
 IMPULSE_SHARE = (0.015, 0.03, 0.06, 0.11, 0.19)  # of the pixels
 IMPULSE_GROWTH = 0.5  # likewise
 MOTION_LENGTH = (3.0, 5.0, 8.0, 11.0, 15.0)  # pixels
 CLUTTER_PIECES = (4, 8, 13, 20, 28)
 CONTRAST_KEPT = (0.6, 0.45, 0.33, 0.22, 0.14)  # of the deviation from the mean grey
 JPEG_QUALITY = (30.0, 20.0, 14.0, 9.5, 6.5)
-JPEG_GROWTH = 0.7  # blocks have 8 pixels at any size, so a large picture needs a lower quality
+JPEG_GROWTH = 0.7  # blocks have 8 pixels at any size, so a large image needs a lower quality
 JPEG_WORST = 2
 STRIPE_OPACITY = (0.25, 0.4, 0.55, 0.75, 0.95)
 
@@ -88,7 +88,7 @@ def gaussian_blur(image: Pixels, severity: int, rng: np.random.Generator) -> Pix
     sigma = BLUR_SIGMA[severity - 1] * _scale(image)
     height, width = image.shape[:2]
     factor = 2 ** max(0, math.ceil(math.log2(sigma / WIDEST_BLUR)))
-    if factor > 1:  # what a wide blur leaves fits into a smaller picture
+    if factor > 1:  # what a wide blur leaves fits into a smaller image
         image = resize(image, max(1, height // factor), max(1, width // factor))
         # Shrinking by averages and enlarging by interpolation blur as well: variances add up.
         sigma = math.sqrt(sigma**2 - (factor**2 - 1) / 4) / factor
@@ -97,11 +97,11 @@ def gaussian_blur(image: Pixels, severity: int, rng: np.random.Generator) -> Pix
 
 
 def occlusion(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    """An opaque, randomly turned rectangle or ellipse of one colour hides part of the picture."""
+    """An opaque, randomly turned rectangle or ellipse of one colour hides part of the image."""
     height, width = image.shape[:2]
     out = image.copy()
     area = OCCLUDED_SHARE[severity - 1] * height * width
-    # The centre stays inside, so part of a large piece may fall outside of the picture.
+    # The centre stays inside, so part of a large piece may fall outside of the image.
     x, y = rng.uniform(0.25, 0.75, 2) * (width, height)
     stretch = rng.uniform(0.7, 1.4)
     a, b = np.sqrt(area) * stretch, np.sqrt(area) / stretch
@@ -157,7 +157,7 @@ def motion_blur(image: Pixels, severity: int, rng: np.random.Generator) -> Pixel
 
 
 def clutter(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    """Many small things lie about: scraps of the picture itself, bars, blobs and shards."""
+    """Many small things lie about: scraps of the image itself, bars, blobs and shards."""
     out = image.copy()
     height, width = image.shape[:2]
     side = min(height, width)
@@ -194,7 +194,7 @@ def _paste_scrap(
 
 
 def contrast(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    """Haze: every pixel moves towards the mean grey of the picture."""
+    """Haze: every pixel moves towards the mean grey of the image."""
     kept = CONTRAST_KEPT[severity - 1]
     mean = np.mean(cv2.mean(image)[:3])
     levels = np.arange(BYTE)
@@ -204,11 +204,11 @@ def contrast(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
 def jpeg(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     """Compressed too far."""
     quality = round(JPEG_QUALITY[severity - 1] / _scale(image) ** JPEG_GROWTH)
-    return decode_picture(encode_jpeg(image, max(JPEG_WORST, min(100, quality))))
+    return decode_image(encode_jpeg(image, max(JPEG_WORST, min(100, quality))))
 
 
 def stripes(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    """Parallel bars of one colour in front of the picture, as of a blind or a fence."""
+    """Parallel bars of one colour in front of the image, as of a blind or a fence."""
     height, width = image.shape[:2]
     period = min(height, width) * rng.uniform(0.1, 0.2)
     covered = rng.uniform(0.35, 0.5)

@@ -1,4 +1,4 @@
-"""Encoded pictures to RGB arrays and back, and the fixed resize of evaluation."""
+"""Encoded images to RGB arrays and back, and the fixed resize of evaluation."""
 
 import io
 import math
@@ -9,9 +9,9 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from afa.data.types import Picture
+from afa.data.types import RawImage
 
-# Pictures are small and several read threads run at once: OpenCV's own pool would only add waits.
+# Images are small and several read threads run at once: OpenCV's own pool would only add waits.
 cv2.setNumThreads(1)
 
 WHITE = 255
@@ -21,36 +21,36 @@ PNG_TAIL_BYTES = 12  # length, name and checksum of the closing IEND chunk
 HARMLESS = "extraneous bytes"  # stray bytes between JPEG segments, common in the wild
 
 
-class UnreadablePicture(ValueError):
-    """A picture that cannot be decoded completely; the text is the reason."""
+class UnreadableImage(ValueError):
+    """An image that cannot be decoded completely; the text is the reason."""
 
 
-def decode(picture: Picture, min_side: int = 0) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB pixels of a picture, upright (EXIF), greyscale and CMYK converted, alpha over white.
+def decode(image: RawImage, min_side: int = 0) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB pixels of an image, upright (EXIF), greyscale and CMYK converted, alpha over white.
 
     Args:
-      picture: encoded (anything OpenCV or Pillow reads) or already decoded, then returned as is.
+      image: encoded (anything OpenCV or Pillow reads) or already decoded, then returned as is.
       min_side: a large JPEG may come back smaller by a factor of up to 8 as long as both sides
         keep this many pixels; 0 keeps the full size.
 
     Raises:
-      UnreadablePicture: not a picture, damaged, or truncated.
+      UnreadableImage: not an image, damaged, or truncated.
     """
-    if isinstance(picture, np.ndarray):
-        return picture
+    if isinstance(image, np.ndarray):
+        return image
     try:
-        if picture[:2] == b"\xff\xd8":
-            return _decode_jpeg(picture, min_side)
-        if picture[:4] == b"\x89PNG" and b"eXIf" not in picture[:EXIF_SEARCH_BYTES]:
-            return _decode_png(picture)
-        return _decode_any(picture)
-    except UnreadablePicture:
+        if image[:2] == b"\xff\xd8":
+            return _decode_jpeg(image, min_side)
+        if image[:4] == b"\x89PNG" and b"eXIf" not in image[:EXIF_SEARCH_BYTES]:
+            return _decode_png(image)
+        return _decode_any(image)
+    except UnreadableImage:
         raise
     except Image.UnidentifiedImageError:
-        reason = "not a picture of a known format" if picture else "empty file"
-        raise UnreadablePicture(reason) from None
+        reason = "not an image of a known format" if image else "empty file"
+        raise UnreadableImage(reason) from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UnreadablePicture(" ".join(str(error).split()) or type(error).__name__) from None
+        raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def _decode_jpeg(data: bytes, min_side: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -113,7 +113,7 @@ def resize(
 def resize_crop(
     image: UInt8[np.ndarray, "h w 3"], size: int, crop_fraction: float
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """The centre square of a picture: shorter side to `size / crop_fraction`, then centre crop.
+    """The centre square of an image: shorter side to `size / crop_fraction`, then centre crop.
 
     Cropping comes first here, which gives the same view (up to half a pixel) for less work.
     """
@@ -124,24 +124,24 @@ def resize_crop(
 
 
 def evaluation_side(size: int, crop_fraction: float) -> int:
-    """The pixels that both sides of a decoded picture have to keep for `resize_crop`."""
+    """The pixels that both sides of a decoded image have to keep for `resize_crop`."""
     return math.ceil(size / crop_fraction)
 
 
 def evaluation_view(
-    picture: Picture, size: int, crop_fraction: float
+    image: RawImage, size: int, crop_fraction: float
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """What the networks see of a picture at evaluation and search.
+    """What the networks see of an image at evaluation and search.
 
     Raises:
-      UnreadablePicture: it cannot be decoded.
+      UnreadableImage: it cannot be decoded.
     """
-    pixels = decode(picture, evaluation_side(size, crop_fraction))
+    pixels = decode(image, evaluation_side(size, crop_fraction))
     return resize_crop(pixels, size, crop_fraction)
 
 
 def encode_jpeg(image: UInt8[np.ndarray, "h w 3"], quality: int = 92) -> bytes:
-    """JPEG bytes of an RGB picture, `quality` 1..100."""
+    """JPEG bytes of an RGB image, `quality` 1..100."""
     return simplejpeg.encode_jpeg(
         np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="420"
     )

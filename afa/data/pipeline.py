@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
 from afa.config import DataConfig
-from afa.data import images as pictures
+from afa.data import images as images
 from afa.data.augment import ASPECT, augment
 from afa.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from afa.data.images import UnreadablePicture, decode, resize_crop
-from afa.data.types import ImageSet, Picture
+from afa.data.images import UnreadableImage, decode, resize_crop
+from afa.data.types import ImageSet, RawImage
 from afa.errors import UserError, choose
 
 # Streams of random numbers, so that no two uses share one.
@@ -30,7 +30,7 @@ Corruption = tuple[str, int]  # name and severity
 class Batch(TypedDict):
     """One process's share of a training batch.
 
-    clean: augmented pictures. image: the same, some of them corrupted. label: index among the
+    clean: augmented images. image: the same, some of them corrupted. label: index among the
     training classes. corruption: 0 for none, i + 1 for `config.corruptions[i]`.
     """
 
@@ -44,7 +44,7 @@ class TrainPipeline:
     """Training batches of an image set.
 
     Attributes:
-      steps_per_epoch: batches in which about as many pictures are seen as the set has.
+      steps_per_epoch: batches in which about as many images are seen as the set has.
       classes: class id of each training label.
     """
 
@@ -57,13 +57,13 @@ class TrainPipeline:
         process_count: int = 1,
         small: tuple[int, int] = (0, 0),
     ) -> None:
-        """Checks that the sampler can do its work with these pictures.
+        """Checks that the sampler can do its work with these images.
 
         Args:
-          small: (steps, side): the first steps have pictures of another side, in pixels.
+          small: (steps, side): the first steps have images of another side, in pixels.
 
         Raises:
-          UserError: an unknown corruption, or too few classes or pictures for the batch.
+          UserError: an unknown corruption, or too few classes or images for the batch.
         """
         for name in config.corruptions:
             choose("data.corruptions", name, CORRUPTIONS)
@@ -89,7 +89,7 @@ class TrainPipeline:
         if self.config.sampler == "shuffle":
             if len(self.images) < size:
                 raise UserError(
-                    f"data.batch_size={size} is more than the {len(self.images)} training pictures"
+                    f"data.batch_size={size} is more than the {len(self.images)} training images"
                 )
             return
         if size % per_class:
@@ -105,12 +105,12 @@ class TrainPipeline:
         for members in self._members:
             if len(members) < 2:
                 raise UserError(
-                    f"the training class of {self.images.ids[members[0]]!r} has 1 picture, and "
+                    f"the training class of {self.images.ids[members[0]]!r} has 1 image, and "
                     "data.sampler='pk' needs 2 in every class: remove the class, or use 'shuffle'"
                 )
 
     def indices(self, step: int) -> Int64[np.ndarray, "batch"]:
-        """Pictures of the global batch of `step` (from 0), as indices into the image set."""
+        """Images of the global batch of `step` (from 0), as indices into the image set."""
         if self.config.sampler == "shuffle":
             epoch, place = divmod(step, self.steps_per_epoch)
             order = _permutation(self.seed, epoch, len(self.images))
@@ -129,7 +129,7 @@ class TrainPipeline:
         """This process's rows of the batch of `step` (from 0); depends on nothing else.
 
         Raises:
-          UserError: a picture cannot be read, named by its path.
+          UserError: an image cannot be read, named by its path.
         """
         index = self.indices(step)[self._rows.start : self._rows.stop]
         size = self._small[1] if step < self._small[0] else self.config.image_size
@@ -145,7 +145,7 @@ class TrainPipeline:
     def _views(
         self, index: int, size: int, rng: np.random.Generator
     ) -> tuple[UInt8[np.ndarray, "s s 3"], UInt8[np.ndarray, "s s 3"], int]:
-        """A clean view of a picture, the view to learn from, and what spoiled the latter."""
+        """A clean view of an image, the view to learn from, and what spoiled the latter."""
         config = self.config
         min_side = math.ceil(size / self._kept) if self._kept else 0
         pixels = _read(self.images, index, min_side)
@@ -162,7 +162,7 @@ class TrainPipeline:
 
 
 def steps_per_epoch(images: ImageSet, config: DataConfig) -> int:
-    """Batches in which about as many pictures are seen as the set has."""
+    """Batches in which about as many images are seen as the set has."""
     return max(1, len(images) // config.batch_size)
 
 
@@ -173,15 +173,15 @@ def eval_batches(
     corruption: Corruption | Sequence[Corruption] | None = None,
     seed: int = 0,
 ) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
-    """The evaluation view of every picture, in order; the last batch may be short.
+    """The evaluation view of every image, in order; the last batch may be short.
 
     Args:
-      corruption: (name, severity) applied to the views; a list has one a picture. Its random
-        numbers come from the seed, the picture's id and the corruption, so a picture looks the
+      corruption: (name, severity) applied to the views; a list has one an image. Its random
+        numbers come from the seed, the image's id and the corruption, so an image looks the
         same in any subset or order.
 
     Raises:
-      UserError: a picture cannot be read, or there is no such corruption.
+      UserError: an image cannot be read, or there is no such corruption.
     """
     each = cast(
         Sequence[Corruption] | None,
@@ -191,7 +191,7 @@ def eval_batches(
         choose("corruption", name, CORRUPTIONS)
 
     def view(index: int) -> UInt8[np.ndarray, "s s 3"]:
-        side = pictures.evaluation_side(config.image_size, config.crop_fraction)
+        side = images.evaluation_side(config.image_size, config.crop_fraction)
         pixels = resize_crop(_read(images, index, side), config.image_size, config.crop_fraction)
         if each is None:
             return pixels
@@ -205,17 +205,17 @@ def eval_batches(
     return _in_threads(batch, 0, math.ceil(len(images) / batch_size), config.read_threads)
 
 
-def evaluation_view(picture: Picture, config: DataConfig) -> UInt8[np.ndarray, "s s 3"]:
-    """What the networks see of a picture at evaluation and search.
+def evaluation_view(image: RawImage, config: DataConfig) -> UInt8[np.ndarray, "s s 3"]:
+    """What the networks see of an image at evaluation and search.
 
     Raises:
-      UnreadablePicture: it cannot be decoded.
+      UnreadableImage: it cannot be decoded.
     """
-    return pictures.evaluation_view(picture, config.image_size, config.crop_fraction)
+    return images.evaluation_view(image, config.image_size, config.crop_fraction)
 
 
 def preprocessing(config: DataConfig) -> dict[str, int | float | str]:
-    """What whoever embeds a new picture has to do to it; stored with an index."""
+    """What whoever embeds a new image has to do to it; stored with an index."""
     return {
         "image_size": config.image_size,
         "crop_fraction": config.crop_fraction,
@@ -229,7 +229,7 @@ def preprocessing(config: DataConfig) -> dict[str, int | float | str]:
 def _read(images: ImageSet, index: int, min_side: int) -> UInt8[np.ndarray, "h w 3"]:
     try:
         return decode(images.images[index], min_side)
-    except (OSError, UnreadablePicture) as error:
+    except (OSError, UnreadableImage) as error:
         raise UserError(f"{images.path(index)}: cannot be read ({error})") from None
 
 

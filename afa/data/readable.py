@@ -1,4 +1,4 @@
-"""Which pictures of a user's files can be read: a few bad ones are left out, many are refused."""
+"""Which images of a user's files can be read: a few bad ones are left out, many are refused."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,17 +8,17 @@ from rich.console import Console
 from rich.progress import track
 
 from afa.config import DataConfig
-from afa.data.images import UnreadablePicture, decode
+from afa.data.images import UnreadableImage, decode
 from afa.errors import UserError
 
-PROGRESS_FROM = 5000  # pictures; checking fewer is over before a bar would be read
-SHOWN = 3  # unreadable pictures named in the error
+PROGRESS_FROM = 5000  # images; checking fewer is over before a bar would be read
+SHOWN = 3  # unreadable images named in the error
 
 
 def readable(
     paths: Sequence[Path], ids: Sequence[str], config: DataConfig
 ) -> tuple[list[int], list[str]]:
-    """Places of the pictures that decode completely, and the others as "id: reason".
+    """Places of the images that decode completely, and the others as "id: reason".
 
     Raises:
       UserError: more of them than `config.max_unreadable` allows.
@@ -30,12 +30,12 @@ def readable(
 
 
 def why_not(paths: Sequence[Path], threads: int) -> list[str]:
-    """Why each of these pictures cannot be used, or "" when it decodes completely."""
+    """Why each of these images cannot be used, or "" when it decodes completely."""
     with ThreadPoolExecutor(max(1, threads)) as pool:
         return list(
             track(
                 pool.map(_reason, paths),
-                "checking pictures",
+                "checking images",
                 len(paths),
                 transient=True,
                 console=Console(stderr=True),
@@ -48,7 +48,7 @@ _checked: dict[tuple[str, int, int], str] = {}  # (path, size, mtime) -> reason,
 
 
 def _reason(path: Path) -> str:
-    """Why a picture cannot be used, or "" when it decodes completely."""
+    """Why an image cannot be used, or "" when it decodes completely."""
     try:
         state = path.stat()
         key = (str(path), state.st_size, state.st_mtime_ns)
@@ -56,7 +56,7 @@ def _reason(path: Path) -> str:
             try:
                 decode(path.read_bytes())
                 _checked[key] = ""
-            except UnreadablePicture as error:
+            except UnreadableImage as error:
                 _checked[key] = str(error)
         return _checked[key]
     except OSError as error:
@@ -68,7 +68,7 @@ def _refuse_too_many(skipped: Sequence[str], total: int, config: DataConfig) -> 
         return
     more = f", and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
     raise UserError(
-        f"data.path={config.path!r}: {len(skipped)} of {total} pictures "
+        f"data.path={config.path!r}: {len(skipped)} of {total} images "
         f"({len(skipped) / total:.1%}) cannot be read, above "
         f"data.max_unreadable={config.max_unreadable}: {', '.join(skipped[:SHOWN])}{more}"
     )

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from afa.config import DataConfig
-from afa.data.types import Dataset, ImageSet, Picture, fingerprint
+from afa.data.types import Dataset, ImageSet, RawImage, fingerprint
 from afa.errors import UserError
 
 LEAST_CLASSES = 2  # in a split: with one class every answer would be right
@@ -90,7 +90,7 @@ def held_out_text(count: int, config: DataConfig) -> str:
 
 def assemble(
     name: str,
-    images: Sequence[Picture],
+    images: Sequence[RawImage],
     ids: Sequence[str],
     labels: Int64[np.ndarray, "n"],
     catalogue: Bool[np.ndarray, "n"],
@@ -101,16 +101,16 @@ def assemble(
     skipped: Sequence[str] = (),
     gallery: Bool[np.ndarray, "n"] | None = None,
 ) -> Dataset:
-    """Cuts one pool of pictures into the three splits; pictures of other classes are left out.
+    """Cuts one pool of images into the three splits; images of other classes are left out.
 
     Args:
-      sizes: bytes of each encoded picture, for the fingerprint.
+      sizes: bytes of each encoded image, for the fingerprint.
       split_of_class: class id -> "train", "validation" or "test".
-      gallery: whether a picture is searched or a query, for the test split of sets that say so.
+      gallery: whether an image is searched or a query, for the test split of sets that say so.
         A class may then be in the gallery alone.
 
     Raises:
-      UserError: a split with fewer than two classes, or a class with fewer than two pictures.
+      UserError: a split with fewer than two classes, or a class with fewer than two images.
     """
     counts = np.bincount(labels, minlength=len(class_names))
     parts = {}
@@ -125,7 +125,7 @@ def assemble(
             if counts[c] < LEAST_PICTURES and (gallery is None or split != TEST):
                 raise UserError(
                     f"{name}: class {class_names[c]!r} has {counts[c]} readable "
-                    f"{'picture' if counts[c] == 1 else 'pictures'}, and at least {LEAST_PICTURES} "
+                    f"{'image' if counts[c] == 1 else 'images'}, and at least {LEAST_PICTURES} "
                     "are needed in every class: add some, or remove the class"
                 )
         parts[split] = pool.subset(np.flatnonzero(np.isin(labels, classes)))
@@ -133,8 +133,8 @@ def assemble(
             parts[split] = dataclasses.replace(parts[split], gallery=None)
     searched = np.zeros(len(ids), bool) if gallery is None else gallery
     rows = [
-        (picture, int(label), split_of_class[int(label)] + "/gallery" * bool(place), size)
-        for picture, label, place, size in zip(ids, labels, searched, sizes, strict=True)
+        (image, int(label), split_of_class[int(label)] + "/gallery" * bool(place), size)
+        for image, label, place, size in zip(ids, labels, searched, sizes, strict=True)
         if int(label) in split_of_class
     ]
     return Dataset(

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the code: pictures of three class-disjoint splits."""
+"""What a data set is to the rest of the code: images of three class-disjoint splits."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -8,8 +8,8 @@ from typing import overload
 import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt8
 
-Picture = bytes | UInt8[np.ndarray, "h w 3"]
-"""An encoded picture (JPEG, PNG, ...) or a decoded RGB one."""
+RawImage = bytes | UInt8[np.ndarray, "h w 3"]
+"""An encoded image (JPEG, PNG, ...) or a decoded RGB one."""
 
 
 class Files(Sequence[bytes]):
@@ -32,29 +32,29 @@ class Files(Sequence[bytes]):
             return file.read()
 
 
-class Chosen(Sequence[Picture]):
+class Chosen(Sequence[RawImage]):
     """Some elements of another sequence, still read when asked for."""
 
-    def __init__(self, source: Sequence[Picture], chosen: Int[np.ndarray, "m"]) -> None:
+    def __init__(self, source: Sequence[RawImage], chosen: Int[np.ndarray, "m"]) -> None:
         self.source, self.chosen = source, chosen
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     @overload
-    def __getitem__(self, index: int) -> Picture: ...
+    def __getitem__(self, index: int) -> RawImage: ...
     @overload
     def __getitem__(self, index: slice) -> "Chosen": ...
-    def __getitem__(self, index: int | slice) -> "Picture | Chosen":
+    def __getitem__(self, index: int | slice) -> "Image | Chosen":
         if isinstance(index, slice):
             return Chosen(self.source, self.chosen[index])
         return self.source[int(self.chosen[index])]
 
 
-class Joined(Sequence[Picture]):
+class Joined(Sequence[RawImage]):
     """Several sequences one after the other, still read when asked for."""
 
-    def __init__(self, parts: Sequence[Sequence[Picture]]) -> None:
+    def __init__(self, parts: Sequence[Sequence[RawImage]]) -> None:
         self.parts = parts
         self._ends = np.cumsum([len(part) for part in parts])
 
@@ -62,10 +62,10 @@ class Joined(Sequence[Picture]):
         return int(self._ends[-1])
 
     @overload
-    def __getitem__(self, index: int) -> Picture: ...
+    def __getitem__(self, index: int) -> RawImage: ...
     @overload
     def __getitem__(self, index: slice) -> Chosen: ...
-    def __getitem__(self, index: int | slice) -> Picture | Chosen:
+    def __getitem__(self, index: int | slice) -> RawImage | Chosen:
         if isinstance(index, slice):
             return Chosen(self, np.arange(len(self))[index])
         if not 0 <= index < len(self):
@@ -76,18 +76,18 @@ class Joined(Sequence[Picture]):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The pictures of one split: random access, read from disk and decoded only when needed.
+    """The images of one split: random access, read from disk and decoded only when needed.
 
     Attributes:
-      images: encoded pictures or decoded RGB ones; indexing may read from disk, from any thread.
+      images: encoded images or decoded RGB ones; indexing may read from disk, from any thread.
       labels: class ids, unique over all splits of the data set.
-      ids: unique over the data set and stable: the user's own names of the pictures.
-      catalogue: True for a clean catalogue picture, False for one taken in the wild.
-      gallery: True for a picture that is searched, False for a query, where the data set itself
+      ids: unique over the data set and stable: the user's own names of the images.
+      catalogue: True for a clean catalogue image, False for one taken in the wild.
+      gallery: True for an image that is searched, False for a query, where the data set itself
         tells them apart; None where it does not.
     """
 
-    images: Sequence[Picture]
+    images: Sequence[RawImage]
     labels: Int64[np.ndarray, "n"]
     ids: tuple[str, ...]
     catalogue: Bool[np.ndarray, "n"]
@@ -108,7 +108,7 @@ class ImageSet:
         return np.unique(self.labels)
 
     def subset(self, index: Int[np.ndarray, "m"]) -> "ImageSet":
-        """The pictures at `index`, in that order, without reading any."""
+        """The images at `index`, in that order, without reading any."""
         images = self.images
         if isinstance(images, Files):
             images = Files(images.paths[i] for i in index)
@@ -121,7 +121,7 @@ class ImageSet:
         return ImageSet(images, self.labels[index], ids, self.catalogue[index], gallery)
 
     def path(self, index: int) -> str:
-        """The file of a picture where it is a file, else its id."""
+        """The file of an image where it is a file, else its id."""
         return self.images.paths[index] if isinstance(self.images, Files) else self.ids[index]
 
 
@@ -133,9 +133,9 @@ class Dataset:
       name: what the user called it.
       class_names: index = class id.
       protocol: one sentence that says how the split was made.
-      fingerprint: hex digest that changes when ids, labels, splits or picture sizes change.
+      fingerprint: hex digest that changes when ids, labels, splits or image sizes change.
       test_fingerprint: the same of the test split alone: runs with one of these can be compared.
-      skipped: pictures left out, each as "path: reason".
+      skipped: images left out, each as "path: reason".
     """
 
     name: str
@@ -154,7 +154,7 @@ class Dataset:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     def everything(self) -> ImageSet:
-        """All pictures as one set: training, validation, then test classes; all are searched."""
+        """All images as one set: training, validation, then test classes; all are searched."""
         parts = list(self.splits.values())
         return ImageSet(
             Joined([part.images for part in parts]),
@@ -165,9 +165,9 @@ class Dataset:
 
 
 def fingerprint(rows: Iterable[tuple[str, int, str, int]]) -> str:
-    """Digest of a data set from one row a picture: (id, label, split, size in bytes).
+    """Digest of a data set from one row an image: (id, label, split, size in bytes).
 
-    Sizes stand in for the pictures' contents, so that a large set is not read in full. The order
+    Sizes stand in for the images' contents, so that a large set is not read in full. The order
     of the rows does not matter.
     """
     digest = hashlib.sha256()

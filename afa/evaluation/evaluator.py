@@ -16,12 +16,12 @@ from afa.config import ExperimentConfig
 from afa.data.corruptions import CORRUPTIONS, held_back
 from afa.data.pipeline import Corruption
 from afa.data.types import Dataset, ImageSet
-from afa.evaluation import further
-from afa.evaluation import rows as table
-from afa.evaluation.embed import Embedding, pixels
-from afa.evaluation.metrics import Metrics, metrics_from_ranks
+from afa.evaluation import variants
+from afa.evaluation.metrics import extra
+from afa.evaluation.metrics.retrieval import Metrics, metrics_from_ranks
 from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
-from afa.models.embedder import Players
+from afa.inference.embed import Embedding, pixels
+from afa.models.embedder import Networks
 from afa.retrieval.exact import positive_ranks
 
 CHOICE_SEVERITY = 3  # of the trained corruptions when weights are chosen
@@ -36,7 +36,7 @@ class Results:
     Attributes:
       rows: row -> {"cost", "weights", protocol -> {"clean", "trained", "held_back",
         "corruptions": {name: {severity: figures}}, and for some rows "further"
-        (`afa.evaluation.further`)}}.
+        (`afa.evaluation.metrics.extra`)}}.
       per_query: columns of equal length, one entry a query, row, protocol and corruption.
     """
 
@@ -76,9 +76,9 @@ def ranks_of(
 class Evaluator:
     """Evaluates the states of one run."""
 
-    def __init__(self, players: Players, config: ExperimentConfig, dataset: Dataset) -> None:
-        self.players, self.config, self.dataset = players, config, dataset
-        self.embedding = Embedding(players, config)
+    def __init__(self, networks: Networks, config: ExperimentConfig, dataset: Dataset) -> None:
+        self.networks, self.config, self.dataset = networks, config, dataset
+        self.embedding = Embedding(networks, config)
 
     def validation(self, variables: PyTree) -> dict[str, float]:
         """R@1 and MAP@R of validation classes, leave-one-out, clean queries: of the global view,
@@ -101,7 +101,7 @@ class Evaluator:
             "global_map_at_r": whole["map_at_r"],
         }
 
-    def rows(self, variables: PyTree) -> list[table.Row]:
+    def rows(self, variables: PyTree) -> list[variants.Row]:
         """The rows of the table, with weights chosen on validation classes."""
         images = self.dataset.validation
         protocol = protocols(images, "leave_one_out")[0]
@@ -113,7 +113,7 @@ class Evaluator:
         corrupted = [self.embedding.blocks(variables, images.subset(drawn), c) for c in seen]
         conditions = [gallery.rows(chosen), *corrupted]
 
-        def score(weights: table.Weights) -> float:
+        def score(weights: variants.Weights) -> float:
             place = gallery.fused(weights)
             found = [
                 ranked_metrics(each.fused(weights), place, images, protocol, chosen)
@@ -121,14 +121,14 @@ class Evaluator:
             ]
             return float(np.mean([metrics.means["map_at_r"] for metrics in found]))
 
-        costs = table.costs(self.players, variables, self.config)
-        return table.rows(self.players, score, costs)
+        costs = variants.costs(self.networks, variables, self.config)
+        return variants.rows(self.networks, score, costs)
 
     def test(
         self,
         variables: PyTree,
         untrained: PyTree,
-        chosen_rows: list[table.Row],
+        chosen_rows: list[variants.Row],
         note: Callable[[str], None],
     ) -> Results:
         """Every row on the test classes: clean queries, then every corruption and severity."""
@@ -155,7 +155,7 @@ class Evaluator:
                 metrics = metrics_from_ranks(ranks)
                 results.rows[row.name][p.name] = {"clean": metrics.means, "corruptions": {}}
                 if row.name in FURTHER_ROWS:
-                    found = further.figures(queries, place, ranks, images, p, config.seed)
+                    found = extra.figures(queries, place, ranks, images, p, config.seed)
                     results.rows[row.name][p.name]["further"] = found
                 _record(results, row.name, p, images, p.queries, "", 0, metrics)
         asked = listed[0].queries  # every protocol of a split asks the same queries
@@ -164,9 +164,9 @@ class Evaluator:
         queries_set, chosen = images.subset(drawn), np.searchsorted(asked, drawn)
         for name in CORRUPTIONS:
             for severity in config.evaluation.severities:
-                spoiled = {s: f(queries_set, (name, severity)) for s, f in describe.items()}
+                corrupted = {s: f(queries_set, (name, severity)) for s, f in describe.items()}
                 for row in chosen_rows:
-                    queries = spoiled[row.source].fused(row.weights)
+                    queries = corrupted[row.source].fused(row.weights)
                     for p in listed:
                         metrics = ranked_metrics(
                             queries, galleries[row.name, p.name], images, p, chosen

@@ -1,4 +1,4 @@
-"""Protocols: which pictures of a split are queries, and among which each is searched."""
+"""Protocols: which images of a split are queries, and among which each is searched."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ from afa.errors import UserError
 
 Index = Int64[np.ndarray, "_"]
 NEEDS = {
-    "query_gallery": "pictures that the data set calls queries and gallery",
-    "catalogue": "catalogue pictures",
+    "query_gallery": "images that the data set calls queries and gallery",
+    "catalogue": "catalogue images",
 }
 
 
@@ -32,10 +32,10 @@ class Protocol:
 def protocols(images: ImageSet, choice: str = "auto") -> list[Protocol]:
     """The protocols a split allows, the headline first.
 
-    leave_one_out: every in-the-wild picture is searched among the others. query_gallery: the
+    leave_one_out: every in-the-wild image is searched among the others. query_gallery: the
     queries of the data set are searched among its gallery; this takes the place of the former where
     the data set tells them apart, unless the former is asked for. catalogue (single-view): every
-    query is searched among the catalogue pictures, one a class.
+    query is searched among the catalogue images, one a class.
 
     Raises:
       UserError: the split does not allow the choice.
@@ -64,7 +64,7 @@ def protocols(images: ImageSet, choice: str = "auto") -> list[Protocol]:
 
 
 def drawn_evenly(images: ImageSet, index: Index, count: int, seed: int) -> Index:
-    """At most `count` of the pictures at `index` (0: all), spread evenly over the classes.
+    """At most `count` of the images at `index` (0: all), spread evenly over the classes.
 
     The draw is the same for the same seed, and ascending.
     """
@@ -73,7 +73,7 @@ def drawn_evenly(images: ImageSet, index: Index, count: int, seed: int) -> Index
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(index)
     labels = images.labels[shuffled]
-    # Place of each picture within its class: all firsts come before all seconds.
+    # Place of each image within its class: all firsts come before all seconds.
     order = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[order], labels[order], side="left")
     place = np.empty(len(order), np.int64)

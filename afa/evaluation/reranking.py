@@ -18,15 +18,15 @@ from jaxtyping import Float32, PyTree
 from afa.data.types import ImageSet
 from afa.errors import choose
 from afa.evaluation import statistics
-from afa.evaluation.embed import ONE_SIZE, Embedding, Pyramid
-from afa.evaluation.metrics import Metrics, Ranked, metrics_of, pad
+from afa.evaluation.metrics.retrieval import Metrics, Ranked, metrics_of, pad
 from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
 from afa.evaluation.statistics import Estimate
-from afa.retrieval.rerank import EVIDENCE, METHODS, PLACES_SCALES, combinations, plain, word
+from afa.inference.embed import ONE_SIZE, Embedding, Pyramid
+from afa.retrieval.rerank import EVIDENCE, LOCAL_SCALES, METHODS, combinations, plain, word
 from afa.retrieval.rerank.contract import (
-    PictureReranker,
-    Pictures,
-    PictureScorer,
+    ImageFeatures,
+    ImageReranker,
+    ImageScorer,
     Scorer,
     of_vectors,
 )
@@ -36,7 +36,7 @@ BLOCK = 256  # queries whose scores of the whole gallery are held
 CHOSEN_BY = "map_at_r"
 SHRINKAGE = (0.03, 0.1, 0.3)
 SHARES = (0.25, 0.5, 1.0)  # of the dimensions that whitening keeps
-PLACES = 128  # of a picture's local view that are kept
+LOCAL_FEATURES = 128  # of an image's local view that are kept
 SCALES = ((1.0, 0.7), (1.0, 0.7, 0.5), (1.4, 1.0), (1.4, 1.0, 0.7))
 POWERS = (1.0, 3.0)
 
@@ -49,15 +49,15 @@ NAMES = (PLAIN, MULTI_SCALE, PCA, LEARNED, *(n for n in METHODS if n != PLAIN), 
 
 @dataclass(frozen=True)
 class Split:
-    """The pictures of one split and what is known of them.
+    """The images of one split and what is known of them.
 
     Attributes:
-      milliseconds: to describe a picture as one of a batch: DESCRIPTOR for what every method needs,
-        and every key of `known.places` and `known.multi_scale`.
+      milliseconds: to describe an image as one of a batch: DESCRIPTOR for what every method needs,
+        and every key of `known.local_features` and `known.multi_scale`.
     """
 
     images: ImageSet
-    known: Pictures
+    known: ImageFeatures
     milliseconds: Mapping[Any, float] = field(default_factory=dict)
 
 
@@ -97,7 +97,7 @@ class Candidate:
       described: settings -> what of `Split.milliseconds` a query costs.
     """
 
-    reranker: PictureReranker
+    reranker: ImageReranker
     settings: Sequence[dict[str, Any]]
     weights: Sequence[float] = ()
     described: Callable[[Mapping[str, Any]], Sequence[Any]] = lambda settings: (DESCRIPTOR,)
@@ -114,7 +114,7 @@ def chosen(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in NAMES if name in wanted)
 
 
-# ---- what is known of the pictures -------------------------------------------------------------
+# ---- what is known of the images -------------------------------------------------------------
 
 
 def describe(
@@ -129,7 +129,7 @@ def describe(
 
     Args:
       weights: of the blocks of a descriptor.
-      scales: of the pictures behind the descriptors that all methods begin with
+      scales: of the images behind the descriptors that all methods begin with
         (`Embedding.multi_scale`).
     """
     clock = _Clock(images)
@@ -140,18 +140,22 @@ def describe(
     if POSTERIOR in names:
         unit = embedding.some(variables, images, ("posterior",)).blocks["posterior"]
         posterior = unit / unit.sum(axis=1, keepdims=True)
-    places = {}
-    for scale in PLACES_SCALES if set(LOCAL) & set(names) else ():
+    local_features = {}
+    for scale in LOCAL_SCALES if set(LOCAL) & set(names) else ():
         scaled = embedding.at(scale)
-        places[scale] = clock.of(scale, lambda p, s=scaled: s.places(variables, p, PLACES))
+        local_features[scale] = clock.of(
+            scale, lambda p, s=scaled: s.local_features(variables, p, LOCAL_FEATURES)
+        )
     several = {}
     if MULTI_SCALE in names:
         several = _several(clock, embedding, variables, weights)
-    return Split(images, Pictures(vectors, posterior, places, several), clock.milliseconds)
+    return Split(
+        images, ImageFeatures(vectors, posterior, local_features, several), clock.milliseconds
+    )
 
 
 class _Clock:
-    """Milliseconds a picture of what is described, compilation apart."""
+    """Milliseconds an image of what is described, compilation apart."""
 
     def __init__(self, images: ImageSet) -> None:
         self.images, self.milliseconds = images, {}
@@ -258,7 +262,7 @@ def choice(candidate: Candidate, split: Split, protocol: Protocol) -> tuple[floa
 
 
 def measure(
-    reranker: PictureReranker, settings: Mapping[str, Any], split: Split, protocol: Protocol
+    reranker: ImageReranker, settings: Mapping[str, Any], split: Split, protocol: Protocol
 ) -> tuple[Metrics, float, float]:
     """Figures of a re-ranker, seconds to prepare the gallery, and seconds a query."""
     began = time.perf_counter()
@@ -276,10 +280,10 @@ def measure(
     return found, prepared, spent / len(protocol.queries)
 
 
-def added(evidence: PictureReranker) -> PictureReranker:
+def added(evidence: ImageReranker) -> ImageReranker:
     """Evidence as a re-ranker: what it gives, times `weight`, is added to the similarity."""
 
-    def rerank(gallery: Pictures, *, weight: float, **settings: Any) -> PictureScorer:
+    def rerank(gallery: ImageFeatures, *, weight: float, **settings: Any) -> ImageScorer:
         score = evidence(gallery, **settings)
         return lambda queries, exclude: (
             queries.vectors @ gallery.vectors.T + np.float32(weight) * score(queries, exclude)
@@ -288,14 +292,14 @@ def added(evidence: PictureReranker) -> PictureReranker:
     return rerank
 
 
-def _blocks(split: Split, protocol: Protocol) -> Iterator[tuple[slice, Pictures, np.ndarray]]:
+def _blocks(split: Split, protocol: Protocol) -> Iterator[tuple[slice, ImageFeatures, np.ndarray]]:
     for begin in range(0, len(protocol.queries), BLOCK):
         rows = slice(begin, begin + BLOCK)
         yield rows, split.known.rows(protocol.queries[rows]), protocol.exclude[rows]
 
 
 def _scores(
-    reranker: PictureReranker, settings: Mapping[str, Any], split: Split, protocol: Protocol
+    reranker: ImageReranker, settings: Mapping[str, Any], split: Split, protocol: Protocol
 ) -> Float32[np.ndarray, "q n"]:
     score = reranker(split.known.rows(protocol.gallery), **settings)
     return np.concatenate(
@@ -346,13 +350,13 @@ def _whitenings(train: Split) -> dict[str, Candidate]:
     return {name: Candidate(_whitened(functools.cache(fit)), tried) for name, fit in fits.items()}
 
 
-def multi_scale(gallery: Pictures, *, scales: tuple[float, ...], power: float) -> PictureScorer:
+def multi_scale(gallery: ImageFeatures, *, scales: tuple[float, ...], power: float) -> ImageScorer:
     """The similarity of descriptors of several scales."""
     place = gallery.multi_scale[scales, power]
     return lambda queries, exclude: queries.multi_scale[scales, power] @ place.T
 
 
-def _whitened(fit: Callable[[int, float], Whitening]) -> PictureReranker:
+def _whitened(fit: Callable[[int, float], Whitening]) -> ImageReranker:
     def rerank(gallery: np.ndarray, *, dimension: int, shrinkage: float) -> Scorer:
         turn = fit(dimension, shrinkage)
         place = turn(gallery)

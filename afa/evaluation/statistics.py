@@ -1,7 +1,7 @@
 """How sure a figure is: intervals over seeds, over queries, and tests between two paired runs.
 
 Two questions, two units. Would another seed say the same? The unit is a run: `mean_and_interval` of
-its figures, or of the paired differences. Would other pictures say the same? The unit is a class
+its figures, or of the paired differences. Would other images say the same? The unit is a class
 (queries of one object share its difficulty): `bootstrap` and `sign_flip` draw whole classes.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from afa.errors import UserError
-from afa.evaluation.metrics import check_finite
+from afa.evaluation.metrics.retrieval import check_finite
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000

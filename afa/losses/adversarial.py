@@ -22,19 +22,19 @@ def generator_loss(fake: Logits) -> Float[Array, ""]:
 
 
 def r1_penalty(verdict: Callable[[Images], Logits], real: Images) -> Float[Array, ""]:
-    """Mean squared gradient of the verdict on real pictures (Mescheder et al. 2018, equation 9):
+    """Mean squared gradient of the verdict on real images (Mescheder et al. 2018, equation 9):
     1/2 E ||grad D(x)||^2."""
     gradient = jax.grad(lambda x: jnp.sum(verdict(x)))(real)
     return 0.5 * jnp.mean(jnp.sum(jnp.square(gradient), axis=(1, 2, 3)))
 
 
-def feature_push(
+def feature_perturbation(
     mid: Float[Array, "b h w c"],
     direction: Float[Array, "b h w c"],
     keys: Key[Array, "b"],
     epsilon: float,
 ) -> Float[Array, "b h w c"]:
-    """The perturbation eps * u * ||h|| * g / ||g|| of every picture's mid map h.
+    """The perturbation eps * u * ||h|| * g / ||g|| of every image's mid map h.
 
     g is the gradient of the loss, so the push hurts most per unit of length; u ~ U(0, 1) mixes
     strengths; relative to ||h||, one epsilon fits every stage of training (A-FAN, Chen et al.
@@ -46,11 +46,11 @@ def feature_push(
         return jnp.sqrt(jnp.sum(wide, axis=(1, 2, 3), keepdims=True) + 1e-20)
 
     strength = epsilon * jax.vmap(jax.random.uniform)(keys)[:, None, None, None]
-    push = strength * norm(mid) * direction.astype(jnp.float32) / norm(direction)
-    return jax.lax.stop_gradient(push).astype(mid.dtype)
+    perturbation = strength * norm(mid) * direction.astype(jnp.float32) / norm(direction)
+    return jax.lax.stop_gradient(perturbation).astype(mid.dtype)
 
 
 def psnr(restored: Images, clean: Images) -> Float[Array, "b"]:
-    """Peak signal-to-noise ratio of every picture in dB, for a peak of 1; at most 60."""
+    """Peak signal-to-noise ratio of every image in dB, for a peak of 1; at most 60."""
     error = jnp.mean(jnp.square(jnp.clip(restored, 0, 1) - clean), axis=(1, 2, 3))
     return -10 * jnp.log10(error + 1e-6)

@@ -140,7 +140,7 @@ LOSSES: dict[str, Loss] = {
     "supcon": supcon,
 }
 
-# These compare pictures with pictures and leave the class head to itself.
+# These compare images with images and leave the class head to itself.
 WITHOUT_PROXIES = ("multi_similarity", "triplet", "contrastive", "supcon")
 
 

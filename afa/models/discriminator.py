@@ -1,4 +1,4 @@
-"""The discriminator: picture -> logit that it is real, and a descriptor of its feature maps."""
+"""The discriminator: image -> logit that it is real, and a descriptor of its feature maps."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ class Verdict(NamedTuple):
 
 class Discriminator(nn.Module):
     """Strided convolutions, one logit (Radford et al. 2016), optionally with spectral
-    normalisation (Miyato et al. 2018). No batch statistics: a verdict concerns one picture."""
+    normalisation (Miyato et al. 2018). No batch statistics: a verdict concerns one image."""
 
     width: int
     levels: int
@@ -45,9 +45,9 @@ class Discriminator(nn.Module):
 
 
 def diffaugment(images: Float[Array, "b h w 3"], keys: Key[Array, "b"]) -> Float[Array, "b h w 3"]:
-    """Brightness, contrast, shift and cutout, differentiable in the picture (Zhao et al. 2020).
+    """Brightness, contrast, shift and cutout, differentiable in the image (Zhao et al. 2020).
 
-    Each picture draws from its own key: brightness +-0.2, contrast 0.7 to 1.3, a shift of up to an
+    Each image draws from its own key: brightness +-0.2, contrast 0.7 to 1.3, a shift of up to an
     eighth of the side, and a grey square of a quarter of the side.
     """
     height, width = images.shape[1:3]

@@ -1,4 +1,4 @@
-"""The embedder: backbone and heads composed; and every player of the method, built from a
+"""The embedder: backbone and heads composed; and every network of the method, built from a
 configuration."""
 
 import dataclasses
@@ -19,7 +19,7 @@ from afa.models.discriminator import Discriminator, Verdict
 from afa.models.freezing import Frozen
 from afa.models.fusion import RestorationGate, fuse
 from afa.models.generator import Generator
-from afa.models.pooling import GlobalHead, LocalHead, Places
+from afa.models.heads import GlobalHead, LocalFeatures, LocalHead
 
 IMAGENET_CLASSES = 1000
 
@@ -30,12 +30,12 @@ Proxies = dict[str, Float[Array, "classes _"]]
 class Descriptors(NamedTuple):
     """Unit descriptors of a batch: the global view (b, d) and the local view (b, l)."""
 
-    whole: Float[Array, "b d"]
+    global_descriptor: Float[Array, "b d"]
     local: Float[Array, "b l"]
 
 
 class Embedder(nn.Module):
-    """F with its heads: picture in [0, 1] -> mid map -> unit descriptors.
+    """F with its heads: image in [0, 1] -> mid map -> unit descriptors.
 
     The rows of the class head are unit directions, one a training class ("proxies"), for either
     view; the proxy losses train them, and they give the class posterior.
@@ -67,7 +67,7 @@ class Embedder(nn.Module):
     def lower(
         self, images: Images, *, train: bool, branch: layers.Branch = "clean"
     ) -> Float[Array, "b y x c"]:
-        """Picture -> mid map."""
+        """Image -> mid map."""
         expected = self.preprocessing
         images = views.level(images) if self.standardise else images
         images = images if expected.channels == "rgb" else images[..., ::-1]
@@ -83,14 +83,14 @@ class Embedder(nn.Module):
             last = self.backbone.upper(mid, train, branch)
         if self.is_initializing() and self.backbone.options.classes:
             self.backbone.logits(last)  # training never calls it, and its parameters have to be
-        whole = self.backbone.pool(last) if hasattr(self.backbone, "pool") else last
-        return Descriptors(self.global_head(whole), self.local_head(self._grid(mid)))
+        global_descriptor = self.backbone.pool(last) if hasattr(self.backbone, "pool") else last
+        return Descriptors(self.global_head(global_descriptor), self.local_head(self._grid(mid)))
 
     def _grid(self, mid: Float[Array, "b y x c"]) -> Float[Array, "b h w c"]:
         return self.backbone.grid(mid) if hasattr(self.backbone, "grid") else mid
 
-    def places(self, images: Images, count: int) -> Places:
-        """Picture -> the strongest places of its local view, for geometric verification."""
+    def local_features(self, images: Images, count: int) -> LocalFeatures:
+        """Image -> the strongest places of its local view, for geometric verification."""
         return self.local_head.strongest(self._grid(self.lower(images, train=False)), count)
 
     def __call__(
@@ -100,7 +100,7 @@ class Embedder(nn.Module):
         return self.upper(mid, train=train, branch=branch)
 
     def logits(self, images: Images) -> Float[Array, "b n"]:
-        """Picture -> scores of the classes that the published backbone was trained on."""
+        """Image -> scores of the classes that the published backbone was trained on."""
         mid = self.lower(images, train=False)
         return self.backbone.logits(self.backbone.upper(mid, False, "clean"))
 
@@ -112,9 +112,9 @@ class Embedder(nn.Module):
         }
         return blocks | {"fused": fuse(blocks, FUSED)}
 
-    def posterior(self, whole: Float[Array, "b d"]) -> Float[Array, "b classes"]:
+    def posterior(self, global_descriptor: Float[Array, "b d"]) -> Float[Array, "b classes"]:
         """Class decision: softmax of the cosines to the global proxies."""
-        return nn.softmax(whole @ self.proxies()["global"].T / self.temperature)
+        return nn.softmax(global_descriptor @ self.proxies()["global"].T / self.temperature)
 
 
 # What the metric loss trains as the fused descriptor; the weights of a search are chosen later, on
@@ -124,12 +124,12 @@ FUSED = {"global": 1.0, "local": 0.5}
 
 def named(descriptors: Descriptors) -> dict[str, Float[Array, "b _"]]:
     """The descriptors a metric loss is applied to, by the names of their proxies."""
-    blocks = {"global": descriptors.whole, "local": descriptors.local}
+    blocks = {"global": descriptors.global_descriptor, "local": descriptors.local}
     return blocks | {"fused": fuse(blocks, FUSED)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Players:
+class Networks:
     """The modules of one run; their variables live in `afa.train.state.TrainState`.
 
     Without the adversarial part `generator`, `discriminator` and `gate` are None.
@@ -144,7 +144,7 @@ class Players:
     restored_branch: layers.Branch
 
     def init(self, key: Key[Array, ""], image_size: int) -> dict[str, PyTree]:
-        """Fresh variables of every player: name -> {"params": ..., "batch_stats": ...}."""
+        """Fresh variables of every network: name -> {"params": ..., "batch_stats": ...}."""
         images = jnp.zeros((1, image_size, image_size, 3))
         z = jnp.zeros((1, self.latent_dim))
         names = ("embedder", "generator", "discriminator", "gate")
@@ -182,19 +182,19 @@ class Players:
 
         Blocks: "global", "local", "posterior", with the published classifier "imagenet" (its own
         posterior), one a second view ("flip", ...), and with a generator "restored" (F of G(x)) and
-        "discriminator" (D's features of x). The noise input of G is zero, so that a picture has one
+        "discriminator" (D's features of x). The noise input of G is zero, so that an image has one
         descriptor. All views run through F as one batch.
 
         Args:
           wanted: names of the blocks to compute; None is all of them.
         """
         wanted = self.block_names() if wanted is None else wanted
-        pictures = {"global": images}
-        pictures |= {n: views.VIEWS[n](images) for n in self.view_names if n in wanted}
+        seen_as = {"global": images}
+        seen_as |= {n: views.VIEWS[n](images) for n in self.view_names if n in wanted}
         if "restored" in wanted:
-            pictures["restored"] = self.restore(variables, images)
-        described = self._described(variables, pictures)
-        blocks = {name: each.whole for name, each in described.items()}
+            seen_as["restored"] = self.restore(variables, images)
+        described = self._described(variables, seen_as)
+        blocks = {name: each.global_descriptor for name, each in described.items()}
         blocks["local"] = described["global"].local
         if "posterior" in wanted:
             posterior = layers.apply(
@@ -210,29 +210,31 @@ class Players:
         if self.gate is not None and "restored" in wanted:
             # Both verdicts are dead code, and cost nothing, unless the gate asks for them.
             logits = [self._verdict(variables, each).logit
-                      for each in (images, pictures["restored"])]  # fmt: skip
+                      for each in (images, seen_as["restored"])]  # fmt: skip
             gates["restored"] = layers.apply(
                 self.gate, variables["gate"], blocks["global"], blocks["restored"], *logits
             )
         return blocks, gates
 
     def _described(
-        self, variables: Mapping[str, PyTree], pictures: Mapping[str, Images]
+        self, variables: Mapping[str, PyTree], images: Mapping[str, Images]
     ) -> dict[str, Descriptors]:
-        """Descriptors of several pictures of one batch, by one pass through F a branch."""
+        """Descriptors of several images of one batch, by one pass through F a branch."""
         found = {}
         for branch in ("clean", "adversarial"):
-            names = [n for n in pictures if branch == self._branch(n)]
+            names = [n for n in images if branch == self._branch(n)]
             if names:
                 out = layers.apply(
                     self.embedder,
                     variables["embedder"],
-                    jnp.concatenate([pictures[n] for n in names]),
+                    jnp.concatenate([images[n] for n in names]),
                     train=False,
                     branch=branch,
                 )
-                whole, local = (jnp.split(each, len(names)) for each in out)
-                found |= {n: Descriptors(whole[i], local[i]) for i, n in enumerate(names)}
+                global_descriptor, local = (jnp.split(each, len(names)) for each in out)
+                found |= {
+                    n: Descriptors(global_descriptor[i], local[i]) for i, n in enumerate(names)
+                }
         return found
 
     def _branch(self, name: str) -> layers.Branch:
@@ -242,9 +244,13 @@ class Players:
         assert self.discriminator is not None
         return layers.apply(self.discriminator, variables["discriminator"], images, train=False)
 
-    def places(self, variables: Mapping[str, PyTree], images: Images, count: int) -> Places:
-        """The `count` strongest places of the local view of every picture."""
-        return layers.apply(self.embedder, variables["embedder"], images, count, method="places")
+    def local_features(
+        self, variables: Mapping[str, PyTree], images: Images, count: int
+    ) -> LocalFeatures:
+        """The `count` strongest places of the local view of every image."""
+        return layers.apply(
+            self.embedder, variables["embedder"], images, count, method="local_features"
+        )
 
     def restore(self, variables: Mapping[str, PyTree], images: Images) -> Images:
         """x^ = G(x, 0), clipped to [0, 1]."""
@@ -267,7 +273,7 @@ def backbone(config: ExperimentConfig) -> Any:
 
     Raises:
       UserError: unknown backbone, or one that has no such stem, stage, or is too deep for so small
-        pictures.
+        images.
     """
     chosen, size = config.backbone, config.data.image_size
     options = Options(
@@ -299,7 +305,7 @@ def frozen(config: ExperimentConfig) -> Frozen:
 
 
 def preprocessing(config: ExperimentConfig) -> Preprocessing:
-    """What F expects of a picture: as configured, else as the network's published weights do."""
+    """What F expects of an image: as configured, else as the network's published weights do."""
     usual, chosen = backbones.member(config.backbone.name).preprocessing, config.backbone
     return Preprocessing(
         chosen.mean or usual.mean, chosen.std or usual.std, chosen.channels or usual.channels,
@@ -308,7 +314,7 @@ def preprocessing(config: ExperimentConfig) -> Preprocessing:
 
 
 def preprocessing_record(config: ExperimentConfig) -> dict[str, Any]:
-    """What the network does to a picture's values first; stored with an index."""
+    """What the network does to an image's values first; stored with an index."""
     expected = preprocessing(config)
     return {
         "standardise": config.embedder.standardise,
@@ -318,8 +324,8 @@ def preprocessing_record(config: ExperimentConfig) -> dict[str, Any]:
     }
 
 
-def build(config: ExperimentConfig, classes: int) -> Players:
-    """All players of an experiment with that many training classes.
+def build(config: ExperimentConfig, classes: int) -> Networks:
+    """All networks of an experiment with that many training classes.
 
     Raises:
       UserError: unknown view, or as `backbone`.
@@ -348,7 +354,7 @@ def build(config: ExperimentConfig, classes: int) -> Players:
         discriminator = Discriminator(d.width, d.levels, d.spectral_norm, dtype)
         gate = RestorationGate(adversarial.gate)
     joint = config.train.schedule == "joint" and adversarial.generated_views > 0
-    return Players(
+    return Networks(
         embedder, generator, discriminator, gate, config.generator.latent_dim,
         config.evaluation.views, "adversarial" if joint else "clean",
     )  # fmt: skip

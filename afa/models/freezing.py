@@ -16,7 +16,7 @@ class Frozen:
     """Frozen parts of a backbone.
 
     Attributes:
-      stages: how many, from the picture upwards; their parameters and statistics do not move.
+      stages: how many, from the image upwards; their parameters and statistics do not move.
       norm: whether the statistics of all other stages keep still too.
     """
 

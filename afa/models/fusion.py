@@ -1,7 +1,7 @@
-"""Fusion: the descriptors of one picture become one unit vector, so that any index can search it.
+"""Fusion: the descriptors of one image become one unit vector, so that any index can search it.
 
 The vector is the concatenation of unit blocks, block i scaled by sqrt(w_i g_i): w_i is the weight
-of the block (chosen on validation classes), g_i in [0, 1] the gate of this picture. With gates of
+of the block (chosen on validation classes), g_i in [0, 1] the gate of this image. With gates of
 one, the dot product of two fused vectors is the weighted mean of the blocks' similarities.
 """
 
@@ -23,7 +23,7 @@ def fuse(
     weights: Mapping[str, float | Float[Array, ""]],
     gates: Mapping[str, Float[Array, "b"]] | None = None,
 ) -> Float[Array, "b d"]:
-    """One unit vector a picture: sqrt(weight * gate) times every block named in `weights`."""
+    """One unit vector an image: sqrt(weight * gate) times every block named in `weights`."""
     parts = []
     for name, weight in weights.items():
         gate = 1.0 if gates is None or name not in gates else gates[name][:, None]
@@ -33,7 +33,7 @@ def fuse(
 
 
 class RestorationGate(nn.Module):
-    """How far to trust the restored picture x^ beside the picture x itself, in [0, 1].
+    """How far to trust the restored image x^ beside the image x itself, in [0, 1].
 
     fixed: 1. verdict: sigmoid(D(x^) - D(x)): the discriminator finds x^ closer to the ideal than x.
     learned: a linear function of both global descriptors, trained with the metric loss.

@@ -1,4 +1,4 @@
-"""The generator: noise to picture, and imperfect picture to clean picture, by one decoder."""
+"""The generator: noise to image, and imperfect image to clean image, by one decoder."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -32,11 +32,11 @@ class Upsample(nn.Module):
 
 
 class Generator(nn.Module):
-    """Encoder-decoder with skips; the decoder alone turns noise into pictures.
+    """Encoder-decoder with skips; the decoder alone turns noise into images.
 
     `restore(x, z)`: x + decoder(encoder(x) + code(z), skips), so that an untrained generator
-    leaves the picture almost alone. `imagine(z)`: 1/2 + decoder(code(z), no skips).
-    Pictures lie in [0, 1]; the output is not clipped, so that its gradient lives.
+    leaves the image almost alone. `sample(z)`: 1/2 + decoder(code(z), no skips).
+    Images lie in [0, 1]; the output is not clipped, so that its gradient lives.
     """
 
     width: int
@@ -75,7 +75,7 @@ class Generator(nn.Module):
         return self.last(x).astype(jnp.float32)
 
     def restore(self, images: Image, z: Float[Array, "b z"]) -> Image:
-        """Imperfect pictures (and noise) -> clean pictures x^."""
+        """Imperfect images (and noise) -> clean images x^."""
         x = layers.leaky_relu(self.first((2 * images - 1).astype(self.dtype)))
         skips = []
         for down in self.down:
@@ -84,10 +84,10 @@ class Generator(nn.Module):
         x = x + layers.leaky_relu(self.middle(x)) + self._code(z)
         return images + self._decode(x, skips)
 
-    def imagine(self, z: Float[Array, "b z"]) -> Image:
-        """Noise -> pictures."""
+    def sample(self, z: Float[Array, "b z"]) -> Image:
+        """Noise -> images."""
         return 0.5 + self._decode(pixel_norm(self._code(z)), None)
 
     def __call__(self, images: Image, z: Float[Array, "b z"]) -> tuple[Image, Image]:
         """Both modes at once; initialises every parameter."""
-        return self.restore(images, z), self.imagine(z)
+        return self.restore(images, z), self.sample(z)

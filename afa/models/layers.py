@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from afa import parallel
-from afa.models.convolution import convolution
+from afa.models.cpu_convolution import convolution
 
 Branch = Literal["clean", "adversarial"]
 Dtype = Any

@@ -1,4 +1,4 @@
-"""Second views of a picture: functions from pictures to pictures, all fused by one mechanism.
+"""Second views of an image: functions from images to images, all fused by one mechanism.
 
 The restored view, G(x), is one more such function and is bound where the generator is at hand
 (`afa.models.embedder`). A new view is one function and one line of `VIEWS`.
@@ -43,18 +43,18 @@ def _order(a: Images, b: Images, c: Images) -> tuple[Images, Images, Images]:
 
 
 def standardise(images: Images) -> Images:
-    """Every channel of every picture to mean 1/2 and standard deviation 1/4, clipped to [0, 1]."""
+    """Every channel of every image to mean 1/2 and standard deviation 1/4, clipped to [0, 1]."""
     return jnp.clip(_at_one_contrast(images, (1, 2)), 0, 1)
 
 
 def level(images: Images) -> Images:
-    """Every picture to mean 1/2 and standard deviation 1/4 over all its pixels and channels: undoes
+    """Every image to mean 1/2 and standard deviation 1/4 over all its pixels and channels: undoes
     a change of brightness and contrast, and keeps colours. Not clipped."""
     return _at_one_contrast(images, (1, 2, 3))
 
 
 def _at_one_contrast(images: Images, axes: tuple[int, ...]) -> Images:
-    """Mean 1/2 and standard deviation 1/4 over the axes; a flat picture stays flat."""
+    """Mean 1/2 and standard deviation 1/4 over the axes; a flat image stays flat."""
     mean = images.mean(axes, keepdims=True)
     spread = jnp.sqrt(jnp.square(images - mean).mean(axes, keepdims=True) + 1e-4)
     return 0.5 + 0.25 * (images - mean) / spread

@@ -1,1 +1,1 @@
-"""What a person sees of a run: the progress line, the metric files, pictures and `report.html`."""
+"""What a person sees of a run: the progress line, the metric files, images and `report.html`."""

@@ -18,7 +18,7 @@ LEFT, RIGHT, TOP, BOTTOM = 36, 14, 8, 24
 POINTS = 100  # a longer curve is averaged in this many bins
 MIN_SHARE = 0.02  # a curve that moves by less than this share of its size is drawn flat
 AIR = 0.06  # free share of the y axis above and below a curve
-CLEAN = 0  # severity of an untouched picture
+CLEAN = 0  # severity of an untouched image
 # Colour fallbacks for light paper; the page redefines --s0 ... --s7 for light and dark.
 COLOURS = (
     "#2456c7", "#bf5309", "#0b7a6f", "#a32f80", "#666d78", "#6f6a08", "#a3372b", "#6d42bd",
@@ -82,7 +82,7 @@ def line_chart(
 
     Args:
       lines: drawn in order, strong ones last; a point that is not finite interrupts its line.
-      description: read aloud instead of the picture.
+      description: read aloud instead of the image.
       percent: y values are fractions, shown times 100.
       markers: draw every point, with its value as a tooltip.
       x_range: lowest and highest x; None fits the points.

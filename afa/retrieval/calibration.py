@@ -1,7 +1,7 @@
 """When to answer "no match": the similarity that an object the gallery does not hold may reach.
 
-Scores mean nothing by themselves: how near the nearest picture is depends on the network, the
-pictures and the size of the gallery. So pictures of validation classes, which the gallery does not
+Scores mean nothing by themselves: how near the nearest image is depends on the network, the
+images and the size of the gallery. So images of validation classes, which the gallery does not
 hold, are searched in the very gallery that is served (classes that it does hold are taken out for
 their own queries). The share of them whose best score reaches a threshold is its false match rate.
 """
@@ -52,7 +52,7 @@ class Calibration:
         allowed = math.floor(rate * count + 1e-9)
         if allowed < 1:
             raise UserError(
-                f"false_matches={rate} cannot be told from {count} pictures of unknown objects:"
+                f"false_matches={rate} cannot be told from {count} images of unknown objects:"
                 f" the least is {1 / count:.2g}"
             )
         # Just above the best score that must not pass.

@@ -1,6 +1,6 @@
 """Embeddings on disk: Parquet shards and `index.json`, the manifest that says what they are.
 
-Written and replaced as a whole (`afa.retrieval.files`). An index over the same embeddings adds its
+Written and replaced as a whole (`afa.manifest`). An index over the same embeddings adds its
 own files and names them in the same manifest, so that they cannot part (`afa.retrieval.index`).
 """
 
@@ -15,7 +15,7 @@ from jaxtyping import Bool
 
 from afa import parallel
 from afa.errors import UserError
-from afa.retrieval import files
+from afa.manifest import FORMAT, check_file, named_by_content, publish, read_manifest, staged
 from afa.retrieval.exact import check_unit
 from afa.retrieval.records import Records
 
@@ -49,15 +49,15 @@ def write_export(
     """
     check_manifest(manifest)
     directory = Path(directory)
-    with files.staged(directory) as stage:
+    with staged(directory) as stage:
         shards = write_shards(stage, records, rows_per_shard)
         full = manifest | contents(shards, records.vectors.shape[1])
-        files.publish(stage, directory, full, ())
+        publish(stage, directory, full, ())
     return full
 
 
 def read_export(directory: Path | str) -> tuple[Records, dict[str, Any]]:
-    """Reads the pictures of an export that are not removed, and its manifest, and checks one
+    """Reads the images of an export that are not removed, and its manifest, and checks one
     against the other.
 
     Raises:
@@ -65,7 +65,7 @@ def read_export(directory: Path | str) -> tuple[Records, dict[str, Any]]:
         holds something other than the manifest says.
     """
     directory = Path(directory)
-    manifest = files.read_manifest(directory, "export")
+    manifest = read_manifest(directory, "export")
     alive = read_removed(directory, manifest)
     everything = read_shards(directory, manifest)
     return (everything if alive.all() else everything.rows(alive)), manifest
@@ -80,7 +80,7 @@ def write_shards(
     for part in parallel.local_blocks(len(records), rows_per_shard):
         draft = stage / "shard.parquet"
         _write_shard(table.slice(part.start, part.stop - part.start), draft)
-        path, digest = files.named_by_content(draft, "embeddings", ".parquet")
+        path, digest = named_by_content(draft, "embeddings", ".parquet")
         shards.append({"file": path.name, "rows": part.stop - part.start, "sha256": digest})
     return shards
 
@@ -92,7 +92,7 @@ def contents(
     parts = [shard["sha256"] for shard in shards] + ([removed["sha256"]] if removed else [])
     count = sum(shard["rows"] for shard in shards) - (removed["rows"] if removed else 0)
     return {
-        "format": files.FORMAT,
+        "format": FORMAT,
         "count": count,
         "dimension": dimension,
         "sha256": hashlib.sha256("".join(parts).encode()).hexdigest(),
@@ -109,7 +109,7 @@ def read_shards(directory: Path, manifest: dict[str, Any]) -> Records:
     """
     shards, dimension = manifest["shards"], manifest["dimension"]
     for shard in shards:
-        files.check_file(directory / shard["file"], shard["sha256"])
+        check_file(directory / shard["file"], shard["sha256"])
     table = pa.concat_tables([pq.read_table(directory / shard["file"]) for shard in shards])
     expected = sum(shard["rows"] for shard in shards)
     column = table.column("embedding").combine_chunks()
@@ -134,7 +134,7 @@ def read_removed(directory: Path, manifest: dict[str, Any]) -> Bool[np.ndarray, 
     if removed is None:
         return alive
     path = directory / removed["file"]
-    files.check_file(path, removed["sha256"])
+    check_file(path, removed["sha256"])
     rows = np.load(path, allow_pickle=False)
     inside = np.all((rows >= 0) & (rows < len(alive)))
     if len(rows) != removed["rows"] or not inside:

@@ -53,7 +53,7 @@ def indexed(
 
     Returns:
       The index, and what was measured, as JSON values: `engine`, `uri`, `gallery_size`,
-      `dimension`, `plan`, `build_seconds`, figures of `tuning.measure` where there are two pictures
+      `dimension`, `plan`, `build_seconds`, figures of `tuning.measure` where there are two images
       to measure with, and after tuning `target`, `reached` and `curve` (recall, queries a second of
       every plan that no other beats).
 
@@ -61,14 +61,14 @@ def indexed(
       UserError: as `address` and `index.build`.
     """
     chosen = address(retrieval)
-    pictures = export.read_export(directory)[0] if records is None else records
+    images = export.read_export(directory)[0] if records is None else records
     k = retrieval.results
     tuned, facts = None, {}
     if retrieval.target_recall:
         tuned = tuning.tune(
-            pictures.vectors,
+            images.vectors,
             retrieval.target_recall,
-            min(k, len(pictures) - 1),
+            min(k, len(images) - 1),
             retrieval.tune_seconds,
             retrieval.tune_for == "single",
             note=note,
@@ -82,11 +82,11 @@ def indexed(
     return built, {
         "engine": chosen.scheme,
         "uri": chosen.text,
-        "gallery_size": len(pictures),
+        "gallery_size": len(images),
         "dimension": built.dimension,
         "plan": built.info()["engine"],
         "build_seconds": tuned.point.build_seconds if tuned else _seconds(built),
-        **(tuning.measure(built, pictures, k) if len(pictures) > 1 else {}),
+        **(tuning.measure(built, images, k) if len(images) > 1 else {}),
         **facts,
     }
 

@@ -1,4 +1,4 @@
-"""What a gallery holds of each picture: a unit vector, and who it is."""
+"""What a gallery holds of each image: a unit vector, and who it is."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +19,10 @@ class Records:
 
     Attributes:
       vectors: unit vectors.
-      ids: the user's own name of each picture, unique: int64, or strings (objects).
-      labels: class number of each picture.
-      classes: class name of each picture, "" where there is none.
-      paths: where each picture lies, "" where that is not known.
+      ids: the user's own name of each image, unique: int64, or strings (objects).
+      labels: class number of each image.
+      classes: class name of each image, "" where there is none.
+      paths: where each image lies, "" where that is not known.
     """
 
     vectors: Float32[np.ndarray, "n d"]

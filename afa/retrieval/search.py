@@ -1,4 +1,4 @@
-"""Search with a trained run: a picture in, the most similar pictures of its gallery out."""
+"""Search with a trained run: an image in, the most similar images of its gallery out."""
 
 import dataclasses
 import functools
@@ -8,18 +8,18 @@ from typing import Any
 
 from PIL import Image
 
-from afa.data import sets
-from afa.data.images import UnreadablePicture, decode
-from afa.data.types import ImageSet, Picture
+from afa.data.images import UnreadableImage, decode
+from afa.data.sources import registry
+from afa.data.types import ImageSet, RawImage
 from afa.errors import UserError
-from afa.report.pictures import results_sheet
-from afa.report.writers import write_atomically
+from afa.inference.load import Trained
+from afa.report.images import results_sheet
 from afa.retrieval import index as indexes
 from afa.retrieval.calibration import Calibration
 from afa.retrieval.index import Index
 from afa.retrieval.records import Id
 from afa.retrieval.rerank import serving
-from afa.retrieval.trained import Trained
+from afa.train.logging import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Answer:
     """The results of one query, best first.
 
     Attributes:
-      sheet: the saved picture of the results; None when there is none, and `without_sheet` why.
+      sheet: the saved image of the results; None when there is none, and `without_sheet` why.
       threshold: score below which the object is unknown; None when that was not asked.
     """
 
@@ -68,7 +68,7 @@ class Searcher:
 
     @classmethod
     def load(cls, run: Path | None = None, directory: Path | None = None) -> "Searcher":
-        """Opens the gallery of a finished run, or an index of other pictures.
+        """Opens the gallery of a finished run, or an index of other images.
 
         Args:
           run: the run; None is the one that the index names.
@@ -91,7 +91,7 @@ class Searcher:
 
     def search(
         self,
-        pictures: Sequence[Path],
+        images: Sequence[Path],
         k: int | None = None,
         sheets: Path | None = None,
         false_matches: float | None = None,
@@ -100,16 +100,16 @@ class Searcher:
         """Answers one query after the other.
 
         Args:
-          pictures: files.
+          images: files.
           k: results a query; None is the run's `retrieval.results`.
-          sheets: folder for the pictures of the results; None is `searches` in the run, or beside
+          sheets: folder for the images of the results; None is `searches` in the run, or beside
             the index.
           false_matches: share of unknown objects that may be taken for one of the gallery; None
             does not ask whether the gallery holds the object.
           rerank: method that ranks the whole gallery anew; scores are then its own.
 
         Raises:
-          UserError: a file that is missing or no picture, a k larger than the gallery, a share that
+          UserError: a file that is missing or no image, a k larger than the gallery, a share that
             cannot be told, a method that cannot be used, or both of the last two: a threshold is a
             similarity.
         """
@@ -122,11 +122,11 @@ class Searcher:
             stored = self.index.manifest.get("unknown")
             threshold = Calibration.load(stored).threshold(false_matches)
         k = self.config.retrieval.results if k is None else k
-        for path in pictures:  # all are checked before the first answer
+        for path in images:  # all are checked before the first answer
             _read(path)
         sheets = sheets or self.home / "searches"
         named: set[str] = set()
-        for number, path in enumerate(pictures, start=1):
+        for number, path in enumerate(images, start=1):
             content = _read(path)
             ids, scores = next(iter(rank(self.trained.one(content), k)))
             hits = tuple(
@@ -139,22 +139,22 @@ class Searcher:
             yield Answer(str(path), hits, None if reason else sheet, reason, threshold)
 
     def _draw(self, path: Path, query: bytes, hits: Sequence[Hit]) -> str:
-        """Saves the picture of the results; returns "", or why there is none."""
+        """Saves the image of the results; returns "", or why there is none."""
         try:
             found = [
-                (decode(self._picture(hit)), f"{hit.class_name}\n{hit.id}", hit.score, None)
+                (decode(self._image(hit)), f"{hit.class_name}\n{hit.id}", hit.score, None)
                 for hit in hits
             ]
             sheet = results_sheet(decode(query), found)
             write_atomically(path, lambda file: Image.fromarray(sheet).save(file, "PNG"))
-        except (UserError, UnreadablePicture) as error:
+        except (UserError, UnreadableImage) as error:
             return str(error)
         except OSError as error:
             return f"{error.filename or path}: {error.strerror}"
         return ""
 
-    def _picture(self, hit: Hit) -> Picture:
-        """A picture of the gallery: its own file where it has one, else from the data set.
+    def _image(self, hit: Hit) -> RawImage:
+        """An image of the gallery: its own file where it has one, else from the data set.
 
         Raises:
           OSError, UserError: it cannot be read any more.
@@ -167,7 +167,7 @@ class Searcher:
 
     @functools.cached_property
     def _images(self) -> ImageSet:
-        return sets.load(self.config.data).everything()
+        return registry.load(self.config.data).everything()
 
     @functools.cached_property
     def _places(self) -> dict[str, int]:
@@ -180,6 +180,6 @@ def _read(path: Path) -> bytes:
         decode(content)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnreadablePicture as error:
-        raise UserError(f"{path}: is no readable picture ({error})") from None
+    except UnreadableImage as error:
+        raise UserError(f"{path}: is no readable image ({error})") from None
     return content

@@ -12,10 +12,10 @@ from afa import parallel
 from afa.config import ExperimentConfig
 from afa.losses.adversarial import psnr
 from afa.models import layers
-from afa.models.embedder import Players
+from afa.models.embedder import Networks
 from afa.models.fusion import fuse
 
-SNAPSHOT_ROWS = 8  # pictures a device spends on the variance of G over z
+SNAPSHOT_ROWS = 8  # images a device spends on the variance of G over z
 
 
 def batch_recall(rows: Float[Array, "n d"], labels: Int[Array, "n"]) -> Float[Array, ""]:
@@ -59,39 +59,39 @@ def restoration(
 
 
 def snapshot(
-    players: Players,
+    networks: Networks,
     state: Any,
     frozen: PyTree,
     images: Float[Array, "b h w 3"],
     label: Int[Array, "b"],
     key: Key[Array, ""],
 ) -> dict[str, Array]:
-    """R@1 within the batch of x, x^ and both fused, and how much G's pictures vary over z (0: mode
+    """R@1 within the batch of x, x^ and both fused, and how much G's images vary over z (0: mode
     collapse, or z is ignored)."""
-    assert players.generator is not None
+    assert networks.generator is not None
     variables = state.variables["generator"]
     few = min(SNAPSHOT_ROWS, len(images))
-    z = jax.random.normal(key, (4, few, players.latent_dim))
+    z = jax.random.normal(key, (4, few, networks.latent_dim))
 
-    def spread(pictures: Float[Array, "z b h w 3"]) -> Float[Array, ""]:
-        return jnp.sqrt(jnp.mean(jnp.var(pictures, axis=0)))
+    def spread(samples: Float[Array, "z b h w 3"]) -> Float[Array, ""]:
+        return jnp.sqrt(jnp.mean(jnp.var(samples, axis=0)))
 
     def restore(z: Float[Array, "b z"]) -> Array:
-        return layers.apply(players.generator, variables, images[:few], z, method="restore")
+        return layers.apply(networks.generator, variables, images[:few], z, method="restore")
 
-    def imagine(z: Float[Array, "b z"]) -> Array:
-        return layers.apply(players.generator, variables, z, method="imagine")
+    def sample(z: Float[Array, "b z"]) -> Array:
+        return layers.apply(networks.generator, variables, z, method="sample")
 
-    restored = players.restore(state.variables, images)
+    restored = networks.restore(state.variables, images)
     blocks = {
-        name: layers.apply(players.embedder, frozen, each, train=False).whole
+        name: layers.apply(networks.embedder, frozen, each, train=False).global_descriptor
         for name, each in (("x", images), ("restored", restored))
     }
     blocks["fused"] = fuse(blocks, {"x": 1.0, "restored": 1.0})
     rows, labels = parallel.all_gather((blocks, label))
     figures = {f"recall_{name}": batch_recall(each, labels) for name, each in rows.items()}
     figures["z_spread_restored"] = spread(jax.lax.map(restore, z))
-    figures["z_spread_imagined"] = spread(jax.lax.map(imagine, z))
+    figures["z_spread_sampled"] = spread(jax.lax.map(sample, z))
     return parallel.pmean(figures)
 
 

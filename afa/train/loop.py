@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from afa import parallel
-from afa.checkpoint import Checkpoints, Position
 from afa.config import ExperimentConfig, steps_of
+from afa.console import Progress
 from afa.data.pipeline import TrainPipeline
 from afa.errors import TrainingDiverged, UserError
-from afa.report.progress import Progress
-from afa.report.writers import MetricWriter
 from afa.train import health, steps
+from afa.train.checkpoint import Checkpoints, Position
+from afa.train.logging import MetricWriter
 from afa.train.state import TrainState
 
 Evaluate = Callable[[TrainState], Mapping[str, float]]
@@ -45,7 +45,7 @@ class Plan:
     """The steps of a run.
 
     Attributes:
-      small: the first steps of F, on smaller pictures (Tan & Le 2021, section 4, for the idea).
+      small: the first steps of F, on smaller images (Tan & Le 2021, section 4, for the idea).
       plain: the first steps of F, which go without feature augmentation.
       embedder_steps: steps that move F.
       generator_steps: steps that move G and D: after F's, or, in a joint schedule, the same.
@@ -67,7 +67,7 @@ def plan(config: ExperimentConfig, epoch: int) -> Plan:
     """Resolves every duration of the configuration.
 
     Raises:
-      UserError: a field is no duration, or small pictures in a joint schedule.
+      UserError: a field is no duration, or small images in a joint schedule.
     """
     train, adversarial = config.train, config.adversarial
     count = functools.partial(steps_of, epoch=epoch)
@@ -81,7 +81,7 @@ def plan(config: ExperimentConfig, epoch: int) -> Plan:
         if small:
             raise UserError(
                 f"train.small_steps={train.small_steps!r} needs train.schedule='staged': G works "
-                "at one picture size"
+                "at one image size"
             )
     elif adversarial.enabled and adversarial.generator:
         game = count("train.generator_steps", train.generator_steps, whole=embedder)
@@ -93,21 +93,21 @@ def plan(config: ExperimentConfig, epoch: int) -> Plan:
     return Plan(min(small, embedder), plain, embedder, game, total, **every)
 
 
-def stages(recipe: steps.Recipe, plan: Plan) -> list[Stage]:
+def stages(context: steps.StepContext, plan: Plan) -> list[Stage]:
     """The stages of a run in their order: F, F with pushed features, G and D; or all joint."""
-    config = recipe.config
+    config = context.config
     joint = config.train.schedule == "joint" and plan.generator_steps > 0
     function = steps.joint_step if joint else steps.embedder_step
     prefix = "joint" if joint else "F"
 
     def mapped(step: Callable, **bound: Any) -> Callable:
-        bound_step = functools.partial(step, recipe=recipe, **bound)
+        bound_step = functools.partial(step, context=context, **bound)
         return parallel.data_parallel(bound_step, config.train.parallel)
 
     ends = (plan.plain, plan.embedder_steps, plan.total)
     listed = [
-        Stage(prefix, 0, ends[0], mapped(function, push=False)),
-        Stage(f"{prefix} + push", ends[0], ends[1], mapped(function, push=True)),
+        Stage(prefix, 0, ends[0], mapped(function, perturb=False)),
+        Stage(f"{prefix} + perturbation", ends[0], ends[1], mapped(function, perturb=True)),
         Stage("G and D", ends[1], ends[2], mapped(steps.generator_step)),
     ]
     return [stage for stage in listed if stage.begin < stage.end]
@@ -165,7 +165,7 @@ class Stopwatch:
 
 
 def train(
-    recipe: steps.Recipe,
+    context: steps.StepContext,
     plan: Plan,
     state: TrainState,
     position: Position,
@@ -189,10 +189,10 @@ def train(
       Preempted: a signal asked to stop; the state is saved.
       UserError: a checkpoint or log line could not be written.
     """
-    config, total = recipe.config, plan.total
-    listed = stages(recipe, plan)
+    config, total = context.config, plan.total
+    listed = stages(context, plan)
     probe = parallel.data_parallel(
-        functools.partial(steps.probe_step, recipe=recipe), config.train.parallel
+        functools.partial(steps.probe_step, context=context), config.train.parallel
     )
     clock = Stopwatch(position.train_seconds)
     pending = list(position.pending)  # metrics of the steps since the last log line

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules of the players, and the moving average."""
+"""Optimisers and learning-rate schedules of the networks, and the moving average."""
 
 from collections.abc import Callable
 from typing import Any
@@ -103,7 +103,7 @@ def slow_backbone(rate: float, after: int) -> optax.GradientTransformation:
 def optimisers(
     config: ExperimentConfig, embedder_steps: int, generator_steps: int, epoch: int
 ) -> Optimisers:
-    """One optimiser a player, with clipping and accumulation.
+    """One optimiser a network, with clipping and accumulation.
 
     Raises:
       UserError: unknown optimiser or backbone, or malformed duration.

@@ -1,4 +1,4 @@
-"""The state of a run: one frozen pytree for all players."""
+"""The state of a run: one frozen pytree for all networks."""
 
 import hashlib
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import optax
 from jaxtyping import PyTree
 
 from afa import parallel
-from afa.models.embedder import Players
+from afa.models.embedder import Networks
 from afa.train.optim import Optimisers, move_average
 
 AVERAGED = ("embedder", "generator")
@@ -24,8 +24,8 @@ class TrainState(flax.struct.PyTreeNode):
     Attributes:
       step: steps taken, an int32 scalar; the only clock. (Any, since a state also holds the shapes
         a checkpoint is restored into, and host values.)
-      variables: player -> {"params", "batch_stats"}.
-      opt_state: player -> state of its optimiser.
+      variables: network -> {"params", "batch_stats"}.
+      opt_state: network -> state of its optimiser.
       average: "embedder", "generator" -> moving average of their variables.
     """
 
@@ -39,9 +39,9 @@ class TrainState(flax.struct.PyTreeNode):
         return self.variables | self.average
 
 
-def create(players: Players, optimisers: Optimisers, seed: int, image_size: int) -> TrainState:
+def create(networks: Networks, optimisers: Optimisers, seed: int, image_size: int) -> TrainState:
     """A fresh state; equal for equal seeds."""
-    variables = players.init(jax.random.key(seed), image_size)
+    variables = networks.init(jax.random.key(seed), image_size)
     # A copy: an alias would be donated twice.
     average = {name: jax.tree.map(jnp.copy, variables[name])
                for name in AVERAGED if name in variables}  # fmt: skip
@@ -76,31 +76,31 @@ def with_backbone(
 def apply_gradients(
     state: TrainState,
     optimiser: optax.GradientTransformation,
-    player: str,
+    network: str,
     gradients: PyTree,
     batch_stats: PyTree | None,
     decay: float,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Moves one player: parameters, optimiser, batch statistics and moving average.
+    """Moves one network: parameters, optimiser, batch statistics and moving average.
 
     Returns:
-      The new state and {"<player>_gradient_norm": ...}.
+      The new state and {"<network>_gradient_norm": ...}.
     """
-    before = state.variables[player]
-    updates, opt_state = optimiser.update(gradients, state.opt_state[player], before["params"])
+    before = state.variables[network]
+    updates, opt_state = optimiser.update(gradients, state.opt_state[network], before["params"])
     after = {
         "params": optax.apply_updates(before["params"], updates),
         "batch_stats": before["batch_stats"] if batch_stats is None else batch_stats,
     }
     average = state.average
-    if player in average:
-        average = average | {player: move_average(average[player], after, decay, state.step)}
+    if network in average:
+        average = average | {network: move_average(average[network], after, decay, state.step)}
     state = state.replace(
-        variables=state.variables | {player: after},
-        opt_state=state.opt_state | {player: opt_state},
+        variables=state.variables | {network: after},
+        opt_state=state.opt_state | {network: opt_state},
         average=average,
     )
-    return state, {f"{player}_gradient_norm": optax.tree.norm(gradients)}
+    return state, {f"{network}_gradient_norm": optax.tree.norm(gradients)}
 
 
 def checkpoint_id(trained: TrainState) -> str:

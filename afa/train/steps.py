@@ -1,7 +1,7 @@
 """The training steps: pure functions of (state, batch), for one device's rows of the batch.
 
 `embedder_step` moves F; `generator_step` plays one round of D, then G, on frozen F; `joint_step`
-does both. `afa.parallel` maps them over devices; every loss that compares pictures sees the whole
+does both. `afa.parallel` maps them over devices; every loss that compares images sees the whole
 global batch, and random numbers belong to (seed, stream, step, row).
 """
 
@@ -19,7 +19,7 @@ from afa.losses import adversarial as game
 from afa.losses.metric import metric_loss, norm_softmax
 from afa.models import layers
 from afa.models.discriminator import diffaugment
-from afa.models.embedder import Descriptors, Players, named
+from afa.models.embedder import Descriptors, Networks, named
 from afa.models.fusion import fuse
 from afa.train import health
 from afa.train.optim import Optimisers
@@ -30,10 +30,10 @@ Metrics = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class StepContext:
     """What a step is bound to: modules, optimisers and settings; nothing that changes."""
 
-    players: Players
+    networks: Networks
     optimisers: Optimisers
     config: ExperimentConfig
 
@@ -45,19 +45,19 @@ def stream(seed: int, name: str, step: Int[Array, ""]) -> Key[Array, ""]:
 
 
 def to_unit(images: Array) -> Float[Array, "b h w 3"]:
-    """uint8 pictures -> [0, 1]."""
+    """uint8 images -> [0, 1]."""
     return images.astype(jnp.float32) / 255
 
 
 def embedder_step(
-    state: TrainState, batch: Batch, *, recipe: Recipe, push: bool
+    state: TrainState, batch: Batch, *, context: StepContext, perturb: bool
 ) -> tuple[TrainState, Metrics]:
     """Moves F on 1/2 metric(F_0(x)) + 1/2 metric(F_1(h + delta)), or the first term alone.
 
     The lower part runs forward and backward once: the pull-back of the clean upper part gives both
     the direction of the push and its share of the gradient (A-FAN, Chen et al. 2021).
     """
-    config, embedder = recipe.config, recipe.players.embedder
+    config, embedder = context.config, context.networks.embedder
     images, labels = to_unit(batch["image"]), parallel.all_gather(batch["label"])
     variables = state.variables["embedder"]
 
@@ -73,67 +73,67 @@ def embedder_step(
             {"params": params, "batch_stats": stats}, mid, train=True, branch=branch,
             method="upper", mutable=["batch_stats"],
         )  # fmt: skip
-        loss, blocks = _metric(recipe, params, descriptors, labels)
+        loss, blocks = _metric(context, params, descriptors, labels)
         return loss, (changed["batch_stats"], blocks)
 
     params = variables["params"]
-    mid, pull_lower, stats = jax.vjp(lower, params, has_aux=True)
-    clean, pull_upper, (stats, blocks) = jax.vjp(
+    mid, vjp_lower, stats = jax.vjp(lower, params, has_aux=True)
+    clean, vjp_upper, (stats, blocks) = jax.vjp(
         lambda p, h: upper(p, h, stats, "clean"), params, mid, has_aux=True
     )
-    gradient, slope = pull_upper(jnp.ones_like(clean))
+    gradient, cotangent = vjp_upper(jnp.ones_like(clean))
     metrics = {"metric_loss": clean, **health.embedding(blocks["fused"], labels)}
-    if push:
+    if perturb:
         key = stream(config.seed, "push", state.step)
         keys = parallel.sample_keys(key, len(mid))
-        direction = slope
+        direction = cotangent
         if config.adversarial.feature_direction == "random":
             others = parallel.sample_keys(stream(config.seed, "direction", state.step), len(mid))
             direction = jax.vmap(lambda k: jax.random.normal(k, mid.shape[1:]))(others)
-        delta = game.feature_push(mid, direction, keys, config.adversarial.feature_epsilon)
-        pushed, pull_pushed, (stats, _) = jax.vjp(
+        delta = game.feature_perturbation(mid, direction, keys, config.adversarial.feature_epsilon)
+        perturbed, vjp_perturbed, (stats, _) = jax.vjp(
             lambda p, h: upper(p, h, stats, "adversarial"), params, mid + delta, has_aux=True
         )
-        both = (gradient, slope), pull_pushed(jnp.ones_like(pushed))
-        gradient, slope = jax.tree.map(lambda a, b: 0.5 * (a + b), *both)
-        metrics["adversarial_metric_loss"] = pushed
-    gradient = jax.tree.map(jnp.add, gradient, pull_lower(slope)[0])
+        both = (gradient, cotangent), vjp_perturbed(jnp.ones_like(perturbed))
+        gradient, cotangent = jax.tree.map(lambda a, b: 0.5 * (a + b), *both)
+        metrics["adversarial_metric_loss"] = perturbed
+    gradient = jax.tree.map(jnp.add, gradient, vjp_lower(cotangent)[0])
     if config.train.schedule == "joint" and config.adversarial.generated_views > 0:
-        extra, stats, loss = _generated_views(state, batch, recipe, stats)
+        extra, stats, loss = _generated_views(state, batch, context, stats)
         gradient = jax.tree.map(jnp.add, gradient, extra)
         metrics["generated_metric_loss"] = loss
     state, norm = apply_gradients(
-        state, recipe.optimisers["embedder"], "embedder", parallel.pmean(gradient), stats,
+        state, context.optimisers["embedder"], "embedder", parallel.pmean(gradient), stats,
         config.optim.ema_decay,
     )  # fmt: skip
     return state.replace(step=state.step + 1), parallel.pmean(metrics) | norm
 
 
 def _metric(
-    recipe: Recipe, params: PyTree, descriptors: Descriptors, labels: Int[Array, "n"]
+    context: StepContext, params: PyTree, descriptors: Descriptors, labels: Int[Array, "n"]
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Metric loss of the global batch, and its descriptors."""
-    proxies = layers.apply(recipe.players.embedder, {"params": params}, method="proxies")
+    proxies = layers.apply(context.networks.embedder, {"params": params}, method="proxies")
     blocks = parallel.all_gather(named(descriptors))
-    loss = metric_loss(blocks, labels, proxies, recipe.config.loss)
+    loss = metric_loss(blocks, labels, proxies, context.config.loss)
     return loss, blocks
 
 
 def _generated_views(
-    state: TrainState, batch: Batch, recipe: Recipe, stats: PyTree
+    state: TrainState, batch: Batch, context: StepContext, stats: PyTree
 ) -> tuple[PyTree, PyTree, Float[Array, ""]]:
-    """Gradient, statistics and loss of G's pictures as training views, through the adversarial
+    """Gradient, statistics and loss of G's images as training views, through the adversarial
     branch; no gradient reaches G, since labels must not."""
     images, labels = to_unit(batch["image"]), parallel.all_gather(batch["label"])
-    restored = jax.lax.stop_gradient(recipe.players.restore(state.variables, images))
+    restored = jax.lax.stop_gradient(context.networks.restore(state.variables, images))
 
     def objective(params: PyTree) -> tuple[Array, Any]:
-        descriptors, changed = layers.apply(recipe.players.embedder,
+        descriptors, changed = layers.apply(context.networks.embedder,
             {"params": params, "batch_stats": stats}, restored, train=True,
             branch="adversarial", mutable=["batch_stats"],
         )  # fmt: skip
-        loss, _ = _metric(recipe, params, descriptors, labels)
-        return recipe.config.adversarial.generated_views * loss, changed["batch_stats"]
+        loss, _ = _metric(context, params, descriptors, labels)
+        return context.config.adversarial.generated_views * loss, changed["batch_stats"]
 
     (loss, stats), gradient = jax.value_and_grad(objective, has_aux=True)(
         state.variables["embedder"]["params"]
@@ -142,39 +142,41 @@ def _generated_views(
 
 
 def generator_step(
-    state: TrainState, batch: Batch, *, recipe: Recipe
+    state: TrainState, batch: Batch, *, context: StepContext
 ) -> tuple[TrainState, Metrics]:
     """One round of the game on frozen F: D's step, then G's against the new D.
 
-    G runs forward once; both players' losses use its pictures.
+    G runs forward once; both networks' losses use its images.
     """
-    players, config = recipe.players, recipe.config
-    assert players.generator is not None
+    networks, config = context.networks, context.config
+    assert networks.generator is not None
     clean, images = to_unit(batch["clean"]), to_unit(batch["image"])
     key = stream(config.seed, "game", state.step)
-    key_restore, key_imagine, key_augment = (
+    key_restore, key_sample, key_augment = (
         parallel.sample_keys(k, len(clean)) for k in jax.random.split(key, 3)
     )
 
     def noise(keys: Key[Array, "b"]) -> Float[Array, "b z"]:
-        return jax.vmap(lambda k: jax.random.normal(k, (players.latent_dim,)))(keys)
+        return jax.vmap(lambda k: jax.random.normal(k, (networks.latent_dim,)))(keys)
 
     def generate(params: PyTree) -> tuple[Array, Array]:
         return layers.apply(
-            players.generator, {"params": params}, images, noise(key_restore), method="restore"
-        ), layers.apply(players.generator, {"params": params}, noise(key_imagine), method="imagine")
+            networks.generator, {"params": params}, images, noise(key_restore), method="restore"
+        ), layers.apply(networks.generator, {"params": params}, noise(key_sample), method="sample")
 
-    (restored, imagined), pull = jax.vjp(generate, state.variables["generator"]["params"])
+    (restored, sampled), vjp = jax.vjp(generate, state.variables["generator"]["params"])
     frozen = _frozen(state, config)
-    state, judged = _discriminator_update(state, recipe, clean, restored, imagined, key_augment)
-    slopes, made = _generator_slopes(state, recipe, frozen, clean, restored, imagined, key_augment)
-    gradient = parallel.pmean(pull(slopes)[0])
+    state, judged = _discriminator_update(state, context, clean, restored, sampled, key_augment)
+    cotangents, made = _generator_cotangents(
+        state, context, frozen, clean, restored, sampled, key_augment
+    )
+    gradient = parallel.pmean(vjp(cotangents)[0])
     state, norm = apply_gradients(
-        state, recipe.optimisers["generator"], "generator", gradient, None, config.optim.ema_decay
+        state, context.optimisers["generator"], "generator", gradient, None, config.optim.ema_decay
     )
     metrics = parallel.pmean(judged | made) | norm
     if config.adversarial.gate == "learned":
-        state, gated = _gate_update(state, recipe, frozen, images, restored, batch["label"])
+        state, gated = _gate_update(state, context, frozen, images, restored, batch["label"])
         metrics |= gated
     metrics |= health.restoration(images, restored, clean, batch["corruption"], config)
     return state.replace(step=state.step + 1), metrics
@@ -188,23 +190,28 @@ def _frozen(state: TrainState, config: ExperimentConfig) -> PyTree:
 
 
 def _discriminator_update(
-    state: TrainState, recipe: Recipe, clean: Array, restored: Array, imagined: Array, keys: Array
+    state: TrainState,
+    context: StepContext,
+    clean: Array,
+    restored: Array,
+    sampled: Array,
+    keys: Array,
 ) -> tuple[TrainState, Metrics]:
-    """D: cross-entropy of real against restored and imagined pictures, and lazy R1."""
-    config, module = recipe.config.adversarial, recipe.players.discriminator
+    """D: cross-entropy of real against restored and sampled images, and lazy R1."""
+    config, module = context.config.adversarial, context.networks.discriminator
     assert module is not None
     variables = state.variables["discriminator"]
-    fakes = _fakes(config, restored, imagined)
+    fakes = _fakes(config, restored, sampled)
 
     def objective(params: PyTree) -> tuple[Array, Any]:
-        def verdict(pictures: Array, keys: Array) -> tuple[Array, PyTree]:
+        def verdict(images: Array, keys: Array) -> tuple[Array, PyTree]:
             out, changed = layers.apply(module,
-                variables | {"params": params}, _augmented(config, pictures, keys), train=True,
+                variables | {"params": params}, _augmented(config, images, keys), train=True,
                 mutable=["batch_stats"],
             )  # fmt: skip
             return out.logit, changed.get("batch_stats", {})
 
-        # One pass over all pictures; each group meets the same augmentation.
+        # One pass over all images; each group meets the same augmentation.
         groups = [clean, *fakes]
         logits, stats = verdict(jnp.concatenate(groups), jnp.concatenate([keys] * len(groups)))
         real, fake = logits[: len(clean)], logits[len(clean) :]
@@ -220,77 +227,82 @@ def _discriminator_update(
 
     gradient, (stats, metrics) = jax.grad(objective, has_aux=True)(variables["params"])
     state, norm = apply_gradients(
-        state, recipe.optimisers["discriminator"], "discriminator", parallel.pmean(gradient),
+        state, context.optimisers["discriminator"], "discriminator", parallel.pmean(gradient),
         parallel.pmean(stats), 0.0,
     )  # fmt: skip
     return state, metrics | norm
 
 
-def _fakes(config: Any, restored: Array, imagined: Array) -> list[Array]:
-    """The generated pictures that take part in the game."""
-    parts = [restored] * (config.lambda_adversarial > 0) + [imagined] * (config.lambda_noise > 0)
+def _fakes(config: Any, restored: Array, sampled: Array) -> list[Array]:
+    """The generated images that take part in the game."""
+    parts = [restored] * (config.lambda_adversarial > 0) + [sampled] * (config.lambda_noise > 0)
     return parts or [restored]
 
 
-def _augmented(config: Any, pictures: Array, keys: Array) -> Array:
-    return diffaugment(pictures, keys) if config.diffaugment else pictures
+def _augmented(config: Any, images: Array, keys: Array) -> Array:
+    return diffaugment(images, keys) if config.diffaugment else images
 
 
-def _generator_slopes(
-    state: TrainState, recipe: Recipe, frozen: PyTree, clean: Array, restored: Array,
-    imagined: Array, keys: Array,
+def _generator_cotangents(
+    state: TrainState, context: StepContext, frozen: PyTree, clean: Array, restored: Array,
+    sampled: Array, keys: Array,
 ) -> tuple[tuple[Array, Array], Metrics]:  # fmt: skip
-    """Slopes of G's loss at its pictures:
+    """Slopes of G's loss at its images:
 
     lambda_mse MSE(x^, x) + lambda_adversarial softplus(-D(x^)) + lambda_noise softplus(-D(G(z)))
     + lambda_features (1 - F(x^) . F(x)), global and local descriptors alike.
     """
-    config, players = recipe.config.adversarial, recipe.players
-    assert players.discriminator is not None
-    judge = players.discriminator
+    config, networks = context.config.adversarial, context.networks
+    assert networks.discriminator is not None
+    judge = networks.discriminator
 
-    def fool(pictures: Array) -> Array:
+    def fool(images: Array) -> Array:
         verdict = layers.apply(
-            judge, state.variables["discriminator"], _augmented(config, pictures, keys), train=False
+            judge, state.variables["discriminator"], _augmented(config, images, keys), train=False
         )
         return game.generator_loss(verdict.logit)
 
-    def distance(pictures: Array) -> Array:
-        target = layers.apply(players.embedder, frozen, clean, train=False)
-        found = layers.apply(players.embedder, frozen, pictures, train=False)
+    def distance(images: Array) -> Array:
+        target = layers.apply(networks.embedder, frozen, clean, train=False)
+        found = layers.apply(networks.embedder, frozen, images, train=False)
         apart = [
             1 - jnp.mean(jnp.sum(a * jax.lax.stop_gradient(b), -1))
             for a, b in zip(found, target, strict=True)
         ]
         return jnp.sum(jnp.stack(apart))
 
-    def objective(pictures: tuple[Array, Array]) -> tuple[Array, Metrics]:
-        restored, imagined = pictures
+    def objective(images: tuple[Array, Array]) -> tuple[Array, Metrics]:
+        restored, sampled = images
         terms = {"g_mse": (config.lambda_mse, lambda: jnp.mean(jnp.square(restored - clean))),
                  "g_adversarial": (config.lambda_adversarial, lambda: fool(restored)),
                  "g_features": (config.lambda_features, lambda: distance(restored)),
-                 "g_noise": (config.lambda_noise, lambda: fool(imagined))}  # fmt: skip
+                 "g_noise": (config.lambda_noise, lambda: fool(sampled))}  # fmt: skip
         values = {name: term() for name, (weight, term) in terms.items() if weight > 0}
         total = sum((terms[name][0] * value for name, value in values.items()), jnp.zeros(()))
         return total, values | {"generator_loss": total}
 
-    return jax.grad(objective, has_aux=True)((restored, imagined))
+    return jax.grad(objective, has_aux=True)((restored, sampled))
 
 
 def _gate_update(
-    state: TrainState, recipe: Recipe, frozen: PyTree, images: Array, restored: Array, label: Array
+    state: TrainState,
+    context: StepContext,
+    frozen: PyTree,
+    images: Array,
+    restored: Array,
+    label: Array,
 ) -> tuple[TrainState, Metrics]:
     """Trains the learned gate of the restored view with the metric loss on frozen F, G and D."""
-    players = recipe.players
-    assert players.gate is not None and players.discriminator is not None
-    gate, judge = players.gate, players.discriminator
+    networks = context.networks
+    assert networks.gate is not None and networks.discriminator is not None
+    gate, judge = networks.gate, networks.discriminator
     x, r = (
-        layers.apply(players.embedder, frozen, each, train=False).whole
+        layers.apply(networks.embedder, frozen, each, train=False).global_descriptor
         for each in (images, restored)
     )
     logits = [layers.apply(judge, state.variables["discriminator"], each, train=False).logit
               for each in (images, restored)]  # fmt: skip
-    proxies = layers.apply(players.embedder, frozen, method="proxies")["global"]
+    proxies = layers.apply(networks.embedder, frozen, method="proxies")["global"]
     weights = {"global": 1.0, "restored": 1.0}
     targets = fuse({"global": proxies, "restored": proxies}, weights)
     fixed = jax.lax.stop_gradient((x, r, *logits))
@@ -301,27 +313,29 @@ def _gate_update(
             {"global": fixed[0], "restored": fixed[1]}, weights, {"restored": opened}
         )  # fmt: skip
         rows, labels = parallel.all_gather((fused, label))
-        return norm_softmax(rows, labels, targets, recipe.config.loss)
+        return norm_softmax(rows, labels, targets, context.config.loss)
 
     loss, gradient = jax.value_and_grad(objective)(state.variables["gate"]["params"])
     state, norm = apply_gradients(
-        state, recipe.optimisers["gate"], "gate", parallel.pmean(gradient), None, 0.0
+        state, context.optimisers["gate"], "gate", parallel.pmean(gradient), None, 0.0
     )
     return state, {"gate_loss": parallel.pmean(loss)} | norm
 
 
 def joint_step(
-    state: TrainState, batch: Batch, *, recipe: Recipe, push: bool
+    state: TrainState, batch: Batch, *, context: StepContext, perturb: bool
 ) -> tuple[TrainState, Metrics]:
     """F's step and one round of the game on the same batch; the clock moves once."""
-    after, moved = embedder_step(state, batch, recipe=recipe, push=push)
-    after, played = generator_step(after.replace(step=state.step), batch, recipe=recipe)
+    after, moved = embedder_step(state, batch, context=context, perturb=perturb)
+    after, played = generator_step(after.replace(step=state.step), batch, context=context)
     return after, moved | played
 
 
-def probe_step(state: TrainState, batch: Batch, *, recipe: Recipe) -> tuple[TrainState, Metrics]:
+def probe_step(
+    state: TrainState, batch: Batch, *, context: StepContext
+) -> tuple[TrainState, Metrics]:
     """The figures of the game that cost extra, for log lines; the state is handed back as it is."""
-    players, config = recipe.players, recipe.config
+    networks, config = context.networks, context.config
     key = stream(config.seed, "probe", state.step)
     frozen, images = _frozen(state, config), to_unit(batch["image"])
-    return state, health.snapshot(players, state, frozen, images, batch["label"], key)
+    return state, health.snapshot(networks, state, frozen, images, batch["label"], key)

@@ -1,7 +1,7 @@
 """Runs the networks of torchvision, timm, transformers and pretrainedmodels on the CPU and writes
 what the parity tests compare with: `python -m tests.references.make [NAME ...]`.
 
-Needs an environment of its own; `experiments.torch_zoo` says what is in it. Nothing is downloaded:
+Needs an environment of its own; `experiments.benchmarks.torch_zoo` says what is in it. Nothing is downloaded:
 the networks are filled by `rule`.
 """
 
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import torch_zoo
+from experiments.benchmarks import torch_zoo
 from tests.references import rule
 
 HERE = Path(__file__).parent
 
-Case = tuple[Callable[[], Any], str, int]  # network, module that gives the mid map, picture side
+Case = tuple[Callable[[], Any], str, int]  # network, module that gives the mid map, image side
 
 
 def own_cases() -> dict[str, Case]:
@@ -98,14 +98,14 @@ def make(name: str, case: Case) -> None:
         modules[mid_name[1:]].register_forward_pre_hook(lambda _, given: kept.append(given[0]))
     else:
         modules[mid_name].register_forward_hook(lambda _, __, out: kept.append(out))
-    x = torch.from_numpy(rule.pictures(side)).permute(0, 3, 1, 2).requires_grad_()
+    x = torch.from_numpy(rule.images(side)).permute(0, 3, 1, 2).requires_grad_()
     logits = model(x)
     logits = getattr(logits, "logits", logits)
     mid = kept[0][0] if isinstance(kept[0], tuple) else kept[0]
     mid = mid.permute(0, 2, 3, 1) if mid.ndim == 4 else mid
     weights = torch.from_numpy(rule.direction("logits", tuple(logits.shape)))
     (logits * weights).sum().backward()
-    slopes = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
+    gradients = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
     assert x.grad is not None
     np.savez_compressed(
         HERE / f"{name}.npz",
@@ -114,12 +114,12 @@ def make(name: str, case: Case) -> None:
         side=side,
         logits=logits.detach().numpy(),
         mid=rule.sample(mid.detach().numpy()),
-        slope=rule.sample(x.grad.permute(0, 2, 3, 1).numpy()),
-        gradient_names=np.array(list(slopes)),
+        gradient=rule.sample(x.grad.permute(0, 2, 3, 1).numpy()),
+        gradient_names=np.array(list(gradients)),
         gradient_dots=np.array(
-            [np.vdot(g, rule.direction(n, g.shape)) for n, g in slopes.items()], np.float32
+            [np.vdot(g, rule.direction(n, g.shape)) for n, g in gradients.items()], np.float32
         ),
-        gradient_norms=np.array([np.linalg.norm(g) for g in slopes.values()], np.float32),
+        gradient_norms=np.array([np.linalg.norm(g) for g in gradients.values()], np.float32),
     )
     print(name, tuple(logits.shape), tuple(mid.shape), f"{float(logits.abs().max()):.3g}")
 

@@ -84,7 +84,7 @@ def by_sklearn(given: dict[str, np.ndarray], exclude: np.ndarray) -> dict[str, l
 
 
 def verification(given: dict[str, np.ndarray]) -> dict[str, Any]:
-    """AUROC and FNMR at FMR of all pairs of gallery pictures."""
+    """AUROC and FNMR at FMR of all pairs of gallery images."""
     rows, labels = given["gallery"], given["gallery_labels"]
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)  # as rounded, they are not quite unit
     i, j = np.triu_indices(len(rows), 1)

@@ -31,9 +31,9 @@ def filled(shapes: Shapes) -> dict[str, np.ndarray]:
     return {name: value(name, shape) for name, shape in shapes.items()}
 
 
-def pictures(side: int) -> np.ndarray:
-    """Two standardised pictures, NHWC."""
-    return draw(f"pictures {side}").standard_normal((2, side, side, 3), np.float32)
+def images(side: int) -> np.ndarray:
+    """Two standardised images, NHWC."""
+    return draw(f"images {side}").standard_normal((2, side, side, 3), np.float32)
 
 
 def direction(name: str, shape: tuple[int, ...]) -> np.ndarray:

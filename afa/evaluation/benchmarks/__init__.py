@@ -1,4 +1,4 @@
-"""Public benchmarks: which pictures ask, among which they are searched, and how answers are scored.
+"""Public benchmarks: which images ask, among which they are searched, and how answers are scored.
 
 A new benchmark is one file and one line of the table.
 """
@@ -22,14 +22,14 @@ BENCHMARKS = {
 
 
 def load(name: str, root: Path, distractors: Sequence[Path] = ()) -> Benchmark:
-    """Reads the lists of a benchmark; no picture is read yet.
+    """Reads the lists of a benchmark; no image is read yet.
 
     Args:
       root: the directory that holds it.
-      distractors: further pictures that are searched and never right.
+      distractors: further images that are searched and never right.
 
     Raises:
-      UserError: no such benchmark, or lists or pictures of it that are missing or malformed.
+      UserError: no such benchmark, or lists or images of it that are missing or malformed.
     """
     module, function = choose("--benchmark", name, BENCHMARKS)
     loader = getattr(importlib.import_module(f"{__name__}.{module}"), function)

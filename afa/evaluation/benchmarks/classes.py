@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from afa.data.folder import GALLERY, QUERY, class_files
-from afa.data.importers import listed
-from afa.data.importers.inshop import read_partition
+from afa.data.sources import listed
+from afa.data.sources.folder import GALLERY, QUERY, class_files
+from afa.data.sources.inshop import read_partition
 from afa.data.types import ImageSet
 from afa.evaluation.benchmarks.contract import Benchmark, Figure, image_set, mean_figure
-from afa.evaluation.metrics import metrics_from_ranks
+from afa.evaluation.metrics.retrieval import metrics_from_ranks
 from afa.retrieval.exact import positive_ranks
 
 INSHOP_CUTS = (1, 10, 20, 30, 40, 50)
@@ -24,7 +24,7 @@ def load_inshop(name: str, root: Path, distractors: Sequence[Path]) -> Benchmark
     """inshop: the queries of the list among its gallery; Recall@K as published, MAP@R, mAP.
 
     Raises:
-      UserError: the list or pictures of it are missing or malformed.
+      UserError: the list or images of it are missing or malformed.
     """
     found = read_partition(root)
 
@@ -45,7 +45,7 @@ def load_folder(name: str, root: Path, distractors: Sequence[Path]) -> Benchmark
     """
     parts = []
     for part in (QUERY, GALLERY):
-        folder = listed.find(root, (part,), "a folder of class folders with pictures")
+        folder = listed.find(root, (part,), "a folder of class folders with images")
         listed.directory("--path", folder)  # and not a file of that name
         parts.append(class_files(folder))
     number_of = {each: i for i, each in enumerate(sorted({*parts[0], *parts[1]}))}
@@ -85,7 +85,7 @@ def _benchmark(
 
     return Benchmark(
         name,
-        f"{len(queries)} queries of {len(queries.classes)} classes among {len(gallery)} pictures"
+        f"{len(queries)} queries of {len(queries.classes)} classes among {len(gallery)} images"
         + (f" and {len(distractors)} distractors" if distractors else ""),
         queries,
         image_set(files, [*gallery.ids, *map(str, distractors)], offered),

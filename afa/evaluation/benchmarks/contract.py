@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32, Int, Int64
 
 from afa.data.types import Files, ImageSet
 from afa.evaluation import statistics
-from afa.evaluation.metrics import scored_mean
+from afa.evaluation.metrics.retrieval import scored_mean
 from afa.evaluation.statistics import Estimate
 
 

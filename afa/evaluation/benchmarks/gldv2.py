@@ -1,4 +1,4 @@
-"""Google Landmarks v2: retrieval in the index, and recognition by the nearest training picture."""
+"""Google Landmarks v2: retrieval in the index, and recognition by the nearest training image."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,24 +6,24 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from afa.data.importers import gldv2, listed
-from afa.data.importers.gldv2 import Solution
+from afa.data.sources import gldv2, listed
+from afa.data.sources.gldv2 import Solution
 from afa.data.types import ImageSet
 from afa.errors import UserError
-from afa.evaluation import landmarks
 from afa.evaluation.benchmarks.contract import Benchmark, Figure, image_set, mean_figure
+from afa.evaluation.metrics import landmarks
 from afa.retrieval.exact import topk
 
 
 def load_retrieval(name: str, root: Path, distractors: Sequence[Path]) -> Benchmark:
-    """gldv2: mAP@100 of the test pictures that have a solution, by part of the test set.
+    """gldv2: mAP@100 of the test images that have a solution, by part of the test set.
 
     Raises:
-      UserError: lists or pictures are missing or malformed.
+      UserError: lists or images are missing or malformed.
     """
     index_list, index = gldv2.read_index(root)
     solved, solution = gldv2.read_retrieval(root)
-    files = [gldv2.picture(root, "index", each) for each in index]
+    files = [gldv2.image(root, "index", each) for each in index]
     listed.require(files, index_list)
     ids = [*index, *map(str, distractors)]
 
@@ -45,25 +45,25 @@ def load_retrieval(name: str, root: Path, distractors: Sequence[Path]) -> Benchm
 
     return Benchmark(
         name,
-        f"{len(solution.queries)} queries among {len(ids)} pictures; mAP@{landmarks.CUT}",
-        _test_pictures(root, solved, solution),
+        f"{len(solution.queries)} queries among {len(ids)} images; mAP@{landmarks.CUT}",
+        _test_images(root, solved, solution),
         image_set([*files, *distractors], ids),
         score,
     )
 
 
 def load_recognition(name: str, root: Path, distractors: Sequence[Path]) -> Benchmark:
-    """gldv2_recognition: every test picture is given the landmark of its nearest training picture,
+    """gldv2_recognition: every test image is given the landmark of its nearest training image,
     with their similarity as confidence; GAP by part of the test set.
 
     Raises:
-      UserError: lists or pictures are missing or malformed, or distractors are given.
+      UserError: lists or images are missing or malformed, or distractors are given.
     """
     if distractors:
-        raise UserError(f"--distractors: {name} has none, every training picture has a landmark")
+        raise UserError(f"--distractors: {name} has none, every training image has a landmark")
     train_list, ids, shown = gldv2.read_train(root)
     solved, solution = gldv2.read_recognition(root)
-    files = [gldv2.picture(root, "train", each) for each in ids]
+    files = [gldv2.image(root, "train", each) for each in ids]
     listed.require(files, train_list)
 
     def score(
@@ -85,16 +85,16 @@ def load_recognition(name: str, root: Path, distractors: Sequence[Path]) -> Benc
 
     return Benchmark(
         name,
-        f"{len(solution.queries)} pictures, {sum(map(bool, solution.answers))} of them with a "
-        f"landmark, by the nearest of {len(ids)} training pictures; GAP",
-        _test_pictures(root, solved, solution),
+        f"{len(solution.queries)} images, {sum(map(bool, solution.answers))} of them with a "
+        f"landmark, by the nearest of {len(ids)} training images; GAP",
+        _test_images(root, solved, solution),
         image_set(files, ids, shown),
         score,
     )
 
 
-def _test_pictures(root: Path, solved: Path, solution: Solution) -> ImageSet:
-    files = [gldv2.picture(root, "test", each) for each in solution.queries]
+def _test_images(root: Path, solved: Path, solution: Solution) -> ImageSet:
+    files = [gldv2.image(root, "test", each) for each in solution.queries]
     listed.require(files, solved)
     return image_set(files, solution.queries)
 

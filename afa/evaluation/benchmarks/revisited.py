@@ -9,17 +9,18 @@ import numpy as np
 from jaxtyping import Float32
 
 from afa.data.images import decode
-from afa.data.importers.revisited import Box, read_ground_truth
+from afa.data.sources.revisited import Box, read_ground_truth
 from afa.data.types import Files, ImageSet
-from afa.evaluation import landmarks, metrics
 from afa.evaluation.benchmarks.contract import Benchmark, Figure, image_set, mean_figure
-from afa.evaluation.metrics import Ranked
+from afa.evaluation.metrics import landmarks
+from afa.evaluation.metrics import retrieval as metrics
+from afa.evaluation.metrics.retrieval import Ranked
 
 CUTS = (1, 5, 10)
 
 
 class Cropped(Sequence[bytes]):
-    """Pictures of files, cut to a box each (None: whole) when asked for, and encoded again without
+    """Images of files, cut to a box each (None: whole) when asked for, and encoded again without
     loss."""
 
     def __init__(self, files: Files, boxes: Sequence[Box | None]) -> None:
@@ -54,7 +55,7 @@ def load_revisited(name: str, root: Path, distractors: Sequence[Path]) -> Benchm
     three difficulties.
 
     Raises:
-      UserError: ground truth or pictures are missing or malformed.
+      UserError: ground truth or images are missing or malformed.
     """
     truth = read_ground_truth(root, name)
     names = [path.name for path in truth.queries]
@@ -80,7 +81,7 @@ def load_revisited(name: str, root: Path, distractors: Sequence[Path]) -> Benchm
 
     return Benchmark(
         name,
-        f"{len(names)} queries, cut to their boxes, among {len(truth.gallery)} pictures"
+        f"{len(names)} queries, cut to their boxes, among {len(truth.gallery)} images"
         + (f" and {len(distractors)} distractors" if distractors else "")
         + "; junk leaves the list, mAP is the area by trapezoids",
         ImageSet(images, nothing, tuple(names), nothing.astype(bool)),

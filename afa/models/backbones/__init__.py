@@ -3,10 +3,10 @@ by itself.
 
 A member is built with `Options` into a linen module of this contract:
 
-  lower(picture, train, branch) -> mid map     the local view is made of it, and pushed
+  lower(image, train, branch) -> mid map     the local view is made of it, and pushed
   upper(mid map, train, branch) -> last map    the global view is made of it
   logits(last map) -> (b, classes)             the original classifier, where `classes` is not 0
-  STAGES                                       names of its parts from the picture upwards, as
+  STAGES                                       names of its parts from the image upwards, as
                                                regular expressions: what can be frozen
 
 Parts carry the names that published weights have (torchvision's, or timm's where it has none), with
@@ -54,6 +54,6 @@ def build(name: str, options: Options) -> Any:
     if options.stem not in chosen.stems:
         able = ", ".join(sorted(n for n, m in MEMBERS.items() if options.stem in m.stems))
         raise UserError(
-            f"backbone.stem={options.stem!r}: {name} has none for small pictures (allowed: {able})"
+            f"backbone.stem={options.stem!r}: {name} has none for small images (allowed: {able})"
         )
     return chosen.build(options)

@@ -1,7 +1,7 @@
 """BN-Inception (Ioffe & Szegedy 2015, arXiv:1502.03167): for years the backbone of metric learning.
 
 Names and arithmetic as in the network from Caffe that `pretrainedmodels` and the metric-learning
-papers use: convolutions with bias, pictures in BGR from 0 to 255 without division by a deviation.
+papers use: convolutions with bias, images in BGR from 0 to 255 without division by a deviation.
 """
 
 import flax.linen as nn
@@ -47,7 +47,7 @@ def _branches(block: str) -> list[tuple[str, Chain]]:
 
 
 class BNInception(nn.Module):
-    """Picture -> mid map (4d, 1/16 of the side) -> last map (5b, 1/32).
+    """Image -> mid map (4d, 1/16 of the side) -> last map (5b, 1/32).
 
     One flat module, because the published names are flat.
     """
@@ -102,7 +102,7 @@ class BNInception(nn.Module):
     def lower(
         self, x: Float[Array, "b h w 3"], train: bool, branch: layers.Branch
     ) -> Float[Array, "b y x c"]:
-        """Standardised picture -> mid map."""
+        """Standardised image -> mid map."""
         x = self._brick(x.astype(self.options.dtype), "conv1_7x7_s2", train, branch)
         x = layers.max_pool(x, 3, 2, 0, ceil=True)
         for name in ("conv2_3x3_reduce", "conv2_3x3"):

@@ -21,7 +21,7 @@ class Options:
     """How a member is built.
 
     Attributes:
-      stem: "imagenet", or "small" for pictures up to 48 pixels.
+      stem: "imagenet", or "small" for images up to 48 pixels.
       dtype: compute type; parameters are float32.
       remat: compute the maps inside a block again in the backward pass instead of keeping them.
       classes: outputs of the original classifier; 0 leaves it out.
@@ -52,7 +52,7 @@ def through(
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network expects of a picture in [0, 1]: (picture[channels] - mean) / std.
+    """What a network expects of an image in [0, 1]: (image[channels] - mean) / std.
 
     Attributes:
       mean, std: one figure a channel, in the order of `channels`.
@@ -79,8 +79,8 @@ class Member:
       source: where its published weights come from.
       licence: of those weights.
       preprocessing: of those weights.
-      input_size: side of the pictures they were trained on.
-      smallest: side of the smallest pictures it can take.
+      input_size: side of the images they were trained on.
+      smallest: side of the smallest images it can take.
       multiple: what the side has to be a multiple of.
       stems: what `Options.stem` may be.
       aside: regular expression of the parameters in published files that the network does without,

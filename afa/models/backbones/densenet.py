@@ -42,7 +42,7 @@ class Transition(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Picture -> mid map (third dense block, 1/16 of the side) -> last map (1/32).
+    """Image -> mid map (third dense block, 1/16 of the side) -> last map (1/32).
 
     With the small stem, a 3x3 convolution without pooling, the maps are four times as large.
     """
@@ -83,7 +83,7 @@ class DenseNet(nn.Module):
     def lower(
         self, x: Float[Array, "b h w 3"], train: bool, branch: layers.Branch
     ) -> Float[Array, "b y x c"]:
-        """Standardised picture -> mid map."""
+        """Standardised image -> mid map."""
         x = self.conv0(x.astype(self.options.dtype))
         x = nn.relu(self.norm0(x, train=train, branch=branch))
         if self.options.stem == "imagenet":

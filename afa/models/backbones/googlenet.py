@@ -46,7 +46,7 @@ class Inception(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """Picture -> mid map (4e, 1/16 of the side) -> last map (5b, 1/32)."""
+    """Image -> mid map (4e, 1/16 of the side) -> last map (5b, 1/32)."""
 
     options: Options = Options()
 
@@ -69,7 +69,7 @@ class GoogLeNet(nn.Module):
     def lower(
         self, x: Float[Array, "b h w 3"], train: bool, branch: layers.Branch
     ) -> Float[Array, "b y x c"]:
-        """Standardised picture -> mid map."""
+        """Standardised image -> mid map."""
         x = self.conv1(x.astype(self.options.dtype), train, branch)
         x = layers.max_pool(x, 3, 2, 0, ceil=True)
         x = self.conv3(self.conv2(x, train, branch), train, branch)

@@ -133,9 +133,9 @@ POOLED = ("Conv2d_2b_3x3", "Conv2d_4a_3x3")  # followed by a pooling
 
 
 class InceptionV3(nn.Module):
-    """Picture -> mid map (6e, about 1/16 of the side) -> last map (7c, about 1/32).
+    """Image -> mid map (6e, about 1/16 of the side) -> last map (7c, about 1/32).
 
-    Nothing is padded in the stem and where the map is halved, so a picture needs 75 pixels a side.
+    Nothing is padded in the stem and where the map is halved, so an image needs 75 pixels a side.
     """
 
     options: Options = Options()
@@ -157,7 +157,7 @@ class InceptionV3(nn.Module):
     def lower(
         self, x: Float[Array, "b h w 3"], train: bool, branch: layers.Branch
     ) -> Float[Array, "b y x c"]:
-        """Standardised picture -> mid map."""
+        """Standardised image -> mid map."""
         x = x.astype(self.options.dtype)
         for name, brick in self.stem.items():
             x = brick(x, train, branch)

@@ -48,7 +48,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Picture -> mid map (1/16 of the side) -> last map (1/32).
+    """Image -> mid map (1/16 of the side) -> last map (1/32).
 
     With the small stem, a first convolution without stride, the maps are twice as large.
     """
@@ -88,7 +88,7 @@ class MobileNetV2(nn.Module):
     def lower(
         self, x: Float[Array, "b h w 3"], train: bool, branch: layers.Branch
     ) -> Float[Array, "b y x c"]:
-        """Standardised picture -> mid map."""
+        """Standardised image -> mid map."""
         x = self.first(x.astype(self.options.dtype))
         x = nn.relu6(self.first_norm(x, train=train, branch=branch))
         places = tuple(f"{place:02}" for place in range(1, UPPER))

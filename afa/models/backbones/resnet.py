@@ -62,7 +62,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Picture -> mid map (stage 3, 1/16 of the side) -> last map (stage 4, 1/32).
+    """Image -> mid map (stage 3, 1/16 of the side) -> last map (stage 4, 1/32).
 
     With the small stem the maps are four times as large on each side: 1/4 and 1/8.
     """
@@ -102,7 +102,7 @@ class ResNet(nn.Module):
     def lower(
         self, x: Float[Array, "b h w 3"], train: bool, branch: layers.Branch
     ) -> Float[Array, "b y x c"]:
-        """Standardised picture -> mid map."""
+        """Standardised image -> mid map."""
         x = self.conv1(x.astype(self.options.dtype))
         x = nn.relu(self.bn1(x, train=train, branch=branch))
         if self.options.stem == "imagenet":

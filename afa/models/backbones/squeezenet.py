@@ -37,7 +37,7 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """Picture -> mid map (the last map at 1/8 of the side) -> last map (1/16).
+    """Image -> mid map (the last map at 1/8 of the side) -> last map (1/16).
 
     The last pooling opens the upper part. Without normalisation there is nothing the adversarial
     branch could keep apart: both branches are the same function.
@@ -93,7 +93,7 @@ class SqueezeNet(nn.Module):
     def lower(
         self, x: Float[Array, "b h w 3"], train: bool, branch: layers.Branch
     ) -> Float[Array, "b y x c"]:
-        """Standardised picture -> mid map."""
+        """Standardised image -> mid map."""
         x = nn.relu(self.first(x.astype(self.options.dtype)))
         return self._run(x, range(OFFSET, self._last_pool), train, branch)
 

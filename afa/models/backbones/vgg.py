@@ -10,7 +10,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """Picture -> mid map (after the fourth pooling, 1/16 of the side) -> last map (the fifth stage
+    """Image -> mid map (after the fourth pooling, 1/16 of the side) -> last map (the fifth stage
     before its pooling, 1/16: as retrieval has it since Babenko & Lempitsky 2015)."""
 
     depths: tuple[int, ...]
@@ -61,7 +61,7 @@ class VGG(nn.Module):
     def lower(
         self, x: Float[Array, "b h w 3"], train: bool, branch: layers.Branch
     ) -> Float[Array, "b y x c"]:
-        """Standardised picture -> mid map."""
+        """Standardised image -> mid map."""
         x = x.astype(self.options.dtype)
         for stage in range(4):
             x = layers.max_pool(self._stage(x, stage, train, branch), 2, 2, 0)

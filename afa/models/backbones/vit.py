@@ -75,7 +75,7 @@ class TransformerBlock(nn.Module):
 
 
 class Patches(nn.Module):
-    """Squares of the picture, each through one linear map."""
+    """Squares of the image, each through one linear map."""
 
     width: int
     patch: int
@@ -92,10 +92,10 @@ class Patches(nn.Module):
 
 
 class ViT(nn.Module):
-    """Picture -> mid tokens (two thirds of the blocks) -> last tokens (all blocks, normalised).
+    """Image -> mid tokens (two thirds of the blocks) -> last tokens (all blocks, normalised).
 
     Attributes:
-      native: side of the pictures whose patches `pos_embed` has a position for; those of another
+      native: side of the images whose patches `pos_embed` has a position for; those of another
         size are interpolated.
       smooth: how (`cubic`): as the makers of the network did.
       both: the classifier sees the class token and the mean patch, as DINOv2's does, instead of the
@@ -145,7 +145,7 @@ class ViT(nn.Module):
     def lower(
         self, x: Float[Array, "b h w 3"], train: bool, branch: layers.Branch
     ) -> Float[Array, "b 1 t c"]:
-        """Standardised picture -> mid tokens."""
+        """Standardised image -> mid tokens."""
         x = self.patch_embed(x)
         batch, height, width, channels = x.shape
         x = x + self._positions(height, width).astype(x.dtype)

@@ -26,7 +26,7 @@ class Pretrained:
       arrays: published name, as ours -> values in PyTorch's order of axes.
       source, sha256: where they come from, and the digest of those bytes.
       names: the library whose names the file has.
-      preprocessing: what they expect of a picture.
+      preprocessing: what they expect of an image.
     """
 
     arrays: Arrays

@@ -171,7 +171,7 @@ def _digest(parts: Iterable[Path]) -> str:
 
 
 def _about(part: Path) -> dict[str, Any]:
-    """What lies beside published weights, or in a file of our own, and says how pictures were
+    """What lies beside published weights, or in a file of our own, and says how images were
     prepared; {} if nothing."""
     found: dict[str, Any] = {}
     if part.suffix == ".safetensors":

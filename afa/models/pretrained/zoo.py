@@ -21,7 +21,7 @@ Variables = dict[str, PyTree]
 
 
 def logits_of(module: Any, x: Float[Array, "b h w 3"]) -> Float[Array, "b classes"]:
-    """Standardised pictures -> scores of the published classifier; a method for `apply`."""
+    """Standardised images -> scores of the published classifier; a method for `apply`."""
     mid = module.lower(x, False, "clean")
     return module.logits(module.upper(mid, False, "clean"))
 
@@ -30,9 +30,9 @@ def skeleton(name: str) -> tuple[Any, Variables]:
     """A backbone with its published classifier, and the shapes of its variables."""
     module = backbones.build(name, Options(classes=IMAGENET_CLASSES))
     side = backbones.member(name).input_size
-    picture = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     shapes = jax.eval_shape(
-        lambda x: module.init(jax.random.key(0), x, method=logits_of), picture
+        lambda x: module.init(jax.random.key(0), x, method=logits_of), image
     )  # fmt: skip
     return module, {"batch_stats": {}} | shapes
 
@@ -48,7 +48,7 @@ def without_shapes(variables: Variables) -> Variables:
 @dataclass(frozen=True)
 class Weight:
     """What a backbone costs at its published size: parameters with its classifier, as its makers
-    count them, and floating-point operations of one picture, as XLA counts them."""
+    count them, and floating-point operations of one image, as XLA counts them."""
 
     parameters: int
     operations: float
@@ -58,9 +58,9 @@ def weigh(name: str) -> Weight:
     """Counts a backbone; nothing is computed or compiled."""
     module, variables = skeleton(name)
     side = backbones.member(name).input_size
-    picture = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     forward = jax.jit(lambda v, x: module.apply(v, x, method=logits_of))
-    analysis = forward.lower(variables, picture).cost_analysis() or {}
+    analysis = forward.lower(variables, image).cost_analysis() or {}
     count = sum(
         int(np.prod(value.shape))
         for collection, _, value in match.leaves(variables)
@@ -120,7 +120,7 @@ def identify(
 
 
 def classify(verdict: Verdict, images: UInt8[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b n"]:
-    """Scores of the published classifier for pictures that are already cut to size.
+    """Scores of the published classifier for images that are already cut to size.
 
     Raises:
       UserError: the file does not fill the whole network.

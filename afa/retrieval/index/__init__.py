@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from afa.errors import UserError
-from afa.retrieval import export, files
+from afa.manifest import MANIFEST, publish, read_manifest, refuse_if_changed, staged
+from afa.retrieval import export
 from afa.retrieval.index import exact, milvus, scann
 from afa.retrieval.index.contract import DEFAULT_K, Entry, Index, Results
 from afa.retrieval.index.local import Engine, LocalIndex
@@ -75,7 +76,7 @@ def create(
     manifest: dict[str, Any] | None = None,
     engine: scann.ScannEngine | None = None,
 ) -> Index:
-    """An index over some pictures.
+    """An index over some images.
 
     Args:
       uri: which engine.
@@ -134,13 +135,13 @@ def build(
     index = create(uri, records, manifest, engine)
     seconds = time.perf_counter() - began
     try:
-        with files.staged(directory) as stage:
+        with staged(directory) as stage:
             if before:
-                files.refuse_if_changed(directory, before)
+                refuse_if_changed(directory, before)
             shards = keep or export.write_shards(stage, records)
             written = index.written_engine(stage) | {"build_seconds": seconds}
             full = manifest | export.contents(shards, index.dimension) | {"engine": written}
-            files.publish(stage, directory, full, [shard["file"] for shard in keep])
+            publish(stage, directory, full, [shard["file"] for shard in keep])
     except BaseException:
         if isinstance(index, milvus.MilvusIndex):
             index.drop()
@@ -164,11 +165,11 @@ def load(directory: Path | str, uri: str | None = None) -> Index:
     """
     directory = Path(directory)
     while True:
-        manifest = files.read_manifest(directory)
+        manifest = read_manifest(directory)
         try:
             return _opened(directory, manifest, uri)
         except (UserError, OSError, RuntimeError) as error:
-            if files.read_manifest(directory) != manifest:
+            if read_manifest(directory) != manifest:
                 continue  # another process just replaced what it named
             if isinstance(error, UserError):
                 raise
@@ -220,9 +221,9 @@ def _local(
 
 def _before(directory: Path, records: Records | None) -> dict[str, Any]:
     """The manifest that is there; {} where there is none and none is needed."""
-    if records is not None and not (directory / files.MANIFEST).exists():
+    if records is not None and not (directory / MANIFEST).exists():
         return {}
-    return files.read_manifest(directory, "export")
+    return read_manifest(directory, "export")
 
 
 def _refuse_elsewhere(directory: Path, manifest: dict[str, Any]) -> None:

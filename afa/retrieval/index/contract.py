@@ -59,7 +59,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture of the gallery."""
+    """An image of the gallery."""
 
     id: Id
     class_name: str
@@ -91,13 +91,13 @@ class Index(abc.ABC):
         classes: Sequence[str] | None = None,
         ids: Sequence[Id] | None = None,
     ) -> Results:
-        """The k most similar pictures of each query.
+        """The k most similar images of each query.
 
         Args:
           queries: unit vectors, (q, d).
           k: results a query.
-          classes: searches among pictures of these classes alone.
-          ids: searches among these pictures alone; ids that the index does not hold count for
+          classes: searches among images of these classes alone.
+          ids: searches among these images alone; ids that the index does not hold count for
             nothing.
 
         Returns:
@@ -106,13 +106,13 @@ class Index(abc.ABC):
 
         Raises:
           UserError: queries of another dimension, not finite or not of unit length, a k that is
-            below 1 or above the number of pictures, a class that the index does not hold, or an
+            below 1 or above the number of images, a class that the index does not hold, or an
             empty index.
         """
         if not self._is_one_query(queries):
             queries = self._checked(queries)
         if not 1 <= k <= len(self):
-            raise UserError(f"k={k} is not between 1 and {len(self)}, the pictures in the index")
+            raise UserError(f"k={k} is not between 1 and {len(self)}, the images in the index")
         chosen = None if classes is None and ids is None else self._filter(classes, ids)
         if not len(queries):
             return Results(np.zeros((0, k), self._id_type()), np.zeros((0, k), np.float32))
@@ -125,7 +125,7 @@ class Index(abc.ABC):
         classes: Sequence[str] | None = None,
         ids: Sequence[Id] | None = None,
     ) -> list[tuple[list[Id], Float32[np.ndarray, "_"]]]:
-        """Every picture at least this similar to each query, best first; of an approximate engine
+        """Every image at least this similar to each query, best first; of an approximate engine
         those that it finds.
 
         Args:
@@ -144,7 +144,7 @@ class Index(abc.ABC):
 
     @abc.abstractmethod
     def lookup(self, ids: Sequence[Id]) -> list[Entry]:
-        """Class and path of pictures.
+        """Class and path of images.
 
         Raises:
           UserError: an id that the index does not hold.
@@ -162,7 +162,7 @@ class Index(abc.ABC):
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """Pictures that can be found."""
+        """Images that can be found."""
 
     @abc.abstractmethod
     def info(self) -> dict[str, Any]:
@@ -194,12 +194,12 @@ class Index(abc.ABC):
         there = self.holds(ids)
         if there.any():
             one = as_ids("ids", ids)[there.argmax()]
-            raise UserError(f"the index holds {one!r} already (update replaces a picture)")
+            raise UserError(f"the index holds {one!r} already (update replaces an image)")
 
     # ---- changes -------------------------------------------------------------------------------
 
     def add(self, records: Records) -> None:
-        """Adds pictures.
+        """Adds images.
 
         Raises:
           UserError: another dimension, ids of the other kind, or an id that is there already.
@@ -210,19 +210,19 @@ class Index(abc.ABC):
         self._add(records)
 
     def remove(self, ids: Sequence[Id]) -> None:
-        """Removes pictures.
+        """Removes images.
 
         Raises:
           UserError: an id that is not there, or all that there are. Nothing is removed then.
         """
         chosen = self._known(ids)
         if len(chosen) >= len(self):
-            raise UserError(f"an index cannot become empty: {len(chosen)} of {len(self)} pictures")
+            raise UserError(f"an index cannot become empty: {len(chosen)} of {len(self)} images")
         if len(chosen):
             self._remove(chosen)
 
     def update(self, records: Records) -> None:
-        """Replaces pictures by others of the same ids.
+        """Replaces images by others of the same ids.
 
         Raises:
           UserError: another dimension, or an id that is not there. Nothing is replaced then.
@@ -322,5 +322,5 @@ class Index(abc.ABC):
         check_kind(chosen, self._id_type())
         there = self._held(chosen)
         if not there.all():
-            raise UserError(f"the index holds no picture {chosen[there.argmin()]!r}")
+            raise UserError(f"the index holds no image {chosen[there.argmin()]!r}")
         return chosen

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from afa.errors import UserError, nearest
-from afa.retrieval import export, files
+from afa.manifest import named_by_content, publish, refuse_if_changed, staged
+from afa.retrieval import export
 from afa.retrieval.exact import PADDING
 from afa.retrieval.index import flat
 from afa.retrieval.index.contract import Entry, Index, Results
@@ -99,7 +100,7 @@ class LocalIndex(Index):
         return self._count
 
     def records(self) -> Records:
-        """Every picture that can be found."""
+        """Every image that can be found."""
         everything = self._base if self._tail is None else self._base.joined(self._tail)
         return everything if self._whole else everything.rows(self._alive)
 
@@ -206,7 +207,7 @@ class LocalIndex(Index):
             raise
 
     def compact(self) -> None:
-        """Builds the engine again over every picture that can be found."""
+        """Builds the engine again over every image that can be found."""
         records = self.records()
         engine = self._build(records.vectors)
         self._base, self._tail, self._engine = records, None, engine
@@ -285,13 +286,13 @@ class LocalIndex(Index):
         target = self._home if directory is None else Path(directory).resolve()
         if target is None:
             raise UserError("the index was never saved: save needs a directory")
-        with files.staged(target) as stage:
+        with staged(target) as stage:
             before = None
             if target == self._home:
-                files.refuse_if_changed(target, self._published)
+                refuse_if_changed(target, self._published)
                 before = self._saved
             manifest, keep = self._written(stage, before)
-            files.publish(stage, target, manifest, keep)
+            publish(stage, target, manifest, keep)
         self.opened(target, manifest)
 
     def opened(self, directory: Path, manifest: dict[str, Any]) -> None:
@@ -325,5 +326,5 @@ class LocalIndex(Index):
         draft = stage / "removed.npy"
         rows = np.flatnonzero(~self._alive)
         np.save(draft, rows)
-        path, digest = files.named_by_content(draft, "removed", ".npy")
+        path, digest = named_by_content(draft, "removed", ".npy")
         return {"file": path.name, "rows": len(rows), "sha256": digest}

@@ -24,7 +24,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from afa.errors import UserError, choose
-from afa.retrieval import export, files
+from afa.manifest import publish, refuse_if_changed, staged
+from afa.retrieval import export
 from afa.retrieval.index.contract import Entry, Index, Results
 from afa.retrieval.index.uri import FIELD, Address
 from afa.retrieval.records import Id, Ids, Records, kind_of
@@ -249,10 +250,10 @@ class MilvusIndex(Index):
         self.manifest = self._published = manifest
 
     def _publish(self, directory: Path, manifest: dict[str, Any]) -> None:
-        with files.staged(directory) as stage:
+        with staged(directory) as stage:
             if directory == self._home:
-                files.refuse_if_changed(directory, self._published)
-            files.publish(stage, directory, manifest, [s["file"] for s in manifest["shards"]])
+                refuse_if_changed(directory, self._published)
+            publish(stage, directory, manifest, [s["file"] for s in manifest["shards"]])
         self._published = manifest
 
     def drop(self) -> None:

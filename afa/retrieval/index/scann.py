@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from afa.errors import UserError
-from afa.retrieval import files
+from afa.manifest import file_sha256
 from afa.retrieval.exact import PADDING
 from afa.retrieval.index import flat
 from afa.retrieval.index.local import Allowed, Engine, Found, Near
@@ -327,7 +327,7 @@ def _serialize(searcher: Any, stage: Path) -> tuple[str, dict[str, str]]:
         searcher.serialize(str(draft), relative_path=True)
     except RuntimeError as error:  # what ScaNN makes of a full disk
         raise OSError(str(error)) from error
-    sums = {path.name: files.file_sha256(path) for path in sorted(draft.iterdir())}
+    sums = {path.name: file_sha256(path) for path in sorted(draft.iterdir())}
     digest = hashlib.sha256("".join(sums.values()).encode()).hexdigest()
     folder = draft.rename(stage / f"scann-{digest[:12]}")
     return folder.name, sums
@@ -341,7 +341,7 @@ def _verify(folder: Path, sums: dict[str, str]) -> None:
             raise UserError(f"{folder / name} does not belong to the index; build it again")
         if name not in present:
             raise UserError(f"{folder / name} is missing; build the index again")
-        if files.file_sha256(folder / name) != sums[name]:
+        if file_sha256(folder / name) != sums[name]:
             raise UserError(f"{folder / name} is damaged (sha256 differs); build the index again")
 
 

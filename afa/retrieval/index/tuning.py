@@ -21,7 +21,7 @@ from afa.retrieval.records import Records
 
 QUERIES = 1000  # a share of them that is missed is told to 0.1 %
 SINGLE_QUERIES = 200  # enough to time them one by one
-SCORE_TOLERANCE = 1e-5  # an equal similarity counts: copies of a picture stand for each other
+SCORE_TOLERANCE = 1e-5  # an equal similarity counts: copies of an image stand for each other
 MEASURED_SEED = 1
 TIMED_SECONDS = 0.1  # a measurement repeats until it took this long
 REORDERED = (10, 15, 20, 30, 40, 80, 160, 320, 640)
@@ -92,7 +92,7 @@ class Truth:
           UserError: no more than k rows.
         """
         if len(vectors) <= k:
-            raise UserError(f"k={k} needs more than {len(vectors)} pictures to be measured with")
+            raise UserError(f"k={k} needs more than {len(vectors)} images to be measured with")
         drawn = np.random.default_rng(seed).permutation(len(vectors))[:QUERIES]
         own = np.sort(drawn).astype(np.int64)
         scores = exact.topk(vectors[own], vectors, k, exclude=own)[0]
@@ -121,7 +121,7 @@ def measure(
       `single_queries_per_second`: one query a call.
 
     Raises:
-      UserError: fewer than two pictures.
+      UserError: fewer than two images.
     """
     truth = Truth.of(records.vectors, max(1, min(k, len(records) - 1)), seed)
     queries, wanted = truth.queries, truth.k + 1  # one is the query itself
@@ -163,7 +163,7 @@ def tune(
       note: is told what is done.
 
     Raises:
-      UserError: a target outside of (0, 1], too few pictures, or no ScaNN.
+      UserError: a target outside of (0, 1], too few images, or no ScaNN.
     """
     if not 0 < target <= 1:
         raise UserError(f"retrieval.target_recall={target} must lie in (0, 1]")

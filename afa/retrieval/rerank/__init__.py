@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from afa.retrieval.rerank.contract import PictureReranker, Reranker, Scorer
+from afa.retrieval.rerank.contract import ImageReranker, Reranker, Scorer
 from afa.retrieval.rerank.diffusion import diffuse
 from afa.retrieval.rerank.expansion import both, database_augmentation, query_expansion
 from afa.retrieval.rerank.geometry import geometric_verification, local_matches
@@ -46,7 +46,7 @@ class Evidence:
       weights: values of the weight that are tried.
     """
 
-    reranker: PictureReranker
+    reranker: ImageReranker
     grid: Mapping[str, Sequence[Any]]
     weights: Sequence[float]
 
@@ -75,12 +75,12 @@ METHODS: dict[str, Method] = {
 }
 
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-PLACES_SCALES = (1.0, 2.0)  # the local view of a larger picture has more and finer places
+LOCAL_SCALES = (1.0, 2.0)  # the local view of a larger image has more and finer places
 
 EVIDENCE: dict[str, Evidence] = {
     "class posterior": Evidence(class_agreement, {}, (0.03, 0.1, 0.3, 1.0)),
-    "local matches": Evidence(local_matches, {"scale": PLACES_SCALES}, WEIGHTS),
+    "local matches": Evidence(local_matches, {"scale": LOCAL_SCALES}, WEIGHTS),
     "geometric verification": Evidence(
-        geometric_verification, {"scale": PLACES_SCALES, "tolerance": (0.1, 0.25)}, WEIGHTS
+        geometric_verification, {"scale": LOCAL_SCALES, "tolerance": (0.1, 0.25)}, WEIGHTS
     ),
 }

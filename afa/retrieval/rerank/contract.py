@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int, Int64
 
-from afa.models.pooling import Places
+from afa.models.heads import LocalFeatures
 from afa.retrieval import exact
 
 # queries (unit vectors), exclude (row of each query that is the query itself, -1: none) -> score of
@@ -19,41 +19,41 @@ Reranker = Callable[..., Scorer]
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What is known of some pictures beside their descriptors; a method takes what it needs.
+class ImageFeatures:
+    """What is known of some images beside their descriptors; a method takes what it needs.
 
     Attributes:
       vectors: unit descriptors.
       posterior: probabilities of the training classes; no columns when nobody asks for them.
-      places: scale of the pictures -> the strongest places of their local view.
+      places: scale of the images -> the strongest places of their local view.
       multi_scale: (scales, power) -> unit descriptors of several scales combined.
     """
 
     vectors: Float32[np.ndarray, "n d"]
     posterior: Float32[np.ndarray, "n classes"]
-    places: Mapping[float, Places] = field(default_factory=dict)
+    local_features: Mapping[float, LocalFeatures] = field(default_factory=dict)
     multi_scale: Mapping[tuple[tuple[float, ...], float], np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, vectors: Float32[np.ndarray, "n d"]) -> "Pictures":
-        """Pictures of which there are descriptors alone."""
+    def of(cls, vectors: Float32[np.ndarray, "n d"]) -> "Images":
+        """Images of which there are descriptors alone."""
         return cls(vectors, np.zeros((len(vectors), 0), np.float32))
 
-    def rows(self, index: Int[np.ndarray, "m"] | slice) -> "Pictures":
-        """The pictures at `index`."""
-        parts = (self.vectors, self.posterior, dict(self.places), dict(self.multi_scale))
-        return Pictures(*jax.tree.map(lambda part: part[index], parts))
+    def rows(self, index: Int[np.ndarray, "m"] | slice) -> "Images":
+        """The images at `index`."""
+        parts = (self.vectors, self.posterior, dict(self.local_features), dict(self.multi_scale))
+        return ImageFeatures(*jax.tree.map(lambda part: part[index], parts))
 
 
-# As Scorer and Reranker, for methods that need more of a picture than its descriptor.
-PictureScorer = Callable[[Pictures, np.ndarray], np.ndarray]
-PictureReranker = Callable[..., PictureScorer]
+# As Scorer and Reranker, for methods that need more of an image than its descriptor.
+ImageScorer = Callable[[ImageFeatures, np.ndarray], np.ndarray]
+ImageReranker = Callable[..., ImageScorer]
 
 
-def of_vectors(reranker: Reranker) -> PictureReranker:
-    """A method of descriptors as one of pictures."""
+def of_vectors(reranker: Reranker) -> ImageReranker:
+    """A method of descriptors as one of images."""
 
-    def rerank(gallery: Pictures, **settings: object) -> PictureScorer:
+    def rerank(gallery: ImageFeatures, **settings: object) -> ImageScorer:
         score = reranker(gallery.vectors, **settings)
         return lambda queries, exclude: score(queries.vectors, exclude)
 

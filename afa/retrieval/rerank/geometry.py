@@ -1,4 +1,4 @@
-"""Geometric verification: do the places of two pictures match under one affine map?
+"""Geometric verification: do the places of two images match under one affine map?
 
 Philbin et al. 2007 ("Object Retrieval with Large Vocabularies", section 4): matches between the
 local descriptors of query and candidate, an affine map by RANSAC (Fischler and Bolles 1981), and
@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int64
 
-from afa.models.pooling import Places
-from afa.retrieval.rerank.contract import Pictures, PictureScorer, neighbours
+from afa.models.heads import LocalFeatures
+from afa.retrieval.rerank.contract import ImageFeatures, ImageScorer, neighbours
 
 CANDIDATES = 100  # results that are looked at; the others have no evidence
 HYPOTHESES = 128
 SEED = 0  # of the samples that hypotheses are made from
 MINIMUM = 3  # matches that fix an affine map: they fit it whether it is right or not
-SMALLEST = 1e-3  # area of a sample's parallelogram, as a share of the picture's
+SMALLEST = 1e-3  # area of a sample's parallelogram, as a share of the image's
 LARGEST_CHANGE = 8.0  # of area, between two views of one object
 SHARPNESS = 3.0  # exponent of a match's similarity, which is its weight
 
@@ -48,31 +48,35 @@ class Affine(NamedTuple):
     sound: Bool[Array, ""]
 
 
-def local_matches(gallery: Pictures, *, scale: float) -> PictureScorer:
+def local_matches(gallery: ImageFeatures, *, scale: float) -> ImageScorer:
     """Evidence of the matches alone, wherever they lie: what geometry is measured against.
 
     Args:
       gallery: with places.
-      scale: of the pictures that the places are of.
+      scale: of the images that the places are of.
     """
     return _scorer(gallery, scale, None)
 
 
-def geometric_verification(gallery: Pictures, *, scale: float, tolerance: float) -> PictureScorer:
+def geometric_verification(
+    gallery: ImageFeatures, *, scale: float, tolerance: float
+) -> ImageScorer:
     """Evidence of the matches that agree on one affine map.
 
     Args:
       gallery: with places.
-      scale: of the pictures that the places are of.
-      tolerance: distance to where the map takes a place, as a share of the picture's side.
+      scale: of the images that the places are of.
+      tolerance: distance to where the map takes a place, as a share of the image's side.
     """
     return _scorer(gallery, scale, tolerance)
 
 
-def _scorer(gallery: Pictures, scale: float, tolerance: float | None) -> PictureScorer:
-    def score(queries: Pictures, exclude: Int64[np.ndarray, "q"]) -> Float32[np.ndarray, "q n"]:
+def _scorer(gallery: ImageFeatures, scale: float, tolerance: float | None) -> ImageScorer:
+    def score(
+        queries: ImageFeatures, exclude: Int64[np.ndarray, "q"]
+    ) -> Float32[np.ndarray, "q n"]:
         found = neighbours(queries.vectors, gallery.vectors, CANDIDATES, exclude)[1]
-        asked, offered = queries.places[scale], gallery.places[scale]
+        asked, offered = queries.local_features[scale], gallery.local_features[scale]
         scores = np.zeros((len(found), len(gallery.vectors)), np.float32)
         for i, rows in enumerate(found):
             candidates = jax.tree.map(lambda part, rows=rows: part[rows], offered)
@@ -84,7 +88,7 @@ def _scorer(gallery: Pictures, scale: float, tolerance: float | None) -> Picture
 
 
 def evidence(
-    query: Places, candidates: Places, tolerance: float | None
+    query: LocalFeatures, candidates: LocalFeatures, tolerance: float | None
 ) -> Float32[np.ndarray, "c"]:
     """How much the places of one query and of each candidate have in common.
 
@@ -92,8 +96,8 @@ def evidence(
     divided by the number of places: between 0 and 1.
 
     Args:
-      query: one picture.
-      candidates: any number of pictures, with as many places each.
+      query: one image.
+      candidates: any number of images, with as many places each.
       tolerance: as `geometric_verification`; None takes matches wherever they lie.
     """
     count = len(candidates.strength)
@@ -114,13 +118,13 @@ def draws(hypotheses: int = HYPOTHESES, seed: int = SEED) -> Float32[np.ndarray,
 
 @functools.partial(jax.jit, static_argnums=4)
 def _evidence(
-    query: Places,
-    candidates: Places,
+    query: LocalFeatures,
+    candidates: LocalFeatures,
     draw: Float[Array, "h 3"],
     tolerance: Float[Array, ""],
     verified: bool,
 ) -> Float[Array, "c"]:
-    def one(candidate: Places) -> Float[Array, ""]:
+    def one(candidate: LocalFeatures) -> Float[Array, ""]:
         matches = mutual(jax.tree.map(lambda part: part[0], query), candidate)
         if not verified:
             return matches.weight.mean()
@@ -132,10 +136,10 @@ def _evidence(
     return jax.vmap(one)(candidates)
 
 
-def mutual(query: Places, candidate: Places) -> Matches:
+def mutual(query: LocalFeatures, candidate: LocalFeatures) -> Matches:
     """Places that are each other's nearest; those without a direction match nothing.
 
-    Args: single pictures, without the leading axis.
+    Args: single images, without the leading axis.
     """
     similarity = query.descriptor @ candidate.descriptor.T
     forth, back = jnp.argmax(similarity, axis=1), jnp.argmax(similarity, axis=0)

@@ -1,4 +1,4 @@
-"""k-reciprocal re-ranking: two pictures are alike that have the same mutual neighbours.
+"""k-reciprocal re-ranking: two images are alike that have the same mutual neighbours.
 
 Zhong et al. 2017 ("Re-ranking Person Re-identification with k-reciprocal Encoding"). Every query is
 answered by itself, as in a service: the neighbourhoods are those of the gallery and this query.

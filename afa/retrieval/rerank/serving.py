@@ -1,6 +1,6 @@
 """A re-ranker at work: settings that validation classes chose, kept with the run, used by a search.
 
-Only methods that need descriptors alone are served: an index holds nothing else of its pictures.
+Only methods that need descriptors alone are served: an index holds nothing else of its images.
 """
 
 import json
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from afa.errors import UserError, choose
-from afa.report.writers import write_json
 from afa.retrieval.index.contract import Index, Results
 from afa.retrieval.index.local import LocalIndex
 from afa.retrieval.rerank import METHODS, word
+from afa.train.logging import write_json
 
 FILE = "rerank.json"
 SERVED = {word(name): name for name in METHODS if name != "plain"}
@@ -62,7 +62,7 @@ def ranker(run: Path, index: Index, name: str) -> Ranker:
 
     def rank(queries: np.ndarray, k: int) -> Results:
         if not 1 <= k <= len(records):
-            raise UserError(f"k={k} is not between 1 and {len(records)}, the pictures in the index")
+            raise UserError(f"k={k} is not between 1 and {len(records)}, the images in the index")
         scores = np.asarray(score(queries, np.full(len(queries), -1)))
         rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return Results(records.ids[rows], np.take_along_axis(scores, rows, axis=1))

@@ -1,7 +1,7 @@
 """Whitening: descriptors turned and scaled so that no direction outweighs the others.
 
 PCA whitening (Jégou and Chum 2012) needs no labels. Learned whitening (Mikolajczyk and Matas 2007;
-Radenović et al. 2019, section 3.3) scales away what differs between pictures of one object, then
+Radenović et al. 2019, section 3.3) scales away what differs between images of one object, then
 keeps the directions in which objects differ. Both are fitted on training classes.
 """
 
@@ -71,7 +71,7 @@ def learned_whitening(
         raise UserError(f"labels has {len(labels)} entries for {len(vectors)} vectors")
     _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if counts.max() < 2:
-        raise UserError("learned whitening needs a class with at least 2 pictures")
+        raise UserError("learned whitening needs a class with at least 2 images")
     sums = np.zeros((len(counts), wide.shape[1]))
     np.add.at(sums, place, wide)
     within = wide - (sums / counts[:, None])[place]

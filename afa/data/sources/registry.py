@@ -1,0 +1,60 @@
+"""The table of data sets: `data.name` -> images in three class-disjoint splits."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+
+from afa.config import DataConfig
+from afa.data.sources.tfds import PREFIX, PROTOCOLS, load_tfds
+from afa.data.types import Dataset
+from afa.errors import UserError, nearest
+from afa.train.logging import write_json
+
+# Module and function of each set: only who needs one imports it.
+SETS = {
+    "synthetic": ("afa.data.synthetic.dataset", "load_synthetic"),
+    "folder": ("afa.data.sources.folder", "load_folder"),
+    "gldv2": ("afa.data.sources.gldv2", "load_gldv2"),
+    "inshop": ("afa.data.sources.inshop", "load_inshop"),
+}
+
+
+def load(config: DataConfig) -> Dataset:
+    """Loads the data set `config.name`: one of the table, or tfds:NAME.
+
+    Raises:
+      UserError: no such data set (the nearest name is given), or its data are not usable.
+    """
+    if config.name in SETS:
+        module, function = SETS[config.name]
+        return getattr(importlib.import_module(module), function)(config)
+    if config.name.startswith(PREFIX) and config.name != PREFIX:
+        return load_tfds(config)
+    known = [*SETS, *(PREFIX + name for name in PROTOCOLS)]
+    raise UserError(
+        f"data.name={config.name!r} is unknown{nearest(config.name, known)} "
+        f"(allowed: {', '.join(SETS)}, {PREFIX}NAME)"
+    )
+
+
+def save_split(dataset: Dataset, path: Path) -> None:
+    """Writes who is where as JSON: protocol, fingerprint, classes and image ids of each split,
+    and which of them are catalogue images or a gallery set apart."""
+    splits = {}
+    for split, images in dataset.splits.items():
+        splits[split] = {
+            "classes": [dataset.class_names[c] for c in images.classes],
+            "ids": list(images.ids),
+        }
+        for part, marks in (("catalogue", images.catalogue), ("gallery", images.gallery)):
+            if marks is not None and marks.any():
+                splits[split][part] = [images.ids[i] for i in np.flatnonzero(marks)]
+    content = {
+        "data": dataset.name,
+        "protocol": dataset.protocol,
+        "fingerprint": dataset.fingerprint,
+        "skipped": list(dataset.skipped),
+        "splits": splits,
+    }
+    write_json(path, content)

@@ -1,0 +1,1 @@
+"""The images of the synthetic data set: procedural objects, ray-cast with NumPy alone."""

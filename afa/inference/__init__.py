@@ -1,0 +1,1 @@
+"""Predict functions: images in, descriptors out."""

@@ -1,0 +1,290 @@
+"""Image sets -> descriptors, on all devices."""
+
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32, PyTree, UInt8
+
+from afa import parallel
+from afa.config import ExperimentConfig, with_changes
+from afa.data.pipeline import Corruption, eval_batches
+from afa.data.types import ImageSet
+from afa.errors import UserError
+from afa.models import backbones, layers
+from afa.models.embedder import Networks, named
+from afa.models.fusion import fuse
+from afa.models.heads import LocalFeatures
+from afa.train.steps import to_unit
+
+PIXEL_SIDE = 16  # raw-pixel descriptors: images of this side
+ONE_SIZE = ("restored", "discriminator")  # blocks of networks that know one size of image
+Corruptions = Corruption | Sequence[Corruption] | None  # of all images, of each, of none
+
+
+@dataclass(frozen=True)
+class DescriptorBlocks:
+    """Descriptor blocks of some images, block -> (n, d) unit rows, and gates, block -> (n,)."""
+
+    blocks: dict[str, Float32[np.ndarray, "n _"]]
+    gates: dict[str, Float32[np.ndarray, "n"]]
+
+    def fused(self, weights: Mapping[str, float]) -> Float32[np.ndarray, "n d"]:
+        """One unit vector an image (`afa.models.fusion.fuse`)."""
+        return np.asarray(_fuse(self.blocks, weights, self.gates))
+
+    def rows(self, index: np.ndarray) -> "Described":
+        """The images at `index`."""
+        return DescriptorBlocks(*jax.tree.map(lambda x: x[index], (self.blocks, self.gates)))
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Descriptor blocks of some images at several scales of them.
+
+    Attributes:
+      scales: scale -> the blocks of F that are wanted.
+      rest: the wanted blocks of G and D, at the size they were trained for.
+    """
+
+    scales: dict[float, DescriptorBlocks]
+    rest: DescriptorBlocks
+
+    def fused(
+        self, weights: Mapping[str, float], scales: Sequence[float], power: float = 1.0
+    ) -> Float32[np.ndarray, "n d"]:
+        """One unit vector an image: every block is the mean over scales at unit length.
+
+        Args:
+          scales: some of those there are.
+          power: exponent of a generalised mean that keeps signs: of x^power, which is |x|^power
+            with the sign of x (the descriptors of Radenović et al. 2019 are positive); 1 is the
+            mean.
+        """
+        names = self.scales[scales[0]].blocks
+        blocks = {
+            name: _mean([self.scales[each].blocks[name] for each in scales], power)
+            for name in names
+        }
+        return DescriptorBlocks(blocks | self.rest.blocks, self.rest.gates).fused(weights)
+
+
+def _mean(blocks: Sequence[Float32[np.ndarray, "n d"]], power: float) -> Float32[np.ndarray, "n d"]:
+    if len(blocks) == 1:
+        return blocks[0]
+    if power != 1:
+        blocks = [_signed_power(block, power) for block in blocks]
+    mean = np.mean(blocks, axis=0)
+    mean = mean if power == 1 else _signed_power(mean, 1 / power)
+    return np.asarray(layers.l2_normalise(jnp.asarray(mean)))
+
+
+def _signed_power(x: Float32[np.ndarray, "n d"], power: float) -> Float32[np.ndarray, "n d"]:
+    return np.sign(x) * np.abs(x) ** np.float32(power)
+
+
+@functools.partial(jax.jit, static_argnames="names")
+def _fuse_named(blocks: PyTree, weights: PyTree, gates: PyTree, names: tuple[str, ...]) -> Array:
+    return fuse(blocks, {name: weights[name] for name in names}, gates)
+
+
+def _fuse(blocks: PyTree, weights: Mapping[str, float], gates: PyTree) -> Array:
+    # The weights are traced: choosing them tries many values with one compiled function.
+    names = tuple(weights)
+    return _fuse_named(
+        {name: blocks[name] for name in names},
+        {name: np.float32(weight) for name, weight in weights.items()},
+        {name: gate for name, gate in gates.items() if name in names},
+        names,
+    )
+
+
+class Embedding:
+    """The predict functions of a run; each compiles once.
+
+    `variables` is what `TrainState.search_variables` returns.
+    """
+
+    def __init__(self, networks: Networks, config: ExperimentConfig) -> None:
+        self.networks, self.config = networks, config
+
+        def all_blocks(variables: PyTree, images: Array) -> PyTree:
+            return networks.blocks(variables, to_unit(images))
+
+        def plain(variables: PyTree, images: Array) -> PyTree:
+            descriptors = layers.apply(
+                networks.embedder, variables["embedder"], to_unit(images), train=False
+            )
+            return named(descriptors)
+
+        def restore(variables: PyTree, images: Array) -> tuple[Array, Array]:
+            return to_unit(images), networks.restore(variables, to_unit(images))
+
+        self._blocks = parallel.map_rows(all_blocks)
+        self._plain = parallel.map_rows(plain)
+        self._restore = parallel.map_rows(restore)
+        self._fused: dict[tuple[tuple[str, float], ...], Callable] = {}
+        self._some: dict[tuple[str, ...], Callable] = {}
+        self._local_features: dict[int, Callable] = {}
+        self._scaled: dict[int, Embedding] = {config.data.image_size: self}
+
+    def at(self, scale: float) -> "Embedding":
+        """The same networks on larger or smaller images; each size of them compiles once.
+
+        Raises:
+          UserError: a scale that is not above 0.
+        """
+        side = scaled_side(self.config, scale)
+        if side not in self._scaled:
+            config = with_changes(self.config, **{"data.image_size": side})
+            self._scaled[side] = Embedding(self.networks, config)
+        return self._scaled[side]
+
+    def blocks(
+        self, variables: PyTree, images: ImageSet, corruption: Corruptions = None
+    ) -> DescriptorBlocks:
+        """Every block of every image."""
+        blocks, gates = self._over(self._blocks, variables, images, corruption)
+        return DescriptorBlocks(blocks, gates)
+
+    def plain(
+        self, variables: PyTree, images: ImageSet, corruption: Corruptions = None
+    ) -> DescriptorBlocks:
+        """The blocks that need one pass through F: global, local, and both fused."""
+        return DescriptorBlocks(self._over(self._plain, variables, images, corruption), {})
+
+    def restored(
+        self, variables: PyTree, images: ImageSet, corruption: Corruptions = None
+    ) -> tuple[Float32[np.ndarray, "n h w 3"], Float32[np.ndarray, "n h w 3"]]:
+        """The images as they are seen, and G's, in [0, 1]."""
+        return self._over(self._restore, variables, images, corruption)
+
+    def fused(self, weights: Mapping[str, float]) -> Callable[..., Float32[np.ndarray, "n d"]]:
+        """The function that search uses, of variables, images and a corruption: only the blocks
+        that have a weight are computed, and each choice of weights compiles once."""
+        key = tuple(weights.items())
+        if key not in self._fused:
+
+            def embed(variables: PyTree, images: Array) -> Array:
+                blocks, gates = self.networks.blocks(variables, to_unit(images), tuple(weights))
+                return fuse(blocks, weights, gates)
+
+            self._fused[key] = parallel.map_rows(embed)
+        mapped = self._fused[key]
+        return lambda variables, images, corruption=None: self._over(
+            mapped, variables, images, corruption
+        )
+
+    def multi_scale(
+        self, weights: Mapping[str, float], scales: Sequence[float], power: float = 1.0
+    ) -> Callable[..., Float32[np.ndarray, "n d"]]:
+        """As `fused`, of images at several scales (`Pyramid.fused`)."""
+
+        def embed(
+            variables: PyTree, images: ImageSet, corruption: Corruptions = None
+        ) -> Float32[np.ndarray, "n d"]:
+            pyramid = self.pyramid(variables, images, weights, scales, corruption)
+            return pyramid.fused(weights, scales, power)
+
+        return embed
+
+    def pyramid(
+        self,
+        variables: PyTree,
+        images: ImageSet,
+        wanted: Collection[str],
+        scales: Sequence[float],
+        corruption: Corruptions = None,
+    ) -> Pyramid:
+        """The wanted blocks of every image, those of F at every scale."""
+        ours = tuple(name for name in wanted if name not in ONE_SIZE)
+        rest = tuple(name for name in wanted if name in ONE_SIZE)
+        found = {each: self.at(each).some(variables, images, ours, corruption) for each in scales}
+        return Pyramid(found, self.some(variables, images, rest, corruption))
+
+    def some(
+        self,
+        variables: PyTree,
+        images: ImageSet,
+        wanted: tuple[str, ...],
+        corruption: Corruptions = None,
+    ) -> DescriptorBlocks:
+        """The wanted blocks alone, and their gates."""
+        if not wanted:
+            return DescriptorBlocks({}, {})
+        if wanted not in self._some:
+
+            def described(variables: PyTree, images: Array) -> PyTree:
+                blocks, gates = self.networks.blocks(variables, to_unit(images), wanted)
+                return {name: blocks[name] for name in wanted}, gates
+
+            self._some[wanted] = parallel.map_rows(described)
+        return DescriptorBlocks(*self._over(self._some[wanted], variables, images, corruption))
+
+    def local_features(self, variables: PyTree, images: ImageSet, count: int) -> LocalFeatures:
+        """The `count` strongest places of the local view of every image, or all there are."""
+        if count not in self._local_features:
+
+            def strongest(variables: PyTree, images: Array) -> LocalFeatures:
+                return self.networks.local_features(variables, to_unit(images), count)
+
+            self._local_features[count] = parallel.map_rows(strongest)
+        return self._over(self._local_features[count], variables, images, None)
+
+    def _over(
+        self, function: Callable, variables: PyTree, images: ImageSet, corruption: Corruptions
+    ) -> PyTree:
+        """A mapped function over all images, in batches of one shape."""
+        size = self.config.evaluation.batch_size
+        outputs = []
+        for batch in eval_batches(images, self.config.data, size, corruption, self.config.seed):
+            padding = np.repeat(batch[-1:], size - len(batch), axis=0)
+            out = function(variables, np.concatenate([batch, padding]))
+            outputs.append(jax.tree.map(functools.partial(_first, len(batch)), out))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+
+
+def scaled_side(config: ExperimentConfig, scale: float) -> int:
+    """Side of the images at a scale, in pixels: the nearest that the backbone can take.
+
+    Raises:
+      UserError: a scale that is not above 0.
+    """
+    if not 0 < scale < float("inf"):
+        raise UserError(f"scale={scale} must be above 0")
+    member = backbones.member(config.backbone.name)
+    step = member.multiple
+    least = -(-member.smallest // step) * step
+    return max(least, step * round(scale * config.data.image_size / step))
+
+
+def _first(count: int, rows: np.ndarray) -> np.ndarray:
+    return rows[:count]
+
+
+def pixels(
+    images: ImageSet, config: ExperimentConfig, corruption: Corruptions = None
+) -> DescriptorBlocks:
+    """Raw pixels as descriptors: 16 x 16 RGB, mean removed, unit length."""
+
+    def rows() -> Iterator[np.ndarray]:
+        size = config.evaluation.batch_size
+        for batch in eval_batches(images, config.data, size, corruption, config.seed):
+            yield _shrunk(batch)
+
+    flat = np.concatenate(list(rows()))
+    flat = flat - flat.mean(axis=1, keepdims=True)
+    norms = np.sqrt(np.sum(flat * flat, axis=1, keepdims=True) + 1e-6)
+    unit = np.where(norms > 1e-2, flat / norms, 1 / np.sqrt(flat.shape[1]))
+    return DescriptorBlocks({"pixels": unit.astype(np.float32)}, {})
+
+
+def _shrunk(batch: UInt8[np.ndarray, "b s s 3"]) -> Float32[np.ndarray, "b p"]:
+    import cv2
+
+    side = (PIXEL_SIDE, PIXEL_SIDE)
+    small = [cv2.resize(each, side, interpolation=cv2.INTER_AREA) for each in batch]
+    return np.stack(small).reshape(len(batch), -1).astype(np.float32) / 255

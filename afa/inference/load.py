@@ -1,0 +1,102 @@
+"""The networks of a finished run, which describe images as its gallery was described."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float32, PyTree
+
+from afa import config as configuration
+from afa.config import ExperimentConfig
+from afa.data.pipeline import preprocessing
+from afa.data.types import ImageSet, RawImage
+from afa.errors import UserError
+from afa.inference.embed import Embedding
+from afa.manifest import read_manifest
+from afa.models import embedder
+from afa.retrieval import export
+from afa.train import optim, state
+from afa.train.checkpoint import Checkpoints
+from afa.train.state import TrainState, checkpoint_id
+from afa.workdir import Workdir
+
+GALLERYS_OWN = (*export.OWN, "unknown")  # fields of a manifest that say nothing of the networks
+
+
+class Trained:
+    """Images in, unit vectors out.
+
+    Attributes:
+      home: of the run.
+      config: of the run.
+      record: what a manifest says of the networks: `configuration`, `checkpoint`, `step`,
+        `preprocessing`, `weights` of the fusion, ...
+      variables: of the networks.
+    """
+
+    def __init__(
+        self, home: Workdir, config: ExperimentConfig, record: dict[str, Any], variables: PyTree
+    ) -> None:
+        self.home, self.config, self.record, self.variables = home, config, record, variables
+        networks = embedder.build(config, record["training_classes"])
+        one = dataclasses.replace(config.evaluation, batch_size=1)
+        alone = Embedding(networks, dataclasses.replace(config, evaluation=one))
+        self._one = alone.fused(record["weights"])
+        self._many = Embedding(networks, config).fused(record["weights"])
+
+    @classmethod
+    def load(cls, directory: Path) -> "Trained":
+        """Opens a finished run.
+
+        Raises:
+          UserError: no run, one that is not finished, or embeddings that another checkpoint or
+            preprocessing made.
+        """
+        home = Workdir(directory)
+        if home.stored() is None:
+            raise UserError(f"--run={directory}: holds no run (config.json is missing)")
+        if not home.result.is_file():
+            raise UserError(f"--run={directory}: the run is not finished; start it again to go on")
+        manifest = read_manifest(home.embeddings)
+        record = {name: v for name, v in manifest.items() if name not in GALLERYS_OWN}
+        config = configuration.from_dict(record["configuration"])
+        trained = restore(home, config, record["training_classes"], record["step"])
+        expected = {
+            "checkpoint": checkpoint_id(trained),
+            "preprocessing": preprocessing(config.data) | embedder.preprocessing_record(config),
+        }
+        for name, value in expected.items():
+            if record[name] != value:
+                raise UserError(
+                    f"{home.embeddings} does not fit to the run: {name} {record[name]!r}, not "
+                    f"{value!r}; start the run again"
+                )
+        return cls(home, config, record, trained.search_variables())
+
+    def __call__(self, images: ImageSet) -> Float32[np.ndarray, "n d"]:
+        """Unit vectors of many images."""
+        return self._many(self.variables, images)
+
+    def one(self, image: RawImage) -> Float32[np.ndarray, "1 d"]:
+        """Unit vector of one image."""
+        images = ImageSet([image], np.zeros(1, np.int64), ("query",), np.zeros(1, bool))
+        return self._one(self.variables, images)
+
+
+def restore(home: Workdir, config: ExperimentConfig, classes: int, step: int) -> TrainState:
+    """The state of a run at a step.
+
+    Raises:
+      UserError: the run has no such checkpoint, or its configuration differs.
+    """
+    networks = embedder.build(config, classes)
+    optimisers = optim.optimisers(config, 1, 1, 1)  # only the shape of their state matters here
+    shapes = jax.eval_shape(
+        lambda: state.create(networks, optimisers, config.seed, config.data.image_size)
+    )
+    with Checkpoints(home.checkpoints, config.train.keep_best) as checkpoints:
+        if step not in checkpoints.steps():
+            raise UserError(f"{home.checkpoints} has no checkpoint of step {step}")
+        return checkpoints.restore(shapes, config, step)[0]

@@ -1,0 +1,1 @@
+"""One run from images to report, and what compares finished runs."""

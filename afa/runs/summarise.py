@@ -1,0 +1,129 @@
+"""Several runs of one kind as one result: seeds, or the folds of a cross-validation."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from afa.errors import UserError
+from afa.evaluation import statistics
+from afa.evaluation.metrics.retrieval import metrics_from_ranks
+from afa.evaluation.statistics import Estimate
+from afa.retrieval.exact import positive_ranks
+from afa.retrieval.export import read_export
+from afa.runs.compare import CONDITIONS, Run, common_figures, over_runs
+from afa.workdir import Workdir
+
+FUSED = "fused"  # the row whose descriptors are exported
+ITSELF = "leave_one_out"
+TOGETHER = "fused, together"
+GALLERIES = {"query_gallery": "gallery", "catalogue": "catalogue"}  # protocol -> part of the split
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table under one protocol and condition.
+
+    Attributes:
+      each: the figure of each run.
+      mean: over queries and runs.
+      classes: the mean, with the interval of a bootstrap over classes: would other objects say the
+        same?
+      runs: the mean, with the interval over runs; None for a single one.
+    """
+
+    row: str
+    protocol: str
+    condition: str
+    each: tuple[float, ...]
+    mean: float
+    classes: Estimate
+    runs: Estimate | None
+
+
+def summarise(runs: Sequence[Run], metric: str = "map_at_r") -> list[Line]:
+    """Every row, protocol and condition that all runs have.
+
+    Args:
+      metric: a figure of the per-query table.
+
+    Raises:
+      UserError: runs on different images or queries, an unknown metric, or nothing in common.
+    """
+    lines = []
+    for key, _, labels, values in common_figures(runs, metric):
+        each = np.nanmean(values, axis=1)
+        lines.append(
+            Line(
+                *key,
+                each=tuple(each.tolist()),
+                mean=float(each.mean()),
+                classes=statistics.bootstrap(values.mean(axis=0), labels),
+                runs=over_runs(each),
+            )
+        )
+    return lines
+
+
+def together(runs: Sequence[Run], metric: str = "map_at_r") -> list[Line]:
+    """Clean queries with the fused descriptors of all runs joined to one unit vector: what an
+    ensemble of the folds finds ("concatenated" in Musgrave et al. 2020, section 3.3).
+
+    Raises:
+      UserError: as `summarise`, fewer than two runs, or test images that were not all exported.
+    """
+    if len(runs) < 2:
+        raise UserError("--together needs at least 2 runs")
+    images = _test_images(runs[0])
+    names = images["ids"]
+    exports = [_exported(run, names) for run in runs]
+    vectors = np.concatenate([each for each, _ in exports], axis=1) / np.float32(len(runs) ** 0.5)
+    classes = exports[0][1]
+    place_of = {name: i for i, name in enumerate(names)}
+    found = [
+        (protocol, np.array([place_of[name] for name in queries]), labels)
+        for (row, protocol, condition), queries, labels, _ in common_figures(runs, metric)
+        if row == FUSED and condition == CONDITIONS[0]
+    ]
+    lines = []
+    for protocol, asked, labels in found:
+        gallery = asked
+        if protocol != ITSELF:
+            offered = images.get(GALLERIES[protocol])
+            if offered is None:
+                raise UserError(f"{runs[0].path}: is of an earlier version; start it again")
+            gallery = np.array([place_of[name] for name in offered])
+        ranks = positive_ranks(
+            vectors[asked],
+            vectors[gallery],
+            labels,
+            classes[gallery],
+            np.arange(len(asked)) if protocol == ITSELF else None,
+        )
+        values = metrics_from_ranks(np.asarray(ranks)).per_query[metric]
+        mean = statistics.bootstrap(values, labels)
+        lines.append(Line(TOGETHER, protocol, CONDITIONS[0], (), mean.mean, mean, None))
+    return lines
+
+
+def _test_images(run: Run) -> dict[str, list[str]]:
+    """`ids` of the test images, and which of them are `catalogue` or `gallery`."""
+    path = Workdir(run.path).split
+    try:
+        return json.loads(path.read_text("utf-8"))["splits"]["test"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is no stored split ({error})") from None
+
+
+def _exported(
+    run: Run, names: Sequence[str]
+) -> tuple[Float32[np.ndarray, "n d"], Int64[np.ndarray, "n"]]:
+    """Descriptors and classes of these images."""
+    records, _ = read_export(Workdir(run.path).embeddings)
+    row_of = {str(name): i for i, name in enumerate(records.ids)}
+    if missing := [name for name in names if name not in row_of]:
+        raise UserError(f"{run.path}: its embeddings lack {missing[0]!r}; start the run again")
+    rows = [row_of[name] for name in names]
+    return records.vectors[rows], records.labels[rows]

@@ -1,0 +1,1 @@
+"""Packages for a service without training code."""

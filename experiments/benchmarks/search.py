@@ -1,0 +1,376 @@
+"""Speed of search beside faiss and hnswlib: `python -m experiments.benchmarks.search`.
+
+Every library builds its index in a process of its own over the same vectors, with the same time to
+try kinds of index in; for each the least effort is found that reaches a recall@10, and timed:
+queries a second on one core, all in one call and one after the other. Exact search is
+compared with faiss's, on all cores, and what afa's own layer costs with bare ScaNN; those take
+turns. Needs the extra `bench`.
+"""
+
+import dataclasses
+import importlib.util
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afa.errors import UserError, choose
+from experiments.run import guarded, quiet
+from experiments.search import Parser
+
+PROGRAM = "python -m experiments.benchmarks.search"
+K = 10
+TARGETS = (0.90, 0.95, 0.99)
+QUERIES, SINGLE = 1000, 300
+MOST_CORES = 1.1  # at work while one is timed
+LATENT, NOISE = 32, 0.1  # of clustered vectors: dimensions in which they differ, and the rest
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The fastest way in which a library reaches a recall: 0 queries a second where it never does.
+
+    Attributes:
+      kind: of index, and how it is asked.
+      recall: which it reaches.
+      speed: queries a second on one core.
+      build_seconds: on all cores.
+      megabytes: of memory beside the vectors.
+    """
+
+    kind: str = "not reached"
+    recall: float = 0.0
+    speed: float = 0.0
+    build_seconds: float = 0.0
+    megabytes: float = 0.0
+
+
+Found = dict[str, dict[float, Best]]  # "batch" or "single" -> recall -> best
+
+
+def parser() -> Parser:
+    """The command's options."""
+    options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
+    add = options.add_argument
+    add("--rows", nargs="+", type=int, default=[100_000], help="vectors in a gallery")
+    add("--dimensions", nargs="+", type=int, default=[128, 512], help="of a vector")
+    add("--embeddings", type=Path, default=None, metavar="DIR",
+        help="real vectors instead: those of an export or index")  # fmt: skip
+    add("--engines", default="", help="names with commas between them (default: all)")
+    add("--seconds", type=float, default=120.0, help="for each library to try kinds of index in")
+    add("--parts", default="approximate,exact,layer", help="what is measured")
+    add("--page", type=Path, default=None, metavar="FILE", help="recall against speed as a page")
+    options.add_out()
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+
+
+def _main(words: Sequence[str]) -> int:
+    chosen = parser().parse_args(list(words))
+    quiet()
+    from afa import parallel
+    from afa.train.logging import write_json
+    from experiments.benchmarks.engines import ENGINES
+
+    names = [name for name in chosen.engines.split(",") if name] or list(ENGINES)
+    for name in names:
+        choose("--engines", name, ENGINES)
+    parts = chosen.parts.split(",")
+    for part in parts:
+        choose("--parts", part, PARTS)
+    _require_libraries(parts, names)
+    results = {}
+    for title, vectors, queries in _sets(chosen):
+        print(f"\n{title}: {parallel.platform()}, {os.cpu_count()} cores")
+        given = vectors, queries, names, chosen.seconds
+        results[title] = {part: PARTS[part](title, *given) for part in parts}
+    if chosen.page:
+        _write_page(chosen.page, results)
+    if chosen.out:
+        write_json(chosen.out, {"hardware": parallel.platform(), "sets": results})
+    return 0
+
+
+def _require_libraries(parts: Sequence[str], names: Sequence[str]) -> None:
+    from experiments.benchmarks.engines import LIBRARIES
+
+    needed = {"exact": {"faiss"}, "layer": {"scann"}, "approximate": {LIBRARIES[n] for n in names}}
+    wanted = sorted({library for part in parts for library in needed[part]})
+    missing = [library for library in wanted if importlib.util.find_spec(library) is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)} is not installed: pip install 'afa[bench]'")
+
+
+# ---- vectors -----------------------------------------------------------------------------------
+
+
+def _sets(chosen: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    if chosen.embeddings is not None:
+        from afa.retrieval.export import read_export
+
+        vectors = read_export(chosen.embeddings)[0].vectors
+        order = np.random.default_rng(0).permutation(len(vectors))
+        asked, kept = np.split(vectors[order], [QUERIES])
+        yield f"{len(kept):,} x {vectors.shape[1]}, real", np.ascontiguousarray(kept), asked
+        return
+    for rows in chosen.rows:
+        for dimension in chosen.dimensions:
+            drawn = clustered(rows + QUERIES, dimension)
+            yield f"{rows:,} x {dimension}, clustered", drawn[QUERIES:], drawn[:QUERIES].copy()
+
+
+def clustered(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
+    """Unit vectors like those of images: 100 a class, which differ in few directions."""
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(max(1, rows // 100), LATENT))
+    turn = random.normal(size=(LATENT, dimension)).astype(np.float32) / LATENT**0.5
+    parts = []
+    for begin in range(0, rows, 100_000):
+        count = min(100_000, rows - begin)
+        latent = centres[random.integers(len(centres), size=count)]
+        latent = (latent + 0.6 * random.normal(size=latent.shape)).astype(np.float32)
+        part = latent @ turn
+        part += NOISE * random.standard_normal(part.shape, np.float32)
+        parts.append(part / np.linalg.norm(part, axis=1, keepdims=True))
+    return np.concatenate(parts)
+
+
+# ---- approximate search ------------------------------------------------------------------------
+
+
+def _approximate(
+    title: str, vectors: np.ndarray, queries: np.ndarray, names: Sequence[str], seconds: float
+) -> dict[str, Any]:
+    from afa.retrieval import exact
+
+    truth = exact.topk(queries, vectors, K)[0][:, -1]
+    found: dict[str, Found] = {}
+    curves: dict[str, list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vectors.npy"
+        np.save(path, vectors)
+        for name in names:
+            given = name, str(path), queries, truth, seconds
+            with multiprocessing.get_context("spawn").Pool(1) as pool:  # memory of its own
+                found[name], curves[name] = pool.apply(contend, given)
+            print(f"  {name}: measured", file=sys.stderr)
+    _print_approximate(title, found)
+    return {
+        name: {
+            "best": {way: {str(t): dataclasses.asdict(b) for t, b in best.items()}
+                     for way, best in each.items()},
+            "curve": curves[name],
+        }
+        for name, each in found.items()
+    }  # fmt: skip
+
+
+def contend(
+    name: str, path: str, queries: np.ndarray, truth: np.ndarray, seconds: float
+) -> tuple[Found, list[tuple[float, float]]]:
+    """Builds kinds of index while the time lasts; returns the best, and recall and speed of all
+    that was timed with all queries in one call."""
+    from experiments.benchmarks.engines import ENGINES
+
+    vectors = np.load(path)
+    best: Found = {way: {target: Best() for target in TARGETS} for way in ("batch", "single")}
+    curve: list[tuple[float, float]] = []
+    began, longest = time.perf_counter(), 0.0
+    before, started = _memory(), began
+    for built in ENGINES[name](vectors):
+        build, megabytes = time.perf_counter() - started, (_memory() - before) / 2**20
+        for target in TARGETS:
+            for effort, reorder, recall in _least(built, vectors, queries, truth, target):
+                ask = built.ask(effort, reorder)
+                kind = f"{built.kind}, effort {effort}" + (f", {reorder} exact" if reorder else "")
+                for way, speed in _speeds(ask, queries).items():
+                    if way == "batch":
+                        curve.append((recall, speed))
+                    if speed > best[way][target].speed:
+                        best[way][target] = Best(kind, recall, speed, build, megabytes)
+        longest = max(longest, time.perf_counter() - started)
+        del built
+        if time.perf_counter() - began + longest > seconds:
+            break
+        before, started = _memory(), time.perf_counter()
+    return best, curve
+
+
+def _least(
+    built: Any, vectors: np.ndarray, queries: np.ndarray, truth: np.ndarray, target: float
+) -> Iterator[tuple[int, int, float]]:
+    """The least effort with a recall, for each number of candidates that are compared exactly."""
+    for reorder in built.reorder:
+        low, high = 0, len(built.effort) - 1
+        recall = _recall(built.ask(built.effort[high], reorder), vectors, queries, truth)
+        if recall < target:
+            continue
+        while low < high:
+            middle = (low + high) // 2
+            here = _recall(built.ask(built.effort[middle], reorder), vectors, queries, truth)
+            low, high = (low, middle) if here >= target else (middle + 1, high)
+        effort = built.effort[high]
+        yield effort, reorder, _recall(built.ask(effort, reorder), vectors, queries, truth)
+
+
+def _recall(ask: Callable, vectors: np.ndarray, queries: np.ndarray, truth: np.ndarray) -> float:
+    """Share of the k best that are found; an equal similarity counts."""
+    ids = ask(queries, K).astype(np.int64)
+    scores = np.einsum("qkd,qd->qk", vectors[np.maximum(ids, 0)], queries)
+    return float(((ids >= 0) & (scores >= truth[:, None] - 1e-5)).mean())
+
+
+def _speeds(ask: Callable, queries: np.ndarray) -> dict[str, float]:
+    from afa.retrieval.index.tuning import seconds_of
+
+    alone = [query[None] for query in queries[:SINGLE]]
+    began, worked = time.perf_counter(), time.process_time()
+    speeds = {
+        "batch": len(queries) / seconds_of(lambda: ask(queries, K)),
+        "single": len(alone) / seconds_of(lambda: [ask(query, K) for query in alone]),
+    }
+    cores = (time.process_time() - worked) / (time.perf_counter() - began)
+    if cores > MOST_CORES:
+        raise AssertionError(f"{cores:.2f} cores worked, and speeds are told of one")
+    return speeds
+
+
+def _memory() -> int:
+    """Bytes of the process that are not files."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) * 1024
+
+
+def _print_approximate(title: str, found: dict[str, Found]) -> None:
+    from afa.console import table
+
+    columns = ["recall@10", "library", "queries/s", "of the fastest", "recall", "build s", "MiB",
+               "how"]  # fmt: skip
+    ways = {"batch": "all queries in one call", "single": "one query after the other"}
+    for way, words in ways.items():
+        lines = []
+        for target in TARGETS:
+            fastest = max(each[way][target].speed for each in found.values()) or 1.0
+            for name, each in found.items():
+                best = each[way][target]
+                lines.append([
+                    f"{target:.2f}", name, f"{best.speed:,.0f}", f"{best.speed / fastest:.2f}",
+                    f"{best.recall:.3f}", f"{best.build_seconds:.0f}", f"{best.megabytes:,.0f}",
+                    best.kind,
+                ])  # fmt: skip
+        table(f"{title}: {words}, one core", lines, columns)
+
+
+# ---- exact search, and what the layer costs ----------------------------------------------------
+
+
+def _exact(
+    title: str, vectors: np.ndarray, queries: np.ndarray, names: Sequence[str], seconds: float
+) -> dict[str, Any]:
+    import faiss
+
+    from afa.retrieval import exact
+
+    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    flat = faiss.IndexFlatIP(vectors.shape[1])
+    flat.add(vectors)
+    gallery = exact.Gallery(vectors)
+    contenders = {
+        "afa exact://": lambda: exact.topk(queries, gallery, K),
+        "faiss Flat": lambda: flat.search(queries, K),
+    }
+    return _turns(f"{title}: exact search, all cores", contenders, len(queries), turns=5)
+
+
+def _layer(
+    title: str, vectors: np.ndarray, queries: np.ndarray, names: Sequence[str], seconds: float
+) -> dict[str, Any]:
+    from afa.retrieval.index.local import LocalIndex
+    from afa.retrieval.index.scann import Plan, ScannEngine
+    from afa.retrieval.records import Records
+    from experiments.benchmarks.engines import unchanged
+
+    leaves = round(2 * len(vectors) ** 0.5)
+    engine = ScannEngine.build(vectors, Plan("tree", leaves, max(1, leaves // 40), reorder=40))
+    bare, plan = engine.searcher, engine.plan
+    rows = Records.of(vectors, np.arange(len(vectors)))
+    index = LocalIndex("scann://", unchanged, rows, {}, engine, len(vectors))
+    reorder = plan.candidates(K)
+    batch = {
+        "afa scann://": lambda: index.search(queries, K),
+        "ScaNN": lambda: bare.search_batched_parallel(queries, K, reorder, plan.searched),
+    }
+    alone = [query[None] for query in queries[:SINGLE]]
+    single = {
+        "afa scann://": lambda: [index.search(query, K) for query in alone],
+        "ScaNN": lambda: [bare.search(query[0], K, reorder, plan.searched) for query in alone],
+    }
+    return {
+        "batch": _turns(f"{title}: afa's layer, all in one call", batch, len(queries), turns=30),
+        "single": _turns(f"{title}: afa's layer, one by one", single, len(alone), turns=30),
+    }
+
+
+def _turns(
+    title: str, contenders: dict[str, Callable[[], Any]], queries: int, turns: int
+) -> dict[str, Any]:
+    """Both take turns; the ratio is of turns that follow each other."""
+    from afa.console import table
+
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for call in contenders.values():
+        call()
+    for _ in range(turns):
+        for name, call in contenders.items():
+            started = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - started)
+    (ours, mine), (theirs, other) = seconds.items()
+    ratios = np.array(other) / np.array(mine)
+    speeds = {name: queries / float(np.median(each)) for name, each in seconds.items()}
+    spread = [float(value) for value in np.percentile(ratios, [50, 10, 90])]
+    lines = [[name, f"{speed:,.0f}"] for name, speed in speeds.items()]
+    lines.append([f"{ours} / {theirs}", f"{spread[0]:.2f} ({spread[1]:.2f} to {spread[2]:.2f})"])
+    table(title, lines, ["", "queries/s"])
+    return {"queries_per_second": speeds, "ratio": spread}
+
+
+Part = Callable[[str, np.ndarray, np.ndarray, Sequence[str], float], dict[str, Any]]
+PARTS: dict[str, Part] = {"approximate": _approximate, "exact": _exact, "layer": _layer}
+
+
+def _write_page(path: Path, results: dict[str, Any]) -> None:
+    from markupsafe import escape
+
+    from afa.report.charts import Line, key, line_chart
+    from afa.retrieval.index.tuning import frontier
+    from afa.train.logging import write_atomically
+
+    out = ["<!doctype html><meta charset=utf-8><title>Recall against speed</title>",
+        "<style>body{font:15px system-ui;margin:2em}svg.chart{width:34em}</style>",
+           "<h1>recall@10 against queries a second on one core (thousands)</h1>"]  # fmt: skip
+    for title, parts in results.items():
+        lines = []
+        for style, (name, each) in enumerate(parts.get("approximate", {}).items()):
+            curve = frontier(each["curve"])
+            points = [(100 * recall, speed / 1000) for recall, speed in curve if recall > 0.85]
+            lines.append(Line(name, points, style, name.startswith("afa")))
+        if any(line.points for line in lines):
+            legend = " ".join(f"{key(n.style, n.strong, True)} {escape(n.name)}" for n in lines)
+            chart = line_chart(lines, f"{title}: speed by recall", markers=True)
+            out += [f"<h2>{escape(title)}</h2><p>{legend}</p>{chart}"]
+    write_atomically(path, lambda file: file.write("\n".join(out).encode()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

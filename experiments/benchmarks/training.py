@@ -1,0 +1,255 @@
+"""Speed of a training step beside PyTorch's: `python -m experiments.benchmarks.training`.
+
+Both sides train the same network, filled with the same numbers, on the same batch: loss, gradient,
+clipping, AdamW and moving average. They take turns in one process on the same threads, so that
+whatever slows the machine down slows both; a ratio is of two turns that follow each other.
+Needs the extra `bench`.
+"""
+
+import argparse
+import functools
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from afa.errors import UserError
+from experiments.run import guarded, quiet
+from experiments.search import Parser
+
+PROGRAM = "python -m experiments.benchmarks.training"
+CLASSES = 100
+TOLERANCE = 1e-4  # of the first loss, in float32: both sides compute the same
+BFLOAT16_TOLERANCE = 3e-2
+OURS, THEIRS = "afa", "torch"
+
+# Takes some steps and waits for the last one.
+Contender = Callable[[int], None]
+
+
+def parser() -> Parser:
+    """The command's options."""
+    options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
+    add = options.add_argument
+    add("--backbones", nargs="+", default=["resnet18", "resnet50"], metavar="NAME")
+    add("--image_size", type=int, default=None, help="pixels (default: 64; 224 on accelerators)")
+    add("--batch_size", type=int, default=None, help="default: 32; 256 on accelerators")
+    add_measurement(options, turns=8, steps=4)
+    return options
+
+
+def add_measurement(options: Parser, turns: int, steps: int) -> None:
+    """The options that say how long and on how many cores both sides are measured."""
+    add = options.add_argument
+    add("--threads", type=int, default=os.cpu_count(), help="cores either side may use")
+    add("--turns", type=int, default=turns, help="turns of each contender")
+    add("--steps", type=int, default=steps, help="timed steps a turn, after one that is not")
+    options.add_out()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+
+
+def _main(words: Sequence[str]) -> int:
+    chosen = parser().parse_args(list(words))
+    prepare(chosen)
+    from afa import parallel
+    from afa.console import table
+    from afa.train.logging import write_json
+
+    fast = parallel.accelerated()
+    size = chosen.image_size or (224 if fast else 64)
+    batch = chosen.batch_size or (256 if fast else 32)
+    print(f"{parallel.platform()}, {chosen.threads} threads, {size} px, batch {batch}, "
+          f"{chosen.turns} turns of {chosen.steps} steps")  # fmt: skip
+    found = {}
+    for backbone in chosen.backbones:
+        contenders = build(backbone, size, batch)
+        seconds = measure(contenders, chosen.turns, chosen.steps)
+        found[backbone] = figures(seconds, batch)
+        table(f"{backbone}, training step", *_lines(found[backbone]))
+    if chosen.out:
+        facts = {"hardware": parallel.platform(), "threads": chosen.threads, "image_size": size,
+                 "batch_size": batch, "turns": chosen.turns, "steps": chosen.steps}  # fmt: skip
+        write_json(chosen.out, facts | {"backbones": found})
+    return 0
+
+
+def prepare(chosen: argparse.Namespace) -> None:
+    """Checks the options of `add_measurement` and gives both libraries the same cores.
+
+    Raises:
+      UserError: a number that is too small, more threads than cores, or no torch.
+    """
+    for name, least in {"turns": 2, "steps": 1, "threads": 1}.items():
+        if getattr(chosen, name) < least:
+            raise UserError(f"--{name}={getattr(chosen, name)} must be at least {least}")
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("torch is not installed; the extra `bench` has it")
+    _share_the_machine(chosen.threads)
+    quiet()
+    from afa import parallel
+
+    parallel.keep_memory()
+
+
+def _share_the_machine(threads: int) -> None:
+    """Gives both libraries the same cores, before either has made its threads."""
+    cores = sorted(os.sched_getaffinity(0))
+    if threads > len(cores):
+        raise UserError(f"--threads={threads} is more than the {len(cores)} cores of this machine")
+    os.sched_setaffinity(0, cores[:threads])
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # half of a GPU is torch's
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def build(backbone: str, size: int, batch_size: int) -> dict[str, Contender]:
+    """All contenders on one backbone, checked to compute the same loss.
+
+    Raises:
+      UserError: no such backbone, or the sides disagree.
+    """
+    import jax
+
+    from afa import parallel
+    from afa.config import with_changes
+    from afa.models import embedder
+    from afa.train import optim, state, steps
+    from experiments.benchmarks.torch_twin import LAYOUTS, Trainer
+    from experiments.configs import afa_resnet50
+
+    config = with_changes(
+        afa_resnet50.config(not parallel.accelerated()),
+        **{
+            "backbone.name": backbone,
+            "data.image_size": size,
+            "data.batch_size": batch_size,
+            "optim.schedule": "constant",
+            "optim.warmup": "0",
+        },
+    )
+    networks = embedder.build(config, CLASSES)
+    context = steps.StepContext(networks, optim.optimisers(config, 1, 1, 1), config)
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (batch_size, size, size, 3), np.uint8)
+    batch = {
+        "image": images,
+        "clean": images,
+        "label": draw.integers(0, CLASSES, batch_size).astype(np.int32),
+        "corruption": np.zeros(batch_size, np.int32),
+    }
+    fresh = state.create(networks, context.optimisers, config.seed, size)
+    variables = parallel.to_host(fresh.variables["embedder"]["params"])
+    params = {
+        ".".join(part.key for part in path): value
+        for path, value in jax.tree.leaves_with_path(variables)
+    }
+    mapped = {
+        f"{OURS} baseline": functools.partial(steps.embedder_step, perturb=False),
+        f"{OURS} + feature augmentation": functools.partial(steps.embedder_step, perturb=True),
+        f"{OURS} G and D": steps.generator_step,
+    }
+    contenders, losses = {}, {}
+    for name, step in mapped.items():
+        step = parallel.data_parallel(functools.partial(step, context=context))
+        contenders[name], metrics = _ours(step, jax.tree.map(np.asarray, fresh), batch)
+        losses |= {name: metrics["metric_loss"]} if "metric_loss" in metrics else {}
+    for layout in LAYOUTS:
+        trainer = Trainer(config, params, CLASSES, layout)
+        name = f"{THEIRS} {layout}"
+        losses[name] = float(trainer.step(batch)[0])
+        contenders[name] = functools.partial(_theirs, trainer, batch)
+    _agree(losses, BFLOAT16_TOLERANCE if parallel.accelerated() else TOLERANCE)
+    return contenders
+
+
+def _ours(step: Callable, state: Any, batch: Mapping[str, Any]) -> tuple[Contender, dict[str, Any]]:
+    """A contender, and the metrics of the step that compiled it."""
+    import jax
+
+    kept, metrics = step(state, batch)
+
+    def run(steps: int) -> None:
+        nonlocal kept
+        out = None
+        for _ in range(steps):
+            kept, out = step(kept, batch)
+        jax.block_until_ready((kept, out))
+
+    return run, {name: np.asarray(value).tolist() for name, value in metrics.items()}
+
+
+def _theirs(trainer: Any, batch: Mapping[str, np.ndarray], steps: int) -> None:
+    out = ()
+    for _ in range(steps):
+        out = trainer.step(batch)
+    for each in out:
+        float(each)  # waits for the device
+
+
+def _agree(losses: Mapping[str, float], tolerance: float) -> None:
+    """Refuses to compare what does not compute the same."""
+    first = next(iter(losses.values()))
+    for name, loss in losses.items():
+        if not abs(loss - first) <= tolerance * abs(first):
+            raise UserError(f"the contenders disagree: first loss {first:.6f}, {name} {loss:.6f}")
+
+
+def measure(contenders: Mapping[str, Contender], turns: int, steps: int) -> dict[str, list[float]]:
+    """Seconds a step of every contender in every turn; all take their turn before any its next."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(turns):
+        for name, run in contenders.items():
+            run(1)  # threads and caches are another's until now
+            began = time.perf_counter()
+            run(steps)
+            seconds[name].append((time.perf_counter() - began) / steps)
+    return seconds
+
+
+def figures(seconds: Mapping[str, Sequence[float]], batch_size: int) -> dict[str, dict[str, float]]:
+    """Images per second (median turn), speed relative to the faster layout of torch, and cost
+    relative to our baseline step, both as means over turns with a 95 % interval."""
+    from afa.evaluation.statistics import mean_and_interval
+
+    times = {name: np.asarray(each) for name, each in seconds.items()}
+    peer = min((n for n in times if n.startswith(THEIRS)), key=lambda n: np.median(times[n]))
+    baseline = times[f"{OURS} baseline"]
+    found = {}
+    for name, each in times.items():
+        speed, speed_interval = mean_and_interval(times[peer] / each)
+        cost, cost_interval = mean_and_interval(each / baseline)
+        found[name] = {
+            "images_per_second": float(batch_size / np.median(each)),
+            "speed_over_torch": speed,
+            "speed_over_torch_interval": speed_interval,
+            "cost_over_baseline": cost,
+            "cost_over_baseline_interval": cost_interval,
+        }
+    return found
+
+
+def _lines(found: Mapping[str, Mapping[str, float]]) -> tuple[list[list[Any]], list[str]]:
+    columns = ["step", "images/s", "speed / torch", "cost / baseline"]
+    lines = [
+        [
+            name,
+            f"{each['images_per_second']:,.1f}",
+            f"{each['speed_over_torch']:.2f} ± {each['speed_over_torch_interval']:.2f}",
+            f"{each['cost_over_baseline']:.2f} ± {each['cost_over_baseline_interval']:.2f}",
+        ]
+        for name, each in found.items()
+    ]
+    return lines, columns
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""AFA-SVR with a ResNet-50 on Caltech-UCSD Birds 200-2011.
+
+Command: python -m experiments.run --exp=afa_resnet50_cub --scale=full --data.path=TFDS_DATA_DIR
+Hardware and wall time: not measured yet; the recipe is exercised at laptop scale on made-up data
+of the same features.
+Published baseline to hold it against: Proxy-Anchor, ResNet-50, 512-d: R@1 69.9 %
+(authors' table, github.com/tjddus9597/Proxy-Anchor-CVPR2020, pretrained on ImageNet).
+Protocol: the first 100 classes train and validate, the last 100 test.
+"""
+
+from afa.config import ExperimentConfig, with_changes
+from experiments.configs import afa_resnet50
+
+
+def config(laptop: bool) -> ExperimentConfig:
+    """Proxy-Anchor with its authors' scale and margin, 512 dimensions, 224 px."""
+    return with_changes(
+        afa_resnet50.config(laptop),
+        **{
+            "data.name": "tfds:caltech_birds2011",
+            "data.crop_fraction": 0.875,
+            "loss.name": "proxy_anchor",
+        }
+        | ({} if laptop else {"train.steps": "60ep", "optim.learning_rate": 1e-4}),
+    )
