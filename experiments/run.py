@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import tyro
 
-import experiments
 from afa import config as configuration
 from afa.config import ExperimentConfig
 from afa.errors import (
@@ -30,6 +29,7 @@ from afa.errors import (
     UserError,
     nearest,
 )
+from experiments import configs
 
 PROGRAM = "python -m experiments.run"
 Scale = Literal["auto", "laptop", "full"]
@@ -85,7 +85,7 @@ def configured(exp: str, scale: Scale) -> ExperimentConfig:
     Raises:
       UserError: no such experiment.
     """
-    found = experiments.find(exp)
+    found = configs.find(exp)
     return found(is_laptop(scale))
 
 
@@ -233,12 +233,12 @@ def _main(words: Sequence[str]) -> int:
     _join(_given(words))
     command = parse(words)
     if command.exp == "list":
-        width = max(map(len, experiments.names()))
-        for name in experiments.names():
-            print(f"{name:<{width}}  {experiments.purpose(name)}")
+        width = max(map(len, configs.names()))
+        for name in configs.names():
+            print(f"{name:<{width}}  {configs.purpose(name)}")
         return 0
     if not command.exp:
-        raise UserError(f"--exp is missing (allowed: list, {', '.join(experiments.names())})")
+        raise UserError(f"--exp is missing (allowed: list, {', '.join(configs.names())})")
     fields = ExperimentConfig.__dataclass_fields__
     config = ExperimentConfig(**{name: getattr(command, name) for name in fields})
     if command.dry_run:

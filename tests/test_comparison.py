@@ -10,10 +10,9 @@ import pytest
 
 from afa.errors import UserError
 from afa.evaluation.statistics import student_t
-from afa.runs import summarise as summary
+from afa.runs import summarise as summarise_module
 from afa.runs.compare import CONDITIONS, Run, compare
-from afa.runs.summarise import summarise as summary
-from afa.runs.summarise import together
+from afa.runs.summarise import summarise, together
 from experiments import compare as command
 
 
@@ -148,13 +147,13 @@ def test_each_protocol_is_searched_in_its_own_gallery(tiny_finished, tmp_path, m
     split = json.loads((home / "split.json").read_text())
     test = split["splits"]["test"]
     assert set(test["catalogue"]) < set(test["ids"]) and "gallery" not in test
-    run, sizes, rank = Run.load(home), [], summary.positive_ranks
+    run, sizes, rank = Run.load(home), [], summarise_module.positive_ranks
 
     def noted(queries, gallery, *rest):
         sizes.append((len(queries), len(gallery)))
         return rank(queries, gallery, *rest)
 
-    monkeypatch.setattr(summary, "positive_ranks", noted)
+    monkeypatch.setattr(summarise_module, "positive_ranks", noted)
     together([run, run])
     wild = len(test["ids"]) - len(test["catalogue"])
     assert sizes == [(wild, wild), (wild, len(test["catalogue"]))]

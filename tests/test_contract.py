@@ -10,6 +10,7 @@ import pytest
 from gallery import CLASSES, DIMENSION, MANIFEST, agree, expected, records, vectors
 
 from afa.errors import UserError
+from afa.manifest import staged
 from afa.retrieval import export, index
 from afa.retrieval.index import local
 from afa.retrieval.records import Records
@@ -353,7 +354,7 @@ def test_two_writers(make, tmp_path, uri):
         made.save()
     assert len(index.load(tmp_path / "saved")) == 299
     refused = pytest.raises(UserError, match="another process is writing there")
-    with export.files.staged(tmp_path / "saved"), refused:
+    with staged(tmp_path / "saved"), refused:
         other.save()
 
 

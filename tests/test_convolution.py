@@ -47,7 +47,7 @@ BLOCKS = [2, 1, 0]
 @pytest.mark.parametrize(("kernel", "stride", "padding", "size"), CASES)
 def test_every_form_is_the_convolution(kernel, stride, padding, size, block, monkeypatch):
     monkeypatch.setattr(parallel, "accelerated", lambda: False)
-    monkeypatch.setattr(convolution, "_block", lambda *_: block)
+    monkeypatch.setattr(cpu_convolution, "_block", lambda *_: block)
     x, w = normal(0, 2, *size, 3), normal(1, kernel, kernel, 3, 4)
 
     def reference(x, w):
@@ -71,7 +71,7 @@ def test_every_form_is_the_convolution(kernel, stride, padding, size, block, mon
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_strides_of_two_axes_may_differ(block, monkeypatch):
-    monkeypatch.setattr(convolution, "_block", lambda *_: block)
+    monkeypatch.setattr(cpu_convolution, "_block", lambda *_: block)
     x, w = normal(0, 2, 6, 9, 3), normal(1, 3, 3, 3, 4)
 
     def reference(x, w):
@@ -143,7 +143,7 @@ def test_convolution_takes_the_faster_form_on_the_cpu(
 )
 def test_a_block_is_the_largest_part_of_the_batch_that_fits(monkeypatch, batch, cache, blocks):
     x, w = normal(0, batch, 8, 8, 3), normal(1, 3, 3, 3, 4)
-    monkeypatch.setattr(convolution, "CACHE", int(cache * 8 * 8 * 27 * 4))
+    monkeypatch.setattr(cpu_convolution, "CACHE", int(cache * 8 * 8 * 27 * 4))
     assert cpu_convolution._block(x, w, (1, 1), ((1, 1), (1, 1))) == blocks
 
 

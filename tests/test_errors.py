@@ -44,7 +44,7 @@ def refused(tiny_data, tmp_path, capsys, monkeypatch):
     return check
 
 
-EXPERIMENTS = ", ".join(command.experiments.names())  # test_run says which there are
+EXPERIMENTS = ", ".join(command.configs.names())  # test_run says which there are
 CORRUPTIONS = (
     "clutter, contrast, gaussian_blur, gaussian_noise, jpeg, low_resolution, motion_blur, "
     "occlusion, salt_pepper, stripes"
@@ -398,8 +398,8 @@ def evaluated(monkeypatch):
     row = Row("fused", "trained", {"global": 1.0}, 1.0)
     monkeypatch.setattr(Evaluator, "rows", lambda self, variables: [row])
     monkeypatch.setattr(Evaluator, "test", lambda *args: Results({}, {"row": []}))
-    monkeypatch.setattr(job.assemble, "page", lambda *args: None)
-    monkeypatch.setattr(job.html, "write_report", lambda *args: None)
+    monkeypatch.setattr(job.report_page, "page", lambda *args: None)
+    monkeypatch.setattr(job, "write_report", lambda *args: None)
 
 
 def test_no_room_for_the_export(evaluated, tiny_data, tiny_copy, monkeypatch, capsys):

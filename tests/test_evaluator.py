@@ -11,6 +11,7 @@ from afa.config import with_changes
 from afa.data.corruptions import CORRUPTIONS, held_back
 from afa.data.types import Dataset, ImageSet
 from afa.errors import UserError
+from afa.evaluation import variants
 from afa.evaluation.evaluator import Evaluator, ranked_metrics
 from afa.evaluation.protocols import drawn_evenly, protocols
 from afa.evaluation.variants import GRID, LEAST_GAIN, Costs, Row, choose_weights
@@ -333,7 +334,7 @@ def test_queries_of_the_robustness_test_are_few_and_the_gallery_is_clean(parts):
 def test_weights_are_chosen_on_validation_classes_alone(parts, monkeypatch):
     """The score sees clean queries and the trained corruptions of validation images."""
     made = evaluator(parts, oracle)
-    monkeypatch.setattr(table, "costs", lambda *args: Costs(1.0, 1.0, 1.0, False))
+    monkeypatch.setattr(variants, "costs", lambda *args: Costs(1.0, 1.0, 1.0, False))
     found = made.rows({})
     embedding, config = made.embedding, parts[1]
     assert isinstance(embedding, Fake)

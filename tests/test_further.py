@@ -105,7 +105,7 @@ def test_queries_with_nothing_to_find_do_not_count():
 
 
 def test_a_large_split_is_measured_on_whole_classes(monkeypatch):
-    monkeypatch.setattr(further, "IMAGES", 20)
+    monkeypatch.setattr(extra, "IMAGES", 20)
     vectors, images = described()
     found = figures(vectors, images, protocols(images)[0])
     assert found["clusters"] | {"nmi": 0, "ami": 0} == {

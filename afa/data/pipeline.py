@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
 from afa.config import DataConfig
-from afa.data import images as images
 from afa.data.augment import ASPECT, augment
 from afa.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from afa.data.images import UnreadableImage, decode, resize_crop
+from afa.data.images import UnreadableImage, decode, evaluation_side, resize_crop
+from afa.data.images import evaluation_view as evaluation_view_of
 from afa.data.types import ImageSet, RawImage
 from afa.errors import UserError, choose
 
@@ -191,7 +191,7 @@ def eval_batches(
         choose("corruption", name, CORRUPTIONS)
 
     def view(index: int) -> UInt8[np.ndarray, "s s 3"]:
-        side = images.evaluation_side(config.image_size, config.crop_fraction)
+        side = evaluation_side(config.image_size, config.crop_fraction)
         pixels = resize_crop(_read(images, index, side), config.image_size, config.crop_fraction)
         if each is None:
             return pixels
@@ -211,7 +211,7 @@ def evaluation_view(image: RawImage, config: DataConfig) -> UInt8[np.ndarray, "s
     Raises:
       UnreadableImage: it cannot be decoded.
     """
-    return images.evaluation_view(image, config.image_size, config.crop_fraction)
+    return evaluation_view_of(image, config.image_size, config.crop_fraction)
 
 
 def preprocessing(config: DataConfig) -> dict[str, int | float | str]:

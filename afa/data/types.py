@@ -45,7 +45,7 @@ class Chosen(Sequence[RawImage]):
     def __getitem__(self, index: int) -> RawImage: ...
     @overload
     def __getitem__(self, index: slice) -> "Chosen": ...
-    def __getitem__(self, index: int | slice) -> "Image | Chosen":
+    def __getitem__(self, index: int | slice) -> "RawImage | Chosen":
         if isinstance(index, slice):
             return Chosen(self.source, self.chosen[index])
         return self.source[int(self.chosen[index])]

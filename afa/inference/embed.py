@@ -36,7 +36,7 @@ class DescriptorBlocks:
         """One unit vector an image (`afa.models.fusion.fuse`)."""
         return np.asarray(_fuse(self.blocks, weights, self.gates))
 
-    def rows(self, index: np.ndarray) -> "Described":
+    def rows(self, index: np.ndarray) -> "DescriptorBlocks":
         """The images at `index`."""
         return DescriptorBlocks(*jax.tree.map(lambda x: x[index], (self.blocks, self.gates)))
 

@@ -15,7 +15,15 @@ from jaxtyping import Bool
 
 from afa import parallel
 from afa.errors import UserError
-from afa.manifest import FORMAT, check_file, named_by_content, publish, read_manifest, staged
+from afa.manifest import (
+    FORMAT,
+    MANIFEST,
+    check_file,
+    named_by_content,
+    publish,
+    read_manifest,
+    staged,
+)
 from afa.retrieval.exact import check_unit
 from afa.retrieval.records import Records
 
@@ -116,7 +124,7 @@ def read_shards(directory: Path, manifest: dict[str, Any]) -> Records:
     if len(table) != expected or column.type.list_size != dimension:
         found = f"{len(table)} x {column.type.list_size}"
         wanted = f"{expected} x {dimension}"
-        raise UserError(f"{directory} holds {found} values, {files.MANIFEST} says {wanted}")
+        raise UserError(f"{directory} holds {found} values, {MANIFEST} says {wanted}")
     vectors = column.flatten().to_numpy().reshape(expected, dimension)
     check_unit(str(directory), vectors)
     text = {name: table.column(name).to_numpy() for name in ("id", "label", "class", "path")}
@@ -138,7 +146,7 @@ def read_removed(directory: Path, manifest: dict[str, Any]) -> Bool[np.ndarray, 
     rows = np.load(path, allow_pickle=False)
     inside = np.all((rows >= 0) & (rows < len(alive)))
     if len(rows) != removed["rows"] or not inside:
-        raise UserError(f"{path} does not fit to {files.MANIFEST}; build the index again")
+        raise UserError(f"{path} does not fit to {MANIFEST}; build the index again")
     alive[rows] = False
     return alive
 

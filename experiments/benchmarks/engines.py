@@ -1,4 +1,4 @@
-"""The search libraries that `experiments.benchmarks.search` compares, behind one small interface."""
+"""The search libraries that `experiments.benchmarks.search` compares, behind one interface."""
 
 import dataclasses
 import functools

@@ -1,4 +1,6 @@
-"""Speed of the backbones beside PyTorch's: `python -m experiments.benchmarks.throughput [NAME ...]`.
+"""Speed of the backbones beside PyTorch's.
+
+    python -m experiments.benchmarks.throughput [NAME ...]
 
 Each network with its classifier, forward with stored statistics and forward and backward with those
 of the batch, filled with the same numbers on both sides and checked to give the same scores. Both

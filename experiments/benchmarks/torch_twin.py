@@ -1,4 +1,4 @@
-"""The baseline step of F once more, in PyTorch: what `experiments.benchmarks.training` measures against.
+"""The baseline step of F in PyTorch, which `experiments.benchmarks.training` measures against.
 
 Modules and parameters carry the names of the Flax ones, so that a tree of ours fills them.
 """

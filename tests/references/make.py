@@ -1,8 +1,8 @@
 """Runs the networks of torchvision, timm, transformers and pretrainedmodels on the CPU and writes
 what the parity tests compare with: `python -m tests.references.make [NAME ...]`.
 
-Needs an environment of its own; `experiments.benchmarks.torch_zoo` says what is in it. Nothing is downloaded:
-the networks are filled by `rule`.
+Needs an environment of its own; `experiments.benchmarks.torch_zoo` says what is in it. Nothing is
+downloaded: the networks are filled by `rule`.
 """
 
 import functools

@@ -35,11 +35,11 @@ class ImageFeatures:
     multi_scale: Mapping[tuple[tuple[float, ...], float], np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, vectors: Float32[np.ndarray, "n d"]) -> "Images":
+    def of(cls, vectors: Float32[np.ndarray, "n d"]) -> "ImageFeatures":
         """Images of which there are descriptors alone."""
         return cls(vectors, np.zeros((len(vectors), 0), np.float32))
 
-    def rows(self, index: Int[np.ndarray, "m"] | slice) -> "Images":
+    def rows(self, index: Int[np.ndarray, "m"] | slice) -> "ImageFeatures":
         """The images at `index`."""
         parts = (self.vectors, self.posterior, dict(self.local_features), dict(self.multi_scale))
         return ImageFeatures(*jax.tree.map(lambda part: part[index], parts))
