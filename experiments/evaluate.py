@@ -53,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def _main(words: Sequence[str]) -> int:
     chosen = parser().parse_args(list(words))
     quiet()
-    from afa import parallel
+    from afa import parallel, runtime
     from afa.console import table
     from afa.data.sources.listed import directory
     from afa.evaluation import benchmarks
@@ -65,7 +65,7 @@ def _main(words: Sequence[str]) -> int:
         extra = images([str(directory("--distractors", chosen.distractors))])
     root = directory("--path", chosen.path)
     benchmark = benchmarks.load(chosen.benchmark, root, extra)
-    parallel.keep_memory()
+    runtime.keep_memory()
     trained = Trained.load(chosen.run)
     print(benchmark.protocol, file=sys.stderr)
     figures = benchmark.score(trained(benchmark.queries), trained(benchmark.gallery))

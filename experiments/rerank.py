@@ -64,22 +64,22 @@ def _main(words: Sequence[str]) -> int:
     if chosen.queries < 0:
         raise UserError(f"--queries={chosen.queries} must not be negative")
     quiet()
-    from afa import parallel
+    from afa import parallel, runtime
     from afa.console import table
     from afa.data.sources import registry
     from afa.evaluation import reranking
     from afa.inference.embed import Embedding
     from afa.inference.load import Trained
-    from afa.models import embedder
+    from afa.models.networks import build_networks
     from afa.retrieval.rerank import serving
     from afa.train.logging import write_json
 
     names = reranking.NAMES if chosen.methods is None else reranking.chosen(chosen.methods)
-    parallel.keep_memory()
+    runtime.keep_memory()
     trained = Trained.load(chosen.run)
     dataset = registry.load(trained.config.data)
     protocol = _protocol(chosen.protocol, dataset.test)
-    networks = embedder.build(trained.config, trained.record["training_classes"])
+    networks = build_networks(trained.config, trained.record["training_classes"])
     known = Embedding(networks, trained.config), trained.variables, trained.record["weights"]
     splits = {}
     for name, images in dataset.splits.items():

@@ -262,7 +262,7 @@ def _execute(exp: str, config: ExperimentConfig, workdir: str) -> dict[str, Any]
         with speaking:
             return job.run(exp, config, home)
     finally:
-        parallel.forget_programs()  # of a notebook that calls this again and again
+        runtime.forget_programs()  # of a notebook that calls this again and again
 
 
 def _dry_run(exp: str, config: ExperimentConfig) -> int:

@@ -14,10 +14,8 @@ install_import_hook("afa", "beartype.beartype")
 
 import jax  # noqa: E402
 
-from afa import parallel  # noqa: E402
-
 CACHE = Path(os.environ.get("AFA_TEST_CACHE", Path(tempfile.gettempdir()) / "afa-test-cache"))
-parallel.keep_memory()  # as every run does
+runtime.keep_memory()  # as every run does
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -26,7 +24,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 def forget_programs() -> Iterator[None]:
     """Frees a module's compiled programs, of which a process can hold only so many."""
     yield
-    parallel.forget_programs()
+    runtime.forget_programs()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,11 +12,12 @@ import tiny
 
 from afa import parallel
 from afa.errors import UserError
-from afa.models import backbones, embedder, layers
+from afa.models import backbones, layers
 from afa.models.backbones.contract import Options, Preprocessing
 from afa.models.backbones.vit import ViT, cubic
 from afa.models.embedder import Embedder
 from afa.models.layers import apply
+from afa.models.networks import build_backbone
 
 
 def normal(*shape):
@@ -90,7 +91,7 @@ def test_a_family_without_a_small_stem_says_who_has_one():
 )
 def test_images_that_are_too_small_or_odd_are_refused(name, size, told):
     with pytest.raises(UserError) as caught:
-        embedder.backbone(tiny.config(**{"backbone.name": name, "data.image_size": size}))
+        build_backbone(tiny.config(**{"backbone.name": name, "data.image_size": size}))
     assert str(caught.value) == f"data.image_size={size}: {told}"
 
 

@@ -16,7 +16,7 @@ from afa.evaluation.evaluator import Evaluator, ranked_metrics
 from afa.evaluation.protocols import drawn_evenly, protocols
 from afa.evaluation.variants import GRID, LEAST_GAIN, Costs, Row, choose_weights
 from afa.inference.embed import DescriptorBlocks, Embedding, pixels
-from afa.models import embedder
+from afa.models.networks import build_networks
 from experiments import run as command
 
 DIMENSION = 64
@@ -216,7 +216,7 @@ def parts():
     train, validation, test = (image_set(n, 6, first=f) for n, f in ((4, 0), (5, 4), (10, 9)))
     names = tuple(f"class {i}" for i in range(19))
     data = Dataset("fake", train, validation, test, names, "made up", "0" * 64, "0" * 64)
-    return embedder.build(config, 4), config, data
+    return build_networks(config, 4), config, data
 
 
 def evaluator(parts, how):

@@ -15,10 +15,11 @@ import tiny
 from afa import parallel
 from afa.config import ExperimentConfig, with_changes
 from afa.errors import UserError
-from afa.models import backbones, embedder
+from afa.models import backbones
 from afa.models.backbones.contract import Options
 from afa.models.freezing import Frozen
 from afa.models.layers import apply
+from afa.models.networks import build_backbone, frozen_parts
 from afa.train import optim, steps
 
 
@@ -53,7 +54,7 @@ def test_stages_hold_every_part_but_the_published_classifier(name):
 def moved(config: ExperimentConfig) -> tuple[Any, Any]:
     """F's variables of a tiny state before and after one step."""
     context = tiny.context(config)
-    own = context.networks.embedder.clone(frozen=embedder.frozen(config))
+    own = context.networks.embedder.clone(frozen=frozen_parts(config))
     context = dataclasses.replace(
         context, networks=dataclasses.replace(context.networks, embedder=own)
     )
@@ -148,7 +149,7 @@ def test_nothing_frozen_decays():
 
 def test_too_many_stages_are_refused():
     with pytest.raises(UserError, match=r"backbone\.frozen_stages=6: resnet50 has 5 stages"):
-        embedder.backbone(tiny.config(**{"backbone.frozen_stages": 6}))
+        build_backbone(tiny.config(**{"backbone.frozen_stages": 6}))
 
 
 def test_rematerialised_blocks_compute_the_same():

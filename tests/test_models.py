@@ -18,6 +18,7 @@ from afa.models import backbones, embedder
 from afa.models.backbones.contract import IMAGENET, Options
 from afa.models.backbones.resnet import Block
 from afa.models.heads import GlobalHead, LocalHead
+from afa.models.networks import build_networks, dtype_of
 
 # ---- ResNet ------------------------------------------------------------------------------------
 
@@ -277,7 +278,7 @@ def test_proxies_are_unit_rows_in_every_view(composed):
 
 
 def built(**changes):
-    return embedder.build(with_changes(ExperimentConfig(), **changes), 10)
+    return build_networks(with_changes(ExperimentConfig(), **changes), 10)
 
 
 def test_build_follows_the_configuration():
@@ -317,9 +318,9 @@ def test_unknown_view_is_refused():
 def test_precision_follows_the_machine_unless_told(monkeypatch):
     for accelerated, expected in ((True, jnp.bfloat16), (False, jnp.float32)):
         monkeypatch.setattr(parallel, "accelerated", lambda it=accelerated: it)
-        assert embedder.dtype_of("auto") == expected
-        assert embedder.dtype_of("float32") == jnp.float32
-        assert embedder.dtype_of("bfloat16") == jnp.bfloat16
+        assert dtype_of("auto") == expected
+        assert dtype_of("float32") == jnp.float32
+        assert dtype_of("bfloat16") == jnp.bfloat16
 
 
 def test_bfloat16_networks_give_float32_descriptors_near_the_exact_ones(composed):

@@ -14,7 +14,8 @@ from jax import lax
 from afa import parallel
 from afa.config import ExperimentConfig, with_changes
 from afa.errors import UserError
-from afa.models import backbones, embedder
+from afa.models import backbones
+from afa.models.networks import build_networks
 from afa.serving import onnx_graph, package
 from experiments import package as command
 
@@ -172,7 +173,7 @@ def test_every_family(compare, family):
         return np.float32(start) + np.float32(0.1) * np.abs(noise)
 
     with parallel.lowered_for(accelerator=True):
-        networks = embedder.build(config, 3)
+        networks = build_networks(config, 3)
         shapes = jax.eval_shape(lambda: networks.init(jax.random.key(0), size))
         variables = jax.tree.map(jnp.asarray, jax.tree.map_with_path(fill, shapes))
         compare(described(networks, variables, size), size)

@@ -11,7 +11,7 @@ import pytest
 
 from afa.config import ExperimentConfig, OptimConfig, with_changes
 from afa.errors import UserError
-from afa.models.embedder import Networks
+from afa.models.networks import Networks
 from afa.train import optim
 from afa.train.state import TrainState, apply_gradients, checkpoint_id, create
 

@@ -23,7 +23,8 @@ from afa.data.pipeline import evaluation_view
 from afa.data.types import Files, ImageSet
 from afa.errors import UserError
 from afa.inference.load import Trained
-from afa.models import backbones, embedder
+from afa.models import backbones
+from afa.models.networks import build_networks
 from afa.serving import package, predictor
 from afa.serving.predictor import Predictor
 from experiments import package as command
@@ -226,7 +227,7 @@ def test_every_family_takes_any_number_of_images(family):
            "evaluation.views": ("flip", "median", "standardise")},
     )  # fmt: skip
     with parallel.lowered_for(accelerator=True):
-        networks = embedder.build(config, 3)
+        networks = build_networks(config, 3)
         variables = jax.eval_shape(lambda: networks.init(jax.random.key(0), size))
         network = package.network(networks, variables, dict.fromkeys(networks.block_names(), 1.0))
         rows = export.symbolic_shape("rows")[0]

@@ -228,7 +228,7 @@ import jax, jax.numpy as jnp
 from afa import parallel
 
 if sys.argv[1] == "keep":
-    parallel.keep_memory()
+    runtime.keep_memory()
 step = jax.jit(lambda x: jnp.sort(jnp.sin(x) @ x, axis=0).sum())
 x = jnp.ones((2048, 2048))
 faults = []

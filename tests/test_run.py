@@ -219,13 +219,13 @@ def test_list_names_every_experiment_with_its_purpose(capsys):
 def test_every_experiment_is_a_valid_configuration(name, laptop):
     from afa.config import validate
     from afa.losses.metric import LOSSES
-    from afa.models import embedder
+    from afa.models.networks import build_networks
     from afa.train import loop, optim
 
     config = configs.find(name)(laptop)
     validate(config)
     assert config.loss.name in LOSSES
-    embedder.build(config, classes=8)
+    build_networks(config, classes=8)
     plan = loop.plan(config, epoch=10)
     optim.optimisers(config, plan.embedder_steps, max(plan.generator_steps, 1), 10)
     assert plan.total >= plan.embedder_steps >= plan.plain > 0

@@ -8,9 +8,10 @@ import optax
 from afa.config import ExperimentConfig, with_changes
 from afa.models.backbones.resnet import ResNet
 from afa.models.discriminator import Discriminator
-from afa.models.embedder import Embedder, Networks
+from afa.models.embedder import Embedder
 from afa.models.fusion import RestorationGate
 from afa.models.generator import Generator
+from afa.models.networks import Networks
 from afa.train import optim
 from afa.train.state import TrainState, create
 from afa.train.steps import Batch, StepContext

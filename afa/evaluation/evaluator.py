@@ -21,7 +21,7 @@ from afa.evaluation.metrics import extra
 from afa.evaluation.metrics.retrieval import Metrics, metrics_from_ranks
 from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
 from afa.inference.embed import Embedding, pixels
-from afa.models.embedder import Networks
+from afa.models.networks import Networks
 from afa.retrieval.exact import positive_ranks
 
 CHOICE_SEVERITY = 3  # of the trained corruptions when weights are chosen

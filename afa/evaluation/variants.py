@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from afa.config import ExperimentConfig
-from afa.models.embedder import Networks
+from afa.models.networks import Networks
 
 GRID = (0.0, 0.25, 0.5, 1.0, 2.0)  # weights tried for a block, beside 1 for the global view of x
 LEAST_GAIN = 1e-3  # validation MAP@R a block has to add, so that noise does not cost search time

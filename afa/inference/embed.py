@@ -15,9 +15,10 @@ from afa.data.pipeline import Corruption, eval_batches
 from afa.data.types import ImageSet
 from afa.errors import UserError
 from afa.models import backbones, layers
-from afa.models.embedder import Networks, named
+from afa.models.embedder import named
 from afa.models.fusion import fuse
 from afa.models.heads import LocalFeatures
+from afa.models.networks import Networks
 from afa.train.steps import to_unit
 
 PIXEL_SIDE = 16  # raw-pixel descriptors: images of this side

@@ -15,7 +15,7 @@ from afa.data.types import ImageSet, RawImage
 from afa.errors import UserError
 from afa.inference.embed import Embedding
 from afa.manifest import read_manifest
-from afa.models import embedder
+from afa.models.networks import build_networks, preprocessing_record
 from afa.retrieval import export
 from afa.train import optim, state
 from afa.train.checkpoint import Checkpoints
@@ -40,7 +40,7 @@ class Trained:
         self, home: Workdir, config: ExperimentConfig, record: dict[str, Any], variables: PyTree
     ) -> None:
         self.home, self.config, self.record, self.variables = home, config, record, variables
-        networks = embedder.build(config, record["training_classes"])
+        networks = build_networks(config, record["training_classes"])
         one = dataclasses.replace(config.evaluation, batch_size=1)
         alone = Embedding(networks, dataclasses.replace(config, evaluation=one))
         self._one = alone.fused(record["weights"])
@@ -65,7 +65,7 @@ class Trained:
         trained = restore(home, config, record["training_classes"], record["step"])
         expected = {
             "checkpoint": checkpoint_id(trained),
-            "preprocessing": preprocessing(config.data) | embedder.preprocessing_record(config),
+            "preprocessing": preprocessing(config.data) | preprocessing_record(config),
         }
         for name, value in expected.items():
             if record[name] != value:
@@ -91,7 +91,7 @@ def restore(home: Workdir, config: ExperimentConfig, classes: int, step: int) ->
     Raises:
       UserError: the run has no such checkpoint, or its configuration differs.
     """
-    networks = embedder.build(config, classes)
+    networks = build_networks(config, classes)
     optimisers = optim.optimisers(config, 1, 1, 1)  # only the shape of their state matters here
     shapes = jax.eval_shape(
         lambda: state.create(networks, optimisers, config.seed, config.data.image_size)

@@ -8,7 +8,7 @@ import numpy as np
 
 from afa.config import ExperimentConfig
 from afa.evaluation import variants
-from afa.runs import run
+from afa.runs import run, setup
 from afa.train import steps
 
 GIB = 2**30
@@ -24,10 +24,10 @@ def lines(experiment: str, config: ExperimentConfig) -> list[str]:
     Raises:
       UserError: any mistake in configuration or data.
     """
-    ready = run.setup(config)
+    ready = setup.setup(config)
     fresh = jax.eval_shape(ready.fresh_state)
     counts = run.parameters(fresh)
-    told = [*run.describe(ready), f"experiment {experiment}"]
+    told = [*setup.describe(ready), f"experiment {experiment}"]
     told += [f"parameters {name:<14}{count:>14,}" for name, count in counts.items()]
     costs = variants.costs(ready.networks, fresh.variables, config)
     for name in ("embedder", "generator", "discriminator"):
@@ -55,7 +55,7 @@ def _batch(config: ExperimentConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return {"clean": image, "image": image, "label": number, "corruption": number}
 
 
-def _steps(ready: run.Setup) -> dict[str, Any]:
+def _steps(ready: setup.Setup) -> dict[str, Any]:
     context, plan = ready.context, ready.plan
     perturb = plan.plain < plan.embedder_steps
     found = {"F": functools.partial(steps.embedder_step, context=context, perturb=perturb)}

@@ -40,9 +40,8 @@ from afa.data.images import resize
 from afa.data.types import ImageSet
 from afa.errors import UserError
 from afa.inference.load import Trained
-from afa.models import embedder
-from afa.models.embedder import Networks
 from afa.models.fusion import fuse
+from afa.models.networks import Networks, build_networks, dtype_of
 from afa.serving import onnx_graph
 from afa.serving.predictor import (
     ANY,
@@ -142,7 +141,7 @@ def _family(trained: Trained, weights: Weights, accelerator: bool, precision: st
         programs = {
             name: lower(_shapes(weights), _views_of(config, count)) for name, count in rows.items()
         }
-        return Family(platforms, embedder.dtype_of(config.train.precision).name, programs)
+        return Family(platforms, dtype_of(config.train.precision).name, programs)
 
 
 def _onnx(trained: Trained, weights: Weights) -> bytes:
@@ -199,7 +198,7 @@ def _needed(trained: Trained) -> Weights:
 
 def _network(trained: Trained, config: ExperimentConfig) -> Callable:
     manifest = trained.record
-    networks = embedder.build(config, manifest["training_classes"])
+    networks = build_networks(config, manifest["training_classes"])
     return network(networks, trained.variables, manifest["weights"])
 
 

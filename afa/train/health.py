@@ -12,8 +12,8 @@ from afa import parallel
 from afa.config import ExperimentConfig
 from afa.losses.adversarial import psnr
 from afa.models import layers
-from afa.models.embedder import Networks
 from afa.models.fusion import fuse
+from afa.models.networks import Networks
 
 SNAPSHOT_ROWS = 8  # images a device spends on the variance of G over z
 

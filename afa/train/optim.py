@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from afa.config import ExperimentConfig, OptimConfig, steps_of
 from afa.errors import choose
-from afa.models import embedder
+from afa.models.networks import build_backbone, frozen_parts
 
 Optimisers = dict[str, optax.GradientTransformation]
 
@@ -126,7 +126,7 @@ def optimisers(
     alone = steps_of("optim.head_warmup", optim.head_warmup, whole=embedder_steps, epoch=epoch)
     if optim.backbone_rate != 1 or alone:
         core.append(slow_backbone(optim.backbone_rate, alone // optim.accumulate))
-    backbone, frozen = embedder.backbone(config), embedder.frozen(config)
+    backbone, frozen = build_backbone(config), frozen_parts(config)
     still = hold(lambda name: frozen.holds(backbone, name))
     return {
         # First of all, so that clipping does not see their gradients; and last, against decay.

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import PyTree
 
 from afa import parallel
-from afa.models.embedder import Networks
+from afa.models.networks import Networks
 from afa.train.optim import Optimisers, move_average
 
 AVERAGED = ("embedder", "generator")

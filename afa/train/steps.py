@@ -19,8 +19,9 @@ from afa.losses import adversarial as game
 from afa.losses.metric import metric_loss, norm_softmax
 from afa.models import layers
 from afa.models.discriminator import diffaugment
-from afa.models.embedder import Descriptors, Networks, named
+from afa.models.embedder import Descriptors, named
 from afa.models.fusion import fuse
+from afa.models.networks import Networks
 from afa.train import health
 from afa.train.optim import Optimisers
 from afa.train.state import TrainState, apply_gradients

@@ -50,7 +50,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def _main(words: Sequence[str]) -> int:
     chosen = parser().parse_args(list(words))
     prepare(chosen)
-    from afa import parallel
+    from afa import parallel, runtime
     from afa.console import table
     from afa.models import backbones
     from afa.train.logging import write_json
@@ -66,7 +66,7 @@ def _main(words: Sequence[str]) -> int:
         seconds = measure(contenders(name, size, batch), chosen.turns, chosen.steps)
         found[name] = {"image_size": size} | figures(seconds, batch)
         print(_told(name, found[name]), flush=True)
-        parallel.forget_programs()
+        runtime.forget_programs()
     columns = ["backbone", "px", *(f"{p}, {c}" for p in PASSES for c in ("images/s", "/ torch"))]
     table("backbones beside torch", [_row(name, each) for name, each in found.items()], columns)
     if chosen.out:
@@ -99,7 +99,7 @@ def contenders(name: str, size: int, batch: int) -> dict[str, Contender]:
     from afa.config import BackboneConfig
     from afa.models import backbones, pretrained
     from afa.models.backbones.contract import Options
-    from afa.models.embedder import dtype_of
+    from afa.models.networks import dtype_of
     from afa.models.pretrained import names, zoo
 
     model = _theirs(name)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from afa.config import ExperimentConfig
-from afa.models import embedder
 from afa.models.backbones.contract import IMAGENET
 from afa.models.backbones.resnet import EXPANSION
 from afa.models.embedder import FUSED
+from afa.models.networks import build_backbone
 
 STEM = 64  # channels of the stem and of the first stage
 
@@ -114,7 +114,7 @@ class Twin(nn.Module):
         super().__init__()
         dim, local = config.embedder.embedding_dim, config.embedder.local_dim
         self.loss = config.loss
-        ours = embedder.backbone(config)
+        ours = build_backbone(config)
         self.backbone = Backbone(ours.kind, ours.depths)
         self.global_head = GlobalHead(self.backbone.last, dim)
         self.local_head = LocalHead(self.backbone.mid, local)

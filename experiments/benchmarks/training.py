@@ -94,9 +94,8 @@ def prepare(chosen: argparse.Namespace) -> None:
         raise UserError("torch is not installed; the extra `bench` has it")
     _share_the_machine(chosen.threads)
     quiet()
-    from afa import parallel
 
-    parallel.keep_memory()
+    runtime.keep_memory()
 
 
 def _share_the_machine(threads: int) -> None:
@@ -121,7 +120,7 @@ def build(backbone: str, size: int, batch_size: int) -> dict[str, Contender]:
 
     from afa import parallel
     from afa.config import with_changes
-    from afa.models import embedder
+    from afa.models.networks import build_networks
     from afa.train import optim, state, steps
     from experiments.benchmarks.torch_twin import LAYOUTS, Trainer
     from experiments.configs import afa_resnet50
@@ -136,7 +135,7 @@ def build(backbone: str, size: int, batch_size: int) -> dict[str, Contender]:
             "optim.warmup": "0",
         },
     )
-    networks = embedder.build(config, CLASSES)
+    networks = build_networks(config, CLASSES)
     context = steps.StepContext(networks, optim.optimisers(config, 1, 1, 1), config)
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (batch_size, size, size, 3), np.uint8)

@@ -1,6 +1,6 @@
 """Metrics averaged over every order of results that score the same (McSherry and Najork 2008).
 
-They differ from those of `retrieval` exactly where the rule for ties decides. In a group of n equal scores, r of them right, behind t results of which h are right: the result at place
+They differ from those of `retrieval` exactly where the rule for ties decides. In a group
 t + m is right with probability r/n, and then (m-1)(r-1)/(n-1) of those before it in the group are.
 """
 

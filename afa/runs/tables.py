@@ -1,0 +1,52 @@
+"""The tables that a finished run prints."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from afa.console import table
+from afa.evaluation.evaluator import SHORT, Results
+from afa.evaluation.metrics import extra
+from afa.workdir import Workdir
+
+FIGURES = {
+    "recall_at_1": "R@1",
+    "recall_at_2": "R@2",
+    "recall_at_4": "R@4",
+    "recall_at_8": "R@8",
+    "map_at_r": "MAP@R",
+    "r_precision": "R-prec",
+    "mean_average_precision": "mAP",
+}
+GROUPS = {"trained": "seen", "held_back": "unseen"}
+
+
+def show(
+    results: Results, result: Mapping[str, Any], home: Workdir, say: Callable[[str], None]
+) -> None:
+    """The final tables and where everything lies."""
+    rows = results.rows
+    protocols = [name for name in next(iter(rows.values())) if name not in ("cost", "weights")]
+    columns = ["method", "cost", *(f"{each} %" for each in FIGURES.values())]
+    columns += [f"{g} {FIGURES[m]} %" for g in GROUPS.values() for m in SHORT]
+    for protocol in protocols:
+        lines = []
+        for name, row in rows.items():
+            found = row[protocol]
+            lines.append(
+                [name, None if row["cost"] is None else f"{row['cost']:.2f}"]
+                + [found["clean"][each] for each in FIGURES]
+                + [found[g].get(m) for g in GROUPS for m in SHORT]
+            )
+        table(f"test classes, {protocol.replace('_', '-')}, exact search", lines, columns)
+        if told := extra.told(rows["fused"][protocol]["further"]):
+            say(f"fused     {told}")
+    search, k = result["metrics"]["search"], result["config"]["retrieval"]["results"]
+    say(
+        f"search    {search['engine']}: recall@{k} {100 * search[f'recall_at_{k}']:.1f} % of exact "
+        f"search, {search['queries_per_second']:,.0f} queries/s batched, "
+        f"{search['single_queries_per_second']:,.0f} single"
+    )
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["timings"].items())
+    say(f"timings   {seconds}")
+    say(f"report    {home.report}")
+    say(f"try       python -m experiments.search --run={home.root} YOUR_PICTURE.jpg")
