@@ -20,6 +20,8 @@ from afa.errors import UserError
 
 MANIFEST = "index.json"
 FORMAT = 2
+# Fields that the writer of an export or of an index sets; all others are its caller's.
+OWN_FIELDS = ("format", "count", "dimension", "sha256", "shards", "removed", "engine")
 STAGE_PREFIX = ".writing-"
 LOCK = ".lock"
 HASH_BYTES = 2**20

@@ -252,7 +252,7 @@ def _main(words: Sequence[str]) -> int:
 
 def _execute(exp: str, config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     quiet()
-    from afa import parallel
+    from afa import parallel, runtime
     from afa.runs import run as job
 
     home = Path(workdir or Path("runs") / exp)

@@ -225,7 +225,7 @@ def test_rows_that_do_not_divide_are_refused(monkeypatch):
 FAULTS = """
 import resource, sys
 import jax, jax.numpy as jnp
-from afa import parallel
+from afa import runtime
 
 if sys.argv[1] == "keep":
     runtime.keep_memory()

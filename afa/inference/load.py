@@ -14,15 +14,14 @@ from afa.data.pipeline import preprocessing
 from afa.data.types import ImageSet, RawImage
 from afa.errors import UserError
 from afa.inference.embed import Embedding
-from afa.manifest import read_manifest
+from afa.manifest import OWN_FIELDS, read_manifest
 from afa.models.networks import build_networks, preprocessing_record
-from afa.retrieval import export
 from afa.train import optim, state
 from afa.train.checkpoint import Checkpoints
 from afa.train.state import TrainState, checkpoint_id
 from afa.workdir import Workdir
 
-GALLERYS_OWN = (*export.OWN, "unknown")  # fields of a manifest that say nothing of the networks
+GALLERY_FIELDS = (*OWN_FIELDS, "unknown")  # fields of a manifest that say nothing of the networks
 
 
 class Trained:
@@ -60,7 +59,7 @@ class Trained:
         if not home.result.is_file():
             raise UserError(f"--run={directory}: the run is not finished; start it again to go on")
         manifest = read_manifest(home.embeddings)
-        record = {name: v for name, v in manifest.items() if name not in GALLERYS_OWN}
+        record = {name: v for name, v in manifest.items() if name not in GALLERY_FIELDS}
         config = configuration.from_dict(record["configuration"])
         trained = restore(home, config, record["training_classes"], record["step"])
         expected = {

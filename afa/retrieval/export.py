@@ -18,6 +18,7 @@ from afa.errors import UserError
 from afa.manifest import (
     FORMAT,
     MANIFEST,
+    OWN_FIELDS,
     check_file,
     named_by_content,
     publish,
@@ -29,7 +30,6 @@ from afa.retrieval.records import Records
 
 ROWS_PER_SHARD = 100_000
 REQUIRED = ("configuration", "checkpoint", "preprocessing")
-OWN = ("format", "count", "dimension", "sha256", "shards", "removed", "engine")
 
 
 def write_export(
@@ -160,7 +160,7 @@ def check_manifest(manifest: dict[str, Any]) -> None:
     missing = [name for name in REQUIRED if name not in manifest]
     if missing:
         raise UserError(f"the manifest lacks {', '.join(missing)}")
-    claimed = [name for name in OWN if name in manifest]
+    claimed = [name for name in OWN_FIELDS if name in manifest]
     if claimed:
         raise UserError(f"the manifest must leave {', '.join(claimed)} to the export")
 

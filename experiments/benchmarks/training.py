@@ -94,6 +94,7 @@ def prepare(chosen: argparse.Namespace) -> None:
         raise UserError("torch is not installed; the extra `bench` has it")
     _share_the_machine(chosen.threads)
     quiet()
+    from afa import runtime
 
     runtime.keep_memory()
 

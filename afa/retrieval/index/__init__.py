@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from afa.errors import UserError
-from afa.manifest import MANIFEST, publish, read_manifest, refuse_if_changed, staged
+from afa.manifest import MANIFEST, OWN_FIELDS, publish, read_manifest, refuse_if_changed, staged
 from afa.retrieval import export
 from afa.retrieval.index import exact, milvus, scann
 from afa.retrieval.index.contract import DEFAULT_K, Entry, Index, Results
@@ -127,7 +127,7 @@ def build(
     if records is None:
         _refuse_elsewhere(directory, before)
         records, _ = export.read_export(directory)
-        manifest = {name: value for name, value in before.items() if name not in export.OWN}
+        manifest = {name: value for name, value in before.items() if name not in OWN_FIELDS}
         keep = before["shards"] if before["removed"] is None else []
     assert manifest is not None
     export.check_manifest(manifest)

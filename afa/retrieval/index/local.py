@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from afa.errors import UserError, nearest
-from afa.manifest import named_by_content, publish, refuse_if_changed, staged
+from afa.manifest import OWN_FIELDS, named_by_content, publish, refuse_if_changed, staged
 from afa.retrieval import export
 from afa.retrieval.exact import PADDING
 from afa.retrieval.index import flat
@@ -314,7 +314,7 @@ class LocalIndex(Index):
             new = self._tail.rows(slice(stored - len(self._base), None))
             shards = shards + export.write_shards(stage, new)
         removed = None if self._whole else self._write_removed(stage)
-        theirs = {n: v for n, v in self.manifest.items() if n not in export.OWN}
+        theirs = {n: v for n, v in self.manifest.items() if n not in OWN_FIELDS}
         full = theirs | export.contents(shards, self.dimension, removed) | {"engine": engine}
         return full, keep
 

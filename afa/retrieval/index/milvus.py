@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from afa.errors import UserError, choose
-from afa.manifest import publish, refuse_if_changed, staged
+from afa.manifest import OWN_FIELDS, publish, refuse_if_changed, staged
 from afa.retrieval import export
 from afa.retrieval.index.contract import Entry, Index, Results
 from afa.retrieval.index.uri import FIELD, Address
@@ -234,7 +234,7 @@ class MilvusIndex(Index):
             if self._home is None:
                 raise UserError("the index was never saved: save needs a directory")
             return  # what changed is in the collection already
-        theirs = {name: v for name, v in self.manifest.items() if name not in export.OWN}
+        theirs = {name: v for name, v in self.manifest.items() if name not in OWN_FIELDS}
         engine = {"engine": self.written_engine(Path(directory)) | {"changed": True}}
         manifest = theirs | export.contents([], self.dimension) | engine
         self._publish(Path(directory), manifest)
