@@ -90,7 +90,7 @@ def setup(config: ExperimentConfig) -> Setup:
     """
     parallel.keep_memory()
     configuration.validate(config)
-    weights = pretrained.read(config.backbone) if config.backbone.weights else None
+    weights = pretrained.read(config.backbone)
     config = _with_preprocessing(config, weights)
     # Modules first: a misspelt name should not wait for the data.
     embedder.build(config, classes=2)
@@ -233,7 +233,7 @@ def finish(
     variables = trained.search_variables()
     evaluator = Evaluator(ready.networks, config, dataset)
     with timings.of("evaluation"):
-        rows = evaluator.rows(variables)
+        rows = evaluator.rows(variables, untrained)
         results = evaluator.test(variables, untrained, rows, say)
     weights = rows[-1].weights
     with timings.of("export"):
@@ -320,9 +320,10 @@ def describe(ready: Setup) -> list[str]:
     ]
     if ready.pretrained is not None:
         known = ready.pretrained
-        lines.insert(
-            4, f"weights   {known.source} ({known.names} names, sha256 {known.sha256[:12]})"
-        )
+        lines[4:4] = [
+            f"weights   {known.source} ({known.names} names, sha256 {known.sha256[:12]})",
+            *(f"          {line}" for line in known.told),
+        ]
     lines += [f"skipped   {each}" for each in dataset.skipped]
     return lines
 
