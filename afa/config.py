@@ -12,6 +12,10 @@ from afa.errors import UserError, nearest
 
 TRAINED_CORRUPTIONS = ("gaussian_noise", "gaussian_blur", "occlusion", "low_resolution")
 
+RANDOM = "random"  # what `backbone.weights` says of a network without published weights
+# What a recipe sets for published weights, and training from scratch does without.
+FINE_TUNING = ("backbone.frozen_norm", "optim.backbone_rate", "optim.head_warmup")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -69,9 +73,12 @@ class BackboneConfig:
     """Network of F; `python -m experiments.weights --list` shows them all."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """imagenet: as published; small: 3x3 stride 1, for images up to 48 pixels."""
-    weights: str = ""
-    """First weights: a file (.pth, .pt, .bin, .safetensors, .npz), a directory of them, a run of
-    ours, or hf://org/name; empty: random."""
+    weights: str = RANDOM
+    """First weights: a file (of PyTorch, safetensors or npz), a directory of them, a run of ours,
+    or hf://org/name; random: training from scratch."""
+    part: str = ""
+    """The part of the file that holds the network, as state_dict_ema or state_dict.encoder_q;
+    empty: the one that fits best, which is told."""
     allow_partial: tuple[str, ...] = ()
     """Regular expressions of parameters that the weights may lack, have too many, or in another
     shape; all others must fit."""
@@ -385,6 +392,14 @@ def steps_of(field: str, duration: str, *, whole: int, epoch: int) -> int:
     if not 0 <= value < float("inf"):
         raise UserError(f'{field}={duration!r} is no duration (allowed: "500", "20ep", "40%")')
     return round(value * unit)
+
+
+def from_scratch(config: ExperimentConfig) -> ExperimentConfig:
+    """A recipe without its published weights, and without the settings that go with them."""
+    usual = flatten(ExperimentConfig())
+    return with_changes(
+        config, **{"backbone.weights": RANDOM} | {name: usual[name] for name in FINE_TUNING}
+    )
 
 
 def validate(config: ExperimentConfig) -> None:

@@ -59,7 +59,7 @@ def run(exp: str, *, workdir: str = "", scale: Scale = "auto", **changes: Any) -
       UserError, TrainingDiverged, Preempted: see `afa.runs.run`.
     """
     _join(changes)
-    config = configuration.with_changes(configured(exp, scale), **changes)
+    config = configuration.with_changes(configured(exp, scale, changes), **changes)
     return _execute(exp, config, workdir)
 
 
@@ -79,14 +79,17 @@ def _join(given: Mapping[str, Any]) -> None:
         parallel.start(coordinator, *(int(number) for number in numbers))
 
 
-def configured(exp: str, scale: Scale) -> ExperimentConfig:
-    """The configuration of an experiment at a scale.
+def configured(exp: str, scale: Scale, given: Mapping[str, Any]) -> ExperimentConfig:
+    """The configuration of an experiment at a scale, before the given fields are changed.
+
+    Where they ask for random weights, the recipe's settings of fine-tuning are taken back.
 
     Raises:
       UserError: no such experiment.
     """
-    found = configs.find(exp)
-    return found(is_laptop(scale))
+    found = configs.find(exp)(is_laptop(scale))
+    scratch = given.get("backbone.weights") == configuration.RANDOM
+    return configuration.from_scratch(found) if scratch else found
 
 
 def is_laptop(scale: Scale) -> bool:
@@ -106,7 +109,7 @@ def parse(words: Sequence[str]) -> Command:
     exp, scale = given.get("exp", ""), given.get("scale", "auto")
     if scale not in ("auto", "laptop", "full"):
         raise UserError(f"scale={scale!r} is unknown (allowed: auto, laptop, full)")
-    base = configured(exp, scale) if exp not in ("", "list") else ExperimentConfig()
+    base = configured(exp, scale, given) if exp not in ("", "list") else ExperimentConfig()
     default = Command(**{name: getattr(base, name) for name in base.__dataclass_fields__})
     known = [*configuration.flatten(default), "help"]
     for name in given:

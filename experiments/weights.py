@@ -22,6 +22,7 @@ from experiments.search import Parser
 
 PROGRAM = "python -m experiments.weights"
 SHOWN = 20  # parameters of each kind that --check names
+MISFITS = ("missing", "unmatched", "reshaped")
 TOLERANCE = 1e-3  # of --logits, relative to the largest
 
 
@@ -34,6 +35,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--export", metavar="RUN", help="write the backbone of a run")
     options.add_argument("--to", type=Path, metavar="FILE", help="with --export: the file")
     options.add_argument("--backbone", metavar="NAME", help="with --check: the only one to try")
+    options.add_argument(
+        "--part", metavar="NAME", default="", help="with --check: as backbone.part of a run"
+    )
     options.add_argument(
         "--logits", type=Path, metavar="FILE",
         help="with --check: npz of arrays images (uint8, NHWC), logits and perhaps labels",
@@ -50,11 +54,11 @@ def _main(words: Sequence[str]) -> int:
     chosen = parser().parse_args(list(words))
     if (chosen.to is None) != (chosen.export is None):
         raise UserError("--export RUN and --to FILE go together")
-    if chosen.check is None and (chosen.backbone or chosen.logits):
-        raise UserError("--backbone and --logits go with --check")
+    if chosen.check is None and (chosen.backbone or chosen.logits or chosen.part):
+        raise UserError("--backbone, --part and --logits go with --check")
     quiet()
     if chosen.check is not None:
-        return _check(chosen.check, chosen.backbone, chosen.logits)
+        return _check(chosen.check, chosen.backbone, chosen.part, chosen.logits)
     if chosen.list:
         _list()
     else:
@@ -91,14 +95,17 @@ def _export(run: str, target: Path) -> None:
     print(f"{target}: {len(file.arrays)} tensors of the backbone of {run}")
 
 
-def _check(source: str, backbone: str | None, logits: Path | None) -> int:
+def _check(source: str, backbone: str | None, part: str, logits: Path | None) -> int:
     from afa.models import pretrained
     from afa.models.pretrained import zoo
 
     console = Console(stderr=True)
     with console.status("comparing") as status:
         found = zoo.identify(
-            source, [backbone] if backbone else None, lambda name: status.update(f"trying {name}")
+            source,
+            [backbone] if backbone else None,
+            lambda name: status.update(f"trying {name}"),
+            part,
         )
     account, weights = found.account, found.weights
     print(f"backbone   {found.name}, {weights.names} names")
@@ -106,12 +113,19 @@ def _check(source: str, backbone: str | None, logits: Path | None) -> int:
     expected = weights.preprocessing
     mean, std = ([round(value, 4) for value in each] for each in (expected.mean, expected.std))
     print(f"images   {expected.channels}, mean {mean}, std {std}, crop {expected.crop:g}")
-    for kind in ("loaded", "aside", "missing", "unmatched", "reshaped"):
-        names = getattr(account, kind)
+    for line in weights.told:
+        print(f"note       {line}")
+    kinds = {
+        kind: getattr(account, kind)
+        for kind in ("loaded", "aside", "missing", "unmatched", "reshaped", "unusable")
+    }
+    for kind, names in (kinds | {"outside": weights.outside}).items():
         few = ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
         print(f"{kind:<10} {len(names)}{'' if kind == 'loaded' or not names else ': ' + few}")
-    headless = bool(account.missing) and all(map(pretrained.of_classifier, account.missing))
-    fits = not (account.unmatched or account.reshaped) and (headless or not account.missing)
+    # A run does without the published classifier, so that nothing of it decides.
+    misfits = [name.partition(":")[0] for kind in MISFITS for name in kinds[kind]]
+    headless = bool(misfits) and all(map(pretrained.of_classifier, misfits))
+    fits = not account.unusable and (headless or not misfits)
     if fits and logits:
         fits = _compare(found, logits)
     without = ", without the published classifier" if headless else ""

@@ -194,6 +194,10 @@ class Fake:
         unit = found / np.linalg.norm(found, axis=1, keepdims=True)
         return DescriptorBlocks({name: unit.astype(np.float32) for name in self.names}, {})
 
+    def pooled(self, variables, images, wanted, corruption=None):
+        blocks = self.blocks(variables, images, corruption).blocks
+        return DescriptorBlocks({name: blocks[name] for name in wanted}, {})
+
     def plain(self, variables, images, corruption=None):
         described = self.blocks(variables, images, corruption)
         own = described.blocks["global"]
@@ -335,16 +339,38 @@ def test_weights_are_chosen_on_validation_classes_alone(parts, monkeypatch):
     """The score sees clean queries and the trained corruptions of validation images."""
     made = evaluator(parts, oracle)
     monkeypatch.setattr(variants, "costs", lambda *args: Costs(1.0, 1.0, 1.0, False))
-    found = made.rows({})
+    found = made.rows({}, {})
     embedding, config = made.embedding, parts[1]
     assert isinstance(embedding, Fake)
-    assert embedding.seen == [(30, None)] + [(12, (name, 3)) for name in config.data.corruptions]
+    once = [(30, None)] + [(12, (name, 3)) for name in config.data.corruptions]
+    assert embedding.seen == 2 * once  # of the trained networks and of the initial weights
     assert [row.name for row in found] == [
-        "raw pixels", "untrained backbone", "F", "local", "flip alone", "F + flip", "G alone",
-        "F + G", "D features alone", "fused",
+        "raw pixels", "initial weights", "initial weights, fused", "F", "local", "flip alone",
+        "F + flip", "G alone", "F + G", "D features alone", "fused",
     ]  # fmt: skip
     # Nothing can be gained over the oracle's global view, so nothing is paid for.
+    assert found[1:3] == [
+        Row("initial weights", "initial", {"global": 1.0}, 1.0),
+        Row("initial weights, fused", "initial", {"global": 1.0}, 1.0),
+    ]
     assert found[-1] == Row("fused", "trained", {"global": 1.0}, 1.0)
+
+
+def test_initial_weights_are_fused_by_their_own_score(parts):
+    """Each kind of row is scored by its own networks, and a second view is paid for."""
+    costs = Costs(1.0, 1.0, 1.0, False)
+    found = variants.rows(
+        parts[0],
+        lambda weights: weights.get("local", 0.0),
+        lambda weights: weights.get("flip", 0.0),
+        costs,
+    )
+    rows = {row.name: row for row in found}
+    best = max(GRID)
+    assert rows["initial weights, fused"] == Row(
+        "initial weights, fused", "initial", {"global": 1.0, "flip": best}, 2.0
+    )
+    assert rows["fused"].weights == {"global": 1.0, "local": best}
 
 
 def test_few_validation_queries_are_both_queries_and_gallery(parts):

@@ -188,6 +188,35 @@ def composed():
     return context.networks, variables, jnp.asarray(tiny.batch()["image"][:4] / 255, jnp.float32)
 
 
+def test_pooled_features_are_means_of_the_maps_of_the_backbone_alone(composed):
+    networks, variables, images = composed
+    pooled = jax.jit(lambda v, x: networks.pooled(v, x, ("global", "flip")))
+    blocks = pooled(variables, images)
+    assert set(blocks) == {"global", "local", "flip"}
+    own = {name: tree["backbone"] for name, tree in variables["embedder"].items()}
+
+    @jax.jit
+    def maps(x):
+        x = (x - jnp.asarray(IMAGENET.mean)) / jnp.asarray(IMAGENET.std)
+        return apply(networks.embedder.backbone, own, x, method=both_maps)
+
+    for name, images in (("global", images), ("flip", images[:, :, ::-1])):
+        mid, last = maps(images)
+        for found, grid in ((blocks[name], last), (blocks["local"], mid)):
+            mean = grid.mean((1, 2))
+            near(found, mean / jnp.linalg.norm(mean, axis=1, keepdims=True), 1e-4)
+            if name == "flip":
+                break  # the local view is that of the image itself
+    heads = {
+        name: value if name == "backbone" else jax.tree.map(lambda leaf: 7 + leaf, value)
+        for name, value in variables["embedder"]["params"].items()
+    }
+    assert len(heads) > 1
+    other = {"embedder": variables["embedder"] | {"params": heads}}
+    assert set(pooled(other, images)) == {"global", "local", "flip"}
+    jax.tree.map(np.testing.assert_array_equal, pooled(other, images), blocks)
+
+
 def test_blocks_of_an_image(composed):
     networks, variables, images = composed
     blocks, gates = jax.jit(networks.blocks)(variables, images)

@@ -48,9 +48,15 @@ def config(weights, **changes):
     return BackboneConfig(NAME, weights=str(weights), head="imagenet", **changes)
 
 
+def read(chosen):
+    found = pretrained.read(chosen)
+    assert found is not None
+    return found
+
+
 def loaded(weights, shapes, **changes):
     chosen = config(weights, **changes)
-    return pretrained.fill(shapes, pretrained.read(chosen), chosen)
+    return pretrained.fill(shapes, read(chosen), chosen)
 
 
 def refusal(weights, shapes, **changes) -> str:
@@ -160,7 +166,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path, shapes, write, module, name):
     told = refusal(write(tmp_path / "w.pth", tree), shapes)
     assert told == (
         f"backbone.weights='FILE': it calls {module}.{name}, and only tensors are read from a "
-        "pickle"
+        "pickle: load it with the code that wrote it, and save its state_dict() alone"
     )
     assert not mark.exists()
 
@@ -200,20 +206,28 @@ def test_an_npz_of_objects_is_refused(tmp_path, shapes):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("w.ckpt", b"x", "backbone.weights='FILE': .ckpt is unknown (allowed: .bin, .npz, .pt, "
-                         ".pth, .safetensors)"),
-        ("w.pth", b"", "backbone.weights='FILE': it is damaged or no PyTorch file (EOFError)"),
-        ("w.pth", b"<html>", "backbone.weights='FILE': it is damaged or no PyTorch file "
-                             "(UnpicklingError)"),
+        ("w.ckpt", b"x", "it is damaged or of no known format (allowed: PyTorch, safetensors, "
+                         "npz)"),
+        ("w.pth", b"", "it is empty"),
+        ("w.pth", b"<html>", "it is a web page"),
+        ("w.pth", b"version https://git-lfs", "it is a Git LFS pointer, not the file itself"),
+        ("w.gz", b"\x1f\x8b\x08", "it is compressed by gzip: unpack it first"),
+        ("w.pth", b"\x80\x02", "it is damaged or no PyTorch file (EOFError)"),
+        ("w.json", b"{}", "w.json is no index"),
     ],
 )  # fmt: skip
 def test_no_file_of_weights(tmp_path, shapes, name, content, told):
     (tmp_path / name).write_bytes(content)
-    assert refusal(tmp_path / name, shapes) == told
+    assert refusal(tmp_path / name, shapes) == f"backbone.weights='FILE': {told}"
 
 
 def test_nothing_there(tmp_path, shapes):
-    assert refusal(tmp_path / "w.pth", shapes) == "backbone.weights='FILE' does not exist"
+    for path in (tmp_path / "w.pth", "~nobody-of-that-name/w.pth"):
+        assert refusal(path, shapes) == (
+            f"backbone.weights='FILE' does not exist: get the weights of {NAME}, published as "
+            f"{backbones.member(NAME).source}, and name them with --backbone.weights=FILE, or "
+            "train from scratch on purpose with --backbone.weights=random"
+        )
     (tmp_path / "empty").mkdir()
     assert "is a directory without one of" in refusal(tmp_path / "empty", shapes)
 
@@ -261,7 +275,7 @@ def test_the_published_classifier_may_stay_behind(tmp_path, arrays):
     )  # fmt: skip
     path = save_npz(tmp_path / "w.npz", arrays)
     chosen = BackboneConfig(NAME, weights=str(path))
-    _, account = pretrained.fill(shapes, pretrained.read(chosen), chosen)
+    _, account = pretrained.fill(shapes, read(chosen), chosen)
     assert set(account.aside) == {"classifier.1.weight", "classifier.1.bias"}
 
 
@@ -305,15 +319,15 @@ def test_names(family, theirs, ours):
 
 def test_preprocessing_of_the_network_and_of_the_files_beside_the_weights(tmp_path, arrays):
     path = save_safetensors(tmp_path / "model.safetensors", arrays)
-    assert pretrained.read(config(path)).preprocessing == IMAGENET
+    assert read(config(path)).preprocessing == IMAGENET
     about = {"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 0.95}}
     (tmp_path / "config.json").write_text(json.dumps(about))
-    found = pretrained.read(config(tmp_path)).preprocessing
+    found = read(config(tmp_path)).preprocessing
     assert (found.mean, found.std, found.crop) == ((0.5,) * 3, (0.25,) * 3, 0.95)
     (tmp_path / "config.json").unlink()
     about = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
-    assert pretrained.read(config(tmp_path)).preprocessing.mean == (0.1, 0.2, 0.3)
+    assert read(config(tmp_path)).preprocessing.mean == (0.1, 0.2, 0.3)
     assert backbones.member("googlenet").preprocessing == HALF
     assert backbones.member("bn_inception").preprocessing.channels == "bgr"
 
@@ -329,10 +343,12 @@ def test_hub_offline_and_from_its_cache(tmp_path, shapes, arrays, monkeypatch):
         raise hub.errors.LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr(hub, "snapshot_download", gone)
-    assert refusal("hf://some/where", shapes) == (
+    told = refusal("hf://some/where", shapes)
+    assert told.startswith(
         "backbone.weights='FILE' is not in the cache of huggingface_hub and cannot be downloaded "
-        "(LocalEntryNotFoundError); download it where there is a network, or name a local file"
+        f"(LocalEntryNotFoundError): get the weights of {NAME}, "
     )
+    assert told.endswith("train from scratch on purpose with --backbone.weights=random")
     monkeypatch.setattr(hub, "snapshot_download", lambda *args, **kwargs: str(tmp_path))
     assert_holds(loaded("hf://some/where@main", shapes)[0], arrays)
 

@@ -30,8 +30,8 @@ HEALTH = {
     },
 }  # fmt: skip
 ROWS = [
-    "raw pixels", "untrained backbone", "F", "local", "flip alone", "F + flip", "G alone", "F + G",
-    "D features alone", "fused",
+    "raw pixels", "initial weights", "initial weights, fused", "F", "local", "flip alone",
+    "F + flip", "G alone", "F + G", "D features alone", "fused",
 ]  # fmt: skip
 CLEAN = {
     "recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "map_at_r", "r_precision",
@@ -187,7 +187,8 @@ def test_a_run_as_a_function_without_the_adversarial_part(tiny_data, tmp_path, c
     assert result["step"] == 4
     assert list(result["parameters"]) == ["embedder"]
     assert list(result["metrics"]["test"]) == [
-        "raw pixels", "untrained backbone", "F", "local", "flip alone", "F + flip", "fused",
+        "raw pixels", "initial weights", "initial weights, fused", "F", "local", "flip alone",
+        "F + flip", "fused",
     ]  # fmt: skip
     stages = {line["stage"] for line in tiny_run.lines(tmp_path / "run")}
     assert stages == {"F"}

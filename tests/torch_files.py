@@ -42,6 +42,13 @@ class Call:
         self.function, self.args = function, args
 
 
+class Raw:
+    """An object that lies in the file as `pickle` itself writes it, an array too."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
 class Pickler(pickle._Pickler):  # pyright: ignore - the one in Python can be taught new types
     dispatch: ClassVar[dict] = dict(pickle._Pickler.dispatch)  # pyright: ignore
 
@@ -57,6 +64,10 @@ class Pickler(pickle._Pickler):  # pyright: ignore - the one in Python can be ta
     def _call(self, obj: Call) -> None:
         self.save_reduce(obj.function, obj.args)  # pyright: ignore
 
+    def _raw(self, obj: Raw) -> None:
+        self.save(obj.value)  # pyright: ignore
+
+    dispatch[Raw] = _raw
     dispatch[Global] = _global
     dispatch[Call] = _call
 

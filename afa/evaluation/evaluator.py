@@ -20,12 +20,13 @@ from afa.evaluation import variants
 from afa.evaluation.metrics import extra
 from afa.evaluation.metrics.retrieval import Metrics, metrics_from_ranks
 from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
-from afa.inference.embed import Embedding, pixels
+from afa.inference.embed import DescriptorBlocks, Embedding, pixels
 from afa.models.networks import Networks
 from afa.retrieval.exact import positive_ranks
 
 CHOICE_SEVERITY = 3  # of the trained corruptions when weights are chosen
 SHORT = ("recall_at_1", "map_at_r")  # what is kept of every single corruption and severity
+Describe = Callable[[ImageSet, Corruption | None], DescriptorBlocks]
 FURTHER_ROWS = ("F", "fused")  # what a run is about, and what it is measured against
 
 
@@ -101,33 +102,41 @@ class Evaluator:
             "global_map_at_r": whole["map_at_r"],
         }
 
-    def rows(self, variables: PyTree) -> list[variants.Row]:
+    def rows(self, variables: PyTree, initial: PyTree) -> list[variants.Row]:
         """The rows of the table, with weights chosen on validation classes."""
         images = self.dataset.validation
         protocol = protocols(images, "leave_one_out")[0]
-        gallery = self.embedding.blocks(variables, images.subset(protocol.gallery))
         count = self.config.evaluation.corruption_queries
         drawn = drawn_evenly(images, protocol.queries, count, self.config.seed)
         chosen = np.searchsorted(protocol.queries, drawn)
         seen: list[Corruption] = [(n, CHOICE_SEVERITY) for n in self.config.data.corruptions]
-        corrupted = [self.embedding.blocks(variables, images.subset(drawn), c) for c in seen]
-        conditions = [gallery.rows(chosen), *corrupted]
 
-        def score(weights: variants.Weights) -> float:
-            place = gallery.fused(weights)
-            found = [
-                ranked_metrics(each.fused(weights), place, images, protocol, chosen)
-                for each in conditions
-            ]
-            return float(np.mean([metrics.means["map_at_r"] for metrics in found]))
+        def scored(describe: Describe) -> variants.Score:
+            gallery = describe(images.subset(protocol.gallery), None)
+            conditions = [gallery.rows(chosen), *(describe(images.subset(drawn), c) for c in seen)]
 
-        costs = variants.costs(self.networks, variables, self.config)
-        return variants.rows(self.networks, score, costs)
+            def score(weights: variants.Weights) -> float:
+                place = gallery.fused(weights)
+                found = [
+                    ranked_metrics(each.fused(weights), place, images, protocol, chosen)
+                    for each in conditions
+                ]
+                return float(np.mean([metrics.means["map_at_r"] for metrics in found]))
+
+            return score
+
+        blocks = ("global", "local", *self.networks.view_names)
+        return variants.rows(
+            self.networks,
+            scored(lambda s, c: self.embedding.blocks(variables, s, c)),
+            scored(lambda s, c: self.embedding.pooled(initial, s, blocks, c)),
+            variants.costs(self.networks, variables, self.config),
+        )
 
     def test(
         self,
         variables: PyTree,
-        untrained: PyTree,
+        initial: PyTree,
         chosen_rows: list[variants.Row],
         note: Callable[[str], None],
     ) -> Results:
@@ -135,11 +144,16 @@ class Evaluator:
         images, config = self.dataset.test, self.config
         results = Results()
         listed = protocols(images, config.evaluation.protocol)
-        describe = {
+        blocks = dict.fromkeys(
+            b for row in chosen_rows if row.source == "initial" for b in row.weights
+        )
+        describe: dict[str, Describe] = {
             "trained": lambda s, c: self.embedding.blocks(variables, s, c),
-            "untrained": lambda s, c: self.embedding.plain(untrained, s, c),
+            "initial": lambda s, c: self.embedding.pooled(initial, s, tuple(blocks), c),
             "pixels": lambda s, c: pixels(s, config, c),
         }
+        used = {row.source for row in chosen_rows}
+        describe = {source: function for source, function in describe.items() if source in used}
         clean = {source: function(images, None) for source, function in describe.items()}
         galleries = {
             (row.name, p.name): clean[row.source].rows(p.gallery).fused(row.weights)

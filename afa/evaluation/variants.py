@@ -22,7 +22,8 @@ class Row:
 
     Attributes:
       name: as it stands in tables.
-      source: "trained", "untrained" (the same networks at step 0) or "pixels".
+      source: "trained", "initial" (the backbone at step 0, published weights or random ones,
+        without heads) or "pixels".
       weights: block -> weight in the fused vector.
       cost: multiply-adds of one search relative to one pass of F; None for raw pixels.
     """
@@ -58,11 +59,14 @@ def choose_weights(score: Score, blocks: Sequence[str], sweeps: int = 2) -> Weig
     return {name: weight for name, weight in weights.items() if weight > 0}
 
 
-def rows(networks: Networks, score: Score, costs: "Costs") -> list[Row]:
-    """All rows of a run; the fused ones with weights chosen by `score`."""
+def rows(networks: Networks, score: Score, initial_score: Score, costs: "Costs") -> list[Row]:
+    """All rows of a run; the fused ones with weights chosen by `score`, or by `initial_score` for
+    the initial weights."""
+    initial = choose_weights(initial_score, ["local", *networks.view_names])
     table = [
         Row("raw pixels", "pixels", {"pixels": 1.0}, None),
-        Row("untrained backbone", "untrained", {"global": 1.0}, 1.0),
+        Row("initial weights", "initial", {"global": 1.0}, 1.0),
+        Row("initial weights, fused", "initial", initial, costs.of(initial)),
     ]
 
     def add(name: str, weights: Weights) -> None:

@@ -129,6 +129,7 @@ class Embedding:
         self._restore = parallel.map_rows(restore)
         self._fused: dict[tuple[tuple[str, float], ...], Callable] = {}
         self._some: dict[tuple[str, ...], Callable] = {}
+        self._pooled: dict[tuple[str, ...], Callable] = {}
         self._local_features: dict[int, Callable] = {}
         self._scaled: dict[int, Embedding] = {config.data.image_size: self}
 
@@ -156,6 +157,22 @@ class Embedding:
     ) -> DescriptorBlocks:
         """The blocks that need one pass through F: global, local, and both fused."""
         return DescriptorBlocks(self._over(self._plain, variables, images, corruption), {})
+
+    def pooled(
+        self,
+        variables: PyTree,
+        images: ImageSet,
+        wanted: tuple[str, ...],
+        corruption: Corruptions = None,
+    ) -> DescriptorBlocks:
+        """Blocks of the backbone without its heads (`Networks.pooled`)."""
+        if wanted not in self._pooled:
+
+            def embed(variables: PyTree, images: Array) -> PyTree:
+                return self.networks.pooled(variables, to_unit(images), wanted)
+
+            self._pooled[wanted] = parallel.map_rows(embed)
+        return DescriptorBlocks(self._over(self._pooled[wanted], variables, images, corruption), {})
 
     def restored(
         self, variables: PyTree, images: ImageSet, corruption: Corruptions = None

@@ -74,8 +74,10 @@ class Embedder(nn.Module):
             last = self.backbone.upper(mid, train, branch)
         if self.is_initializing() and self.backbone.options.classes:
             self.backbone.logits(last)  # training never calls it, and its parameters have to be
-        global_descriptor = self.backbone.pool(last) if hasattr(self.backbone, "pool") else last
-        return Descriptors(self.global_head(global_descriptor), self.local_head(self._grid(mid)))
+        return Descriptors(self.global_head(self._whole(last)), self.local_head(self._grid(mid)))
+
+    def _whole(self, last: Float[Array, "b v u d"]) -> Float[Array, "b *places d"]:
+        return self.backbone.pool(last) if hasattr(self.backbone, "pool") else last
 
     def _grid(self, mid: Float[Array, "b y x c"]) -> Float[Array, "b h w c"]:
         return self.backbone.grid(mid) if hasattr(self.backbone, "grid") else mid
@@ -94,6 +96,15 @@ class Embedder(nn.Module):
         """Image -> scores of the classes that the published backbone was trained on."""
         mid = self.lower(images, train=False)
         return self.backbone.logits(self.backbone.upper(mid, False, "clean"))
+
+    def pooled(self, images: Images) -> Descriptors:
+        """Image -> means of its last map and of its mid map, at unit length: F without heads."""
+        mid = self.lower(images, train=False)
+        last = self._whole(self.backbone.upper(mid, False, "clean"))
+        means = (
+            x.astype(jnp.float32).mean(tuple(range(1, x.ndim - 1))) for x in (last, self._grid(mid))
+        )
+        return Descriptors(*map(layers.l2_normalise, means))
 
     def proxies(self) -> Proxies:
         """Unit proxies of the training classes: global, local and fused."""

@@ -110,6 +110,19 @@ class Networks:
             )
         return blocks, gates
 
+    def pooled(
+        self, variables: Mapping[str, PyTree], images: Images, wanted: Collection[str]
+    ) -> dict[str, Float[Array, "b _"]]:
+        """The blocks "global" and "local", and those of the wanted second views, of the backbone
+        alone (`Embedder.pooled`): what its weights are worth without a trained head."""
+        names = ["global", *(name for name in self.view_names if name in wanted)]
+        seen_as = [images, *(views.VIEWS[name](images) for name in names[1:])]
+        out = layers.apply(
+            self.embedder, variables["embedder"], jnp.concatenate(seen_as), method="pooled"
+        )
+        global_descriptor, local = (jnp.split(each, len(names)) for each in out)
+        return dict(zip(names, global_descriptor, strict=True)) | {"local": local[0]}
+
     def _described(
         self, variables: Mapping[str, PyTree], images: Mapping[str, Images]
     ) -> dict[str, Descriptors]:

@@ -85,7 +85,7 @@ def page(
                 for corruption, severities in row[protocol.name]["corruptions"].items()
             }
             for name, row in table.items()
-            if name in ("raw pixels", "untrained backbone", "F", "F + G", "fused")
+            if name in ("raw pixels", "initial weights", "F", "F + G", "fused")
         },
         held_back=result["data"]["held_back_corruptions"],
         search=SearchFacts(

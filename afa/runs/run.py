@@ -124,7 +124,7 @@ def evaluate(
     evaluator: Evaluator, variables: PyTree, untrained: PyTree, say: Say
 ) -> tuple[Results, dict[str, float]]:
     """The table of test classes, and the weights of the fused descriptor."""
-    rows = evaluator.rows(variables)
+    rows = evaluator.rows(variables, untrained)
     return evaluator.test(variables, untrained, rows, say), dict(rows[-1].weights)
 
 

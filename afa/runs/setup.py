@@ -64,7 +64,7 @@ def setup(config: ExperimentConfig) -> Setup:
     """
     runtime.keep_memory()
     configuration.validate(config)
-    weights = pretrained.read(config.backbone) if config.backbone.weights else None
+    weights = pretrained.read(config.backbone)
     config = _with_preprocessing(config, weights)
     # Modules first: a misspelt name should not wait for the data.
     build_networks(config, classes=2)
@@ -155,8 +155,9 @@ def describe(ready: Setup) -> list[str]:
     ]
     if ready.pretrained is not None:
         known = ready.pretrained
-        lines.insert(
-            4, f"weights   {known.source} ({known.names} names, sha256 {known.sha256[:12]})"
-        )
+        lines[4:4] = [
+            f"weights   {known.source} ({known.names} names, sha256 {known.sha256[:12]})",
+            *(f"          {line}" for line in known.told),
+        ]
     lines += [f"skipped   {each}" for each in dataset.skipped]
     return lines

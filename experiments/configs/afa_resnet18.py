@@ -9,7 +9,7 @@ classes, leave-one-out, seeds 0 to 2, mean and 95 % interval, R@1 / MAP@R in %:
     unseen 61.3 ± 12.3 / 22.0 ± 3.1; one catalogue image a class: R@1 17.1 ± 5.2
   ETH-80 (40 objects train, 40 test)
     clean 87.3 ± 3.5 / 31.9 ± 2.7, seen 62.2 ± 7.5 / 22.7 ± 1.6, unseen 59.0 ± 5.5 / 22.4 ± 2.8
-Full scale: not measured yet.
+Full scale fine-tunes the published weights, which need the extra `hub`: not measured yet.
 """
 
 from afa.config import ExperimentConfig
@@ -18,4 +18,4 @@ from experiments.configs import afa_resnet50
 
 def config(laptop: bool) -> ExperimentConfig:
     """As afa_resnet50."""
-    return afa_resnet50.on(laptop, "resnet18")
+    return afa_resnet50.on(laptop, "resnet18", "hf://timm/resnet18.tv_in1k")

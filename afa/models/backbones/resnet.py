@@ -136,7 +136,7 @@ def _member(
 MEMBERS = {
     "resnet18": _member("basic", (2, 2, 2, 2), "torchvision resnet18-f37072fd.pth"),
     "resnet34": _member("basic", (3, 4, 6, 3), "torchvision resnet34-b627a593.pth"),
-    "resnet50": _member("bottleneck", (3, 4, 6, 3), "torchvision resnet50-11ad3fa6.pth"),
+    "resnet50": _member("bottleneck", (3, 4, 6, 3), "torchvision resnet50-0676ba61.pth"),
     "resnet101": _member("bottleneck", (3, 4, 23, 3), "torchvision resnet101-cd907fc2.pth"),
     "resnet152": _member("bottleneck", (3, 8, 36, 3), "torchvision resnet152-f82ba261.pth"),
     "resnext50_32x4d": _member(

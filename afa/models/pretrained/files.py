@@ -3,30 +3,34 @@
 import contextlib
 import hashlib
 import json
-import zipfile
+import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from afa.errors import UserError
-from afa.models.pretrained import match
-from afa.models.pretrained.pickles import Refused, read_torch
+from afa.models.pretrained import formats, match
+from afa.unpickle import Refused
 
 HUB = "hf://"
 CHECKPOINTS = "checkpoints"  # what a run of ours has
-TORCH = (".pth", ".pt", ".bin")
 # In a directory the first that is there is read; an index names the files of a model in parts.
 IN_DIRECTORY = (
     "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )  # fmt: skip
 NOTED = "preprocessing"  # in a safetensors file of ours
-NESTED = ("state_dict", "model_state_dict", "model", "teacher", "net")  # where trainers put them
+BESIDE = ("config.json", "preprocessor_config.json")  # say how images were prepared
+
+
+class Missing(UserError):
+    """The weights are not on this machine."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +53,35 @@ class File:
 def read(source: str) -> File:
     """Reads a file, a directory of files, the directory of a run of ours, or hf://org/name.
 
+    What a file is, its content tells.
+
     Raises:
-      UserError: there is no such thing, it is damaged, holds something else than tensors, or (for
-        hf://) is not in the cache and cannot be downloaded.
+      Missing: there is no such thing, or (for hf://) it is not in the cache and cannot be
+        downloaded.
+      UserError: it may not be read, is damaged, or holds something else than tensors.
     """
-    place = _download(source) if source.startswith(HUB) else Path(source).expanduser()
-    if (place / CHECKPOINTS).is_dir():
-        return _of_run(place, source)
-    if place.is_dir():
+    # Of an unknown user `Path.expanduser` raises, where this leaves the name as it is.
+    place = _download(source) if source.startswith(HUB) else Path(os.path.expanduser(source))  # noqa: PTH111
+    try:
+        if not stat.S_ISREG(mode := place.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise UserError(f"backbone.weights={source!r} is no file")
+        if (place / CHECKPOINTS).is_dir():
+            return _of_run(place, source)
         parts = _parts(place, source)
-    elif place.is_file():
-        parts = [place]
-    else:
-        raise UserError(f"backbone.weights={source!r} does not exist")
-    arrays: dict[str, np.ndarray] = {}
-    for part in parts:
-        arrays |= _read_one(part, source)
-    if not arrays:
-        raise UserError(f"backbone.weights={source!r}: no tensors in it")
-    return File(source, _digest(parts), arrays, _about(parts[0]))
+        arrays: dict[str, np.ndarray] = {}
+        for part in parts:
+            arrays |= _read_one(part, source)
+        if not arrays:
+            raise UserError(f"backbone.weights={source!r}: no tensors in it")
+        return File(source, _digest(parts), arrays, _about(parts[0], source))
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise Missing(f"backbone.weights={source!r} does not exist") from None
+        inside = error.filename not in (None, str(place), str(place / CHECKPOINTS))
+        name = f"{error.filename} " if inside else ""
+        raise UserError(
+            f"backbone.weights={source!r}: {name}cannot be read ({error.strerror})"
+        ) from None
 
 
 def _of_run(directory: Path, source: str) -> File:
@@ -98,68 +112,36 @@ def safetensors_of(file: File) -> bytes:
     return save(file.arrays, {"source": file.source, "format": "pt", NOTED: json.dumps(file.about)})
 
 
-def _parts(directory: Path, source: str) -> list[Path]:
-    for name in IN_DIRECTORY:
-        found = directory / name
-        if not found.is_file():
-            continue
-        if not name.endswith(".index.json"):
-            return [found]
-        try:
-            named = sorted(set(json.loads(found.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise UserError(f"backbone.weights={source!r}: {name} is no index") from None
-        # An index names its neighbours, and nothing elsewhere.
-        parts = [directory / Path(str(each)).name for each in named]
-        if missing := [part.name for part in parts if not part.is_file()]:
-            raise UserError(f"backbone.weights={source!r}: {name} names {missing[0]}, not there")
-        return parts
-    raise UserError(
-        f"backbone.weights={source!r} is a directory without one of {', '.join(IN_DIRECTORY)}"
-    )
+def _parts(place: Path, source: str) -> list[Path]:
+    """The files of a directory, of an index, or the file itself."""
+    if place.is_dir():
+        there = {each.name for each in place.iterdir()}
+        found = next((place / name for name in IN_DIRECTORY if name in there), None)
+        if found is None:
+            raise UserError(
+                f"backbone.weights={source!r} is a directory without one of "
+                f"{', '.join(IN_DIRECTORY)}"
+            )
+        place = found
+    if not formats.is_json(place):
+        return [place]
+    try:
+        named = sorted(set(json.loads(place.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(f"backbone.weights={source!r}: {place.name} is no index") from None
+    # An index names its neighbours, and nothing elsewhere.
+    parts = [place.parent / Path(str(each)).name for each in named]
+    if missing := [part.name for part in parts if not part.exists()]:
+        raise UserError(f"backbone.weights={source!r}: {place.name} names {missing[0]}, not there")
+    return parts
 
 
 def _read_one(path: Path, source: str) -> dict[str, np.ndarray]:
-    suffix = path.suffix.lower()
-    readers = {".safetensors": _safetensors, ".npz": _npz} | dict.fromkeys(TORCH, _torch)
-    if suffix not in readers:
-        raise UserError(
-            f"backbone.weights={source!r}: {suffix or 'no suffix'} is unknown "
-            f"(allowed: {', '.join(sorted(readers))})"
-        )
     try:
-        return readers[suffix](path)
+        return formats.read(path)
     except Refused as reason:
         name = "" if path.name == Path(source).name else f"{path.name}: "
         raise UserError(f"backbone.weights={source!r}: {name}{reason}") from None
-
-
-def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise Refused(f"it is damaged or no safetensors file ({error})") from None
-
-
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        # Opened here: of a damaged file `np.load` leaves open what it opened itself.
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
-        raise Refused(f"it is damaged or no npz file of arrays ({error})") from None
-
-
-def _torch(path: Path) -> dict[str, np.ndarray]:
-    tree = read_torch(path)
-    for name in NESTED:
-        if isinstance(tree, dict) and isinstance(tree.get(name), dict):
-            tree = tree[name]
-            break
-    if not isinstance(tree, dict):
-        raise Refused("it holds no dictionary of tensors")
-    return {str(name): value for name, value in tree.items() if isinstance(value, np.ndarray)}
 
 
 def _digest(parts: Iterable[Path]) -> str:
@@ -170,19 +152,23 @@ def _digest(parts: Iterable[Path]) -> str:
     return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
-def _about(part: Path) -> dict[str, Any]:
+def _about(part: Path, source: str) -> dict[str, Any]:
     """What lies beside published weights, or in a file of our own, and says how images were
     prepared; {} if nothing."""
     found: dict[str, Any] = {}
-    if part.suffix == ".safetensors":
+    if formats.is_safetensors(part):
         with safe_open(part, framework="numpy") as file, contextlib.suppress(ValueError):
             noted = json.loads((file.metadata() or {}).get(NOTED, "{}"))
             found |= noted if isinstance(noted, dict) else {}
-    for name in ("config.json", "preprocessor_config.json"):
+    for name in BESIDE:
         try:
-            read = json.loads((part.parent / name).read_text())
-        except (OSError, ValueError):
+            read = json.loads((part.parent / name).read_text("utf-8"))
+        except FileNotFoundError:
             continue
+        except ValueError as error:
+            raise UserError(
+                f"backbone.weights={source!r}: {name} beside it is no JSON ({error})"
+            ) from None
         found |= read if isinstance(read, dict) else {}
     return found
 
@@ -193,7 +179,7 @@ def _download(source: str) -> Path:
         import huggingface_hub
         from huggingface_hub import errors
     except ImportError:
-        raise UserError(
+        raise Missing(
             f"backbone.weights={source!r} needs huggingface_hub (pip install 'afa[hub]')"
         ) from None
     repository, _, revision = source.removeprefix(HUB).partition("@")
@@ -208,8 +194,7 @@ def _download(source: str) -> Path:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"backbone.weights={source!r}: {reason}") from None
     except (OSError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
-        raise UserError(
+        raise Missing(
             f"backbone.weights={source!r} is not in the cache of huggingface_hub and cannot be "
-            f"downloaded ({type(error).__name__}); download it where there is a network, or name "
-            "a local file"
+            f"downloaded ({type(error).__name__})"
         ) from None

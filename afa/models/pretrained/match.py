@@ -70,6 +70,7 @@ class Account:
       unmatched: names the file has and the backbone has not.
       reshaped: "name: (shape in the file) -> (shape here)", which are not taken over.
       aside: names of the file that the backbone is known to do without.
+      unusable: "name: reason" of loaded names whose values no network can work with.
     """
 
     loaded: tuple[str, ...]
@@ -77,6 +78,7 @@ class Account:
     unmatched: tuple[str, ...]
     reshaped: tuple[str, ...]
     aside: tuple[str, ...]
+    unusable: tuple[str, ...] = ()
 
     def refuse(self, allowed: Iterable[str], field: str) -> None:
         """Refuses what does not fit and is not allowed to.
@@ -102,6 +104,9 @@ class Account:
                 f"{field} does not fit: {'; '.join(told)} "
                 "(backbone.allow_partial names what may be left out)"
             )
+        if self.unusable:
+            more = f" (and {len(self.unusable) - 1} more)" if len(self.unusable) > 1 else ""
+            raise UserError(f"{field}: {self.unusable[0].replace(': ', ' ', 1)}{more}")
 
 
 def _pattern(allowed: Iterable[str]) -> Callable[[str], bool]:
@@ -127,7 +132,7 @@ def fill(
       aside: regular expression of the arrays the backbone does without.
     """
     new = {collection: _copy(tree) for collection, tree in variables.items()}
-    found, missing, reshaped = [], [], []
+    found, missing, reshaped, unusable = [], [], [], []
     for collection, path, value in leaves(variables):
         name = published(path)
         if name not in arrays:
@@ -138,7 +143,10 @@ def fill(
             reshaped.append(f"{name}: {arrays[name].shape} -> {_theirs(value, path)}")
             continue
         found.append(name)
-        array = np.ascontiguousarray(array, dtype=np.float32)
+        if reason := _unusable(array, path[-1]):
+            unusable.append(f"{name}: {reason}")
+        with np.errstate(over="ignore"):  # told above
+            array = np.ascontiguousarray(array.real, dtype=np.float32)
         _put(new[collection], path, array)
         if path[-1].startswith("clean_"):
             _put(new[collection], (*path[:-1], path[-1].replace("clean_", "adversarial_")), array)
@@ -151,7 +159,19 @@ def fill(
         tuple(name for name in rest if name not in skipped),
         tuple(reshaped),
         tuple(skipped),
+        tuple(unusable),
     )
+
+
+def _unusable(array: np.ndarray, leaf: str) -> str:
+    """Why a parameter cannot have these values; "" where it can."""
+    if array.dtype.kind in "iubc":  # those of ml_dtypes are of kind V
+        return f"is of type {array.dtype}, not of floating-point numbers"
+    with np.errstate(over="ignore"):
+        values = array.astype(np.float32)
+    if not np.isfinite(values).all():
+        return "is not finite"
+    return "is below 0" if leaf == "clean_var" and (values < 0).any() else ""
 
 
 def export(variables: Mapping[str, PyTree]) -> Arrays:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WRAPPERS = ("module.", "model.", "backbone.", "encoder_q.", "_orig_mod.", "student.", "teacher.")
 Arrays = dict[str, np.ndarray]
 Rules = tuple[tuple[str, str], ...]
 
@@ -102,11 +101,11 @@ USUAL = "torchvision"
 
 
 def translated(arrays: Mapping[str, np.ndarray], family: str) -> tuple[Arrays, str]:
-    """The arrays by our names, and the name of the library whose names the file has.
+    """The arrays by our names, and the name of the library whose names they have.
 
-    What a data-parallel or a training wrapper puts before every name is taken off.
+    What a training program puts before every name has to be taken off first (`parts.find`).
     """
-    found = unwrapped(arrays)
+    found = dict(arrays)
     name = OURS.get(family, USUAL)
     for dialect in DIALECTS:
         sign = re.compile(dialect.sign)
@@ -117,14 +116,6 @@ def translated(arrays: Mapping[str, np.ndarray], family: str) -> tuple[Arrays, s
     if family == "vit":
         found = _joined(found)
     return found, name
-
-
-def unwrapped(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    """Without the prefixes of wrappers that all names share."""
-    found = dict(arrays)
-    while prefix := next((w for w in WRAPPERS if all(k.startswith(w) for k in found)), None):
-        found = {key.removeprefix(prefix): value for key, value in found.items()}
-    return found
 
 
 def _renamed(arrays: Arrays, rules: Rules) -> Arrays:

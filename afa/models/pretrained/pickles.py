@@ -1,13 +1,9 @@
-"""Tensors out of PyTorch's files, without PyTorch and without running what they hold.
+"""Tensors out of PyTorch's files, without PyTorch and without running what they hold
+(`afa.unpickle`)."""
 
-A pickle is a program. This reader knows the few calls that a dictionary of tensors is made of and
-refuses the file at the first other one.
-"""
-
-import collections
 import io
 import math
-import pickle
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -15,6 +11,9 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from afa import unpickle
+from afa.unpickle import Array, Known, Refused, Table
 
 MAGIC = 0x1950A86A20F9469CFC6C  # opens the files of PyTorch before 1.6, as a pickled number
 
@@ -30,10 +29,6 @@ STORAGES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
-
-
-class Refused(Exception):
-    """The file holds something else than tensors, or is damaged; the message says what."""
 
 
 class Storage(NamedTuple):
@@ -67,8 +62,10 @@ class Lazy(NamedTuple):
 
 
 def _tensor(
-    storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
+    storage: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
 ) -> Lazy:
+    if not isinstance(storage, Storage):
+        raise Refused("it holds a tensor without data")
     return Lazy(storage, int(offset), tuple(shape), tuple(strides))
 
 
@@ -76,43 +73,65 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
+def _defaults(factory: Any = None, *_: Any) -> Table:
+    return Table()
+
+
 CALLS = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    **unpickle.CALLS,
+    ("collections", "defaultdict"): _defaults,
+    ("collections", "Counter"): Table,
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("torch", "Size"): tuple,
     **{("torch", name): dtype for name, dtype in STORAGES.items()},
 }
+# What training programs put beside the weights and nobody here reads: settings, dates, paths.
+HARMLESS = re.compile(
+    r"""
+    argparse\.Namespace | types\.SimpleNamespace | collections\.deque | uuid\.UUID
+    | (builtins|__builtin__)\.(bool|bytearray|complex|dict|float|frozenset|int|list|object|range
+                              |set|slice|str|tuple)
+    | (copyreg|copy_reg)\._reconstructor | numpy\.random\..*
+    | datetime\.\w+ | decimal\.Decimal | fractions\.Fraction | pathlib(\._local)?\.\w+
+    | torch\.(device|dtype|bool|(bfloat|float|u?int|complex)\d+) | torch\.optim\..*
+    | (addict|box|easydict|hydra|lightning|lightning_fabric|ml_collections|mmcv|mmengine|munch
+      |omegaconf|pytorch_lightning|yacs)\..*
+    """,
+    re.VERBOSE,
+)
 
 
-class _Reader(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in CALLS:
-            raise Refused(f"it calls {module}.{name}, and only tensors are read from a pickle")
-        return CALLS[module, name]
+class _Reader(unpickle.Reader):
+    calls = CALLS
+    skipped = HARMLESS
+    wanted = "tensors are"
+    otherwise = ": load it with the code that wrote it, and save its state_dict() alone"
 
     def persistent_load(self, pid: Any) -> Storage:
         if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
             raise Refused("it refers to something else than a tensor's data")
-        _, dtype, key, *_ = pid
-        if not isinstance(dtype, np.dtype):
+        _, kind, key, *_ = pid
+        if not (isinstance(kind, Known) and isinstance(kind.value, np.dtype)):
             raise Refused("its tensors are of an unknown type")
-        return Storage(str(key), dtype)
+        return Storage(str(key), kind.value)
 
 
 def read_torch(path: Path) -> Any:
-    """What `torch.save` wrote, of either format: dictionaries, lists and numbers as they are,
-    tensors as arrays.
+    """What `torch.save` wrote, of either format, or a plain pickle of arrays: dictionaries, lists
+    and numbers as they are, tensors as arrays.
 
     Raises:
       Refused: the file is damaged, or holds something else.
+      OSError: it cannot be read.
     """
     try:
         if zipfile.is_zipfile(path):
             return _read_zip(path)
         return _read_stream(path)
-    except Refused:
+    except (Refused, OSError):
         raise
     except Exception as error:
         raise Refused(f"it is damaged or no PyTorch file ({type(error).__name__})") from None
@@ -123,34 +142,43 @@ def _read_zip(path: Path) -> Any:
         if (broken := archive.testzip()) is not None:
             raise Refused(f"it is damaged ({broken})")
         inside = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        if any("/code/" in name for name in archive.namelist()):
+            raise Refused("it is a TorchScript program: save the state_dict() of the network")
         if not inside:
             raise Refused("it is a zip file without tensors")
         root = inside[0].removesuffix("data.pkl")
         order = f"{root}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
             raise Refused("its bytes are in big-endian order")
-        tree = _Reader(io.BytesIO(archive.read(inside[0]))).load()
+        tree = _load(io.BytesIO(archive.read(inside[0])))
         buffers = {key: archive.read(f"{root}data/{key}") for key in _storages(tree)}
     return _filled(tree, buffers)
 
 
 def _read_stream(path: Path) -> Any:
     with path.open("rb") as file:
-        if _Reader(file).load() != MAGIC:
-            raise Refused("it is no PyTorch file")
-        _Reader(file).load()  # version
-        if not _Reader(file).load().get("little_endian", True):
+        first = _load(file)
+        if not (
+            isinstance(first, int) and first == MAGIC
+        ):  # written by `pickle` itself: arrays lie in it
+            return _filled(first, {})
+        _load(file)  # version
+        if not _load(file).get("little_endian", True):
             raise Refused("its bytes are in big-endian order")
-        tree = _Reader(file).load()
+        tree = _load(file)
         sizes = {storage.key: storage.dtype.itemsize for storage in _storages(tree).values()}
         buffers = {}
-        for key in _Reader(file).load():
+        for key in _load(file):
             (count,) = struct.unpack("<q", file.read(8))
             wanted = count * sizes.get(str(key), 0)
             buffers[str(key)] = file.read(wanted)
             if len(buffers[str(key)]) != wanted or not wanted:
                 raise Refused("it ends too early")
     return _filled(tree, buffers)
+
+
+def _load(file: io.BufferedIOBase) -> Any:
+    return _Reader(file, encoding="latin1").load()  # text of Python 2 too
 
 
 def _storages(tree: Any) -> dict[str, Storage]:
@@ -168,6 +196,8 @@ def _storages(tree: Any) -> dict[str, Storage]:
 def _filled(tree: Any, buffers: dict[str, bytes]) -> Any:
     if isinstance(tree, Lazy):
         return tree.read(buffers)
+    if isinstance(tree, Array):
+        return tree.values
     if isinstance(tree, dict):
         return {key: _filled(value, buffers) for key, value in tree.items()}
     if isinstance(tree, list | tuple):

@@ -7,34 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, UInt8
+from jaxtyping import Float, UInt8
 
 from afa.config import BackboneConfig
 from afa.errors import UserError
 from afa.models import backbones, pretrained
-from afa.models.backbones.contract import Options
-from afa.models.embedder import IMAGENET_CLASSES
-from afa.models.pretrained import files, match, names
+from afa.models.pretrained import files, match, parts
 from afa.models.pretrained.match import Account
-
-Variables = dict[str, PyTree]
-
-
-def logits_of(module: Any, x: Float[Array, "b h w 3"]) -> Float[Array, "b classes"]:
-    """Standardised images -> scores of the published classifier; a method for `apply`."""
-    mid = module.lower(x, False, "clean")
-    return module.logits(module.upper(mid, False, "clean"))
-
-
-def skeleton(name: str) -> tuple[Any, Variables]:
-    """A backbone with its published classifier, and the shapes of its variables."""
-    module = backbones.build(name, Options(classes=IMAGENET_CLASSES))
-    side = backbones.member(name).input_size
-    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    shapes = jax.eval_shape(
-        lambda x: module.init(jax.random.key(0), x, method=logits_of), image
-    )  # fmt: skip
-    return module, {"batch_stats": {}} | shapes
+from afa.models.pretrained.skeleton import Variables, logits_of, skeleton
 
 
 def without_shapes(variables: Variables) -> Variables:
@@ -91,6 +71,7 @@ def identify(
     source: str,
     candidates: Iterable[str] | None = None,
     note: Callable[[str], None] = lambda name: None,
+    part: str = "",
 ) -> Verdict:
     """The backbone that fits a file of weights best: with the fewest parameters out of place.
 
@@ -98,6 +79,7 @@ def identify(
       source: as `backbone.weights`.
       candidates: names to try; None: all.
       note: told each name that is tried.
+      part: as `backbone.part`.
 
     Raises:
       UserError: the file cannot be read, or has no parameter of any candidate.
@@ -107,15 +89,17 @@ def identify(
     for name in backbones.MEMBERS if candidates is None else candidates:
         member = backbones.member(name)
         note(name)
-        arrays, _ = names.translated(file.arrays, backbones.family(name))
+        weights = pretrained.understood(file, name, part)
         module, shapes = skeleton(name)
-        variables, account = match.fill(shapes, arrays, member.aside)
+        variables, account = match.fill(shapes, weights.arrays, member.aside)
         misfit = len(account.missing) + len(account.unmatched) + len(account.reshaped)
         if account.loaded and (best is None or misfit < best[0]):
-            weights = pretrained.understood(file, name)
             best = misfit, Verdict(name, weights, account, module, variables)
     if best is None:
-        raise UserError(f"{source}: has no parameter of any backbone")
+        there = ", ".join(parts.listed(file.arrays)[: parts.SHOWN]) or "none"
+        raise UserError(
+            f"{source}: has no parameter of any backbone; parts of it with several tensors: {there}"
+        )
     return best[1]
 
 
