@@ -240,10 +240,13 @@ class EvaluationConfig:
     """Images embedded at once, over all devices of the process."""
     views: tuple[str, ...] = ("flip", "median", "standardise")
     """Second views of the image, fused beside the restored one when there is a generator."""
-    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    severities: tuple[int, ...] = (3, 5)
     """Severities of every corruption in the robustness test."""
-    corruption_queries: int = 0
-    """Test queries of the robustness test, drawn evenly over the classes; 0: all."""
+    corruption_queries: int = 2000
+    """Test queries of the robustness test, drawn evenly over the classes, 0: all. Each is embedded
+    once for every corruption and severity: 2,000 with two severities are 40,000 images a view."""
+    corruption_seed: int = 0
+    """Seed of the corrupted queries, one for all runs, so that runs can be compared in pairs."""
     validation_queries: int = 0
     """Validation images of the evaluations during training, likewise; 0: all."""
     checkpoint: Literal["last", "best"] = "last"

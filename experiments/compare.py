@@ -2,8 +2,8 @@
 
     python -m experiments.compare runs/afa_0 runs/afa_1 --against runs/base_0 runs/base_1
 
-Prints every row, protocol and condition that both sides have: the means, their difference with the
-95 % interval over classes (a bootstrap: would other objects say the same?), the p-value of a
+Prints every variant, protocol and condition that both sides have: the means, their difference with
+the 95 % interval over classes (a bootstrap: would other objects say the same?), the p-value of a
 sign-flip test over classes, and, with several pairs, the 95 % interval over seeds.
 
     python -m experiments.compare runs/fold_0 runs/fold_1 runs/fold_2 --together
@@ -41,7 +41,7 @@ def parser() -> Parser:
     add("--together", action="store_true",
         help="without --against: the runs' descriptors joined, too")  # fmt: skip
     add("--metric", default="map_at_r", help="figure of the per-query table (default: map_at_r)")
-    add("--row", default=None, help="only this row of the table, such as fused")
+    add("--variant", default=None, help="only this variant of the table, such as fused")
     options.add_out()
     return options
 
@@ -70,9 +70,13 @@ def _main(words: Sequence[str]) -> int:
     else:
         lines = summary.summarise(runs, metric=chosen.metric)
         lines += summary.together(runs, metric=chosen.metric) if chosen.together else []
-    if chosen.row is not None:
-        choose("--row", chosen.row, dict.fromkeys(line.row for line in lines))
-        lines = [line for line in lines if line.row in (chosen.row, f"{chosen.row}, together")]
+    if chosen.variant is not None:
+        choose("--variant", chosen.variant, dict.fromkeys(line.variant for line in lines))
+        lines = [
+            line
+            for line in lines
+            if line.variant in (chosen.variant, f"{chosen.variant}, together")
+        ]
     if others:
         columns = ["first", "second", "over classes", "p", "over seeds"]
         rows = [
@@ -89,9 +93,9 @@ def _main(words: Sequence[str]) -> int:
             for line in lines
         ]  # fmt: skip
         title = f"{chosen.metric}, percent; {len(runs)} runs"
-    names = [[line.row, line.protocol, line.condition] for line in lines]
+    names = [[line.variant, line.protocol, line.condition] for line in lines]
     rows = [[*name, *figures] for name, figures in zip(names, rows, strict=True)]
-    table(title, rows, ["row", "protocol", "queries", *columns])
+    table(title, rows, ["variant", "protocol", "queries", *columns])
     if chosen.out:
         figures = [dataclasses.asdict(line) for line in lines]
         write_json(chosen.out, {"metric": chosen.metric, "lines": figures})

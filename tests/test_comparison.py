@@ -24,7 +24,7 @@ def worse(tiny_finished, tmp_path):
     for name in ("result.json", "per_query.parquet"):
         shutil.copy(tiny_finished / name, home)
     table = pq.read_table(home / "per_query.parquet")
-    fused = table["row"].to_numpy() == "fused"
+    fused = table["variant"].to_numpy() == "fused"
     values = np.where(fused, 0.75, 1.0) * table["map_at_r"].to_numpy()
     place = table.column_names.index("map_at_r")
     pq.write_table(
@@ -45,7 +45,7 @@ def test_means_are_those_of_the_runs_own_table(tiny_finished):
     table = json.loads((tiny_finished / "result.json").read_text())["metrics"]["test"]
     assert {line.condition for line in lines} == set(CONDITIONS)
     for line in lines:
-        expected = table[line.row][line.protocol][line.condition]["map_at_r"]
+        expected = table[line.variant][line.protocol][line.condition]["map_at_r"]
         assert line.first == line.second == pytest.approx(expected)
         assert (line.classes.mean, line.p, line.seeds) == (0, 1, None)
 
@@ -55,7 +55,7 @@ def test_only_what_changed_differs(tiny_finished, worse):
     for line in compare([first, first], [second, second]):
         assert line.seeds is not None
         assert line.seeds.mean == pytest.approx(line.classes.mean)
-        if line.row == "fused":
+        if line.variant == "fused":
             assert line.classes.mean == pytest.approx(0.25 * line.first)
             assert 0 < line.classes.low <= line.classes.mean <= line.classes.high
         else:
@@ -64,13 +64,13 @@ def test_only_what_changed_differs(tiny_finished, worse):
 
 def test_the_command_prints_and_writes_the_table(tiny_finished, worse, tmp_path, capsys):
     out = tmp_path / "out.json"
-    words = [str(tiny_finished), "--against", str(worse), "--row", "fused", "--out", str(out)]
+    words = [str(tiny_finished), "--against", str(worse), "--variant", "fused", "--out", str(out)]
     assert command.main(words) == 0
     printed = capsys.readouterr().out
     lines = json.loads(out.read_text())["lines"]
     assert lines
     for line in lines:
-        assert line["row"] == "fused"
+        assert line["variant"] == "fused"
         assert f"{100 * line['classes']['mean']:+.1f}" in printed
         assert line["condition"] in printed
 
@@ -88,8 +88,8 @@ def test_mistakes_are_named(tiny_finished, worse, tmp_path, capsys):
     assert "is no finished run (" in refused([run, "--against", tmp_path], capsys)
     told = refused([run, "--against", worse, "--metric", "map_at"], capsys)
     assert "--metric" in told and "map_at_r" in told
-    told = refused([run, "--against", worse, "--row", "fusde"], capsys)
-    assert "--row" in told and "fused" in told
+    told = refused([run, "--against", worse, "--variant", "fusde"], capsys)
+    assert "--variant" in told and "fused" in told
     missing = tmp_path / "no" / "x.json"
     assert "there is no directory" in refused([run, "--against", worse, "--out", missing], capsys)
 
@@ -117,8 +117,8 @@ def test_the_mean_of_several_runs_and_both_intervals(tiny_finished, worse):
     lines = summarise([first, second, first])
     assert {line.condition for line in lines} == set(CONDITIONS)
     for line in lines:
-        whole = table[line.row][line.protocol][line.condition]["map_at_r"]
-        part = 0.75 * whole if line.row == "fused" else whole
+        whole = table[line.variant][line.protocol][line.condition]["map_at_r"]
+        part = 0.75 * whole if line.variant == "fused" else whole
         assert line.each == (pytest.approx(whole), pytest.approx(part), pytest.approx(whole))
         assert line.mean == pytest.approx((2 * whole + part) / 3)
         assert line.classes.low <= line.classes.mean <= line.classes.high
@@ -139,7 +139,7 @@ def test_descriptors_of_equal_runs_find_together_what_each_finds(tiny_finished):
         for line in lines:
             expected = table[line.protocol]["clean"][metric]
             assert line.mean == line.classes.mean == pytest.approx(expected)
-            assert (line.row, line.condition) == ("fused, together", "clean")
+            assert (line.variant, line.condition) == ("fused, together", "clean")
 
 
 def test_each_protocol_is_searched_in_its_own_gallery(tiny_finished, tmp_path, monkeypatch):
@@ -182,11 +182,11 @@ def test_other_severities_are_not_compared(tiny_finished, tmp_path):
 
 def test_the_command_summarises_runs_of_one_kind(tiny_finished, worse, tmp_path, capsys):
     out = tmp_path / "out.json"
-    words = [str(tiny_finished)] * 2 + ["--together", "--row", "fused", "--out", str(out)]
+    words = [str(tiny_finished)] * 2 + ["--together", "--variant", "fused", "--out", str(out)]
     assert command.main(words) == 0
     printed = capsys.readouterr().out
     lines = json.loads(out.read_text())["lines"]
-    assert {line["row"] for line in lines} == {"fused", "fused, together"}
+    assert {line["variant"] for line in lines} == {"fused", "fused, together"}
     for line in lines:
         assert f"{100 * line['mean']:.1f}" in printed
     assert "map_at_r, percent; 2 runs" in printed

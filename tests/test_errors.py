@@ -18,7 +18,7 @@ from afa import parallel
 from afa.config import with_changes
 from afa.errors import EXIT_DIVERGED, EXIT_USER_ERROR, UserError
 from afa.evaluation.evaluator import Evaluator, Results
-from afa.evaluation.variants import Row
+from afa.evaluation.variants import Variant
 from afa.retrieval import export
 from afa.runs import run as job
 from afa.train import checkpoint
@@ -395,9 +395,9 @@ def test_no_room_to_begin(name, tiny_data, tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def evaluated(monkeypatch):
     """Leaves the evaluation and the page out: the files after them are what matters here."""
-    row = Row("fused", "trained", {"global": 1.0}, 1.0)
-    monkeypatch.setattr(Evaluator, "rows", lambda self, variables: [row])
-    monkeypatch.setattr(Evaluator, "test", lambda *args: Results({}, {"row": []}))
+    row = Variant("fused", "trained", {"global": 1.0}, 1.0)
+    monkeypatch.setattr(Evaluator, "variants", lambda self, variables: [row])
+    monkeypatch.setattr(Evaluator, "test", lambda *args: Results({}, {"variant": []}))
     monkeypatch.setattr(job.report_page, "page", lambda *args: None)
     monkeypatch.setattr(job, "write_report", lambda *args: None)
 

@@ -14,7 +14,7 @@ from afa.errors import UserError
 from afa.evaluation import variants
 from afa.evaluation.evaluator import Evaluator, ranked_metrics
 from afa.evaluation.protocols import drawn_evenly, protocols
-from afa.evaluation.variants import GRID, LEAST_GAIN, Costs, Row, choose_weights
+from afa.evaluation.variants import GRID, LEAST_GAIN, Costs, Variant, choose_weights
 from afa.inference.embed import DescriptorBlocks, Embedding, pixels
 from afa.models.networks import build_networks
 from experiments import run as command
@@ -231,9 +231,9 @@ def evaluator(parts, how):
 
 
 ROWS = [
-    Row("raw pixels", "pixels", {"pixels": 1.0}, None),
-    Row("F", "trained", {"global": 1.0}, 1.0),
-    Row("fused", "trained", {"global": 1.0, "local": 0.5}, 1.0),
+    Variant("raw pixels", "pixels", {"pixels": 1.0}, None),
+    Variant("F", "trained", {"global": 1.0}, 1.0),
+    Variant("fused", "trained", {"global": 1.0, "local": 0.5}, 1.0),
 ]
 
 
@@ -250,17 +250,17 @@ def test_an_oracle_is_always_right(parts):
     results = table_of(parts, oracle)
     for name in ("F", "fused"):
         for protocol in ("leave_one_out", "catalogue"):
-            row = results.rows[name][protocol]
+            row = results.variants[name][protocol]
             assert set(row["clean"].values()) == {1.0}
             for group in ("trained", "held_back"):
                 assert set(row[group].values()) == {1.0}
-    assert results.rows["raw pixels"]["leave_one_out"]["clean"]["recall_at_1"] < 1
+    assert results.variants["raw pixels"]["leave_one_out"]["clean"]["recall_at_1"] < 1
 
 
 def test_noise_is_right_by_chance(parts):
     """10 classes of 6: of 59 others 5 are right; of 10 in the catalogue one is."""
     results = table_of(parts, chance)
-    row = results.rows["F"]
+    row = results.variants["F"]
     mean = np.mean([row["leave_one_out"]["clean"]["recall_at_1"],
                     *(f["recall_at_1"] for c in row["leave_one_out"]["corruptions"].values()
                       for f in c.values())])  # fmt: skip
@@ -274,7 +274,7 @@ def test_the_table_holds_every_corruption_and_its_means(parts):
     config = parts[1]
     groups = {"trained": config.data.corruptions, "held_back": held_back(config.data.corruptions)}
     assert sorted(sum(groups.values(), ())) == sorted(CORRUPTIONS)
-    for row in results.rows.values():
+    for row in results.variants.values():
         for protocol in ("leave_one_out", "catalogue"):
             found = row[protocol]["corruptions"]
             assert list(found) == list(CORRUPTIONS)
@@ -292,22 +292,22 @@ def test_the_table_of_queries_has_the_means_of_the_rows(parts):
     assert lengths == {len(ROWS) * 2 * (60 + 12 * 2 * len(CORRUPTIONS))}
     for row in ("F", "fused"):
         for protocol in ("leave_one_out", "catalogue"):
-            found = results.rows[row][protocol]
+            found = results.variants[row][protocol]
             first = found["clean"]["recall_at_1"]
-            assert found["further"]["cmc"][0] == pytest.approx(first)
-            assert found["further"]["pairs"]["auroc"] == pytest.approx(0.5, abs=0.1)
-    assert "further" not in results.rows["raw pixels"]["leave_one_out"]
+            assert found["extra"]["cmc"][0] == pytest.approx(first)
+            assert found["extra"]["pairs"]["auroc"] == pytest.approx(0.5, abs=0.1)
+    assert "extra" not in results.variants["raw pixels"]["leave_one_out"]
     dataset = parts[2]
     label_of = dict(zip(dataset.test.ids, dataset.test.labels.tolist(), strict=True))
     assert all(label_of[q] == c for q, c in zip(columns["query"], columns["label"], strict=True))
     for row in ROWS:
         for protocol in ("leave_one_out", "catalogue"):
-            mine = (columns["row"] == row.name) & (columns["protocol"] == protocol)
+            mine = (columns["variant"] == row.name) & (columns["protocol"] == protocol)
             for corruption, severity, count in (("", 0, 60), ("stripes", 5, 12)):
                 those = mine & (columns["corruption"] == corruption)
                 those &= columns["severity"] == severity
                 assert those.sum() == count == len(set(columns["query"][those]))
-                figures = results.rows[row.name][protocol]
+                figures = results.variants[row.name][protocol]
                 figures = (
                     figures["corruptions"][corruption][str(severity)]
                     if corruption
@@ -319,7 +319,7 @@ def test_the_table_of_queries_has_the_means_of_the_rows(parts):
 
 def test_an_evaluation_is_the_same_every_time(parts):
     first, second = table_of(parts, chance), table_of(parts, chance)
-    assert first.rows == second.rows
+    assert first.variants == second.variants
     assert first.per_query == second.per_query
 
 
@@ -339,7 +339,7 @@ def test_weights_are_chosen_on_validation_classes_alone(parts, monkeypatch):
     """The score sees clean queries and the trained corruptions of validation images."""
     made = evaluator(parts, oracle)
     monkeypatch.setattr(variants, "costs", lambda *args: Costs(1.0, 1.0, 1.0, False))
-    found = made.rows({}, {})
+    found = made.variants({}, {})
     embedding, config = made.embedding, parts[1]
     assert isinstance(embedding, Fake)
     once = [(30, None)] + [(12, (name, 3)) for name in config.data.corruptions]
@@ -350,16 +350,16 @@ def test_weights_are_chosen_on_validation_classes_alone(parts, monkeypatch):
     ]  # fmt: skip
     # Nothing can be gained over the oracle's global view, so nothing is paid for.
     assert found[1:3] == [
-        Row("initial weights", "initial", {"global": 1.0}, 1.0),
-        Row("initial weights, fused", "initial", {"global": 1.0}, 1.0),
+        Variant("initial weights", "initial", {"global": 1.0}, 1.0),
+        Variant("initial weights, fused", "initial", {"global": 1.0}, 1.0),
     ]
-    assert found[-1] == Row("fused", "trained", {"global": 1.0}, 1.0)
+    assert found[-1] == Variant("fused", "trained", {"global": 1.0}, 1.0)
 
 
 def test_initial_weights_are_fused_by_their_own_score(parts):
     """Each kind of row is scored by its own networks, and a second view is paid for."""
     costs = Costs(1.0, 1.0, 1.0, False)
-    found = variants.rows(
+    found = variants.build_variants(
         parts[0],
         lambda weights: weights.get("local", 0.0),
         lambda weights: weights.get("flip", 0.0),
@@ -367,7 +367,7 @@ def test_initial_weights_are_fused_by_their_own_score(parts):
     )
     rows = {row.name: row for row in found}
     best = max(GRID)
-    assert rows["initial weights, fused"] == Row(
+    assert rows["initial weights, fused"] == Variant(
         "initial weights, fused", "initial", {"global": 1.0, "flip": best}, 2.0
     )
     assert rows["fused"].weights == {"global": 1.0, "local": best}

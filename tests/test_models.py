@@ -200,8 +200,8 @@ def test_pooled_features_are_means_of_the_maps_of_the_backbone_alone(composed):
         x = (x - jnp.asarray(IMAGENET.mean)) / jnp.asarray(IMAGENET.std)
         return apply(networks.embedder.backbone, own, x, method=both_maps)
 
-    for name, images in (("global", images), ("flip", images[:, :, ::-1])):
-        mid, last = maps(images)
+    for name, seen in (("global", images), ("flip", images[:, :, ::-1])):
+        mid, last = maps(seen)
         for found, grid in ((blocks[name], last), (blocks["local"], mid)):
             mean = grid.mean((1, 2))
             near(found, mean / jnp.linalg.norm(mean, axis=1, keepdims=True), 1e-4)

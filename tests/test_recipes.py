@@ -2,19 +2,19 @@
 
 import pytest
 
-import experiments
 from afa.config import FINE_TUNING, RANDOM, ExperimentConfig, flatten
 from afa.models.backbones import member
 from afa.models.pretrained import files
+from experiments import configs
 from experiments import run as command
 
-RECIPES = [name for name in experiments.names() if name != "debug"]
+RECIPES = [name for name in configs.names() if name != "debug"]
 USUAL = flatten(ExperimentConfig())
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_full_scale_fine_tunes_and_laptop_scale_does_not(name):
-    full, laptop = (flatten(experiments.find(name)(small)) for small in (False, True))
+    full, laptop = (flatten(configs.find(name)(small)) for small in (False, True))
     assert full["backbone.weights"].startswith("hf://") or full["backbone.weights"].endswith(".pth")
     assert all(full[field] != USUAL[field] for field in FINE_TUNING)
     assert laptop["backbone.weights"] == RANDOM
@@ -45,7 +45,7 @@ def test_without_the_file_one_line_says_what_to_get(name, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     assert command.main([f"--exp={name}", "--scale=full"]) == 2
     told = capsys.readouterr().err
-    chosen = experiments.find(name)(False).backbone
+    chosen = configs.find(name)(False).backbone
     assert told.count("\n") == 1 and told.startswith(f"error: backbone.weights='{chosen.weights}' ")
     assert f"get the weights of {chosen.name}, published as {member(chosen.name).source}, " in told
     assert told.endswith("or train from scratch on purpose with --backbone.weights=random\n")

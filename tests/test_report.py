@@ -268,9 +268,9 @@ def full_page(name="Fused"):
         highlight=name, reference="F",
         rows=[
             ResultRow("F", 1.0, {"recall_at_1": 0.76, "map_at_r": 0.4}, {"recall_at_1": 0.5},
-                      further=further(0.9123, 0.25)),
+                      extra=further(0.9123, 0.25)),
             ResultRow(name, 2.0, {"recall_at_1": 0.808, "map_at_r": 0.3999},
-                      further=further(0.9377, 0.125)),
+                      extra=further(0.9377, 0.125)),
             ResultRow("Raw", None, {"recall_at_1": math.nan}),
         ],
         queries=[row], failures=[row],

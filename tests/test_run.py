@@ -119,7 +119,7 @@ def test_per_query_table_has_the_means_of_the_result(tiny_finished):
     columns = {name: np.array(values) for name, values in table.items()}
     for name, row in tiny_run.result(tiny_finished)["metrics"]["test"].items():
         for protocol in ("leave_one_out", "catalogue"):
-            mine = (columns["row"] == name) & (columns["protocol"] == protocol)
+            mine = (columns["variant"] == name) & (columns["protocol"] == protocol)
             clean = mine & (columns["corruption"] == "")
             assert clean.sum() == 24
             for figure, value in row[protocol]["clean"].items():

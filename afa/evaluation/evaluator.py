@@ -5,7 +5,8 @@ and the trained corruptions; the test classes and the held-back corruptions are 
 every choice.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,18 +17,19 @@ from afa.config import ExperimentConfig
 from afa.data.corruptions import CORRUPTIONS, held_back
 from afa.data.pipeline import Corruption
 from afa.data.types import Dataset, ImageSet
-from afa.evaluation import variants
 from afa.evaluation.metrics import extra
 from afa.evaluation.metrics.retrieval import Metrics, metrics_from_ranks
 from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
+from afa.evaluation.variants import Score, Variant, Weights, build_variants, costs
 from afa.inference.embed import DescriptorBlocks, Embedding, pixels
 from afa.models.networks import Networks
 from afa.retrieval.exact import positive_ranks
 
 CHOICE_SEVERITY = 3  # of the trained corruptions when weights are chosen
 SHORT = ("recall_at_1", "map_at_r")  # what is kept of every single corruption and severity
+EXTRA_VARIANTS = ("F", "fused")  # what a run is about, and what it is measured against
+
 Describe = Callable[[ImageSet, Corruption | None], DescriptorBlocks]
-FURTHER_ROWS = ("F", "fused")  # what a run is about, and what it is measured against
 
 
 @dataclass
@@ -35,13 +37,13 @@ class Results:
     """What an evaluation found.
 
     Attributes:
-      rows: row -> {"cost", "weights", protocol -> {"clean", "trained", "held_back",
-        "corruptions": {name: {severity: figures}}, and for some rows "further"
+      variants: variant -> {"cost", "weights", protocol -> {"clean", "trained", "held_back",
+        "corruptions": {name: {severity: figures}}, and for some variants "extra"
         (`afa.evaluation.metrics.extra`)}}.
-      per_query: columns of equal length, one entry a query, row, protocol and corruption.
+      per_query: columns of equal length, one entry a query, variant, protocol and corruption.
     """
 
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     per_query: dict[str, list[Any]] = field(default_factory=dict)
 
 
@@ -86,7 +88,7 @@ class Evaluator:
         and of global and local fused; "map_at_r" is the latter, by which checkpoints are kept."""
         images = self.dataset.validation
         count = self.config.evaluation.validation_queries
-        wild = drawn_evenly(images, np.flatnonzero(~images.catalogue), count, self.config.seed)
+        wild = self._drawn(images, np.flatnonzero(~images.catalogue), count)
         images = images.subset(wild)
         described = self.embedding.plain(variables, images)
         protocol = protocols(images, "leave_one_out")[0]
@@ -94,113 +96,132 @@ class Evaluator:
         def figures(rows: np.ndarray) -> Mapping[str, float]:
             return ranked_metrics(rows, rows, images, protocol).means
 
-        whole, fused = figures(described.blocks["global"]), figures(described.blocks["fused"])
+        alone, fused = figures(described.blocks["global"]), figures(described.blocks["fused"])
         return {
             "recall_at_1": fused["recall_at_1"],
             "map_at_r": fused["map_at_r"],
-            "global_recall_at_1": whole["recall_at_1"],
-            "global_map_at_r": whole["map_at_r"],
+            "global_recall_at_1": alone["recall_at_1"],
+            "global_map_at_r": alone["map_at_r"],
         }
 
-    def rows(self, variables: PyTree, initial: PyTree) -> list[variants.Row]:
-        """The rows of the table, with weights chosen on validation classes."""
-        images = self.dataset.validation
-        protocol = protocols(images, "leave_one_out")[0]
-        count = self.config.evaluation.corruption_queries
-        drawn = drawn_evenly(images, protocol.queries, count, self.config.seed)
-        chosen = np.searchsorted(protocol.queries, drawn)
-        seen: list[Corruption] = [(n, CHOICE_SEVERITY) for n in self.config.data.corruptions]
+    def variants(self, variables: PyTree, initial: PyTree) -> list[Variant]:
+        """The variants of the table, with weights chosen on validation classes.
 
-        def scored(describe: Describe) -> variants.Score:
-            gallery = describe(images.subset(protocol.gallery), None)
-            conditions = [gallery.rows(chosen), *(describe(images.subset(drawn), c) for c in seen)]
-
-            def score(weights: variants.Weights) -> float:
-                place = gallery.fused(weights)
-                found = [
-                    ranked_metrics(each.fused(weights), place, images, protocol, chosen)
-                    for each in conditions
-                ]
-                return float(np.mean([metrics.means["map_at_r"] for metrics in found]))
-
-            return score
-
+        Args:
+          variables: of the trained networks.
+          initial: of the embedder before training.
+        """
         blocks = ("global", "local", *self.networks.view_names)
-        return variants.rows(
+        return build_variants(
             self.networks,
-            scored(lambda s, c: self.embedding.blocks(variables, s, c)),
-            scored(lambda s, c: self.embedding.pooled(initial, s, blocks, c)),
-            variants.costs(self.networks, variables, self.config),
+            self._scored(lambda s, c: self.embedding.blocks(variables, s, c)),
+            self._scored(lambda s, c: self.embedding.pooled(initial, s, blocks, c)),
+            costs(self.networks, variables, self.config),
         )
+
+    def _scored(self, describe: Describe) -> Score:
+        """Fusion weights -> MAP@R on validation classes, mean of clean queries and of the trained
+        corruptions."""
+        images, config = self.dataset.validation, self.config.evaluation
+        protocol = protocols(images, "leave_one_out")[0]
+        gallery = describe(images.subset(protocol.gallery), None)
+        drawn = self._drawn(images, protocol.queries, config.corruption_queries)
+        at = np.searchsorted(protocol.queries, drawn)
+        trained = [(name, CHOICE_SEVERITY) for name in self.config.data.corruptions]
+        conditions = [gallery.rows(at), *(describe(images.subset(drawn), c) for c in trained)]
+
+        def score(weights: Weights) -> float:
+            vectors = gallery.fused(weights)
+            found = [
+                ranked_metrics(each.fused(weights), vectors, images, protocol, at)
+                for each in conditions
+            ]
+            return float(np.mean([metrics.means["map_at_r"] for metrics in found]))
+
+        return score
+
+    def _drawn(self, images: ImageSet, index: np.ndarray, count: int) -> np.ndarray:
+        """The same images for every seed of a run: runs are compared query by query."""
+        return drawn_evenly(images, index, count, self.config.evaluation.corruption_seed)
 
     def test(
         self,
         variables: PyTree,
         initial: PyTree,
-        chosen_rows: list[variants.Row],
+        variants: Sequence[Variant],
         note: Callable[[str], None],
     ) -> Results:
-        """Every row on the test classes: clean queries, then every corruption and severity."""
-        images, config = self.dataset.test, self.config
-        results = Results()
+        """Every variant on the test classes: clean queries, then every corruption and severity."""
+        images, config, results = self.dataset.test, self.config, Results()
         listed = protocols(images, config.evaluation.protocol)
-        blocks = dict.fromkeys(
-            b for row in chosen_rows if row.source == "initial" for b in row.weights
-        )
-        describe: dict[str, Describe] = {
-            "trained": lambda s, c: self.embedding.blocks(variables, s, c),
-            "initial": lambda s, c: self.embedding.pooled(initial, s, tuple(blocks), c),
-            "pixels": lambda s, c: pixels(s, config, c),
-        }
-        used = {row.source for row in chosen_rows}
-        describe = {source: function for source, function in describe.items() if source in used}
+        describe = self._sources(variables, initial, variants)
         clean = {source: function(images, None) for source, function in describe.items()}
         galleries = {
-            (row.name, p.name): clean[row.source].rows(p.gallery).fused(row.weights)
-            for row in chosen_rows
+            (v.name, p.name): clean[v.source].rows(p.gallery).fused(v.weights)
+            for v in variants
             for p in listed
         }
-        for row in chosen_rows:
-            results.rows[row.name] = {"cost": row.cost, "weights": row.weights}
+        for v in variants:
+            results.variants[v.name] = {"cost": v.cost, "weights": v.weights}
             for p in listed:
-                queries = clean[row.source].rows(p.queries).fused(row.weights)
-                place = galleries[row.name, p.name]
-                ranks = ranks_of(queries, place, images, p)
-                metrics = metrics_from_ranks(ranks)
-                results.rows[row.name][p.name] = {"clean": metrics.means, "corruptions": {}}
-                if row.name in FURTHER_ROWS:
-                    found = extra.figures(queries, place, ranks, images, p, config.seed)
-                    results.rows[row.name][p.name]["further"] = found
-                _record(results, row.name, p, images, p.queries, "", 0, metrics)
-        asked = listed[0].queries  # every protocol of a split asks the same queries
-        # The same for every seed: runs are compared query by query.
-        drawn = drawn_evenly(images, asked, config.evaluation.corruption_queries, seed=0)
-        queries_set, chosen = images.subset(drawn), np.searchsorted(asked, drawn)
+                queries = clean[v.source].rows(p.queries).fused(v.weights)
+                results.variants[v.name][p.name] = self._clean(
+                    v.name, queries, galleries[v.name, p.name], p, results
+                )
+        asked = listed[0].queries  # every protocol of a split has the same queries
+        drawn = self._drawn(images, asked, config.evaluation.corruption_queries)
+        at = np.searchsorted(asked, drawn)
         for name in CORRUPTIONS:
             for severity in config.evaluation.severities:
-                corrupted = {s: f(queries_set, (name, severity)) for s, f in describe.items()}
-                for row in chosen_rows:
-                    queries = corrupted[row.source].fused(row.weights)
-                    for p in listed:
-                        metrics = ranked_metrics(
-                            queries, galleries[row.name, p.name], images, p, chosen
-                        )
-                        kept = results.rows[row.name][p.name]["corruptions"].setdefault(name, {})
-                        kept[str(severity)] = {each: metrics.means[each] for each in SHORT}
-                        _record(results, row.name, p, images, drawn, name, severity, metrics)
+                corrupted = {
+                    source: function(images.subset(drawn), (name, severity))
+                    for source, function in describe.items()
+                }
+                for v, p in itertools.product(variants, listed):
+                    queries = corrupted[v.source].fused(v.weights)
+                    metrics = ranked_metrics(queries, galleries[v.name, p.name], images, p, at)
+                    kept = results.variants[v.name][p.name]["corruptions"].setdefault(name, {})
+                    kept[str(severity)] = {each: metrics.means[each] for each in SHORT}
+                    _record(results, v.name, p, images, drawn, name, severity, metrics)
             note(f"evaluated {name} on {len(drawn)} queries")
         _add_means(results, config)
         return results
 
+    def _sources(
+        self, variables: PyTree, initial: PyTree, variants: Sequence[Variant]
+    ) -> dict[str, Describe]:
+        """The functions from images to descriptor blocks that the variants need."""
+        blocks = {b: None for v in variants if v.source == "initial" for b in v.weights}
+        every: dict[str, Describe] = {
+            "trained": lambda s, c: self.embedding.blocks(variables, s, c),
+            "initial": lambda s, c: self.embedding.pooled(initial, s, tuple(blocks), c),
+            "pixels": lambda s, c: pixels(s, self.config, c),
+        }
+        used = {v.source for v in variants}
+        return {source: function for source, function in every.items() if source in used}
+
+    def _clean(
+        self, name: str, queries: np.ndarray, gallery: np.ndarray, p: Protocol, results: Results
+    ) -> dict[str, Any]:
+        """Figures of a variant's clean queries under one protocol."""
+        images = self.dataset.test
+        ranks = ranks_of(queries, gallery, images, p)
+        metrics = metrics_from_ranks(ranks)
+        _record(results, name, p, images, p.queries, "", 0, metrics)
+        found: dict[str, Any] = {"clean": metrics.means, "corruptions": {}}
+        if name in EXTRA_VARIANTS:
+            found["extra"] = extra.figures(queries, gallery, ranks, images, p, self.config.seed)
+        return found
+
 
 def _record(
-    results: Results, row: str, protocol: Protocol, images: ImageSet, index: np.ndarray,
+    results: Results, variant: str, protocol: Protocol, images: ImageSet, index: np.ndarray,
     corruption: str, severity: int, metrics: Metrics,
 ) -> None:  # fmt: skip
     """Appends one line a query to the per-query table."""
     count = len(index)
     columns: dict[str, Iterable[Any]] = {
-        "row": [row] * count,
+        "variant": [variant] * count,
         "protocol": [protocol.name] * count,
         "corruption": [corruption] * count,
         "severity": [severity] * count,
@@ -218,8 +239,8 @@ def _add_means(results: Results, config: ExperimentConfig) -> None:
         "trained": config.data.corruptions,
         "held_back": held_back(config.data.corruptions),
     }
-    for row in results.rows.values():
-        for figures in (each for each in row.values() if isinstance(each, dict)):
+    for variant in results.variants.values():
+        for figures in (each for each in variant.values() if isinstance(each, dict)):
             if "corruptions" not in figures:
                 continue
             for group, names in groups.items():

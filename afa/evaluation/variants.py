@@ -1,4 +1,4 @@
-"""The rows of the result table: which blocks each fuses, with what weights, at what cost."""
+"""The variants of the result table: which blocks each fuses, with what weights, at what cost."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Score = Callable[[Weights], float]
 
 
 @dataclass(frozen=True)
-class Row:
+class Variant:
     """One way to describe an image.
 
     Attributes:
@@ -59,18 +59,20 @@ def choose_weights(score: Score, blocks: Sequence[str], sweeps: int = 2) -> Weig
     return {name: weight for name, weight in weights.items() if weight > 0}
 
 
-def rows(networks: Networks, score: Score, initial_score: Score, costs: "Costs") -> list[Row]:
-    """All rows of a run; the fused ones with weights chosen by `score`, or by `initial_score` for
-    the initial weights."""
+def build_variants(
+    networks: Networks, score: Score, initial_score: Score, costs: "Costs"
+) -> list[Variant]:
+    """All variants of a run, the fused ones with weights chosen by `score`; `initial_score` is that
+    of the initial weights."""
     initial = choose_weights(initial_score, ["local", *networks.view_names])
     table = [
-        Row("raw pixels", "pixels", {"pixels": 1.0}, None),
-        Row("initial weights", "initial", {"global": 1.0}, 1.0),
-        Row("initial weights, fused", "initial", initial, costs.of(initial)),
+        Variant("raw pixels", "pixels", {"pixels": 1.0}, None),
+        Variant("initial weights", "initial", {"global": 1.0}, 1.0),
+        Variant("initial weights, fused", "initial", initial, costs.of(initial)),
     ]
 
     def add(name: str, weights: Weights) -> None:
-        table.append(Row(name, "trained", weights, costs.of(weights)))
+        table.append(Variant(name, "trained", weights, costs.of(weights)))
 
     add("F", {"global": 1.0})
     add("local", {"local": 1.0})
@@ -100,7 +102,7 @@ class Costs:
     gated: bool
 
     def of(self, weights: Mapping[str, float]) -> float:
-        """Cost of a row relative to one pass of F."""
+        """Cost of a variant relative to one pass of F."""
         passes = {"global", "local", "posterior"} & set(weights)
         embedder = bool(passes) + len(
             set(weights) - {"global", "local", "posterior", "discriminator"}

@@ -258,7 +258,8 @@ class Embedding:
         """A mapped function over all images, in batches of one shape."""
         size = self.config.evaluation.batch_size
         outputs = []
-        for batch in eval_batches(images, self.config.data, size, corruption, self.config.seed):
+        seed = self.config.evaluation.corruption_seed
+        for batch in eval_batches(images, self.config.data, size, corruption, seed):
             padding = np.repeat(batch[-1:], size - len(batch), axis=0)
             out = function(variables, np.concatenate([batch, padding]))
             outputs.append(jax.tree.map(functools.partial(_first, len(batch)), out))
@@ -290,7 +291,8 @@ def pixels(
 
     def rows() -> Iterator[np.ndarray]:
         size = config.evaluation.batch_size
-        for batch in eval_batches(images, config.data, size, corruption, config.seed):
+        seed = config.evaluation.corruption_seed
+        for batch in eval_batches(images, config.data, size, corruption, seed):
             yield _shrunk(batch)
 
     flat = np.concatenate(list(rows()))

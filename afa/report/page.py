@@ -78,7 +78,7 @@ class ResultRow:
 
     `clean`: recall_at_K, map_at_r, r_precision, mean_average_precision of clean queries;
     `trained`, `held_back`: the same names, means over the corruptions and their severities;
-    `further`: figures of pairs and clusters and the CMC curve (`afa.evaluation.metrics.extra`).
+    `extra`: figures of pairs and clusters and the CMC curve (`afa.evaluation.metrics.extra`).
     """
 
     name: str
@@ -86,7 +86,7 @@ class ResultRow:
     clean: Mapping[str, float]
     trained: Mapping[str, float] = dataclasses.field(default_factory=dict)
     held_back: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    further: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Page:
     Attributes:
       protocol: one sentence: how classes were split and what is searched among what.
       parameters: network (F, G, D, ...) -> number of parameters.
-      facts: further label -> text for the list of facts.
+      facts: more labels -> text for the list of facts.
       highlight: name of the row this page is about; `reference`: the row it is measured against.
       robustness: row -> corruption -> severity -> Recall@1.
       held_back: corruptions that training never saw.
@@ -175,9 +175,9 @@ def write_report(path: Path | str, page: Page) -> None:
         page=page,
         tiles=_tiles(page),
         table=_table(page),
-        further=_further(page),
+        extra=_extra(page),
         cmc=charts.cumulative_chart(
-            {row.name: row.further["cmc"] for row in page.rows if "cmc" in row.further},
+            {row.name: row.extra["cmc"] for row in page.rows if "cmc" in row.further},
             page.highlight,
         ),
         robustness=drawn,
@@ -264,19 +264,19 @@ def _table(page: Page) -> ResultTable:
     return ResultTable(tuple(groups), lines)
 
 
-def _further(page: Page) -> ResultTable:
+def _extra(page: Page) -> ResultTable:
     """Verification and clusters of the rows that have them, in the form of the table of results."""
-    rows = [row for row in page.rows if "pairs" in row.further]
-    rates = list(dict.fromkeys(r for row in rows for r in row.further["pairs"]["fnmr_at_fmr"]))
-    errors = [[row.further["pairs"]["fnmr_at_fmr"].get(r) for row in rows] for r in rates]
+    rows = [row for row in page.rows if "pairs" in row.extra]
+    rates = list(dict.fromkeys(r for row in rows for r in row.extra["pairs"]["fnmr_at_fmr"]))
+    errors = [[row.extra["pairs"]["fnmr_at_fmr"].get(r) for row in rows] for r in rates]
     groups = {
-        "Pairs": {"AUROC": _column([row.further["pairs"]["auroc"] for row in rows])},
+        "Pairs": {"AUROC": _column([row.extra["pairs"]["auroc"] for row in rows])},
         "FNMR at FMR": {
             f"{100 * float(rate):g} %": _column(values, best=min)
             for rate, values in zip(rates, errors, strict=True)
         },
         "Clusters": {
-            name.upper(): _column([row.further["clusters"][name] for row in rows])
+            name.upper(): _column([row.extra["clusters"][name] for row in rows])
             for name in ("nmi", "ami")
         },
     }

@@ -15,9 +15,9 @@ from afa.evaluation.statistics import Estimate
 from afa.workdir import Workdir
 
 # What a run was measured on: images, and which of them are queries under which conditions.
-MEASURED_ON = ("test_fingerprint", "held_back_corruptions")
+MEASURED_ON = ("test_fingerprint", "held_back_corruptions", "corruption_seed")
 CONDITIONS = ("clean", "trained", "held_back")
-Key = tuple[str, str, str]  # row, protocol, condition
+Key = tuple[str, str, str]  # variant, protocol, condition
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the table under one protocol and condition.
+    """One variant of the table under one protocol and condition.
 
     Attributes:
       first, second: means of both sides over queries and runs.
@@ -68,7 +68,7 @@ class Line:
         None for a single pair.
     """
 
-    row: str
+    variant: str
     protocol: str
     condition: str
     first: float
@@ -79,7 +79,7 @@ class Line:
 
 
 def compare(first: Sequence[Run], second: Sequence[Run], metric: str = "map_at_r") -> list[Line]:
-    """Every row, protocol and condition that both sides have.
+    """Every variant, protocol and condition that both sides have.
 
     Args:
       first: runs of one side, such as three seeds.
@@ -102,7 +102,7 @@ def compare(first: Sequence[Run], second: Sequence[Run], metric: str = "map_at_r
 def common_figures(
     runs: Sequence[Run], metric: str
 ) -> list[tuple[Key, np.ndarray, Int64[np.ndarray, "q"], Float64[np.ndarray, "runs q"]]]:
-    """What all runs have: row, protocol and condition, names and classes of the queries, and a
+    """What all runs have: variant, protocol and condition, names and classes of the queries, and a
     figure of each query in each run.
 
     Raises:
@@ -122,7 +122,7 @@ def common_figures(
     tables = [_figures(run, metric) for run in runs]
     common = [key for key in tables[0] if all(key in one for one in tables)]
     if not common:
-        raise UserError("the runs have no row, protocol and condition in common")
+        raise UserError("the runs have no variant, protocol and condition in common")
     found = []
     for key in common:
         queries, labels, _, corrupted = tables[0][key]
@@ -140,7 +140,7 @@ def common_figures(
 def _figures(
     run: Run, metric: str
 ) -> dict[Key, tuple[np.ndarray, Int64[np.ndarray, "q"], Float64[np.ndarray, "q"], set]]:
-    """(row, protocol, condition) -> queries, their classes, the figure of each (the mean over
+    """(variant, protocol, condition) -> queries, their classes, the figure of each (the mean over
     corruptions and severities), and the corruptions and severities."""
     condition = np.where(
         run.columns["corruption"] == "",
@@ -148,11 +148,11 @@ def _figures(
         np.where(np.isin(run.columns["corruption"], run.trained), CONDITIONS[1], CONDITIONS[2]),
     )
     found = {}
-    rows, protocols = run.columns["row"], run.columns["protocol"]
-    for row in dict.fromkeys(rows):
+    variants, protocols = run.columns["variant"], run.columns["protocol"]
+    for variant in dict.fromkeys(variants):
         for protocol in dict.fromkeys(protocols):
             for name in CONDITIONS:
-                chosen = (rows == row) & (protocols == protocol) & (condition == name)
+                chosen = (variants == variant) & (protocols == protocol) & (condition == name)
                 if not chosen.any():
                     continue
                 queries, at, place, count = np.unique(
@@ -163,7 +163,7 @@ def _figures(
                 labels = run.columns["label"][chosen][at]
                 kinds = (run.columns[each][chosen].tolist() for each in ("corruption", "severity"))
                 corrupted = set(zip(*kinds, strict=True))
-                found[str(row), str(protocol), name] = queries, labels, values, corrupted
+                found[str(variant), str(protocol), name] = queries, labels, values, corrupted
     return found
 
 

@@ -70,7 +70,7 @@ def page(
                 row["cost"],
                 row[protocol.name]["clean"],
                 *(row[protocol.name][group] for group in GROUPS),
-                further=row[protocol.name].get("further", {}),
+                extra=row[protocol.name].get("extra", {}),
             )
             for name, row in table.items()
         ],
@@ -109,11 +109,12 @@ def _strips(
 ) -> tuple[list[QueryRow], list[QueryRow], list[QueryRow]]:
     """Query rows: clean ones, corrupted ones, and the worst clean failures."""
     config, images = evaluator.config, evaluator.dataset.test
+    seed = config.evaluation.corruption_seed
     embed = evaluator.embedding.fused(weights)
     vectors = embed(variables, images)
     gallery, queries = vectors[protocol.gallery], vectors[protocol.queries]
     hits = min(HITS, len(protocol.gallery) - 1)
-    some = drawn_evenly(images, protocol.queries, QUERIES, config.seed + 1)
+    some = drawn_evenly(images, protocol.queries, QUERIES, seed + 1)
     at = np.searchsorted(protocol.queries, some)
 
     def rows(
@@ -124,9 +125,7 @@ def _strips(
         if corrupted:
             seen = images.subset(protocol.queries[at])
             shown = np.concatenate(
-                list(
-                    eval_batches(seen, config.data, len(at), CORRUPTED_AT_3[: len(at)], config.seed)
-                )
+                list(eval_batches(seen, config.data, len(at), CORRUPTED_AT_3[: len(at)], seed))
             )
         return [
             _row(
@@ -184,8 +183,9 @@ def _row(
 def _restorations(evaluator: Evaluator, variables: PyTree) -> list[Restoration]:
     """One image a corruption: as it came, what G made of it, and the clean target."""
     images, config = evaluator.dataset.test, evaluator.config
+    seed = config.evaluation.corruption_seed
     wild = np.flatnonzero(~images.catalogue)
-    chosen = images.subset(drawn_evenly(images, wild, len(CORRUPTED_AT_3), config.seed + 2))
+    chosen = images.subset(drawn_evenly(images, wild, len(CORRUPTED_AT_3), seed + 2))
     corrupted = CORRUPTED_AT_3[: len(chosen)]
     degraded, restored = evaluator.embedding.restored(variables, chosen, corrupted)
     clean = np.concatenate(list(eval_batches(chosen, config.data, len(chosen))))

@@ -67,7 +67,7 @@ def run(
         for line in describe(ready):
             say(line)
         with timings.of("training"), Checkpoints(home.checkpoints, config.train.keep_best) as saved:
-            trained, untrained, seconds = train(ready, home, saved, say)
+            trained, initial, seconds = train(ready, home, saved, say)
         timings.seconds["training_steps"] = seconds
         if not chief:
             return {}
@@ -75,7 +75,7 @@ def run(
         variables = trained.search_variables()
         evaluator = Evaluator(ready.networks, config, ready.dataset)
         with timings.of("evaluation"):
-            results, weights = evaluate(evaluator, variables, untrained, say)
+            results, weights = evaluate(evaluator, variables, initial, say)
         with timings.of("export"):
             records, manifest = export(experiment, ready, evaluator, trained, weights)
         with timings.of("index"):
@@ -94,7 +94,7 @@ def train(
 ) -> tuple[TrainState, PyTree, float]:
     """The trained state, F's variables before training, and the seconds spent in steps."""
     fresh = ready.fresh_state()
-    untrained = {"embedder": parallel.to_host(fresh.variables["embedder"])}
+    initial = {"embedder": parallel.to_host(fresh.variables["embedder"])}
     position = Position(0, 0.0)
     current = parallel.replicate(fresh)
     if (step := checkpoints.latest()) is not None:
@@ -117,15 +117,15 @@ def train(
     if ready.config.evaluation.checkpoint == "best" and (best := checkpoints.best()) is not None:
         say(f"evaluating the best checkpoint, step {best}")
         current, _ = checkpoints.restore(fresh, ready.config, best)
-    return current, untrained, seconds
+    return current, initial, seconds
 
 
 def evaluate(
-    evaluator: Evaluator, variables: PyTree, untrained: PyTree, say: Say
+    evaluator: Evaluator, variables: PyTree, initial: PyTree, say: Say
 ) -> tuple[Results, dict[str, float]]:
     """The table of test classes, and the weights of the fused descriptor."""
-    rows = evaluator.rows(variables, untrained)
-    return evaluator.test(variables, untrained, rows, say), dict(rows[-1].weights)
+    variants = evaluator.variants(variables, initial)
+    return evaluator.test(variables, initial, variants, say), dict(variants[-1].weights)
 
 
 def export(
@@ -182,8 +182,9 @@ def collect(
             "images": {name: len(images) for name, images in dataset.splits.items()},
             "classes": {name: len(images.classes) for name, images in dataset.splits.items()},
             "held_back_corruptions": list(held_back(config.data.corruptions)),
+            "corruption_seed": config.evaluation.corruption_seed,
         },
-        "metrics": {"test": results.rows, "search": search},
+        "metrics": {"test": results.variants, "search": search},
         "timings": timings,
         "hardware": parallel.platform(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -16,7 +16,7 @@ from afa.retrieval.export import read_export
 from afa.runs.compare import CONDITIONS, Run, common_figures, over_runs
 from afa.workdir import Workdir
 
-FUSED = "fused"  # the row whose descriptors are exported
+FUSED = "fused"  # the variant whose descriptors are exported
 ITSELF = "leave_one_out"
 TOGETHER = "fused, together"
 GALLERIES = {"query_gallery": "gallery", "catalogue": "catalogue"}  # protocol -> part of the split
@@ -24,7 +24,7 @@ GALLERIES = {"query_gallery": "gallery", "catalogue": "catalogue"}  # protocol -
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the table under one protocol and condition.
+    """One variant of the table under one protocol and condition.
 
     Attributes:
       each: the figure of each run.
@@ -34,7 +34,7 @@ class Line:
       runs: the mean, with the interval over runs; None for a single one.
     """
 
-    row: str
+    variant: str
     protocol: str
     condition: str
     each: tuple[float, ...]
@@ -44,7 +44,7 @@ class Line:
 
 
 def summarise(runs: Sequence[Run], metric: str = "map_at_r") -> list[Line]:
-    """Every row, protocol and condition that all runs have.
+    """Every variant, protocol and condition that all runs have.
 
     Args:
       metric: a figure of the per-query table.
@@ -84,8 +84,8 @@ def together(runs: Sequence[Run], metric: str = "map_at_r") -> list[Line]:
     place_of = {name: i for i, name in enumerate(names)}
     found = [
         (protocol, np.array([place_of[name] for name in queries]), labels)
-        for (row, protocol, condition), queries, labels, _ in common_figures(runs, metric)
-        if row == FUSED and condition == CONDITIONS[0]
+        for (variant, protocol, condition), queries, labels, _ in common_figures(runs, metric)
+        if variant == FUSED and condition == CONDITIONS[0]
     ]
     lines = []
     for protocol, asked, labels in found:

@@ -17,28 +17,28 @@ FIGURES = {
     "r_precision": "R-prec",
     "mean_average_precision": "mAP",
 }
-GROUPS = {"trained": "seen", "held_back": "unseen"}
+GROUPS = {"trained": "trained", "held_back": "held-back"}
 
 
 def show(
     results: Results, result: Mapping[str, Any], home: Workdir, say: Callable[[str], None]
 ) -> None:
     """The final tables and where everything lies."""
-    rows = results.rows
-    protocols = [name for name in next(iter(rows.values())) if name not in ("cost", "weights")]
+    variants = results.variants
+    protocols = [name for name in next(iter(variants.values())) if name not in ("cost", "weights")]
     columns = ["method", "cost", *(f"{each} %" for each in FIGURES.values())]
     columns += [f"{g} {FIGURES[m]} %" for g in GROUPS.values() for m in SHORT]
     for protocol in protocols:
         lines = []
-        for name, row in rows.items():
-            found = row[protocol]
+        for name, variant in variants.items():
+            found = variant[protocol]
             lines.append(
-                [name, None if row["cost"] is None else f"{row['cost']:.2f}"]
+                [name, None if variant["cost"] is None else f"{variant['cost']:.2f}"]
                 + [found["clean"][each] for each in FIGURES]
                 + [found[g].get(m) for g in GROUPS for m in SHORT]
             )
         table(f"test classes, {protocol.replace('_', '-')}, exact search", lines, columns)
-        if told := extra.told(rows["fused"][protocol]["further"]):
+        if told := extra.told(variants["fused"][protocol]["extra"]):
             say(f"fused     {told}")
     search, k = result["metrics"]["search"], result["config"]["retrieval"]["results"]
     say(
