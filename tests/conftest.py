@@ -14,6 +14,8 @@ install_import_hook("afa", "beartype.beartype")
 
 import jax  # noqa: E402
 
+from afa import runtime  # noqa: E402
+
 CACHE = Path(os.environ.get("AFA_TEST_CACHE", Path(tempfile.gettempdir()) / "afa-test-cache"))
 runtime.keep_memory()  # as every run does
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))

@@ -338,7 +338,7 @@ def test_queries_of_the_robustness_test_are_few_and_the_gallery_is_clean(parts):
 def test_weights_are_chosen_on_validation_classes_alone(parts, monkeypatch):
     """The score sees clean queries and the trained corruptions of validation images."""
     made = evaluator(parts, oracle)
-    monkeypatch.setattr(variants, "costs", lambda *args: Costs(1.0, 1.0, 1.0, False))
+    monkeypatch.setattr("afa.evaluation.evaluator.costs", lambda *args: Costs(1.0, 1.0, 1.0, False))
     found = made.variants({}, {})
     embedding, config = made.embedding, parts[1]
     assert isinstance(embedding, Fake)
