@@ -17,20 +17,19 @@ import numpy as np
 from jaxtyping import PyTree
 
 import afa
+from afa import checks, parallel
 from afa import config as configuration
-from afa import parallel
 from afa.config import ExperimentConfig, with_changes
 from afa.console import table
 from afa.data.corruptions import held_back
 from afa.data.pipeline import TrainPipeline, preprocessing, steps_per_epoch
 from afa.data.sources import registry
 from afa.data.types import Dataset, ImageSet
-from afa.errors import UserError, choose
+from afa.errors import UserError
 from afa.evaluation import evaluator as evaluator_module
 from afa.evaluation import protocols
 from afa.evaluation.evaluator import Evaluator, Results
 from afa.evaluation.metrics import extra
-from afa.losses.metric import LOSSES
 from afa.models import embedder, pretrained
 from afa.models.embedder import Networks
 from afa.models.pretrained import Pretrained
@@ -73,7 +72,7 @@ class Setup:
         """
         config = self.config
         fresh = state.create(
-            self.networks, self.context.optimisers, config.seed, config.data.image_size
+            self.networks, self.context.optimisers, config.seed, config.data.image_size, config.loss
         )
         if (weights := self.pretrained) is None:
             return fresh
@@ -89,12 +88,11 @@ def setup(config: ExperimentConfig) -> Setup:
       UserError: any mistake in configuration or data.
     """
     parallel.keep_memory()
-    configuration.validate(config)
+    checks.validate(config)
     weights = pretrained.read(config.backbone) if config.backbone.weights else None
     config = _with_preprocessing(config, weights)
     # Modules first: a misspelt name should not wait for the data.
     embedder.build(config, classes=2)
-    choose("loss.name", config.loss.name, LOSSES)
     address(config.retrieval)  # an engine that is not there should not wait for the training
     dataset = registry.load(config.data)
     _check_fit(config, dataset)
