@@ -6,11 +6,17 @@ of the training images, or "40%" of the whole it belongs to.
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any, Literal
 
+from afa import losses
+from afa.bounds import bounded, duration
 from afa.errors import UserError, nearest
+from afa.losses.base import Loss
+from afa.losses.norm_softmax import NormSoftmax
 
 TRAINED_CORRUPTIONS = ("gaussian_noise", "gaussian_blur", "occlusion", "low_resolution")
+MOST_SEED = 2**32 - 1  # of JAX and NumPy alike
 
 RANDOM = "random"  # what `backbone.weights` says of a network without published weights
 # What a recipe sets for published weights, and training from scratch does without.
@@ -26,44 +32,44 @@ class DataConfig:
     the data_dir (empty: the TFDS default)."""
     cache: str = ""
     """Where the synthetic set is built (empty: ~/.cache/afa)."""
-    image_size: int = 224
+    image_size: int = bounded(224, above=0)
     """Side of the square images the networks see, in pixels."""
-    crop_fraction: float = 1.0
+    crop_fraction: float = bounded(1.0, above=0, most=1)
     """Evaluation: the shorter side becomes image_size / crop_fraction, then a centre crop."""
-    batch_size: int = 64
+    batch_size: int = bounded(64, above=0)
     """Images a step, over all devices."""
     sampler: Literal["pk", "shuffle"] = "pk"
     """pk: batch_size / images_per_class classes with images_per_class images each; shuffle."""
-    images_per_class: int = 4
+    images_per_class: int = bounded(4, above=0)
     """K of the pk sampler."""
-    validation_fraction: float = 0.2
+    validation_fraction: float = bounded(0.2, least=0, most=1)
     """Share of the training classes held out as validation classes."""
-    folds: int = 0
+    folds: int = bounded(0, least=0)
     """Cross-validation: the training classes are divided in so many parts, of which one validates;
     test classes stay as they are. 0: off, validation_fraction decides."""
-    fold: int = 0
+    fold: int = bounded(0, least=0)
     """The part that validates, 0 to folds - 1: one run each."""
-    split_seed: int = 0
+    split_seed: int = bounded(0, least=0, most=MOST_SEED)
     """Chooses the validation classes, or divides the training classes in folds."""
-    objects: int = 160
+    objects: int = bounded(160, above=0)
     """Synthetic set: number of objects."""
-    views: int = 20
+    views: int = bounded(20, above=0)
     """Synthetic set: in-the-wild views of each object, beside one catalogue view."""
-    render_size: int = 96
+    render_size: int = bounded(96, above=0)
     """Synthetic set: side of the rendered images, in pixels."""
-    crop_scale: float = 0.6
+    crop_scale: float = bounded(0.6, above=0, most=1)
     """Training: smallest share of the area a random crop keeps."""
     flip: bool = True
     """Training: mirror half of the images."""
-    jitter: float = 0.2
+    jitter: float = bounded(0.2, least=0, most=1)
     """Training: largest relative change of brightness, contrast and saturation."""
-    corruptions: tuple[str, ...] = TRAINED_CORRUPTIONS
+    corruptions: tuple[str, ...] = bounded(TRAINED_CORRUPTIONS, unique=True)
     """Corruptions seen in training; all others are held back for the robustness test."""
-    corrupt_probability: float = 0.5
+    corrupt_probability: float = bounded(0.5, least=0, most=1)
     """Training: share of the images that get one of these corruptions."""
-    max_unreadable: float = 0.01
+    max_unreadable: float = bounded(0.01, least=0, most=1)
     """Share of unreadable images that is skipped with a warning; more is refused."""
-    read_threads: int = 2
+    read_threads: int = bounded(2, least=0)
     """Threads that read and augment the coming batches."""
 
 
@@ -79,18 +85,18 @@ class BackboneConfig:
     part: str = ""
     """The part of the file that holds the network, as state_dict_ema or state_dict.encoder_q;
     empty: the one that fits best, which is told."""
-    allow_partial: tuple[str, ...] = ()
+    allow_partial: tuple[str, ...] = bounded((), unique=True)
     """Regular expressions of parameters that the weights may lack, have too many, or in another
     shape; all others must fit."""
     head: Literal["none", "imagenet"] = "none"
     """imagenet: the published classifier too; its posterior becomes a descriptor block."""
-    mean: tuple[float, ...] = ()
+    mean: tuple[float, ...] = bounded((), lengths=(0, 3))
     """Mean of the images in [0, 1], a figure a channel; empty: that of the weights."""
-    std: tuple[float, ...] = ()
+    std: tuple[float, ...] = bounded((), above=0, lengths=(0, 3))
     """Deviation, likewise."""
     channels: Literal["", "rgb", "bgr"] = ""
     """Order of the channels that the network sees; empty: that of the weights."""
-    frozen_stages: int = 0
+    frozen_stages: int = bounded(0, least=0)
     """Stages of the backbone, from the image upwards, that are not trained."""
     frozen_norm: bool = False
     """Training normalises by the stored BatchNorm statistics and leaves them as they are."""
@@ -100,48 +106,31 @@ class BackboneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EmbedderConfig:
-    embedding_dim: int = 512
+    embedding_dim: int = bounded(512, above=0)
     """Length of the global descriptor."""
-    local_dim: int = 128
+    local_dim: int = bounded(128, above=0)
     """Length of the local descriptor, and of each of the local descriptors it pools."""
-    gem_power: float = 3.0
+    gem_power: float = bounded(3.0, above=0)
     """First value of the learned power of generalised-mean pooling."""
     standardise: bool = False
     """F sees every image at the same mean and contrast."""
 
 
 @dataclasses.dataclass(frozen=True)
-class LossConfig:
-    name: str = "norm_softmax"
-    """Metric loss: norm_softmax, arcface, proxy_anchor, multi_similarity, triplet, contrastive
-    or supcon."""
-    temperature: float = 0.05
-    """norm_softmax, supcon: divides the cosine."""
-    scale: float = 32.0
-    """arcface, proxy_anchor: multiplies the cosine."""
-    margin: float = 0.1
-    """arcface (radians), proxy_anchor, triplet, contrastive (cosine)."""
-    local_weight: float = 0.5
-    """Weight of the loss of the local descriptor beside the global one (weight 1)."""
-    fused_weight: float = 0.5
-    """Weight of the loss of the fused (global, local) descriptor."""
-
-
-@dataclasses.dataclass(frozen=True)
 class GeneratorConfig:
-    width: int = 32
+    width: int = bounded(32, above=0)
     """Channels at full resolution; doubled at every level down, up to eight times as many."""
-    levels: int = 4
+    levels: int = bounded(4, above=0)
     """Halvings of the resolution between image and bottleneck."""
-    latent_dim: int = 64
+    latent_dim: int = bounded(64, above=0)
     """Length of the noise z."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorConfig:
-    width: int = 32
+    width: int = bounded(32, above=0)
     """Channels of the first map; doubled at every level down, up to eight times as many."""
-    levels: int = 4
+    levels: int = bounded(4, above=0)
     """Halvings of the resolution."""
     spectral_norm: bool = False
     """Divide every kernel by its largest singular value."""
@@ -151,29 +140,29 @@ class DiscriminatorConfig:
 class AdversarialConfig:
     enabled: bool = True
     """The adversarial part as a whole; off: the baseline, otherwise identical."""
-    feature_epsilon: float = 0.02
+    feature_epsilon: float = bounded(0.02, least=0)
     """Largest push of the mid map along its gradient, relative to the map's norm; 0: off."""
     feature_direction: Literal["gradient", "random"] = "gradient"
     """random: the control experiment, a push of the same length in a random direction."""
     generator: bool = True
     """Train G and D; their views and features join the fused descriptor."""
-    lambda_mse: float = 10.0
+    lambda_mse: float = bounded(10.0, least=0)
     """G: weight of the squared error towards the clean image."""
-    lambda_adversarial: float = 0.05
+    lambda_adversarial: float = bounded(0.05, least=0)
     """G: weight of the adversarial term on restored images; 0: no discriminator verdict."""
-    lambda_features: float = 1.0
+    lambda_features: float = bounded(1.0, least=0)
     """G: weight of the distance between F's descriptors of restored and clean image."""
-    lambda_noise: float = 0.05
+    lambda_noise: float = bounded(0.05, least=0)
     """G: weight of the adversarial term on images made from noise alone; 0: off."""
-    r1: float = 1.0
+    r1: float = bounded(1.0, least=0)
     """D: weight of the R1 gradient penalty."""
-    r1_every: int = 4
+    r1_every: int = bounded(4, above=0)
     """D: the penalty is computed on every such step and weighted up accordingly."""
     diffaugment: bool = True
     """D sees real and generated images through the same differentiable augmentation."""
     gate: Literal["fixed", "learned", "verdict"] = "fixed"
     """How far an image trusts its restored view: always, by a trained gate, or by D's verdict."""
-    generated_views: float = 0.0
+    generated_views: float = bounded(0.0, least=0)
     """Joint schedule: weight of the metric loss on G's images as extra training views."""
 
 
@@ -181,52 +170,53 @@ class AdversarialConfig:
 class OptimConfig:
     name: str = "adamw"
     """Optimiser of F: adamw, sgd, lamb or lion."""
-    learning_rate: float = 1e-3
+    learning_rate: float = bounded(1e-3, above=0)
     """Peak learning rate of F."""
-    backbone_rate: float = 1.0
+    backbone_rate: float = bounded(1.0, least=0)
     """Learning rate of the backbone, relative to that of the new parts of F."""
-    head_warmup: str = "0"
+    head_warmup: str = duration("0", most=100)
     """Duration at the beginning in which the new parts of F learn alone."""
-    weight_decay: float = 1e-4
+    weight_decay: float = bounded(1e-4, least=0)
     """Decoupled weight decay of F, on kernels only."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Decay of every learning rate after the warm-up."""
-    warmup: str = "5%"
+    warmup: str = duration("5%", most=100)
     """Duration of the linear warm-up."""
-    clip: float = 1.0
+    clip: float = bounded(1.0, least=0)
     """Largest global gradient norm of each network; 0: no clipping."""
-    accumulate: int = 1
+    accumulate: int = bounded(1, above=0)
     """Steps whose gradients are averaged before the parameters move."""
-    generator_learning_rate: float = 4e-4
+    generator_learning_rate: float = bounded(4e-4, above=0)
     """Adam learning rate of G."""
-    discriminator_learning_rate: float = 4e-4
+    discriminator_learning_rate: float = bounded(4e-4, above=0)
     """Adam learning rate of D."""
-    ema_decay: float = 0.999
+    ema_decay: float = bounded(0.999, least=0, below=1)
     """Decay of the moving average of F and G that is evaluated and exported; 0: off. It warms up
     with the step count, so that short runs are not dominated by the first weights."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    steps: str = "100ep"
+    steps: str = duration("100ep", share=False)
     """Labelled steps (of F)."""
-    small_steps: str = "0"
+    small_steps: str = duration("0", most=100)
     """Staged: the first of `steps`, on smaller and so cheaper images (progressive resizing)."""
-    small_size: int = 32
+    small_size: int = bounded(32, above=0)
     """Side of the images of these steps, in pixels."""
     schedule: Literal["staged", "joint"] = "staged"
     """staged: F, F with feature augmentation, then G and D on frozen F; joint: all together."""
-    plain: str = "40%"
+    plain: str = duration("40%", most=100)
     """Staged: share of `steps` before feature augmentation begins."""
-    generator_steps: str = "50%"
+    generator_steps: str = duration("50%")
     """Staged: steps of G and D on frozen F, after `steps`."""
-    log_every: str = "20"
-    """Steps between log lines."""
-    evaluate_every: str = "10%"
-    """Steps between evaluations on the validation classes."""
-    checkpoint_every: str = "5%"
-    """Steps between checkpoints."""
-    keep_best: int = 2
+    log_every: str = duration("20", most=100)
+    """Steps between log lines, beside one at the end of each stage; 0: none at all."""
+    evaluate_every: str = duration("10%", most=100)
+    """Steps between evaluations on the validation classes, beside one at the end of each stage;
+    0: none at all."""
+    checkpoint_every: str = duration("5%", most=100)
+    """Steps between checkpoints, beside one at the end of each stage; 0: only there."""
+    keep_best: int = bounded(2, least=0)
     """Checkpoints kept by validation MAP@R, beside the latest."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type of the networks; auto: bfloat16 on accelerators, float32 on the CPU."""
@@ -236,18 +226,18 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    batch_size: int = 128
+    batch_size: int = bounded(128, above=0)
     """Images embedded at once, over all devices of the process."""
-    views: tuple[str, ...] = ("flip", "median", "standardise")
+    views: tuple[str, ...] = bounded(("flip", "median", "standardise"), unique=True)
     """Second views of the image, fused beside the restored one when there is a generator."""
-    severities: tuple[int, ...] = (3, 5)
+    severities: tuple[int, ...] = bounded((3, 5), least=1, most=5, unique=True)
     """Severities of every corruption in the robustness test."""
-    corruption_queries: int = 2000
+    corruption_queries: int = bounded(2000, least=0)
     """Test queries of the robustness test, drawn evenly over the classes, 0: all. Each is embedded
     once for every corruption and severity: 2,000 with two severities are 40,000 images a view."""
-    corruption_seed: int = 0
+    corruption_seed: int = bounded(0, least=0, most=MOST_SEED)
     """Seed of the corrupted queries, one for all runs, so that runs can be compared in pairs."""
-    validation_queries: int = 0
+    validation_queries: int = bounded(0, least=0)
     """Validation images of the evaluations during training, likewise; 0: all."""
     checkpoint: Literal["last", "best"] = "last"
     """State that is evaluated and exported: the last, or the best by validation MAP@R."""
@@ -262,16 +252,16 @@ class RetrievalConfig:
     index: str = "auto"
     """Address of the index built over the exported embeddings: exact://, scann://?OPTION=VALUE,
     milvus://HOST:PORT or milvus://PATH/file.db; auto is scann:// where it is installed."""
-    target_recall: float = 0.0
+    target_recall: float = bounded(0.0, least=0, most=1)
     """Recall of scann:// that its settings are tuned for by measurement; 0 takes those of a
     rule."""
-    tune_seconds: float = 60.0
+    tune_seconds: float = bounded(60.0, least=0)
     """Time budget of the tuning."""
     tune_for: Literal["batch", "single"] = "batch"
     """Speed that is tuned for: of many queries in one call, or of one query after the other."""
     gallery: Literal["test", "all"] = "test"
     """Images that are exported and searched: the test classes, or the whole data set."""
-    results: int = 10
+    results: int = bounded(10, above=0)
     """Results of a search, and k of the recall against exact search."""
 
 
@@ -279,20 +269,20 @@ class RetrievalConfig:
 class LaunchConfig:
     coordinator: str = ""
     """host:port of process 0 when several processes share one run."""
-    processes: int = 1
+    processes: int = bounded(1, above=0)
     """Number of processes."""
-    index: int = 0
+    index: int = bounded(0, least=0)
     """Index of this process."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    seed: int = 0
+    seed: int = bounded(0, least=0, most=MOST_SEED)
     """Seed of initial weights, batches, corruptions and noise."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
     embedder: EmbedderConfig = dataclasses.field(default_factory=EmbedderConfig)
-    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    loss: Loss = dataclasses.field(default_factory=NormSoftmax)
     generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
     adversarial: AdversarialConfig = dataclasses.field(default_factory=AdversarialConfig)
@@ -302,6 +292,8 @@ class ExperimentConfig:
     retrieval: RetrievalConfig = dataclasses.field(default_factory=RetrievalConfig)
     launch: LaunchConfig = dataclasses.field(default_factory=LaunchConfig)
 
+
+LOSS_NAME = "loss.name"
 
 # Where and how fast a run computes may change when it is resumed; what it computes may not.
 RESUMABLE = (
@@ -313,28 +305,58 @@ RESUMABLE = (
 def with_changes(config: Any, **changes: Any) -> Any:
     """A copy with dotted fields changed: `with_changes(c, **{"data.image_size": 64})`.
 
+    Another `loss.name` brings that loss's published settings; it is changed first, so that its
+    fields can be changed by the same call.
+
     Raises:
-      UserError: there is no such field.
+      UserError: there is no such field, or no such loss.
     """
-    for field, value in changes.items():
+    for field, value in sorted(changes.items(), key=lambda each: each[0] != LOSS_NAME):
         head, _, rest = field.partition(".")
-        if field not in (names := flatten(config)) and not hasattr(config, field):
-            raise UserError(f"{field} is no field{nearest(field, names)}")
+        if isinstance(config, Loss) and field == "name":
+            config = losses.named(value, config)
+            continue
+        refuse_unknown(field, config)
         new = with_changes(getattr(config, head), **{rest: value}) if rest else value
         config = dataclasses.replace(config, **{head: new})
     return config
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted field name -> value, for every leaf."""
-    flat = {}
+def refuse_unknown(field: str, config: Any, dashes: str = "", hint: str = "") -> None:
+    """Refuses a dotted field that a configuration does not have.
+
+    Args:
+      dashes, hint: written before and after the name, as a command line has them.
+
+    Raises:
+      UserError: naming the nearest field, or for a loss all of its fields.
+    """
+    names = flatten(config)
+    if field in names or hasattr(config, field):
+        return
+    loss = getattr(config, "loss", None)
+    if isinstance(loss, Loss) and field.startswith("loss."):
+        own = ", ".join(name for name in names if name.startswith("loss."))
+        raise UserError(
+            f"{dashes}{field} is no field of {LOSS_NAME}={loss.name!r}{nearest(field, names)} "
+            f"(allowed: {own})"
+        )
+    raise UserError(f"{dashes}{field} is no field{nearest(field, names)}{hint}")
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """Dotted name, field and value of every leaf."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            flat |= flatten(value, f"{prefix}{field.name}.")
+            yield from leaves(value, f"{prefix}{field.name}.")
         else:
-            flat[prefix + field.name] = value
-    return flat
+            yield prefix + field.name, field, value
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """Dotted field name -> value, for every leaf."""
+    return {name: value for name, _, value in leaves(config)}
 
 
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:
@@ -352,20 +374,23 @@ def from_dict(values: dict[str, Any], into: Any = None) -> Any:
             raise UserError(
                 f"stored configuration: {name!r} is no field of {type(config).__name__}"
             )
-        if dataclasses.is_dataclass(known[name]):
-            changes[name] = from_dict(value, known[name])
+        if dataclasses.is_dataclass(into := known[name]):
+            if isinstance(into, Loss) and "name" in value:
+                into = losses.named(value["name"], into)
+            changes[name] = from_dict(value, into)
         else:
             changes[name] = tuple(value) if isinstance(known[name], tuple) else value
     return dataclasses.replace(config, **changes)
 
 
 def differences(stored: ExperimentConfig, now: ExperimentConfig) -> list[str]:
-    """`field: stored -> now` for every field that decides what a run computes and differs."""
+    """`field: stored -> now` for every field that decides what a run computes and differs. Of two
+    losses their names, and what both have."""
     before, after = flatten(stored), flatten(now)
     return [
         f"{name}: {before[name]!r} -> {after[name]!r}"
         for name in after
-        if before[name] != after[name] and not name.startswith(RESUMABLE)
+        if before.get(name, after[name]) != after[name] and not name.startswith(RESUMABLE)
     ]
 
 
@@ -403,63 +428,3 @@ def from_scratch(config: ExperimentConfig) -> ExperimentConfig:
     return with_changes(
         config, **{"backbone.weights": RANDOM} | {name: usual[name] for name in FINE_TUNING}
     )
-
-
-def validate(config: ExperimentConfig) -> None:
-    """Checks what types cannot: ranges, and fields that must fit each other.
-
-    Raises:
-      UserError: naming the first field that does not fit.
-    """
-    positive = (
-        "data.image_size", "data.batch_size", "data.images_per_class", "embedder.embedding_dim",
-        "embedder.local_dim", "generator.width", "generator.levels", "discriminator.width",
-        "discriminator.levels", "optim.learning_rate", "optim.accumulate", "loss.temperature",
-        "evaluation.batch_size", "retrieval.results", "train.small_size",
-        "adversarial.r1_every",
-    )  # fmt: skip
-    values = flatten(config)
-    for name in positive:
-        if not values[name] > 0:
-            raise UserError(f"{name}={values[name]!r} must be above 0")
-    not_negative = (
-        "data.jitter", "data.read_threads", "optim.weight_decay", "optim.clip", "train.keep_best",
-        "adversarial.feature_epsilon", "adversarial.r1", "evaluation.corruption_queries",
-        "optim.backbone_rate",
-        "evaluation.validation_queries",
-    )  # fmt: skip
-    for name in not_negative:
-        if not values[name] >= 0:
-            raise UserError(f"{name}={values[name]!r} must not be negative")
-    shares = (
-        "data.corrupt_probability", "data.validation_fraction", "data.crop_scale",
-        "data.max_unreadable",
-    )  # fmt: skip
-    for name in shares:
-        if not 0 <= values[name] <= 1:
-            raise UserError(f"{name}={values[name]!r} must lie between 0 and 1")
-    if not 0 < config.data.crop_fraction <= 1:
-        raise UserError(f"data.crop_fraction={config.data.crop_fraction!r} must lie in (0, 1]")
-    if not 0 <= config.optim.ema_decay < 1:
-        raise UserError(f"optim.ema_decay={config.optim.ema_decay!r} must lie in [0, 1)")
-    for name in ("backbone.mean", "backbone.std"):
-        if len(values[name]) not in (0, 3):
-            raise UserError(f"{name}={values[name]!r} must have 3 figures, one a channel, or none")
-    if not all(figure > 0 for figure in config.backbone.std):
-        raise UserError(f"backbone.std={config.backbone.std!r} must be above 0")
-    folds, fold = config.data.folds, config.data.fold
-    if folds < 0 or folds == 1:
-        raise UserError(f"data.folds={folds} must be 2 or more, or 0: no cross-validation")
-    if not 0 <= fold < max(folds, 1):
-        allowed = f"0 to {folds - 1}" if folds else "0, as data.folds=0"
-        raise UserError(f"data.fold={fold} is not there (allowed: {allowed})")
-    smallest = 2 ** max(config.generator.levels, config.discriminator.levels)
-    has_generator = config.adversarial.enabled and config.adversarial.generator
-    if has_generator and config.data.image_size % smallest:
-        raise UserError(
-            f"data.image_size={config.data.image_size} must be a multiple of {smallest}, "
-            "2 to the larger of generator.levels and discriminator.levels"
-        )
-    severities = config.evaluation.severities
-    if not severities or any(severity not in range(1, 6) for severity in severities):
-        raise UserError(f"evaluation.severities={severities!r} must be some of 1, 2, 3, 4, 5")

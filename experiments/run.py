@@ -20,7 +20,8 @@ from typing import Any, Literal
 import tyro
 
 from afa import config as configuration
-from afa.config import ExperimentConfig
+from afa.checks import KINDS, refuse_unread
+from afa.config import LOSS_NAME, ExperimentConfig, refuse_unknown, with_changes
 from afa.errors import (
     EXIT_DIVERGED,
     EXIT_PREEMPTED,
@@ -29,7 +30,11 @@ from afa.errors import (
     UserError,
     nearest,
 )
+<<<<<<< HEAD
 from experiments import configs
+=======
+from afa.losses import LOSSES
+>>>>>>> x-h-loss
 
 PROGRAM = "python -m experiments.run"
 Scale = Literal["auto", "laptop", "full"]
@@ -59,7 +64,13 @@ def run(exp: str, *, workdir: str = "", scale: Scale = "auto", **changes: Any) -
       UserError, TrainingDiverged, Preempted: see `afa.runs.run`.
     """
     _join(changes)
+<<<<<<< HEAD
     config = configuration.with_changes(configured(exp, scale, changes), **changes)
+=======
+    context = configured(exp, scale)
+    config = with_changes(context, **changes)
+    refuse_unread(config, context)
+>>>>>>> x-h-loss
     return _execute(exp, config, workdir)
 
 
@@ -109,19 +120,37 @@ def parse(words: Sequence[str]) -> Command:
     exp, scale = given.get("exp", ""), given.get("scale", "auto")
     if scale not in ("auto", "laptop", "full"):
         raise UserError(f"scale={scale!r} is unknown (allowed: auto, laptop, full)")
+<<<<<<< HEAD
     base = configured(exp, scale, given) if exp not in ("", "list") else ExperimentConfig()
+=======
+    base = configured(exp, scale) if exp not in ("", "list") else ExperimentConfig()
+    if LOSS_NAME in given:  # its settings take the place of those of the recipe's loss
+        base = with_changes(base, **{LOSS_NAME: given[LOSS_NAME]})
+>>>>>>> x-h-loss
     default = Command(**{name: getattr(base, name) for name in base.__dataclass_fields__})
-    known = [*configuration.flatten(default), "help"]
     for name in given:
-        if name.removeprefix("no_") not in known:
-            raise UserError(f"--{name} is no field{nearest(name, known)} (--help lists all)")
+        if name != "help":
+            refuse_unknown(name.removeprefix("no_"), default, "--", " (--help lists all)")
+    command = _parsed(words, given, default)
+    refuse_unread(_settings(command), base)
+    return command
+
+
+def _settings(command: Command) -> ExperimentConfig:
+    fields = ExperimentConfig.__dataclass_fields__
+    return ExperimentConfig(**{name: getattr(command, name) for name in fields})
+
+
+def _parsed(words: Sequence[str], given: Mapping[str, str], default: Command) -> Command:
+    """The words read by tyro, which also answers --help."""
     said = io.StringIO()
+    losses = f"Metric losses: {', '.join(LOSSES)}; --loss.name=NAME --help shows the settings."
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
                 Command,
                 prog=PROGRAM,
-                description=__doc__,
+                description=f"{__doc__}\n{losses}",
                 default=default,
                 args=[_spelled(word) for word in words],
                 config=(tyro.conf.FlagConversionOff,),
@@ -131,15 +160,6 @@ def parse(words: Sequence[str]) -> Command:
         if error.code in (0, None):
             raise
         raise _mistake(said.getvalue(), given, configuration.flatten(default)) from None
-
-
-KINDS = {
-    int: "is no whole number",
-    float: "is no number",
-    bool: "is neither True nor False",
-    tuple: "is no list of such values with spaces between them",
-    str: "is no text",
-}
 
 
 def _mistake(said: str, given: Mapping[str, str], default: Mapping[str, Any]) -> UserError:
@@ -241,9 +261,14 @@ def _main(words: Sequence[str]) -> int:
             print(f"{name:<{width}}  {configs.purpose(name)}")
         return 0
     if not command.exp:
+<<<<<<< HEAD
         raise UserError(f"--exp is missing (allowed: list, {', '.join(configs.names())})")
     fields = ExperimentConfig.__dataclass_fields__
     config = ExperimentConfig(**{name: getattr(command, name) for name in fields})
+=======
+        raise UserError(f"--exp is missing (allowed: list, {', '.join(experiments.names())})")
+    config = _settings(command)
+>>>>>>> x-h-loss
     if command.dry_run:
         return _dry_run(command.exp, config)
     if is_laptop(command.scale):

@@ -14,21 +14,25 @@ from typing import Any
 import jax
 import numpy as np
 import tiny
+from own_losses import CrossBatchMemory
 
 from afa import parallel
 from afa.config import ExperimentConfig
 from afa.errors import UserError
+from afa.losses import LOSSES
 from afa.train import steps
 from afa.train.checkpoint import Checkpoints, Position
 from afa.train.state import TrainState, checkpoint_id
 from afa.train.steps import Batch, StepContext
 
 STEPS = 3
+KINDS = ("norm_softmax", "triplet", "cross_batch_memory")
 SAVED = 2  # steps taken when the checkpoint is written
 
 
 def settings(loss: str) -> ExperimentConfig:
     """SGD for F: Adam turns the rounding of a gradient near zero into a whole step."""
+    LOSSES["cross_batch_memory"] = CrossBatchMemory
     return tiny.config(**{
         "loss.name": loss, "optim.name": "sgd", "optim.learning_rate": 0.02, "optim.clip": 1.0,
         "adversarial.gate": "learned",
@@ -54,15 +58,17 @@ def walk(step: Any, state: TrainState, processes: int = 1, index: int = 0) -> di
     for number in range(STEPS):
         state, figures = step(state, batch_of(number, processes, index))
         metrics.append(parallel.to_host(figures))
-    return {"metrics": metrics, "variables": parallel.to_host(state.variables)}
+    kept = {"loss": state.loss_memory}
+    return {"metrics": metrics, "variables": parallel.to_host(state.variables | kept)}
 
 
 def kinds() -> dict[str, tuple[str, StepContext]]:
-    contexts = {loss: tiny.context(settings(loss)) for loss in ("norm_softmax", "triplet")}
+    contexts = {loss: tiny.context(settings(loss)) for loss in KINDS}
     return {
         "push": ("push", contexts["norm_softmax"]),
         "game": ("game", contexts["norm_softmax"]),
         "triplet": ("push", contexts["triplet"]),
+        "memory": ("push", contexts["cross_batch_memory"]),
     }
 
 
@@ -79,7 +85,7 @@ def eight(folder: Path) -> dict[Any, Any]:
     for name, (kind, context) in kinds().items():
         step = step_of(kind, context)
         found[name, "pmap"] = walk(parallel.data_parallel(step, "pmap"), tiny.state(context))
-        if name != "triplet":
+        if name in ("push", "game"):
             mapped = parallel.data_parallel(step, "shard_map")
             found[name, "shard_map"] = walk(mapped, tiny.state(context))
         # Unmapped, a step runs on one device and sees no other.
@@ -143,7 +149,7 @@ def pair(index: int, port: int) -> dict[Any, Any]:
         "processes": (parallel.process_count(), parallel.process_index()),
     }
     for name, (kind, context) in kinds().items():
-        if name == "push":  # the same step as "triplet", with an easier loss
+        if name in ("push", "memory"):  # the same step as "triplet", with other losses
             continue
         step = parallel.data_parallel(step_of(kind, context))
         found[name] = walk(step, tiny.state(context), 2, index)

@@ -38,12 +38,14 @@ def test_the_first_loss_that_is_not_finite_is_named(bad):
 class Parts(flax.struct.PyTreeNode):
     variables: dict
     average: dict
+    loss_memory: dict
 
 
 def test_the_first_part_of_the_state_that_is_not_finite_is_named():
     def state(weight=1.0, mean=1.0):
         network = {"params": {"w": jnp.asarray([0.0, weight])}, "batch_stats": {}}
-        return Parts({"embedder": network}, {"embedder": {"batch_stats": jnp.asarray(mean)}})
+        average = {"embedder": {"batch_stats": jnp.asarray(mean)}}
+        return Parts({"embedder": network}, average, {"global": {}})
 
     assert health.first_part_not_finite(state()) is None
     named = health.first_part_not_finite(state(weight=np.inf))

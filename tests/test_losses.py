@@ -2,19 +2,29 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afa.config import LossConfig
 from afa.errors import UserError
+from afa.losses import LOSSES, base, metric, named
 from afa.losses import adversarial as game
-from afa.losses import metric
+from afa.losses.norm_softmax import NormSoftmax
 from afa.models.layers import l2_normalise
 
-CONFIG = LossConfig(temperature=0.2, scale=8.0, margin=0.3)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "norm_softmax": {"temperature": 0.2},
+    "arcface": {"scale": 8.0, "margin": 0.3},
+    "proxy_anchor": {"scale": 8.0, "margin": 0.3},
+    "multi_similarity": {"alpha": 3.0, "beta": 20.0, "threshold": 0.4, "margin": 0.3},
+    "triplet": {"margin": 0.3},
+    "contrastive": {"margin": 0.3},
+    "supcon": {"temperature": 0.2},
+}
+CHOSEN = {name: LOSSES[name](**fields) for name, fields in SETTINGS.items()}
 LABELS = np.array([0, 0, 2, 2, 2, 1, 4], np.int32)  # class 3 has no row; 1 and 4 no positive
 CLASSES = 5
 
@@ -31,13 +41,13 @@ def near(value, expected, tolerance=1e-5):
     np.testing.assert_allclose(value, expected, rtol=tolerance, atol=tolerance)
 
 
-@functools.cache
-def compiled(name):
-    return jax.jit(metric.LOSSES[name], static_argnums=3)
+@functools.partial(jax.jit, static_argnums=0)
+def compiled(loss, x, y, proxies):
+    return loss.apply(base.State(), x, y, proxies)[0]
 
 
-def value(name, x, y, proxies, config):
-    return compiled(name)(jnp.asarray(x), jnp.asarray(y), jnp.asarray(proxies), config)
+def value(loss, x, y, proxies):
+    return compiled(loss, jnp.asarray(x), jnp.asarray(y), jnp.asarray(proxies))
 
 
 @functools.cache
@@ -45,7 +55,7 @@ def gradients_of(name):
     """Value and slopes of a loss in rows and proxies before they are brought to unit length."""
 
     def loss(x, y, proxies):
-        return metric.LOSSES[name](l2_normalise(x), y, l2_normalise(proxies), LossConfig())
+        return LOSSES[name]().apply(base.State(), l2_normalise(x), y, l2_normalise(proxies))[0]
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 2)))
 
@@ -97,8 +107,9 @@ def multi_similarity(x, y, p, c):
         hard_negative = [
             j for j in negative if positive and s[i, j] > min(s[i, positive]) - c.margin
         ]
-        pull = np.log(1 + np.exp(-2 * (s[i, hard_positive] - 0.5)).sum()) / 2
-        push = np.log(1 + np.exp(50 * (s[i, hard_negative] - 0.5)).sum()) / 50
+        near_ = np.exp(-c.alpha * (s[i, hard_positive] - c.threshold)).sum()
+        far = np.exp(c.beta * (s[i, hard_negative] - c.threshold)).sum()
+        pull, push = np.log(1 + near_) / c.alpha, np.log(1 + far) / c.beta
         losses.append(pull + push)
     return np.mean(losses)
 
@@ -137,13 +148,14 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("name", metric.LOSSES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_loss_equals_numpy(name, seed):
     x, p = unit(10 + seed, len(LABELS)), unit(20 + seed, CLASSES)
-    near(value(name, x, LABELS, p, CONFIG), REFERENCES[name](x, LABELS, p, CONFIG))
+    loss = CHOSEN[name]
+    near(value(loss, x, LABELS, p), REFERENCES[name](x, LABELS, p, loss))
 
 
-@pytest.mark.parametrize("name", metric.LOSSES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_loss_falls_along_its_gradient(name):
     start, (gradient, _) = gradients_of(name)(X, LABELS, PROXIES)
     moved, _ = gradients_of(name)(X - 1e-3 * gradient / np.linalg.norm(gradient), LABELS, PROXIES)
@@ -168,7 +180,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("name", metric.LOSSES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_gradient_is_finite_everywhere(name, place):
     rows, labels = PLACES[place]
     found, gradients = gradients_of(name)(rows, labels, PROXIES)
@@ -179,14 +191,14 @@ def test_gradient_is_finite_everywhere(name, place):
 @pytest.mark.parametrize("name", ["triplet", "contrastive", "supcon", "multi_similarity"])
 def test_rows_without_a_positive_add_nothing_to_a_pull(name):
     far = np.eye(4, dtype=np.float32)
-    assert float(value(name, far, np.arange(4, dtype=np.int32), PROXIES, CONFIG)) == 0
+    assert float(value(CHOSEN[name], far, np.arange(4, dtype=np.int32), PROXIES)) == 0
 
 
 @jax.jit
 @jax.grad
 def gradient_at(cosine):
     rows = jnp.stack([cosine, 0.0])[None]
-    return metric.arcface(rows, jnp.zeros(1, jnp.int32), jnp.eye(2), CONFIG)
+    return CHOSEN["arcface"].apply(base.State(), rows, jnp.zeros(1, jnp.int32), jnp.eye(2))[0]
 
 
 # Cosines beyond 1 happen by rounding; the slope of an arccos would be infinite at 1.
@@ -194,7 +206,8 @@ def gradient_at(cosine):
 def test_gradient_of_arcface_is_finite_and_pulls(cosine):
     gradient = float(gradient_at(jnp.float32(cosine)))
     # At most the scale times 1 + sin m / sqrt(epsilon of the root).
-    assert -CONFIG.scale * (1 + np.sin(CONFIG.margin) / np.sqrt(1e-9)) <= gradient <= 0
+    scale, margin = SETTINGS["arcface"].values()
+    assert -scale * (1 + np.sin(margin) / np.sqrt(1e-9)) <= gradient <= 0
 
 
 def test_arcface_never_turns_back():
@@ -203,24 +216,21 @@ def test_arcface_never_turns_back():
     rows = np.stack([np.cos(angles), np.sin(angles)], 1)
     proxies = np.array([[1, 0], [0, 0]], np.float32)
     own = np.zeros(1, np.int32)
-    losses = [float(value("arcface", row[None], own, proxies, CONFIG)) for row in rows]
+    losses = [float(value(CHOSEN["arcface"], row[None], own, proxies)) for row in rows]
     assert (np.diff(losses) > 0).all()
 
 
 def test_arcface_without_margin_is_a_softmax():
-    plain = dataclasses.replace(CONFIG, margin=0.0, temperature=1 / CONFIG.scale)
-    near(
-        value("arcface", X, LABELS, PROXIES, plain),
-        value("norm_softmax", X, LABELS, PROXIES, plain),
-        1e-4,
-    )
+    plain = dataclasses.replace(CHOSEN["arcface"], margin=0.0)
+    softmax = NormSoftmax(temperature=1 / 8)
+    near(value(plain, X, LABELS, PROXIES), value(softmax, X, LABELS, PROXIES), 1e-4)
 
 
 def test_only_the_own_proxy_pulls():
     """A label one off, a shifted class axis or the last class cut away would show here."""
     for name in ("norm_softmax", "arcface", "proxy_anchor"):
         x, y = PROXIES[-1:], np.array([CLASSES - 1], np.int32)
-        gradient = jax.grad(lambda p, x=x, y=y, name=name: value(name, x, y, p, CONFIG))(
+        gradient = jax.grad(lambda p, x=x, y=y, name=name: value(CHOSEN[name], x, y, p))(
             jnp.asarray(PROXIES)
         )
         pull = np.asarray(gradient @ x[0])
@@ -241,27 +251,32 @@ def blocks_and_proxies():
 
 @pytest.mark.parametrize(("local", "fused"), [(0.5, 0.25), (0.0, 0.5), (0.0, 0.0)])
 def test_metric_loss_weighs_its_views(local, fused):
-    config = dataclasses.replace(
-        CONFIG, name="proxy_anchor", local_weight=local, fused_weight=fused
-    )
+    loss = dataclasses.replace(CHOSEN["proxy_anchor"], local_weight=local, fused_weight=fused)
     blocks, proxies = blocks_and_proxies()
     weights = {"global": 1, "local": local, "fused": fused}
     expected = sum(
-        weight * proxy_anchor(np.asarray(blocks[name]), LABELS, np.asarray(proxies[name]), config)
+        weight * proxy_anchor(np.asarray(blocks[name]), LABELS, np.asarray(proxies[name]), loss)
         for name, weight in weights.items()
     ) / sum(weights.values())
-    near(metric.metric_loss(blocks, jnp.asarray(LABELS), proxies, config), expected)
+    states = metric.init(loss, jax.random.key(0), CLASSES, {"global": 3, "local": 4, "fused": 5})
+    assert set(states) == {name for name, weight in weights.items() if weight > 0}
+    found, after = metric.metric_loss(loss, states, blocks, jnp.asarray(LABELS), proxies)
+    near(found, expected)
+    assert jax.tree.leaves(after) == []
 
 
-@pytest.mark.parametrize("name", metric.WITHOUT_PROXIES)
+@pytest.mark.parametrize("name", [name for name in LOSSES if not LOSSES[name].uses_proxies])
 def test_pair_losses_train_the_class_head_apart(name):
-    config = dataclasses.replace(CONFIG, name=name)
     blocks, proxies = blocks_and_proxies()
 
     @jax.jit
     def gradients(blocks, proxies):
-        whole = functools.partial(metric.metric_loss, labels=jnp.asarray(LABELS), config=config)
-        return jax.grad(lambda b, p: whole(b, proxies=p), argnums=(0, 1))(blocks, proxies)
+        states = dict.fromkeys(blocks, base.State())
+
+        def whole(b, p):
+            return metric.metric_loss(CHOSEN[name], states, b, jnp.asarray(LABELS), p)[0]
+
+        return jax.grad(whole, argnums=(0, 1))(blocks, proxies)
 
     for_rows, for_proxies = gradients(blocks, proxies)
     elsewhere, _ = gradients(blocks, jax.tree.map(jnp.negative, proxies))
@@ -271,10 +286,45 @@ def test_pair_losses_train_the_class_head_apart(name):
         assert np.abs(for_proxies[each]).max() > 0
 
 
+PUBLISHED = {
+    "norm_softmax": {"temperature": 0.05},
+    "arcface": {"scale": 64.0, "margin": 0.5},
+    "proxy_anchor": {"scale": 32.0, "margin": 0.1},
+    "multi_similarity": {"alpha": 2.0, "beta": 50.0, "threshold": 0.5, "margin": 0.1},
+    "triplet": {"margin": 0.1},
+    "contrastive": {"margin": 0.5},
+    "supcon": {"temperature": 0.1},
+}
+
+
+def test_every_loss_has_its_published_settings():
+    own = {
+        name: {k: v for k, v in dataclasses.asdict(loss()).items() if k not in SHARED}
+        for name, loss in LOSSES.items()
+    }
+    assert own == PUBLISHED
+
+
+SHARED = {field.name for field in dataclasses.fields(base.Loss)}
+
+
+def test_a_loss_is_found_by_name_with_the_weights_of_the_one_before():
+    before = NormSoftmax(local_weight=0.25, fused_weight=0.0, temperature=0.3)
+    assert named("norm_softmax", before) is before
+    assert named("arcface", before) == LOSSES["arcface"](local_weight=0.25, fused_weight=0.0)
+
+
+def test_the_posterior_has_the_temperature_that_trains_the_class_head():
+    found = {name: loss.posterior_temperature for name, loss in CHOSEN.items()}
+    assert found == {
+        "norm_softmax": 0.2, "arcface": 1 / 8, "proxy_anchor": 1 / 8, "multi_similarity": 0.05,
+        "triplet": 0.05, "contrastive": 0.05, "supcon": 0.05,
+    }  # fmt: skip
+
+
 def test_unknown_loss_is_refused():
-    config = dataclasses.replace(CONFIG, name="tripplet")
     with pytest.raises(UserError) as caught:
-        metric.metric_loss({}, jnp.asarray(LABELS), {}, config)
+        named("tripplet", CHOSEN["triplet"])
     assert str(caught.value) == (
         "loss.name='tripplet' is unknown; did you mean 'triplet'? (allowed: arcface, contrastive, "
         "multi_similarity, norm_softmax, proxy_anchor, supcon, triplet)"

@@ -11,6 +11,8 @@ import pytest
 
 from afa.config import ExperimentConfig, OptimConfig, with_changes
 from afa.errors import UserError
+from afa.losses.norm_softmax import NormSoftmax
+from afa.models.embedder import Embedder
 from afa.models.networks import Networks
 from afa.train import optim
 from afa.train.state import TrainState, apply_gradients, checkpoint_id, create
@@ -194,6 +196,8 @@ def test_moving_average_can_be_off():
 class FewNumbers(Networks):
     """Networks whose variables need no network."""
 
+    embedder = Embedder(None, 4, 2, 3, 0.1)
+
     def init(self, key, image_size) -> dict[str, Any]:
         def network(key):
             return {"params": {"kernel": jax.random.normal(key, (2, 2))}, "batch_stats": {}}
@@ -205,7 +209,7 @@ class FewNumbers(Networks):
 def few(**changes):
     networks = object.__new__(FewNumbers)
     optimisers = optim.optimisers(settings(**changes), 10, 10, 5)
-    return create(networks, optimisers, 4, 8), optimisers
+    return create(networks, optimisers, 4, 8, NormSoftmax()), optimisers
 
 
 def test_a_fresh_state_is_a_function_of_the_seed():
@@ -213,7 +217,7 @@ def test_a_fresh_state_is_a_function_of_the_seed():
     again, _ = few()
     for mine, other in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(mine, other)
-    other = create(object.__new__(FewNumbers), optimisers, 5, 8)
+    other = create(object.__new__(FewNumbers), optimisers, 5, 8, NormSoftmax())
     assert (other.variables["gate"]["params"]["kernel"]
             != state.variables["gate"]["params"]["kernel"]).all()  # fmt: skip
     assert int(state.step) == 0

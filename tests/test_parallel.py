@@ -108,7 +108,7 @@ def same_bits(found, expected):
         np.testing.assert_array_equal(mine, other)
 
 
-@pytest.mark.parametrize("kind", ["push", "game", "triplet"])
+@pytest.mark.parametrize("kind", ["push", "game", "triplet", "memory"])
 def test_eight_devices_agree_with_one(eight, kind):
     assert eight["devices"] == 8
     agree(eight[kind, "pmap"], eight[kind, "one"])

@@ -182,6 +182,8 @@ def test_a_run_as_a_function_without_the_adversarial_part(tiny_data, tmp_path, c
     """The baseline, as a notebook would run it: no generator, fewer rows, the same keys."""
     settings = tiny_run.SETTINGS | {"data.path": str(tiny_data), "adversarial.enabled": False}
     settings |= {"train.keep_best": 1, "train.steps": "4", "retrieval.index": "exact://"}
+    for of_the_adversarial_part in ("generator.latent_dim", "train.plain"):
+        del settings[of_the_adversarial_part]
     result = command.run(workdir=str(tmp_path / "run"), **settings)
     assert {"config", "commit", "data", "metrics", "timings"} <= result.keys()
     assert result["step"] == 4
@@ -218,8 +220,8 @@ def test_list_names_every_experiment_with_its_purpose(capsys):
 @pytest.mark.parametrize("name", configs.names())
 @pytest.mark.parametrize("laptop", [True, False])
 def test_every_experiment_is_a_valid_configuration(name, laptop):
-    from afa.config import validate
-    from afa.losses.metric import LOSSES
+    from afa.checks import validate
+    from afa.losses import LOSSES
     from afa.models.networks import build_networks
     from afa.train import loop, optim
 
@@ -278,8 +280,10 @@ def test_help_shows_every_field_with_its_default(monkeypatch, capsys):
 
 def test_fields_are_typed_and_reach_the_run(tiny_data):
     words = tiny_run.words(
-        tiny_data, "nowhere", **{"evaluation.severities": (1, 5), "optim.learning_rate": "3e-4"}
-    )
+        tiny_data, "nowhere",
+        **{"evaluation.severities": (1, 5), "optim.learning_rate": "3e-4",
+           "generator.latent_dim": None, "train.plain": None},
+    )  # fmt: skip
     parsed = command.parse([*words, "--adversarial.enabled=False", "--train.steps", "3ep"])
     assert parsed.evaluation.severities == (1, 5)
     assert parsed.optim.learning_rate == 3e-4

@@ -14,7 +14,8 @@ from arrays import apply
 from afa import parallel
 from afa.config import with_changes
 from afa.losses import adversarial as game
-from afa.losses.metric import metric_loss, norm_softmax
+from afa.losses.metric import metric_loss
+from afa.losses.norm_softmax import norm_softmax
 from afa.models.discriminator import diffaugment
 from afa.models.embedder import named
 from afa.models.fusion import fuse
@@ -97,7 +98,8 @@ def written_objective(context, state, batch, perturb):
             method="upper", mutable=["batch_stats"],
         )  # fmt: skip
         proxies = apply(embedder, {"params": params}, method="proxies")
-        return metric_loss(named(found), labels, proxies, chosen.loss)
+        states = state.loss_states({})
+        return metric_loss(chosen.loss, states, named(found), labels, proxies)[0]
 
     def lower(params):
         return apply(embedder,
@@ -344,7 +346,7 @@ def test_the_gate_is_trained_by_the_metric_loss_of_the_fused_views():
         both = {"global": 1.0, "restored": 1.0}
         rows = fuse({"global": x, "restored": r}, both, {"restored": opened})
         targets = fuse({"global": proxies, "restored": proxies}, both)
-        return norm_softmax(rows, labels, targets, context.config.loss)
+        return norm_softmax(rows, labels, targets, 0.05)
 
     loss, gradient = parallel.compiled_once(jax.value_and_grad(written))(
         state.variables["gate"]["params"]
@@ -438,9 +440,9 @@ def test_generated_views_train_the_embedder_through_the_adversarial_branch():
             branch="adversarial", mutable=["batch_stats"],
         )  # fmt: skip
         proxies = apply(context.networks.embedder, {"params": params}, method="proxies")
-        return 0.5 * metric_loss(
-            named(descriptors), jnp.asarray(batch["label"]), proxies, context.config.loss
-        )
+        found, labels = named(descriptors), jnp.asarray(batch["label"])
+        states = state.loss_states({})
+        return 0.5 * metric_loss(context.config.loss, states, found, labels, proxies)[0]
 
     loss, expected = parallel.compiled_once(jax.value_and_grad(written))(
         state.variables["embedder"]["params"]

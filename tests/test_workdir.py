@@ -8,7 +8,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from afa.config import RESUMABLE, ExperimentConfig, flatten, with_changes
+from afa.config import LOSS_NAME, RESUMABLE, ExperimentConfig, flatten, with_changes
 from afa.errors import UserError
 from afa.workdir import Workdir
 
@@ -63,6 +63,8 @@ def another(config, name, value):
         return value[:1] if value else (choices[0](1),)
     if isinstance(value, bool):
         return not value
+    if name == LOSS_NAME:
+        return "triplet"
     if isinstance(value, str):
         return next((each for each in choices if each != value), value + "x")
     return value + 1

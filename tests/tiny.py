@@ -6,9 +6,10 @@ import numpy as np
 import optax
 
 from afa.config import ExperimentConfig, with_changes
+from afa.losses import metric
 from afa.models.backbones.resnet import ResNet
 from afa.models.discriminator import Discriminator
-from afa.models.embedder import Embedder
+from afa.models.embedder import Embedder, dims
 from afa.models.fusion import RestorationGate
 from afa.models.generator import Generator
 from afa.models.networks import Networks
@@ -75,7 +76,9 @@ def state(of: StepContext, seed: int = 0) -> TrainState:
         ordinary = {"power": 3.0, "bias": 0.0, "clean_mean": 0.0, "adversarial_mean": 0.0}
         return np.float32(ordinary.get(name, 1.0)) + np.float32(0.1) * np.abs(noise)
 
-    empty = jax.eval_shape(lambda: create(of.networks, of.optimisers, 0, SIDE))
+    loss = of.config.loss
+    empty = jax.eval_shape(lambda: create(of.networks, of.optimisers, 0, SIDE, loss))
+    kept = metric.init(loss, jax.random.key(0), CLASSES, dims(of.networks.embedder))
     variables = jax.tree.map(jnp.asarray, jax.tree.map_with_path(fill, empty.variables))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -87,6 +90,7 @@ def state(of: StepContext, seed: int = 0) -> TrainState:
         average={
             name: jax.tree.map(lambda leaf: 1.1 * leaf, variables[name]) for name in empty.average
         },
+        loss_memory={name: each.memory for name, each in kept.items()},
     )
 
 

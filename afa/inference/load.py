@@ -93,7 +93,7 @@ def restore(home: Workdir, config: ExperimentConfig, classes: int, step: int) ->
     networks = build_networks(config, classes)
     optimisers = optim.optimisers(config, 1, 1, 1)  # only the shape of their state matters here
     shapes = jax.eval_shape(
-        lambda: state.create(networks, optimisers, config.seed, config.data.image_size)
+        lambda: state.create(networks, optimisers, config.seed, config.data.image_size, config.loss)
     )
     with Checkpoints(home.checkpoints, config.train.keep_best) as checkpoints:
         if step not in checkpoints.steps():

@@ -1,1 +1,44 @@
-"""Losses: pure functions of arrays, the formula above each."""
+"""Losses: one file a metric loss, found by name in `LOSSES`; `adversarial` for G and D.
+
+Each is a frozen dataclass with its published settings; see `base`.
+"""
+
+from afa.errors import choose
+from afa.losses import (
+    arcface,
+    contrastive,
+    multi_similarity,
+    norm_softmax,
+    proxy_anchor,
+    supcon,
+    triplet,
+)
+from afa.losses.base import Loss
+
+LOSSES: dict[str, type[Loss]] = {
+    each.name: each
+    for each in (
+        norm_softmax.NormSoftmax,
+        arcface.ArcFace,
+        proxy_anchor.ProxyAnchor,
+        multi_similarity.MultiSimilarity,
+        triplet.Triplet,
+        contrastive.Contrastive,
+        supcon.SupCon,
+    )
+}
+
+
+def named(name: str, like: Loss) -> Loss:
+    """The loss of that name with its published settings; `like` itself when it has that name.
+
+    Args:
+      like: gives the weights of the descriptor blocks, which all losses have.
+
+    Raises:
+      UserError: there is no such loss.
+    """
+    chosen = choose("loss.name", name, LOSSES)
+    if name == like.name:
+        return like
+    return chosen(local_weight=like.local_weight, fused_weight=like.fused_weight)

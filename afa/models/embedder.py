@@ -124,6 +124,12 @@ class Embedder(nn.Module):
 FUSED = {"global": 1.0, "local": 0.5}
 
 
+def dims(embedder: Embedder) -> dict[str, int]:
+    """Length of each of the descriptors that a metric loss is applied to."""
+    parts = {"global": embedder.embedding_dim, "local": embedder.local_dim}
+    return parts | {"fused": sum(parts.values())}
+
+
 def named(descriptors: Descriptors) -> dict[str, Float[Array, "b _"]]:
     """The descriptors a metric loss is applied to, by the names of their proxies."""
     blocks = {"global": descriptors.global_descriptor, "local": descriptors.local}

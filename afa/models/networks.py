@@ -246,7 +246,7 @@ def build_networks(config: ExperimentConfig, classes: int) -> Networks:
         config.embedder.embedding_dim,
         config.embedder.local_dim,
         classes,
-        config.loss.temperature,
+        config.loss.posterior_temperature,
         config.embedder.gem_power,
         dtype,
         expected_preprocessing(config),

@@ -102,6 +102,7 @@ CHECKED = (
     "adversarial_metric_loss",
     "generated_metric_loss",
     "embedder_gradient_norm",
+    "loss_gradient_norm",
     "discriminator_loss",
     "r1",
     "discriminator_gradient_norm",
@@ -121,9 +122,11 @@ def first_not_finite(metrics: Mapping[str, Any]) -> str | None:
 
 
 def first_part_not_finite(state: Any) -> str | None:
-    """The first parameter, batch statistic or average that is not finite, as a path; None when all
-    are. A checkpoint of such a state would be no good one, though the losses were finite so far."""
-    trees = parallel.to_host({"variables": state.variables, "average": state.average})
+    """The first parameter, batch statistic, average or memory of the loss that is not finite, as a
+    path; None when all are. A checkpoint of such a state would be no good one, though the losses
+    were finite so far."""
+    parts = ("variables", "average", "loss_memory")
+    trees = parallel.to_host({name: getattr(state, name) for name in parts})
     for path, leaf in jax.tree.leaves_with_path(trees):
         if not np.isfinite(leaf).all():
             return "/".join(str(part.key) for part in path)

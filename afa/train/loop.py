@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from afa import parallel
-from afa.config import ExperimentConfig, steps_of
+from afa.config import ExperimentConfig, OptimConfig, steps_of
 from afa.console import Progress
 from afa.data.pipeline import TrainPipeline
 from afa.errors import TrainingDiverged, UserError
@@ -18,6 +18,8 @@ from afa.train import health, steps
 from afa.train.checkpoint import Checkpoints, Position
 from afa.train.logging import MetricWriter
 from afa.train.state import TrainState
+
+NEVER_ZERO = 10**9  # steps of which no share that is asked for rounds to none
 
 Evaluate = Callable[[TrainState], Mapping[str, float]]
 
@@ -50,7 +52,7 @@ class Plan:
       embedder_steps: steps that move F.
       generator_steps: steps that move G and D: after F's, or, in a joint schedule, the same.
       total: all steps.
-      log_every, evaluate_every, checkpoint_every: in steps.
+      log_every, evaluate_every, checkpoint_every: in steps; 0: never.
     """
 
     small: int
@@ -67,11 +69,12 @@ def plan(config: ExperimentConfig, epoch: int) -> Plan:
     """Resolves every duration of the configuration.
 
     Raises:
-      UserError: a field is no duration, or small images in a joint schedule.
+      UserError: a field is no duration, comes to no step, or does not fit into those there are;
+        or small images in a joint schedule.
     """
     train, adversarial = config.train, config.adversarial
     count = functools.partial(steps_of, epoch=epoch)
-    embedder = max(count("train.steps", train.steps, whole=0), 1)
+    embedder = _some("train.steps", train.steps, count("train.steps", train.steps, whole=0))
     small = count("train.small_steps", train.small_steps, whole=embedder)
     plain, game, total = embedder, 0, embedder
     if adversarial.enabled and adversarial.feature_epsilon > 0:
@@ -84,13 +87,55 @@ def plan(config: ExperimentConfig, epoch: int) -> Plan:
                 "at one image size"
             )
     elif adversarial.enabled and adversarial.generator:
-        game = count("train.generator_steps", train.generator_steps, whole=embedder)
+        name, value = "train.generator_steps", train.generator_steps
+        game = _some(name, value, count(name, value, whole=embedder))
         total = embedder + game
-    every = {
-        field: max(count(f"train.{field}", getattr(train, field), whole=total), 1)
-        for field in ("log_every", "evaluate_every", "checkpoint_every")
-    }
+    _check_fit(
+        config.optim, {"F takes": embedder} | ({"G and D take": game} if game else {}), epoch
+    )
+    every = {}
+    for field in ("log_every", "evaluate_every", "checkpoint_every"):
+        name, value = f"train.{field}", getattr(train, field)
+        # A share of few steps may round to none; only 0 itself means never.
+        wanted = steps_of(name, value, whole=NEVER_ZERO, epoch=NEVER_ZERO) > 0
+        every[field] = max(count(name, value, whole=total), 1) if wanted else 0
     return Plan(min(small, embedder), plain, embedder, game, total, **every)
+
+
+def _some(field: str, value: str, steps: int) -> int:
+    """The steps, of which there must be one.
+
+    Raises:
+      UserError: there is none.
+    """
+    if steps < 1:
+        raise UserError(f"{field}={value!r} comes to no step at all (allowed: at least 1)")
+    return steps
+
+
+def _check_fit(optim: OptimConfig, taken: Mapping[str, int], epoch: int) -> None:
+    """Checks the optimiser's durations against the steps that each network takes.
+
+    Raises:
+      UserError: a warm-up that never ends, or more accumulated steps than there are.
+    """
+    for who, there in taken.items():
+        if optim.accumulate > there:
+            raise UserError(
+                f"optim.accumulate={optim.accumulate} is more than the {there} steps that {who}: "
+                "no parameter would move"
+            )
+        for field in ("warmup", "head_warmup") if who == "F takes" else ("warmup",):
+            value = getattr(optim, field)
+            if (found := steps_of(f"optim.{field}", value, whole=there, epoch=epoch)) > there:
+                raise UserError(
+                    f"optim.{field}={value!r} is {found} steps, more than the {there} that {who}"
+                )
+
+
+def _due(every: int, done: int, ends: bool) -> bool:
+    """Whether something is to be done after a step: every so many, and where a stage ends."""
+    return every > 0 and (done % every == 0 or ends)
 
 
 def stages(context: steps.StepContext, plan: Plan) -> list[Stage]:
@@ -227,7 +272,9 @@ def train(
             check()
             unchecked = (done, metrics)
             ends = done == stage.end
-            if done % plan.log_every == 0 or ends:
+            if plan.log_every == 0:
+                pending.clear()
+            if _due(plan.log_every, done, ends):
                 check()
                 rate = (done - logged) * config.data.batch_size / clock.lap()
                 logged = done
@@ -240,7 +287,7 @@ def train(
                 log(done, stage.name, line | {"images_per_second": rate})
                 progress.update(done, stage.name, line, rate)
             measured: Mapping[str, float] = {}
-            if done % plan.evaluate_every == 0 or ends:
+            if _due(plan.evaluate_every, done, ends):
                 check_all(done, state)
                 with clock.stopped():
                     measured = evaluate(state)
@@ -249,7 +296,8 @@ def train(
                 progress.note(f"step {done}: validation {figures}")
             # After the evaluation, which is then part of what is saved.
             leaving = parallel.preempted(done, stop())
-            if done % plan.checkpoint_every == 0 or measured or leaving:
+            due = ends or _due(plan.checkpoint_every, done, ends)
+            if due or measured or leaving:
                 if not measured:
                     check_all(done, state)
                 if writer is not None:

@@ -131,6 +131,7 @@ def optimisers(
     return {
         # First of all, so that clipping does not see their gradients; and last, against decay.
         "embedder": optax.chain(still, finish(*core), still),
+        "loss": finish(core[0]),  # parameters that the metric loss has of its own
         "generator": adam(optim.generator_learning_rate),
         "discriminator": adam(optim.discriminator_learning_rate),
         "gate": adam(optim.generator_learning_rate),

@@ -1,6 +1,7 @@
 """The state of a run: one frozen pytree for all networks."""
 
 import hashlib
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ import optax
 from jaxtyping import PyTree
 
 from afa import parallel
+from afa.losses import metric
+from afa.losses.base import Loss, State
+from afa.models.embedder import dims
 from afa.models.networks import Networks
 from afa.train.optim import Optimisers, move_average
 
@@ -24,29 +28,46 @@ class TrainState(flax.struct.PyTreeNode):
     Attributes:
       step: steps taken, an int32 scalar; the only clock. (Any, since a state also holds the shapes
         a checkpoint is restored into, and host values.)
-      variables: network -> {"params", "batch_stats"}.
+      variables: network -> {"params", "batch_stats"}; "loss" among them where the metric loss has
+        parameters of its own, by descriptor block.
       opt_state: network -> state of its optimiser.
       average: "embedder", "generator" -> moving average of their variables.
+      loss_memory: descriptor block -> what the metric loss keeps from step to step; the same on
+        every device.
     """
 
     step: Any
     variables: dict[str, PyTree]
     opt_state: dict[str, PyTree]
     average: dict[str, PyTree]
+    loss_memory: dict[str, PyTree] = flax.struct.field(default_factory=dict)
 
     def search_variables(self) -> dict[str, PyTree]:
-        """What is evaluated and exported: averages where there are any."""
-        return self.variables | self.average
+        """What is evaluated and exported: averages where there are any; nothing of the loss."""
+        found = self.variables | self.average
+        return {name: each for name, each in found.items() if name != "loss"}
+
+    def loss_states(self, params: dict[str, PyTree]) -> dict[str, State]:
+        """The metric loss's state by descriptor block, with these parameters."""
+        return {name: State(params.get(name, {}), each) for name, each in self.loss_memory.items()}
 
 
-def create(networks: Networks, optimisers: Optimisers, seed: int, image_size: int) -> TrainState:
+def create(
+    networks: Networks, optimisers: Optimisers, seed: int, image_size: int, loss: Loss
+) -> TrainState:
     """A fresh state; equal for equal seeds."""
     variables = networks.init(jax.random.key(seed), image_size)
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"loss"))
+    embedder = networks.embedder
+    states = metric.init(loss, key, embedder.classes, dims(embedder))
+    if params := {name: each.params for name, each in states.items() if each.params}:
+        variables |= {"loss": {"params": params, "batch_stats": {}}}
+    memory = {name: each.memory for name, each in states.items()}
     # A copy: an alias would be donated twice.
     average = {name: jax.tree.map(jnp.copy, variables[name])
                for name in AVERAGED if name in variables}  # fmt: skip
     opt_state = {name: optimisers[name].init(each["params"]) for name, each in variables.items()}
-    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, average)
+    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, average, memory)
 
 
 def with_backbone(

@@ -16,7 +16,9 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from afa import parallel
 from afa.config import ExperimentConfig
 from afa.losses import adversarial as game
-from afa.losses.metric import metric_loss, norm_softmax
+from afa.losses.base import State
+from afa.losses.metric import metric_loss
+from afa.losses.norm_softmax import norm_softmax
 from afa.models import layers
 from afa.models.discriminator import diffaugment
 from afa.models.embedder import Descriptors, named
@@ -57,6 +59,9 @@ def embedder_step(
 
     The lower part runs forward and backward once: the pull-back of the clean upper part gives both
     the direction of the push and its share of the gradient (A-FAN, Chen et al. 2021).
+
+    Where the metric loss has a memory, every term sees it as it was before the step, and the clean
+    descriptors alone change it: an image enters it once.
     """
     config, embedder = context.config, context.networks.embedder
     images, labels = to_unit(batch["image"]), parallel.all_gather(batch["label"])
@@ -71,53 +76,86 @@ def embedder_step(
 
     def upper(params: PyTree, mid: Array, stats: PyTree, branch: str) -> tuple[Array, Any]:
         descriptors, changed = layers.apply(embedder,
-            {"params": params, "batch_stats": stats}, mid, train=True, branch=branch,
+            {"params": params["embedder"], "batch_stats": stats}, mid, train=True, branch=branch,
             method="upper", mutable=["batch_stats"],
         )  # fmt: skip
-        loss, blocks = _metric(context, params, descriptors, labels)
-        return loss, (changed["batch_stats"], blocks)
+        loss, kept = _metric(state, context, params, descriptors, labels)
+        return loss, (changed["batch_stats"], *kept)
 
-    params = variables["params"]
-    mid, vjp_lower, stats = jax.vjp(lower, params, has_aux=True)
-    clean, vjp_upper, (stats, blocks) = jax.vjp(
+    params = _trained(state)
+    mid, vjp_lower, stats = jax.vjp(lower, params["embedder"], has_aux=True)
+    clean, vjp_upper, (stats, blocks, states) = jax.vjp(
         lambda p, h: upper(p, h, stats, "clean"), params, mid, has_aux=True
     )
     gradient, cotangent = vjp_upper(jnp.ones_like(clean))
     metrics = {"metric_loss": clean, **health.embedding(blocks["fused"], labels)}
     if perturb:
-        key = stream(config.seed, "push", state.step)
-        keys = parallel.sample_keys(key, len(mid))
-        direction = cotangent
-        if config.adversarial.feature_direction == "random":
-            others = parallel.sample_keys(stream(config.seed, "direction", state.step), len(mid))
-            direction = jax.vmap(lambda k: jax.random.normal(k, mid.shape[1:]))(others)
-        delta = game.feature_perturbation(mid, direction, keys, config.adversarial.feature_epsilon)
-        perturbed, vjp_perturbed, (stats, _) = jax.vjp(
+        delta = _perturbation(state, config, mid, cotangent)
+        perturbed, vjp_perturbed, (stats, *_) = jax.vjp(
             lambda p, h: upper(p, h, stats, "adversarial"), params, mid + delta, has_aux=True
         )
         both = (gradient, cotangent), vjp_perturbed(jnp.ones_like(perturbed))
         gradient, cotangent = jax.tree.map(lambda a, b: 0.5 * (a + b), *both)
         metrics["adversarial_metric_loss"] = perturbed
-    gradient = jax.tree.map(jnp.add, gradient, vjp_lower(cotangent)[0])
+    own = jax.tree.map(jnp.add, gradient["embedder"], vjp_lower(cotangent)[0])
+    gradient |= {"embedder": own}
     if config.train.schedule == "joint" and config.adversarial.generated_views > 0:
         extra, stats, loss = _generated_views(state, batch, context, stats)
         gradient = jax.tree.map(jnp.add, gradient, extra)
         metrics["generated_metric_loss"] = loss
-    state, norm = apply_gradients(
-        state, context.optimisers["embedder"], "embedder", parallel.pmean(gradient), stats,
-        config.optim.ema_decay,
-    )  # fmt: skip
-    return state.replace(step=state.step + 1), parallel.pmean(metrics) | norm
+    state, norms = _moved(state, context, parallel.pmean(gradient), stats)
+    state = state.replace(
+        step=state.step + 1, loss_memory={name: each.memory for name, each in states.items()}
+    )
+    return state, parallel.pmean(metrics) | norms
+
+
+def _perturbation(
+    state: TrainState, config: ExperimentConfig, mid: Array, cotangent: Array
+) -> Array:
+    """What is added to the mid map: along its cotangent, or in a random direction."""
+    keys = parallel.sample_keys(stream(config.seed, "push", state.step), len(mid))
+    direction = cotangent
+    if config.adversarial.feature_direction == "random":
+        others = parallel.sample_keys(stream(config.seed, "direction", state.step), len(mid))
+        direction = jax.vmap(lambda k: jax.random.normal(k, mid.shape[1:]))(others)
+    return game.feature_perturbation(mid, direction, keys, config.adversarial.feature_epsilon)
+
+
+def _trained(state: TrainState) -> dict[str, PyTree]:
+    """The parameters that the metric loss trains: F's, and its own where it has any."""
+    return {
+        name: state.variables[name]["params"] if name in state.variables else {}
+        for name in ("embedder", "loss")
+    }
+
+
+def _moved(
+    state: TrainState, context: StepContext, gradient: dict[str, PyTree], stats: PyTree
+) -> tuple[TrainState, Metrics]:
+    """Moves F, and the loss's own parameters where it has any."""
+    decay, norms = context.config.optim.ema_decay, {}
+    for name, found in {"embedder": stats, "loss": None}.items():
+        if name in state.variables:
+            state, norm = apply_gradients(
+                state, context.optimisers[name], name, gradient[name], found, decay
+            )
+            norms |= norm
+    return state, norms
 
 
 def _metric(
-    context: StepContext, params: PyTree, descriptors: Descriptors, labels: Int[Array, "n"]
-) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Metric loss of the global batch, and its descriptors."""
-    proxies = layers.apply(context.networks.embedder, {"params": params}, method="proxies")
+    state: TrainState, context: StepContext, params: PyTree, descriptors: Descriptors,
+    labels: Int[Array, "n"],
+) -> tuple[Float[Array, ""], tuple[dict[str, Array], dict[str, State]]]:  # fmt: skip
+    """Metric loss of the global batch, its descriptors, and the next state of the loss."""
+    proxies = layers.apply(
+        context.networks.embedder, {"params": params["embedder"]}, method="proxies"
+    )
     blocks = parallel.all_gather(named(descriptors))
-    loss = metric_loss(blocks, labels, proxies, context.config.loss)
-    return loss, blocks
+    states = state.loss_states(params["loss"])
+    loss, states = metric_loss(context.config.loss, states, blocks, labels, proxies)
+    return loss, (blocks, states)
 
 
 def _generated_views(
@@ -130,15 +168,13 @@ def _generated_views(
 
     def objective(params: PyTree) -> tuple[Array, Any]:
         descriptors, changed = layers.apply(context.networks.embedder,
-            {"params": params, "batch_stats": stats}, restored, train=True,
+            {"params": params["embedder"], "batch_stats": stats}, restored, train=True,
             branch="adversarial", mutable=["batch_stats"],
         )  # fmt: skip
-        loss, _ = _metric(context, params, descriptors, labels)
+        loss, _ = _metric(state, context, params, descriptors, labels)
         return context.config.adversarial.generated_views * loss, changed["batch_stats"]
 
-    (loss, stats), gradient = jax.value_and_grad(objective, has_aux=True)(
-        state.variables["embedder"]["params"]
-    )
+    (loss, stats), gradient = jax.value_and_grad(objective, has_aux=True)(_trained(state))
     return gradient, stats, loss
 
 
@@ -314,7 +350,8 @@ def _gate_update(
             {"global": fixed[0], "restored": fixed[1]}, weights, {"restored": opened}
         )  # fmt: skip
         rows, labels = parallel.all_gather((fused, label))
-        return norm_softmax(rows, labels, targets, context.config.loss)
+        temperature = context.config.loss.posterior_temperature
+        return norm_softmax(rows, labels, targets, temperature)
 
     loss, gradient = jax.value_and_grad(objective)(state.variables["gate"]["params"])
     state, norm = apply_gradients(

@@ -127,7 +127,7 @@ class Twin(nn.Module):
         proxies = self._blocks(F.normalize(self.class_head), F.normalize(self.local_class_head))
         weights = (1.0, self.loss.local_weight, self.loss.fused_weight)
         losses = [
-            weight * F.cross_entropy(x.float() @ p.T / self.loss.temperature, labels)
+            weight * F.cross_entropy(x.float() @ p.T / self.loss.posterior_temperature, labels)
             for weight, x, p in zip(weights, rows, proxies, strict=True)
         ]
         return torch.stack(losses).sum() / sum(weights)

@@ -146,7 +146,7 @@ def build(backbone: str, size: int, batch_size: int) -> dict[str, Contender]:
         "label": draw.integers(0, CLASSES, batch_size).astype(np.int32),
         "corruption": np.zeros(batch_size, np.int32),
     }
-    fresh = state.create(networks, context.optimisers, config.seed, size)
+    fresh = state.create(networks, context.optimisers, config.seed, size, config.loss)
     variables = parallel.to_host(fresh.variables["embedder"]["params"])
     params = {
         ".".join(part.key for part in path): value

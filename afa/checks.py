@@ -1,0 +1,237 @@
+"""What a configuration must keep to: every field its type and bounds, and fields each other."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args, get_origin
+
+from afa.bounds import KEY, Bounds, Duration
+from afa.config import ExperimentConfig, flatten, leaves, steps_of
+from afa.errors import UserError, choose
+
+# What to say of a value of another type.
+KINDS = {
+    int: "is no whole number",
+    float: "is no number",
+    bool: "is neither True nor False",
+    tuple: "is no list of such values with spaces between them",
+    str: "is no text",
+}
+
+
+def validate(config: ExperimentConfig) -> None:
+    """Checks every field by itself, then fields that must fit each other.
+
+    Raises:
+      UserError: naming the first field that does not fit.
+    """
+    for name, field, value in leaves(config):
+        _check_type(name, field.type, value)
+        rule = field.metadata.get(KEY)
+        if isinstance(rule, Duration):
+            _check_duration(name, value, rule)
+        else:
+            _check_number(name, value, rule or Bounds())
+    for wrong, message in COMBINATIONS:
+        if wrong(config):
+            raise UserError(message(config))
+
+
+def _check_type(name: str, kind: Any, value: Any) -> None:
+    if get_origin(kind) is Literal:
+        choose(name, value, dict.fromkeys(get_args(kind)))
+        return
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        fits = isinstance(value, tuple) and all(_is_a(each, inner) for each in value)
+        kind = tuple
+    else:
+        fits = _is_a(value, kind)
+    if not fits:
+        raise UserError(f"{name}={value!r} {KINDS[kind]}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _check_number(name: str, value: Any, bounds: Bounds) -> None:
+    values = value if isinstance(value, tuple) else (value,)
+    numbers = [each for each in values if isinstance(each, int | float)]
+    if not all(map(math.isfinite, numbers)):
+        raise UserError(f"{name}={value!r} must be finite")
+    if not all(map(bounds.hold, numbers)):
+        raise UserError(f"{name}={value!r} {bounds}")
+    if bounds.unique and len(set(values)) < len(values):
+        twice = next(each for each in values if values.count(each) > 1)
+        raise UserError(f"{name}={value!r} has {twice!r} more than once")
+    if bounds.lengths and len(values) not in bounds.lengths:
+        allowed = " or ".join(map(str, bounds.lengths))
+        raise UserError(f"{name}={value!r} must have {allowed} values")
+
+
+def _check_duration(name: str, value: str, rule: Duration) -> None:
+    steps_of(name, value, whole=1, epoch=1)  # refuses what is no duration
+    if not value.endswith("%"):
+        return
+    if not rule.share:
+        raise UserError(
+            f"{name}={value!r} is a share of nothing: it is itself the whole "
+            '(allowed: "500", "20ep")'
+        )
+    if rule.most is not None and float(value.removesuffix("%")) > rule.most:
+        raise UserError(f"{name}={value!r} must be at most {rule.most:g}%")
+
+
+# ---- fields that must fit each other -------------------------------------------------------------
+
+
+def has_generator(config: ExperimentConfig) -> bool:
+    """Whether G and D are part of the run."""
+    return config.adversarial.enabled and config.adversarial.generator
+
+
+def _smallest(config: ExperimentConfig) -> int:
+    """What the image size must be a multiple of, for G and D."""
+    return 2 ** max(config.generator.levels, config.discriminator.levels)
+
+
+def _weights_of_generator(config: ExperimentConfig) -> tuple[float, ...]:
+    game = config.adversarial
+    return (game.lambda_mse, game.lambda_adversarial, game.lambda_features, game.lambda_noise)
+
+
+def _never(duration: str) -> bool:
+    return steps_of("", duration, whole=10**9, epoch=10**9) == 0
+
+
+def _which_folds(config: ExperimentConfig) -> str:
+    folds = config.data.folds
+    return f"0 to {folds - 1}" if folds else "0, as data.folds=0"
+
+
+# (what is wrong, what to say)
+COMBINATIONS: tuple[
+    tuple[Callable[[ExperimentConfig], bool], Callable[[ExperimentConfig], str]], ...
+] = (
+    (
+        lambda c: c.data.folds == 1,
+        lambda c: "data.folds=1 must be 2 or more, or 0: no cross-validation",
+    ),
+    (
+        lambda c: c.data.fold >= max(c.data.folds, 1),
+        lambda c: f"data.fold={c.data.fold} is not there (allowed: {_which_folds(c)})",
+    ),
+    (
+        lambda c: has_generator(c) and c.data.image_size % _smallest(c) != 0,
+        lambda c: (
+            f"data.image_size={c.data.image_size} must be a multiple of {_smallest(c)}, 2 to the "
+            "larger of generator.levels and discriminator.levels"
+        ),
+    ),
+    (
+        lambda c: has_generator(c) and not any(_weights_of_generator(c)),
+        lambda c: (
+            "adversarial.lambda_mse, .lambda_adversarial, .lambda_features and .lambda_noise are "
+            "all 0: G has no loss (set one, or adversarial.generator=False)"
+        ),
+    ),
+    (
+        lambda c: c.adversarial.generated_views > 0 and not has_generator(c),
+        lambda c: (
+            f"adversarial.generated_views={c.adversarial.generated_views} needs a generator "
+            "(adversarial.enabled=True and adversarial.generator=True)"
+        ),
+    ),
+    (
+        lambda c: c.adversarial.generated_views > 0 and c.train.schedule == "staged",
+        lambda c: (
+            f"adversarial.generated_views={c.adversarial.generated_views} needs "
+            "train.schedule='joint': a staged run trains F before G"
+        ),
+    ),
+    (
+        lambda c: not c.evaluation.severities,
+        lambda c: "evaluation.severities=() must be some of 1, 2, 3, 4, 5",
+    ),
+    (
+        lambda c: c.evaluation.checkpoint == "best" and _never(c.train.evaluate_every),
+        lambda c: (
+            "evaluation.checkpoint='best' needs evaluations to choose by, and "
+            f"train.evaluate_every={c.train.evaluate_every!r} means none"
+        ),
+    ),
+    (
+        lambda c: c.evaluation.checkpoint == "best" and c.train.keep_best == 0,
+        lambda c: "evaluation.checkpoint='best' needs train.keep_best above 0",
+    ),
+    (
+        lambda c: c.launch.index >= c.launch.processes,
+        lambda c: (
+            f"launch.index={c.launch.index} must be below launch.processes={c.launch.processes}"
+        ),
+    ),
+)  # fmt: skip
+
+# ---- settings that nothing reads -----------------------------------------------------------------
+
+
+def _without(config: ExperimentConfig) -> str:
+    """The setting that leaves G out."""
+    off = "generator" if config.adversarial.enabled else "enabled"
+    return f"adversarial.{off}=False"
+
+
+OF_THE_GENERATOR = (
+    "generator.", "discriminator.", "adversarial.lambda_", "adversarial.r1",
+    "adversarial.diffaugment", "adversarial.gate", "optim.generator_learning_rate",
+    "optim.discriminator_learning_rate", "train.generator_steps",
+)  # fmt: skip
+OF_THE_FEATURES = ("adversarial.feature_", "train.plain")
+
+# (beginnings of names, whether nothing reads them, the setting that is why)
+UNREAD: tuple[
+    tuple[
+        tuple[str, ...],
+        Callable[[ExperimentConfig], bool],
+        Callable[[ExperimentConfig], str],
+    ],
+    ...,
+] = (
+    (OF_THE_GENERATOR, lambda c: not has_generator(c), _without),
+    (OF_THE_FEATURES, lambda c: not c.adversarial.enabled, lambda c: "adversarial.enabled=False"),
+    (
+        ("adversarial.feature_direction", "train.plain"),
+        lambda c: c.adversarial.feature_epsilon == 0,
+        lambda c: "adversarial.feature_epsilon=0",
+    ),
+    (("adversarial.r1_every",), lambda c: c.adversarial.r1 == 0, lambda c: "adversarial.r1=0"),
+    (
+        ("train.generator_steps",),
+        lambda c: c.train.schedule == "joint",
+        lambda c: "train.schedule='joint'",
+    ),
+    (
+        ("train.small_size",),
+        lambda c: _never(c.train.small_steps),
+        lambda c: f"train.small_steps={c.train.small_steps!r}",
+    ),
+)
+
+
+def refuse_unread(config: ExperimentConfig, context: ExperimentConfig) -> None:
+    """Refuses a change of a recipe that would change nothing: of G where there is no G, say.
+
+    What the recipe itself sets may lie idle: a recipe without its adversarial part is a baseline.
+
+    Raises:
+      UserError: naming the first such field and the setting that leaves it unread.
+    """
+    before = flatten(context)
+    for name, value in flatten(config).items():
+        if before.get(name, value) == value:
+            continue
+        for beginnings, unread, reason in UNREAD:
+            if name.startswith(beginnings) and unread(config):
+                raise UserError(f"{name}={value!r} changes nothing with {reason(config)}")

@@ -1,0 +1,25 @@
+"""Contrastive loss on cosines."""
+
+import dataclasses
+
+import jax
+
+from afa.bounds import bounded
+from afa.losses.base import Labels, Loss, Proxies, Rows, Scalar, State, mean_over, pairs
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrastive(Loss):
+    """Contrastive loss (Hadsell et al. 2006) on cosines: mean_P (1 - s) + mean_N max(0, s - m)
+    over the negatives that violate the margin."""
+
+    name: str = "contrastive"
+    margin: float = bounded(0.5, least=-1, most=1)
+    """m, the cosine that negatives should stay below (0.5: Wang et al. 2020, cross-batch memory,
+    authors' code)."""
+
+    def apply(self, state: State, x: Rows, y: Labels, proxies: Proxies) -> tuple[Scalar, State]:
+        s = x @ x.T
+        positive, negative = pairs(y)
+        excess = jax.nn.relu(s - self.margin)
+        return mean_over(1 - s, positive) + mean_over(excess, negative & (excess > 0)), state

@@ -1,0 +1,37 @@
+"""Proxy-Anchor: every proxy is an anchor that sees the whole batch."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+
+from afa.bounds import bounded
+from afa.losses.base import Labels, Loss, Proxies, Rows, Scalar, State, log1p_sum, mean_over
+
+
+@dataclasses.dataclass(frozen=True)
+class ProxyAnchor(Loss):
+    """Proxy-Anchor (Kim et al. 2020, equation 4), a = scale, d = margin:
+
+    mean over proxies with positives of log(1 + sum_+ exp(-a(x.p - d)))
+    + mean over all proxies of log(1 + sum_- exp(a(x.p + d))).
+    """
+
+    uses_proxies: ClassVar[bool] = True
+
+    name: str = "proxy_anchor"
+    scale: float = bounded(32.0, above=0)
+    """alpha, multiplies the cosine (published: 32)."""
+    margin: float = bounded(0.1, least=0, most=2)
+    """delta, on the cosine (published: 0.1)."""
+
+    @property
+    def posterior_temperature(self) -> float:
+        return 1 / self.scale
+
+    def apply(self, state: State, x: Rows, y: Labels, proxies: Proxies) -> tuple[Scalar, State]:
+        cosine, a, d = x @ proxies.T, self.scale, self.margin
+        own = jax.nn.one_hot(y, len(proxies), dtype=bool)
+        positive = log1p_sum(-a * (cosine - d), own, axis=0)
+        negative = log1p_sum(a * (cosine + d), ~own, axis=0)
+        return mean_over(positive, own.any(0)) + negative.mean(), state

@@ -1,0 +1,28 @@
+"""Supervised contrastive loss."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from afa.bounds import bounded
+from afa.losses.base import FAR, Labels, Loss, Proxies, Rows, Scalar, State, mean_over, pairs
+
+
+@dataclasses.dataclass(frozen=True)
+class SupCon(Loss):
+    """Supervised contrastive loss (Khosla et al. 2020, equation 2):
+
+    mean_i mean_{p in P(i)} -log( exp(s_ip/T) / sum_{j != i} exp(s_ij/T) ).
+    """
+
+    name: str = "supcon"
+    temperature: float = bounded(0.1, above=0)
+    """T, divides the cosine (published: 0.1)."""
+
+    def apply(self, state: State, x: Rows, y: Labels, proxies: Proxies) -> tuple[Scalar, State]:
+        logits = jnp.where(jnp.eye(len(y), dtype=bool), FAR, x @ x.T / self.temperature)
+        log_share = logits - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+        positive, _ = pairs(y)
+        share = jnp.sum(jnp.where(positive, log_share, 0), 1) / jnp.maximum(positive.sum(1), 1)
+        return mean_over(-share, positive.any(1)), state

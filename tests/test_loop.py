@@ -1,0 +1,136 @@
+"""The plan of a run, and what the loop does between steps, without networks."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from afa import parallel
+from afa.data.pipeline import TrainPipeline
+from afa.errors import UserError
+from afa.train import loop
+from afa.train.checkpoint import Checkpoints
+from afa.train.logging import MetricWriter
+from afa.train.state import TrainState
+
+EPOCH = 10
+
+
+def planned(**fields):
+    return loop.plan(tiny.config(**{"train.steps": "8", "train.generator_steps": "4", **fields}),
+                     EPOCH)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train.steps": "0"}, "train.steps='0' comes to no step at all (allowed: at least 1)"),
+        (
+            {"train.steps": "0.04ep"},
+            "train.steps='0.04ep' comes to no step at all (allowed: at least 1)",
+        ),
+        (
+            {"train.generator_steps": "1%"},
+            "train.generator_steps='1%' comes to no step at all (allowed: at least 1)",
+        ),
+        (
+            {"optim.accumulate": 9},
+            "optim.accumulate=9 is more than the 8 steps that F takes: no parameter would move",
+        ),
+        (
+            {"optim.accumulate": 5},
+            "optim.accumulate=5 is more than the 4 steps that G and D take: no parameter would "
+            "move",
+        ),
+        (
+            {"optim.warmup": "1ep"},
+            "optim.warmup='1ep' is 10 steps, more than the 8 that F takes",
+        ),
+        (
+            {"optim.head_warmup": "1ep"},
+            "optim.head_warmup='1ep' is 10 steps, more than the 8 that F takes",
+        ),
+    ],
+)
+def test_durations_that_come_to_nothing_or_too_much_are_refused(fields, message):
+    with pytest.raises(UserError) as caught:
+        planned(**fields)
+    assert str(caught.value) == message
+
+
+def test_steps_of_g_count_only_where_there_is_a_g():
+    without = {"adversarial.generator": False, "optim.accumulate": 5, "optim.warmup": "5"}
+    assert planned(**without).total == 8
+
+
+def test_zero_means_never_and_a_small_share_means_every_step():
+    never = planned(**{f"train.{name}_every": "0" for name in ("log", "evaluate", "checkpoint")})
+    assert (never.log_every, never.evaluate_every, never.checkpoint_every) == (0, 0, 0)
+    often = planned(**{f"train.{name}_every": "1%" for name in ("log", "evaluate", "checkpoint")})
+    assert (often.log_every, often.evaluate_every, often.checkpoint_every) == (1, 1, 1)
+
+
+class Kept(TrainPipeline, Checkpoints, MetricWriter):
+    """What the loop asks of a pipeline, checkpoints and a metric writer."""
+
+    def __init__(self):
+        self.saved, self.logged = [], []
+
+    def iterate(self, start, stop):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return iter([{}] * (stop - start))
+
+    def latest(self):
+        return None
+
+    def save(self, state, position, config, metrics):
+        self.saved.append((position.batch, len(position.pending), metrics))
+
+    def finish(self):
+        pass
+
+    flush = finish
+
+    def log(self, step, stage, metrics):
+        self.logged.append((step, "validation/map_at_r" in metrics))
+
+
+def walked(monkeypatch, **fields):
+    """The loop over steps that only count: 8 of F, the last 5 of them with perturbed features."""
+
+    def step(state, batch):
+        return state.replace(step=state.step + 1), {"metric_loss": jnp.ones(())}
+
+    plan = planned(**{"adversarial.generator": False, "train.plain": "3"} | fields)
+    ends = [("F", 0, plan.plain), ("F + perturbation", plan.plain, plan.embedder_steps)]
+    monkeypatch.setattr(loop, "stages", lambda *_: [loop.Stage(*each, step) for each in ends])
+    kept, measured = Kept(), []
+
+    def evaluate(state):
+        measured.append(int(state.step))
+        return {"map_at_r": 0.5}
+
+    state = parallel.replicate(TrainState(np.zeros((), np.int32), {}, {}, {}))
+    context = tiny.context(tiny.config())
+    after, _ = loop.train(
+        context, plan, state, loop.Position(0, 0.0), kept, kept, kept, evaluate
+    )  # fmt: skip
+    assert int(after.step) == 8
+    return kept, measured
+
+
+def test_logs_evaluations_and_checkpoints_come_when_due_and_where_a_stage_ends(monkeypatch):
+    every = {"train.log_every": "2", "train.evaluate_every": "4", "train.checkpoint_every": "2"}
+    kept, measured = walked(monkeypatch, **every)
+    assert measured == [3, 4, 8]
+    assert [step for step, figures in kept.logged if not figures] == [2, 3, 4, 6, 8]
+    assert [step for step, _, _ in kept.saved] == [2, 3, 4, 6, 8]
+
+
+def test_what_never_happens(monkeypatch):
+    """Neither lines nor evaluations; checkpoints where a stage ends, and nothing piles up."""
+    every = {"train.log_every": "0", "train.evaluate_every": "0", "train.checkpoint_every": "0"}
+    kept, measured = walked(monkeypatch, **every)
+    assert measured == []
+    assert kept.logged == []
+    assert [(step, metrics) for step, _, metrics in kept.saved] == [(3, None), (8, None)]
+    assert all(pending <= 1 for _, pending, _ in kept.saved)

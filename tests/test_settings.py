@@ -1,0 +1,68 @@
+"""Settings that cannot work, through the command line: one line, exit code 2, nothing written."""
+
+import pytest
+import tiny_run
+
+from afa.errors import EXIT_USER_ERROR, UserError
+from experiments import run as command
+
+
+@pytest.fixture
+def refused(tiny_data, tmp_path, capsys, monkeypatch):
+    """Runs a tiny run that has to be refused with this line."""
+    monkeypatch.chdir(tmp_path)
+
+    def check(line, **changes):
+        before = tiny_run.listing(tmp_path)
+        code = tiny_run.main(*tiny_run.words(tiny_data, tmp_path / "run", **changes))
+        assert capsys.readouterr().err == f"error: {line}\n"
+        assert code == EXIT_USER_ERROR
+        assert tiny_run.listing(tmp_path) == before
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("train.steps", "0", "train.steps='0' comes to no step at all (allowed: at least 1)"),
+        ("train.steps", "0.4", "train.steps='0.4' comes to no step at all (allowed: at least 1)"),
+        ("train.steps", "40%",
+         "train.steps='40%' is a share of nothing: it is itself the whole (allowed: \"500\", "
+         '"20ep")'),
+        ("train.generator_steps", "0",
+         "train.generator_steps='0' comes to no step at all (allowed: at least 1)"),
+        ("optim.warmup", "200%", "optim.warmup='200%' must be at most 100%"),
+        ("optim.warmup", "9", "optim.warmup='9' is 9 steps, more than the 8 that F takes"),
+        ("optim.warmup", "5", "optim.warmup='5' is 5 steps, more than the 4 that G and D take"),
+        ("optim.head_warmup", "9",
+         "optim.head_warmup='9' is 9 steps, more than the 8 that F takes"),
+        ("optim.accumulate", 1000,
+         "optim.accumulate=1000 is more than the 8 steps that F takes: no parameter would move"),
+        ("optim.learning_rate", "inf", "optim.learning_rate=inf must be finite"),
+        ("seed", -1, "seed=-1 must lie in [0, 4294967295]"),
+        ("data.split_seed", -1, "data.split_seed=-1 must lie in [0, 4294967295]"),
+        ("loss.margin", 0.3,
+         "--loss.margin is no field of loss.name='norm_softmax'; did you mean 'loss.name'? "
+         "(allowed: loss.name, loss.local_weight, loss.fused_weight, loss.temperature)"),
+    ],
+)  # fmt: skip
+def test_a_field_that_cannot_work(field, value, line, refused):
+    refused(line, **{field: value})
+
+
+def test_more_than_one_field_that_does_not_fit(refused):
+    refused("loss.margin=nan must be finite", **{"loss.name": "arcface", "loss.margin": "nan"})
+    refused(
+        "adversarial.generated_views=0.5 needs a generator (adversarial.enabled=True and "
+        "adversarial.generator=True)",
+        **{"adversarial.generated_views": 0.5, "train.schedule": "joint",
+           "adversarial.generator": False, "generator.latent_dim": None,
+           "train.generator_steps": None},
+    )  # fmt: skip
+    refused(
+        "generator.latent_dim=5 changes nothing with adversarial.generator=False",
+        **{"adversarial.generator": False},
+    )
+    with pytest.raises(UserError, match=r"generator\.width=3 changes nothing with adversarial\.e"):
+        command.run("debug", **{"adversarial.enabled": False, "generator.width": 3})
