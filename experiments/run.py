@@ -30,11 +30,8 @@ from afa.errors import (
     UserError,
     nearest,
 )
-<<<<<<< HEAD
-from experiments import configs
-=======
 from afa.losses import LOSSES
->>>>>>> x-h-loss
+from experiments import configs
 
 PROGRAM = "python -m experiments.run"
 Scale = Literal["auto", "laptop", "full"]
@@ -64,13 +61,9 @@ def run(exp: str, *, workdir: str = "", scale: Scale = "auto", **changes: Any) -
       UserError, TrainingDiverged, Preempted: see `afa.runs.run`.
     """
     _join(changes)
-<<<<<<< HEAD
-    config = configuration.with_changes(configured(exp, scale, changes), **changes)
-=======
-    context = configured(exp, scale)
-    config = with_changes(context, **changes)
-    refuse_unread(config, context)
->>>>>>> x-h-loss
+    recipe = configured(exp, scale, changes)
+    config = with_changes(recipe, **changes)
+    refuse_unread(config, recipe)
     return _execute(exp, config, workdir)
 
 
@@ -120,13 +113,9 @@ def parse(words: Sequence[str]) -> Command:
     exp, scale = given.get("exp", ""), given.get("scale", "auto")
     if scale not in ("auto", "laptop", "full"):
         raise UserError(f"scale={scale!r} is unknown (allowed: auto, laptop, full)")
-<<<<<<< HEAD
     base = configured(exp, scale, given) if exp not in ("", "list") else ExperimentConfig()
-=======
-    base = configured(exp, scale) if exp not in ("", "list") else ExperimentConfig()
     if LOSS_NAME in given:  # its settings take the place of those of the recipe's loss
         base = with_changes(base, **{LOSS_NAME: given[LOSS_NAME]})
->>>>>>> x-h-loss
     default = Command(**{name: getattr(base, name) for name in base.__dataclass_fields__})
     for name in given:
         if name != "help":
@@ -261,14 +250,8 @@ def _main(words: Sequence[str]) -> int:
             print(f"{name:<{width}}  {configs.purpose(name)}")
         return 0
     if not command.exp:
-<<<<<<< HEAD
         raise UserError(f"--exp is missing (allowed: list, {', '.join(configs.names())})")
-    fields = ExperimentConfig.__dataclass_fields__
-    config = ExperimentConfig(**{name: getattr(command, name) for name in fields})
-=======
-        raise UserError(f"--exp is missing (allowed: list, {', '.join(experiments.names())})")
     config = _settings(command)
->>>>>>> x-h-loss
     if command.dry_run:
         return _dry_run(command.exp, config)
     if is_laptop(command.scale):

@@ -5,15 +5,13 @@ import dataclasses
 import jax
 import numpy as np
 
-from afa import config as configuration
-from afa import parallel, runtime
+from afa import checks, parallel, runtime
 from afa.config import ExperimentConfig, with_changes
 from afa.data.pipeline import TrainPipeline, steps_per_epoch
 from afa.data.sources import registry
 from afa.data.types import Dataset, ImageSet
-from afa.errors import UserError, choose
+from afa.errors import UserError
 from afa.evaluation import protocols
-from afa.losses.metric import LOSSES
 from afa.models import pretrained
 from afa.models.networks import Networks, build_networks, dtype_of
 from afa.models.pretrained import Pretrained
@@ -47,7 +45,7 @@ class Setup:
         """
         config = self.config
         fresh = state.create(
-            self.networks, self.context.optimisers, config.seed, config.data.image_size
+            self.networks, self.context.optimisers, config.seed, config.data.image_size, config.loss
         )
         if (weights := self.pretrained) is None:
             return fresh
@@ -63,12 +61,11 @@ def setup(config: ExperimentConfig) -> Setup:
       UserError: any mistake in configuration or data.
     """
     runtime.keep_memory()
-    configuration.validate(config)
+    checks.validate(config)
     weights = pretrained.read(config.backbone)
     config = _with_preprocessing(config, weights)
     # Modules first: a misspelt name should not wait for the data.
     build_networks(config, classes=2)
-    choose("loss.name", config.loss.name, LOSSES)
     address(config.retrieval)  # an engine that is not there should not wait for the training
     dataset = registry.load(config.data)
     _check_fit(config, dataset)
