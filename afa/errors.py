@@ -29,6 +29,11 @@ class TrainingDiverged(Exception):
         super().__init__(f"step {step}: {part} is not finite; training stopped, {last}")
 
 
+def printable(text: str) -> str:
+    """Text on one line: line breaks, control characters and bytes that are no text as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def nearest(value: str, names: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the name closest to `value`, or nothing when none is close."""
     match = difflib.get_close_matches(value, list(names), n=1, cutoff=0.5)

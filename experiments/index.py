@@ -7,7 +7,9 @@
   python -m experiments.index tune --index=DIR --target_recall=0.98
   python -m experiments.index verify --index=DIR
 
-The path of an image within the folder is its id, the folder it lies in its class. Then
+The path of an image within the folder is its id, the folder it lies in its class. All folders
+below are read. Hidden ones, formats that cannot be decoded here and folders of results are left out
+and told. Then
 `python -m experiments.search --index=DIR IMAGE` answers.
 """
 
@@ -17,11 +19,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from afa.errors import UserError
 from experiments.run import guarded, quiet
-from experiments.search import Parser
+from experiments.search import Parser, tell
+
+if TYPE_CHECKING:
+    from afa.data.listing import Found
 
 PROGRAM = "python -m experiments.index"
 
@@ -61,11 +66,14 @@ def _build(chosen: argparse.Namespace) -> None:
 
     settings = _settings(chosen, chosen.uri)
     address(settings)  # before the images are described
+    _refuse_same("--out", chosen.out, chosen.images)
     trained = Trained.load(chosen.run)
-    records = gallery.described(trained, chosen.images, _note)
+    found = _images(chosen.images, chosen.run, chosen.out)
+    records = gallery.described(trained, found, _note)
     extra: dict[str, Any] = {"run": os.path.relpath(chosen.run.resolve(), chosen.out.resolve())}
     if chosen.calibrate:
-        extra["unknown"] = _unknown(trained, chosen.calibrate, records)
+        others = _images(chosen.calibrate, chosen.run, chosen.out)
+        extra["unknown"] = _unknown(trained, others, records)
     facts = indexed(chosen.out, settings, _note, records, trained.record | extra)[1]
     _show(facts, chosen.json)
 
@@ -76,9 +84,11 @@ def _add(chosen: argparse.Namespace) -> None:
 
     searcher = Searcher.load(chosen.run, chosen.index)
     there = searcher.index
+    _refuse_same("--index", chosen.index, chosen.images)
+    found = _images(chosen.images, searcher.trained.home.root, chosen.index)
     if not chosen.replace:  # before the images are described
-        there.require_new(gallery.ids_under(chosen.images))
-    records = gallery.described(searcher.trained, chosen.images, _note)
+        there.require_new(found.ids)
+    records = gallery.described(searcher.trained, found, _note)
     before, held = len(there), there.holds(records.ids)
     if held.any():
         there.update(records.rows(held))
@@ -162,15 +172,32 @@ def _settings(chosen: argparse.Namespace, uri: str) -> Any:
     )
 
 
-def _unknown(trained: Any, folder: Path, records: Any) -> list[float]:
+def _refuse_same(option: str, directory: Path, folder: Path) -> None:
+    if directory.resolve() == folder.resolve():
+        raise UserError(
+            f"{option}={directory}: is the folder of the images, and its sheets of results would "
+            "be taken for images; name another directory"
+        )
+
+
+def _images(folder: Path, *results: Path) -> "Found":
+    """The images of a folder, without folders of results; what else is left out is told."""
+    from afa.data.listing import some_under
+
+    found = some_under(folder, results)
+    tell(found)
+    return found
+
+
+def _unknown(trained: Any, found: "Found", records: Any) -> list[float]:
     import numpy as np
 
     from afa.retrieval import calibration, gallery
 
-    unknown_queries = gallery.described(trained, folder, _note)
+    unknown_queries = gallery.described(trained, found, _note)
     apart = np.full(len(unknown_queries), -1)  # of no class that the gallery holds
-    found = calibration.best_scores(unknown_queries.vectors, apart, records.vectors, records.labels)
-    return list(found.scores)
+    best = calibration.best_scores(unknown_queries.vectors, apart, records.vectors, records.labels)
+    return list(best.scores)
 
 
 def _note(text: str) -> None:

@@ -29,6 +29,7 @@ from afa.errors import (
     TrainingDiverged,
     UserError,
     nearest,
+    printable,
 )
 from afa.losses import LOSSES
 from experiments import configs
@@ -212,7 +213,7 @@ def guarded(command: Callable[[], int], after_signal: str = "begins anew") -> in
         with _stopping():
             return command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_USER_ERROR
     except TrainingDiverged as error:
         print(f"error: {error}", file=sys.stderr)

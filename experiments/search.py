@@ -11,11 +11,14 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from afa.errors import UserError
+from afa.errors import UserError, printable
 from experiments.run import guarded, quiet
+
+if TYPE_CHECKING:
+    from afa.data.listing import Found
 
 PROGRAM = "python -m experiments.search"
 
@@ -75,18 +78,22 @@ def parser() -> Parser:
     return options
 
 
-def images(words: Iterable[str]) -> list[Path]:
+def images(words: Iterable[str], apart: Sequence[Path] = ()) -> list[Path]:
     """The files that the command's words stand for, in their order; a folder's sorted by name.
+
+    Args:
+      words: files, folders, file:// addresses, or - for standard input.
+      apart: folders of results, which are left out of folders that hold them.
 
     Raises:
       UserError: a folder without images, an address that is not of a local file, or no word.
     """
-    from afa.retrieval.gallery import files_under
+    from afa.data.listing import some_under
 
     found: list[Path] = []
     for word in words:
         if word == "-":
-            found += images(line.strip() for line in sys.stdin if line.strip())
+            found += images((line.strip() for line in sys.stdin if line.strip()), apart)
             continue
         address = urlsplit(word)
         if address.scheme and "://" in word:
@@ -97,10 +104,24 @@ def images(words: Iterable[str]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        found += files_under(path)
+        under = some_under(path, apart)
+        tell(under)
+        found += under.paths
     if not found:
         raise UserError("no query images: standard input was empty")
     return found
+
+
+def tell(found: "Found") -> None:
+    """Says on standard error what of a folder is left out."""
+    for line in found.told():
+        print(f"left out of {found.root}: {line}", file=sys.stderr)
+
+
+def _json(values: dict[str, Any]) -> str:
+    """One line of JSON; a name with bytes that are no UTF-8 is written with escapes."""
+    text = json.dumps(values, ensure_ascii=False)
+    return json.dumps(values) if any("\ud800" <= c <= "\udfff" for c in text) else text
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -114,23 +135,25 @@ def _main(words: Sequence[str]) -> int:
     # Here and not above: `--help` and a misspelt option answer at once.
     from afa.retrieval.search import Searcher
 
-    queries = images(chosen.images)
+    results = (chosen.run, chosen.index, chosen.sheets)
+    queries = images(chosen.images, [path for path in results if path is not None])
     searcher = Searcher.load(chosen.run, chosen.index)
     answers = searcher.search(
         queries, chosen.results, chosen.sheets, chosen.false_matches, chosen.rerank
     )
     for answer in answers:
         if chosen.json:
-            print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)
+            print(_json(answer.to_json()), flush=True)
             continue
-        print(f"{answer.query}  ->  {answer.sheet or 'no image: ' + answer.without_sheet}")
+        shown = answer.sheet or f"no image: {answer.without_sheet}"
+        print(printable(f"{answer.query}  ->  {shown}"))
         if answer.match is False:
             share = f"{100 * chosen.false_matches:g} % of unknown objects"
             print(
                 f"  no match: the best score is below {answer.threshold:.3f}, which {share} reach"
             )
         for rank, hit in enumerate(answer.hits, start=1):
-            print(f"  {rank:>2}  {hit.score:6.3f}  {hit.id}  ({hit.class_name})")
+            print(printable(f"  {rank:>2}  {hit.score:6.3f}  {hit.id}  ({hit.class_name})"))
     return 0
 
 

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+import shutil
 
 import numpy as np
 import public_sets
@@ -193,6 +195,41 @@ def test_folders_with_distractors(tmp_path):
     (tmp_path / "query").mkdir()
     with pytest.raises(UserError, match="folder has no queries"):
         benchmarks.load("folder", tmp_path)
+
+
+def test_distractors_that_are_images_of_the_benchmark_are_refused(tmp_path):
+    for part in ("query", "gallery"):
+        for i, name in enumerate("ab"):
+            public_sets.image(tmp_path / part / name / "0.jpg", 60 * i, len(part))
+    gallery = [tmp_path / "gallery" / name / "0.jpg" for name in "ab"]
+    copied = tmp_path / "more" / "copy.jpg"
+    copied.parent.mkdir()
+    shutil.copy(tmp_path / "query" / "a" / "0.jpg", copied)
+    linked = copied.with_name("linked.jpg")
+    linked.symlink_to(gallery[1])
+    other = public_sets.image(copied.with_name("other.jpg"), 200)
+    assert len(benchmarks.load("folder", tmp_path, [other]).gallery) == 3
+    for wrong in (gallery[0], copied, linked):
+        with pytest.raises(UserError) as error:
+            benchmarks.load("folder", tmp_path, [other, wrong])
+        told = f"--distractors: 1 of 2 are images of the benchmark, and would .*: {wrong} is "
+        assert re.match(told, str(error.value))
+    root = public_sets.revisited(tmp_path / "oxford")
+    asked = [path for path in sorted((root / "jpg").iterdir()) if path.name.startswith("query")]
+    with pytest.raises(UserError, match="--distractors: 3 of 3 are images of the benchmark"):
+        benchmarks.load("roxford5k", root, asked)
+
+
+def test_folders_of_a_benchmark_follow_the_rule_of_all_folders(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    public_sets.image(tmp_path / "query" / composed / "0.jpg", 9)
+    public_sets.image(tmp_path / "gallery" / decomposed / "0.jpg", 99)
+    public_sets.image(tmp_path / "gallery" / "b" / "more" / "0.jpg", 150)
+    public_sets.image(tmp_path / "gallery" / "b" / "._0.jpg", 150)
+    found = benchmarks.load("folder", tmp_path)
+    assert found.queries.labels.tolist() == [1] and found.gallery.labels.tolist() == [0, 1]
+    assert "gallery/: hidden files and folders (1): b/._0.jpg" in found.protocol
+    assert "b/more/0.jpg" in found.protocol
 
 
 # ---- the command ---------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from afa.config import DataConfig
+from afa.data import listing
 from afa.data.images import encode_jpeg
 from afa.data.sources.folder import load_folder
 from afa.data.sources.registry import load, save_split
@@ -170,7 +171,7 @@ def test_a_directory_without_images_is_refused(tmp_path, inside):
         (tmp_path / folder).mkdir(parents=True)
     with pytest.raises(UserError) as error:
         load_from(tmp_path)
-    assert str(error.value) == (
+    assert str(error.value).startswith(
         f"data.path={str(tmp_path)!r} holds no class folders with images (expected "
         "DIR/CLASS/IMAGE, or DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE)"
     )
@@ -187,13 +188,35 @@ def test_a_class_with_one_image_is_refused(tmp_path):
     )
 
 
-def test_too_few_classes_are_refused(tmp_path):
-    fill(tmp_path, letters(5))
+@pytest.mark.parametrize("count", [1, 4, 6])
+@pytest.mark.parametrize("fraction", [0.0, 0.2])
+def test_too_few_classes_are_refused_with_what_is_needed(tmp_path, count, fraction):
+    fill(tmp_path, letters(count))
+    with pytest.raises(UserError) as error:
+        load_from(tmp_path, validation_fraction=fraction)
+    assert str(error.value) == (
+        f"data.path={str(tmp_path)!r} holds {count} {'class' if count == 1 else 'classes'}, and at "
+        "least 7 are needed: half of them test, and of the others 2 train and 2 validate"
+    )
+    fill(tmp_path, letters(7))
+    data = load_from(tmp_path)
+    assert [len(names(data, split)) for split in ("train", "validation", "test")] == [2, 2, 3]
+
+
+def test_too_few_training_classes_and_too_large_a_share_are_told_apart(tmp_path):
+    fill(tmp_path / "train", letters(3))
+    fill(tmp_path / "test", letters(3, "p"))
     with pytest.raises(UserError) as error:
         load_from(tmp_path)
     assert str(error.value) == (
-        "data.validation_fraction=0.2 leaves 1 of 3 classes to train on, and 2 are needed: lower "
-        "it, or add classes"
+        "3 classes are left to train and validate on, and at least 4 are needed, 2 for each: add "
+        "classes"
+    )
+    fill(tmp_path / "train", letters(6))
+    with pytest.raises(UserError) as error:
+        load_from(tmp_path, validation_fraction=0.9)
+    assert str(error.value) == (
+        "data.validation_fraction=0.9 leaves 1 of 6 classes to train on, and 2 are needed: lower it"
     )
 
 
@@ -319,3 +342,142 @@ def test_half_a_layout_of_queries_is_refused(tmp_path, folders, told):
     assert str(error.value) == (
         f"data.path={str(tmp_path)!r} holds {told} (expected train/, query/ and gallery/)"
     )
+
+
+# ---- what counts as an image, a class and a split ------------------------------------------------
+
+
+def test_an_empty_split_folder_is_refused(tmp_path):
+    """A query/ without a gallery/ would be measured leave-one-out among the queries."""
+    fill(tmp_path / "train", letters(6))
+    fill(tmp_path / "query", letters(3, "p"))
+    (tmp_path / "gallery" / "p").mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        load_from(tmp_path)
+    where = f"data.path={str(tmp_path)!r}"
+    assert str(error.value) == f"{where}: gallery/ holds no class folders with images"
+
+
+def test_deeper_images_belong_to_their_class_folder_and_are_told(tmp_path):
+    fill(tmp_path, letters(12))
+    for name in ("b", "k"):
+        (tmp_path / name).rename(tmp_path / "moving")
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / "moving").rename(tmp_path / name / "deep" / "deeper")
+    data = load_from(tmp_path)
+    assert sorted(data.class_names) == letters(12)
+    assert "k/deep/deeper/img_0.jpg" in data.test.ids
+    assert data.skipped == (
+        "images below folders within a class folder, which count as of that class (6): "
+        "b/deep/deeper/img_0.jpg, b/deep/deeper/img_1.jpg, b/deep/deeper/img_2.jpg, and 3 more",
+    )
+
+
+def test_a_directory_whose_images_all_lie_deeper_is_refused(tmp_path):
+    fill(tmp_path / "drone", letters(4))
+    fill(tmp_path / "satellite", letters(4))
+    with pytest.raises(UserError, match=r"no image lies in a class folder.*drone/a/img_0.jpg"):
+        load_from(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Valid"])
+def test_names_of_the_validation_folder(tmp_path, name):
+    fill(tmp_path / "train", letters(4))
+    fill(tmp_path / name, letters(2, "k"))
+    fill(tmp_path / "test", letters(3, "p"))
+    assert names(load_from(tmp_path), "validation") == ["k", "l"]
+
+
+def test_train_and_valid_alone_are_split_folders(tmp_path):
+    fill(tmp_path / "train", letters(8))
+    fill(tmp_path / "valid", letters(8), 1)
+    data = load_from(tmp_path)
+    assert names(data, "test") == letters(4, "e")
+    assert {name.split("/")[0] for name in data.validation.ids} == {"train", "valid"}
+
+
+@pytest.mark.parametrize(
+    ("folders", "told"),
+    [
+        (("train", "test", "vaildation"), "did you mean validation/?"),
+        (("train", "tests"), "did you mean test/?"),
+        (("test", "val"), "holds test/, val/ without train/"),
+    ],
+)
+def test_a_folder_that_is_nearly_a_split_is_refused(tmp_path, folders, told):
+    for folder in folders:
+        fill(tmp_path / folder, letters(4))
+    with pytest.raises(UserError) as error:
+        load_from(tmp_path)
+    assert str(error.value).startswith(f"data.path={str(tmp_path)!r} holds ")
+    assert told in str(error.value)
+
+
+def test_folders_beside_the_splits_are_told(tmp_path):
+    fill(tmp_path / "train", letters(4))
+    fill(tmp_path / "test", letters(3, "p"))
+    fill(tmp_path / "sketches", letters(3))
+    assert load_from(tmp_path).skipped == (
+        "folders beside the splits that are not read (1): sketches",
+    )
+
+
+def test_a_class_is_one_however_its_name_is_composed(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    fill(tmp_path / "train", [*letters(4), composed])
+    fill(tmp_path / "test", [*letters(2, "p"), decomposed])
+    data = load_from(tmp_path)
+    assert data.class_names.count(composed) == 1 and decomposed not in data.class_names
+    assert data.protocol.startswith("class-disjoint: train/ and test/ share 1 classes")
+    sets = [set(names(data, split)) for split in ("train", "validation", "test")]
+    assert not sets[0] & sets[2] and not sets[1] & sets[2]
+
+
+def test_class_names_that_are_nearly_equal_are_told(tmp_path):
+    fill(tmp_path / "train", [*letters(4), "Red fox"])
+    fill(tmp_path / "test", [*letters(2, "p"), "red_fox"])
+    (told,) = load_from(tmp_path).skipped
+    assert told.startswith("classes 'Red fox' and 'red_fox' differ in case")
+
+
+def test_what_is_left_out_of_a_directory_is_told(tmp_path):
+    fill(tmp_path, letters(8))
+    whole = (tmp_path / "a" / "img_0.jpg").read_bytes()
+    for name in ("a/._img_0.jpg", "b/.thumbs/x.jpg", "b/@eaDir/x.jpg", "__MACOSX/c/x.jpg",
+                 "c/raw.cr2", "beside.jpg", "notes/readme.txt"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(whole)
+    (tmp_path / "d" / "loop").symlink_to(tmp_path)
+    data = load_from(tmp_path)
+    assert data.class_names == tuple(letters(8))
+    assert sum(map(len, data.splits.values())) == 24
+    assert data.skipped == (
+        "hidden files and folders (4): __MACOSX, a/._img_0.jpg, b/.thumbs, and 1 more",
+        "images of formats that are not decoded here (1): c/raw.cr2",
+        "links to folders that are read already (1): d/loop",
+        "images beside the class folders, which are left out (1): beside.jpg",
+        "folders without images (1): notes",
+    )
+
+
+def test_a_class_of_formats_that_are_not_decoded_does_not_vanish(tmp_path, monkeypatch):
+    monkeypatch.setattr(listing, "heif_installed", lambda: False)
+    fill(tmp_path, letters(8))
+    for path in (tmp_path / "c").iterdir():
+        path.rename(path.with_suffix(".HEIC"))
+    with pytest.raises(UserError) as error:
+        load_from(tmp_path)
+    assert "class 'c' has 0 readable images" in str(error.value)
+    assert "formats that are not decoded here (3): c/img_0.HEIC" in str(error.value)
+
+
+def test_a_run_inside_the_directory_is_no_class(tmp_path):
+    fill(tmp_path, letters(8))
+    run = tmp_path / "runs" / "first"
+    for name in ("config.json", "split.json"):
+        run.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("{}")
+    fill(run / "searches", ["x"])
+    data = load_from(tmp_path)
+    assert data.class_names == tuple(letters(8))
+    assert data.skipped == ("folders of results (1): runs/first",)

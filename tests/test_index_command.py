@@ -96,6 +96,31 @@ def test_info_add_and_remove(ask, home, images, tmp_path):
     assert (code, err) == (2, "error: the index holds no image 'nobody'\n")
 
 
+def test_any_name_works_and_folders_of_results_are_left_out(ask, home, images, tmp_path):
+    own = shutil.copytree(images / "class_10", tmp_path / "own")
+    whole = (own / "img_0.jpg").read_bytes()
+    (own / "new\nline.jpg").write_bytes(whole)
+    (own / "._img_0.jpg").write_bytes(b"Mac OS X")
+    words = ["build", f"--run={home}/run", f"--images={own}", f"--out={own}/index", "--json"]
+    code, out, err = ask(*words)
+    assert (code, facts(out)["gallery_size"]) == (0, 5)
+    assert f"left out of {own}: hidden files and folders (1): ._img_0.jpg\n" in err
+    query = own / "new\nline.jpg"
+    code, out, err = ask(f"--index={own}/index", query, command=search)
+    assert (code, err, len(out.splitlines())) == (0, "", 6)
+    assert "new\\nline.jpg" in out and "-results.png" in out.splitlines()[0]
+    assert list((own / "index" / "searches").iterdir())
+    code, out, err = ask(*words)
+    assert (code, facts(out)["gallery_size"]) == (0, 5)
+    assert f"left out of {own}: folders of results (1): index\n" in err
+    code, out, err = ask(f"--index={own}/index", "--json", own, command=search)
+    assert (code, len(out.splitlines())) == (0, 5)
+    assert err.count("folders of results (1): index") == 1
+    words[3] = f"--out={own}"
+    code, out, err = ask(*words)
+    assert (code, out) == (2, "") and "is the folder of the images" in err
+
+
 @pytest.mark.skipif(not scann.installed(), reason="ScaNN is not installed here")
 def test_tune_and_verify(ask, home):
     code, out, _ = ask("tune", f"--index={home}/index", "--target_recall=0.9", "--json")

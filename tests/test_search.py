@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -80,6 +81,35 @@ def test_takes_folders_addresses_and_standard_input(ask, tiny_data, tmp_path, mo
     answered = [json.loads(line)["query"] for line in out.splitlines()]
     expected = [*copies, copies[0], queries[0], queries[2], queries[1]]
     assert answered == [str(path) for path in expected]
+
+
+def test_every_query_has_a_sheet_of_its_own(ask, tiny_data, tmp_path):
+    names = ("x/a.jpg", "y/a.jpg", "y/a-2.jpg", "y/A.jpg")
+    held = of_gallery(tiny_data, 1)[0]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(held, tmp_path / name)
+    sheets = tmp_path / "sheets"
+    words = (f"--sheets={sheets}", "--json", *(tmp_path / name for name in names))
+    code, out, _ = ask(*words)
+    found = [json.loads(line)["sheet"] for line in out.splitlines()]
+    expected = ["a", "a-2", "a-2-2", "A-3"]
+    assert (code, found) == (0, [f"{sheets}/{name}-results.png" for name in expected])
+    assert len(list(sheets.iterdir())) == 4
+
+
+def test_a_query_may_have_any_name(ask, tiny_data, tmp_path):
+    try:
+        odd = shutil.copy(of_gallery(tiny_data, 1)[0], tmp_path / os.fsdecode(b"caf\xe9\n.jpg"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    code, out, err = ask("--json", odd)
+    assert (code, err, json.loads(out)["query"]) == (0, "", str(odd))
+    code, out, err = ask(odd)
+    assert (code, err) == (0, "") and "caf\\udce9\\n.jpg" in out.splitlines()[0]
+    Path(odd).write_bytes(b"")
+    code, out, err = ask(odd)
+    assert (code, out) == (2, "") and err.count("\n") == 1 and "caf\\udce9\\n.jpg" in err
 
 
 def test_refuses_an_empty_list(ask, monkeypatch):

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import re
+import socket
 
 import cv2
 import numpy as np
@@ -271,6 +272,40 @@ def test_what_cannot_be_prepared_says_what_to_do(tmp_path, monkeypatch):
         f"data.name='tfds:cars196' is not in {tmp_path} and could not be prepared (no route to "
         "host): prepare it elsewhere as array_record and name that data_dir as data.path"
     )
+
+
+def test_without_a_network_it_ends_in_seconds_and_leaves_nothing(tmp_path, monkeypatch):
+    asked = []
+
+    def nobody(host, *args, **kwargs):
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with pytest.raises(UserError, match=r"could not be prepared \(.*Temporary failure in name"):
+        load_tfds(DataConfig(name="tfds:cifar100", path=str(tmp_path)))
+    assert len(asked) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_a_failed_preparation_go_and_files_stay(tmp_path, monkeypatch):
+    class Failing:
+        url_infos = ()
+
+        def download_and_prepare(self):
+            (tmp_path / "cars196" / "2.1.0.incomplete").mkdir(parents=True)
+            (tmp_path / "downloads" / "kept").mkdir(parents=True)
+            (tmp_path / "downloads" / "kept" / "part").write_bytes(b"x")
+            raise ConnectionError("reset")
+
+    monkeypatch.setattr(tfds, "builder", lambda *args, **kwargs: Failing())
+    with pytest.raises(UserError, match="could not be prepared"):
+        load_tfds(DataConfig(name="tfds:cars196", path=str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["downloads"]
+    assert (tmp_path / "downloads" / "kept" / "part").exists()
 
 
 def test_a_set_without_classes_lists_its_features(tmp_path):

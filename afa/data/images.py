@@ -1,24 +1,54 @@
 """Encoded images to RGB arrays and back, and the fixed resize of evaluation."""
 
+import importlib
+import importlib.util
 import io
 import math
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
-from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from jaxtyping import UInt8, UInt16
+from PIL import Image
 
 from afa.data.types import RawImage
 
 # Images are small and several read threads run at once: OpenCV's own pool would only add waits.
 cv2.setNumThreads(1)
 
+MAX_PIXELS = 2**27  # 134 million, 403 MB of RGB: above what cameras make, below what hurts
 WHITE = 255
+BYTE = 8  # bits of a channel of the result
 EXIF_ORIENTATION = 0x0112
-EXIF_SEARCH_BYTES = 4096  # the Exif segment stands first in a JPEG, at most behind JFIF's
-PNG_TAIL_BYTES = 12  # length, name and checksum of the closing IEND chunk
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+MIN_IS_WHITE, UNSIGNED = 0, 1
+# Where none of these stands in a JPEG or PNG, nothing in it turns the image: EXIF in its own
+# segment or chunk, or in the text chunk that older programs write, and XMP.
+ORIENTATION_MARKS = (b"Exif\0", b"eXIf", b"Raw profile type", b"tiff:Orientation", b"adobe.xmp")
 HARMLESS = "extraneous bytes"  # stray bytes between JPEG segments, common in the wild
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+AVIF_BRANDS = (b"avif", b"avis")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+GREY = 0  # colour type of a PNG
+
+# What Pillow remarks on odd metadata is of no use to someone who gave a folder of images.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+Pixels = UInt8[np.ndarray, "_ _ 3"]
+TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -> upright
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: pixels[::-1].transpose(1, 0, 2),
+    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda pixels: pixels.transpose(1, 0, 2)[::-1],
+}
 
 
 class UnreadableImage(ValueError):
@@ -26,7 +56,15 @@ class UnreadableImage(ValueError):
 
 
 def decode(image: RawImage, min_side: int = 0) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB pixels of an image, upright (EXIF), greyscale and CMYK converted, alpha over white.
+    """RGB pixels of an image, upright, as 8 bits a channel.
+
+    - Orientation: as EXIF (or XMP) says, in every format that carries it.
+    - Transparency: over white, in every mode.
+    - Grey and CMYK become RGB.
+    - 16 bits: 65535 is white, whatever the image holds. Fewer bits that a PNG (sBIT) or a TIFF
+      (BitsPerSample) declares: their largest value is white.
+    - Floating point: 0 is black, 1 is white; values outside are refused.
+    - Integers of 32 bits or with a sign are refused: no value of theirs is white.
 
     Args:
       image: encoded (anything OpenCV or Pillow reads) or already decoded, then returned as is.
@@ -34,14 +72,15 @@ def decode(image: RawImage, min_side: int = 0) -> UInt8[np.ndarray, "h w 3"]:
         keep this many pixels; 0 keeps the full size.
 
     Raises:
-      UnreadableImage: not an image, damaged, or truncated.
+      UnreadableImage: not an image, damaged, truncated, of a kind that is refused, or of more
+        than `MAX_PIXELS` pixels, which is found before any of them is decoded.
     """
     if isinstance(image, np.ndarray):
         return image
     try:
         if image[:2] == b"\xff\xd8":
             return _decode_jpeg(image, min_side)
-        if image[:4] == b"\x89PNG" and b"eXIf" not in image[:EXIF_SEARCH_BYTES]:
+        if image[:8] == PNG_SIGNATURE:
             return _decode_png(image)
         return _decode_any(image)
     except UnreadableImage:
@@ -49,53 +88,198 @@ def decode(image: RawImage, min_side: int = 0) -> UInt8[np.ndarray, "h w 3"]:
     except Image.UnidentifiedImageError:
         reason = "not an image of a known format" if image else "empty file"
         raise UnreadableImage(reason) from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:  # Pillow's own limit, above ours
+        raise UnreadableImage(f"more than {MAX_PIXELS:,} pixels") from None
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error) as error:
         raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from None
 
 
-def _decode_jpeg(data: bytes, min_side: int) -> UInt8[np.ndarray, "h w 3"]:
-    if b"Exif\0" in data[:EXIF_SEARCH_BYTES]:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-                return _decode_any(data)
+def heif_installed() -> bool:
+    """Whether HEIF images (.heic) can be decoded here."""
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(
+            f"{width} x {height} is {width * height:,} pixels, and {MAX_PIXELS:,} is the limit"
+        )
+
+
+def _oriented(data: bytes) -> int:
+    """EXIF orientation of a JPEG or PNG; 1, upright, where nothing says otherwise."""
+    if not any(mark in data for mark in ORIENTATION_MARKS):
+        return 1
+    with Image.open(io.BytesIO(data)) as image:
+        return _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
     try:
-        return _turbo(data, min_side, strict=True)
+        return image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # damaged metadata, in any of many ways: the pixels are as good without
+        return 1
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    turn = TURNED.get(orientation)
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+
+
+# ---- JPEG ---------------------------------------------------------------------------------------
+
+
+def _decode_jpeg(data: bytes, min_side: int) -> Pixels:
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError):  # the second where the frame is missing
+        return _decode_any(data)
+    _check_size(int(width), int(height))
+    try:
+        pixels = _turbo(data, min_side, strict=True)
     except ValueError as error:
-        if HARMLESS in str(error):
-            return _turbo(data, min_side, strict=False)
-        return _decode_any(data)  # CMYK and rare encodings; raises for damaged ones
+        if HARMLESS not in str(error):
+            return _decode_any(data)  # CMYK and rare encodings; raises for damaged ones
+        pixels = _turbo(data, min_side, strict=False)
+    return _upright(pixels, _oriented(data))
 
 
-def _turbo(data: bytes, min_side: int, strict: bool) -> UInt8[np.ndarray, "h w 3"]:
+def _turbo(data: bytes, min_side: int, strict: bool) -> Pixels:
     return simplejpeg.decode_jpeg(
         data, "RGB", min_height=min_side, min_width=min_side, strict=strict
     )
 
 
-def _decode_png(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    if b"IEND" not in data[-PNG_TAIL_BYTES:]:
+# ---- PNG ----------------------------------------------------------------------------------------
+
+
+def _decode_png(data: bytes) -> Pixels:
+    chunks = _chunks(data)
+    if len(chunks.get(b"IHDR", b"")) != 13:
+        return _decode_any(data)
+    width, height, depth, kind = struct.unpack(">IIBB", chunks[b"IHDR"][:10])
+    _check_size(width, height)
+    if b"IEND" not in chunks:
         return _decode_any(data)  # OpenCV fills what is missing in silence, Pillow refuses
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.dtype != np.uint8:
+    if pixels is None or pixels.dtype not in (np.uint8, np.uint16):
         return _decode_any(data)
+    alpha = None
     if pixels.ndim == 2:
-        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
-    if pixels.shape[2] == 3:
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    return _decode_any(data)
+        if b"tRNS" in chunks and kind == GREY:  # OpenCV leaves it out for grey alone
+            clear = int.from_bytes(chunks[b"tRNS"][:2], "big")
+            clear *= WHITE // (2**depth - 1) if depth < BYTE else 1
+            alpha = np.where(pixels == clear, 0, WHITE).astype(np.uint8)
+        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
+    elif pixels.shape[2] == 4:
+        alpha = pixels[:, :, 3]
+        alpha = alpha if alpha.dtype == np.uint8 else _byte(alpha, 2 * BYTE)
+    colours = np.ascontiguousarray(pixels[:, :, 2::-1])
+    if colours.dtype == np.uint16:
+        colours = _byte(colours, _right_aligned(colours, chunks.get(b"sBIT", b"")[:3]))
+    if alpha is not None:
+        colours = _over_white(colours, alpha)
+    return _upright(colours, _oriented(data))
 
 
-def _decode_any(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    with Image.open(io.BytesIO(data)) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip, not scale
-            values = np.asarray(image, np.int64)
-            image = Image.fromarray((values >> (8 if values.max() > WHITE else 0)).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            paper = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))
-            image = Image.alpha_composite(paper, image)
-        return np.array(image.convert("RGB"))
+def _chunks(data: bytes) -> dict[bytes, bytes]:
+    """The first chunk of each type, but for the pixels; those before the first damaged one."""
+    found: dict[bytes, bytes] = {}
+    place = len(PNG_SIGNATURE)
+    while place + 12 <= len(data):  # length, type and checksum
+        size, name = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        end = place + 8 + size
+        if zlib.crc32(data[place + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            break  # Pillow says what is wrong; OpenCV writes it on the terminal
+        if name != b"IDAT":
+            found.setdefault(name, data[place + 8 : end])
+        if name == b"IEND":
+            break
+        place = end + 4
+    return found
+
+
+def _right_aligned(values: UInt16[np.ndarray, "..."], significant: bytes) -> int:
+    """Bits of a 16-bit PNG's values, of which the largest is white.
+
+    sBIT says how many bits the source had. The standard (PNG 3, section 12.4) has them moved to the
+    top of the 16, filled up with zeros or with the top bits again; then 16 is the answer. Many
+    programs write sBIT and leave the values as they are: then it is what sBIT says.
+    """
+    bits = max(significant, default=2 * BYTE)
+    if not BYTE <= bits < 2 * BYTE:
+        return 2 * BYTE
+    filling = values & (2 ** (2 * BYTE - bits) - 1)
+    if not filling.any() or np.array_equal(filling, values >> bits) or values.max() >> bits:
+        return 2 * BYTE
+    return bits
+
+
+# ---- everything else ----------------------------------------------------------------------------
+
+
+def _decode_any(data: bytes) -> Pixels:
+    with _opened(data) as image:
+        _check_size(*image.size)
+        image.load()
+        orientation = _orientation(image)
+        if image.mode == "F" or image.mode.startswith("I"):
+            grey = _levels(image)
+            return _upright(np.repeat(grey[:, :, None], 3, axis=2), orientation)
+        if not image.has_transparency_data:
+            return _upright(np.array(image.convert("RGB")), orientation)
+        whole = np.asarray(image.convert("RGBA"))
+        return _upright(_over_white(whole[:, :, :3], whole[:, :, 3]), orientation)
+
+
+def _opened(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data))
+    except Image.UnidentifiedImageError:
+        brand = data[8:12] if data[4:8] == b"ftyp" else b""
+        if brand in AVIF_BRANDS:
+            raise UnreadableImage("AVIF, which this Pillow cannot decode") from None
+        if data[:2] == b"\xff\x0a" or data[4:8] == b"JXL ":
+            raise UnreadableImage("JPEG XL, which is not decoded") from None
+        if brand not in HEIF_BRANDS:
+            raise
+        if not heif_installed():
+            raise UnreadableImage("HEIF, and pillow-heif is not installed") from None
+    heif: Any = importlib.import_module("pillow_heif")
+    heif.register_heif_opener()
+    return Image.open(io.BytesIO(data))
+
+
+def _levels(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
+    """Grey of a single channel of more than 8 bits; `decode` says by which rule.
+
+    Raises:
+      UnreadableImage: no rule holds.
+    """
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    values = np.asarray(image)
+    if image.mode == "F":
+        if not np.all((values >= 0) & (values <= 1)):
+            raise UnreadableImage("floating-point values beyond 0..1, where 1 is white")
+        grey = np.round(values * WHITE).astype(np.uint8)
+    elif image.mode == "I" and image.format not in ("PNG", "PPM"):  # these two: 16 bits, widened
+        raise UnreadableImage("integers of 32 bits or with a sign: save it with 8 or 16 bits")
+    elif tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] != UNSIGNED:
+        raise UnreadableImage("integers with a sign: save it with 8 or 16 bits")
+    else:
+        bits = tags.get(BITS_PER_SAMPLE, (2 * BYTE,))[0]
+        grey = _byte(values.astype(np.uint16), max(bits, BYTE))
+    return WHITE - grey if tags.get(PHOTOMETRIC) == MIN_IS_WHITE else grey
+
+
+def _byte(values: UInt16[np.ndarray, "..."], bits: int) -> UInt8[np.ndarray, "..."]:
+    return (values >> (bits - BYTE)).astype(np.uint8)
+
+
+def _over_white(colours: Pixels, alpha: UInt8[np.ndarray, "_ _"]) -> Pixels:
+    share = alpha[:, :, None].astype(np.uint16)
+    mixed = colours.astype(np.uint16) * share + WHITE * (WHITE - share)
+    return ((mixed + WHITE // 2) // WHITE).astype(np.uint8)
 
 
 def resize(

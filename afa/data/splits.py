@@ -14,6 +14,8 @@ from afa.errors import UserError
 LEAST_CLASSES = 2  # in a split: with one class every answer would be right
 LEAST_PICTURES = 2  # in a class: a query and something to find
 
+SHOWN = 3  # lines on what was left out that an error repeats
+
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 Class = TypeVar("Class", str, int)  # a class by its name, or by its id
@@ -40,11 +42,17 @@ def hold_out(classes: Sequence[Class], config: DataConfig) -> tuple[list[Class],
         kept = [name for i, name in enumerate(classes) if i not in part]
         return kept, [name for i, name in enumerate(classes) if i in part]
     count = max(LEAST_CLASSES, round(config.validation_fraction * len(classes)))
+    if len(classes) < 2 * LEAST_CLASSES:
+        raise UserError(
+            f"{len(classes)} {'class is' if len(classes) == 1 else 'classes are'} left to train "
+            f"and validate on, and at least {2 * LEAST_CLASSES} are needed, {LEAST_CLASSES} for "
+            "each: add classes"
+        )
     if len(classes) - count < LEAST_CLASSES:
         raise UserError(
             f"data.validation_fraction={config.validation_fraction} leaves "
             f"{max(0, len(classes) - count)} of {len(classes)} classes to train on, and "
-            f"{LEAST_CLASSES} are needed: lower it, or add classes"
+            f"{LEAST_CLASSES} are needed: lower it"
         )
     rng = np.random.default_rng(config.split_seed)
     drawn = set(rng.choice(len(classes), count, replace=False).tolist())
@@ -127,6 +135,7 @@ def assemble(
                     f"{name}: class {class_names[c]!r} has {counts[c]} readable "
                     f"{'image' if counts[c] == 1 else 'images'}, and at least {LEAST_PICTURES} "
                     "are needed in every class: add some, or remove the class"
+                    + "".join(f"; {line}" for line in skipped[:SHOWN])
                 )
         parts[split] = pool.subset(np.flatnonzero(np.isin(labels, classes)))
         if split != TEST:

@@ -135,7 +135,8 @@ class Dataset:
       protocol: one sentence that says how the split was made.
       fingerprint: hex digest that changes when ids, labels, splits or image sizes change.
       test_fingerprint: the same of the test split alone: runs with one of these can be compared.
-      skipped: images left out, each as "path: reason".
+      skipped: lines on what is left out: each unreadable image as "path: reason", and what the
+        rule of `afa.data.listing` leaves out.
     """
 
     name: str

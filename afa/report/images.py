@@ -125,7 +125,7 @@ def _result_cell(rank: int, image: Pixels, name: str, score: float, correct: boo
     cell = framed(_fitted(image, CELL), colour)
     if correct is not None:
         cell = _marked(cell, colour, correct)
-    return _captioned(cell, [f"{rank}    {score:.3f}", *name.splitlines()])
+    return _captioned(cell, [f"{rank}    {score:.3f}", *name.split("\n")])
 
 
 def _fitted(image: Pixels, side: int) -> Pixels:

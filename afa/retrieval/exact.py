@@ -9,7 +9,7 @@ Shapes are rounded up to few sizes, so that calls of about the same size share o
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +27,10 @@ TILE_STEP = 128  # a whole number of vector registers: equal rows then get equal
 ACCELERATOR_SLAB_BYTES = 2**30  # part of the gallery that lies on each device at a time
 CPU_SLAB_BYTES = 2**33  # copying it for every search would cost a sixth of the search
 GROUP = 32  # neighbouring similarities that are first judged by their largest
+COUNTED = 64  # positives of a query up to which a CPU counts faster than it sorts
+SORTED_ENTRIES = (
+    2**23
+)  # similarities that are sorted at a time: 32 MiB, and three times that beside
 NORM_TOLERANCE = 1e-3
 CHECKED_ROWS = 65536
 
@@ -134,11 +138,12 @@ def positive_ranks(
     gallery_labels: Int[np.ndarray, "n"],
     exclude: Int[np.ndarray, "q"] | None = None,
 ) -> Int32[np.ndarray, "q r"]:
-    """The rank of every positive of each query in the complete ranking, without sorting it.
+    """The rank of every positive of each query in the complete ranking.
 
     A positive's rank is the number of gallery rows that are more similar, or equally similar and
     stand before it; the query itself is not counted. The similarities of the positives and those
-    they are compared with come from the same compiled product, bit for bit.
+    they are compared with come from the same compiled product, bit for bit. Rows before a positive
+    are counted; on a CPU, queries with more positives than `COUNTED` have their ranking sorted.
 
     Args:
       queries: unit vectors.
@@ -164,21 +169,59 @@ def positive_ranks(
     tables = [
         members.rows(query_labels[rows], _bucket(int(counts[rows[-1]]))) for rows, _ in blocks
     ]
-    scores = [np.full(table.shape, -np.inf, np.float32) for table in tables]
-    beaten = [np.zeros(table.shape, np.int32) for table in tables]
-    for counting in (False, True):
-        for slab, begin in gallery.slabs():
-            shared = slab, begin, np.array(gallery.rows, np.int32), np.array(counting)
-            for i, (rows, size) in enumerate(blocks):
-                parts = queries[rows], exclude[rows], tables[i], scores[i], beaten[i]
-                found = _count()(shared, _grow(parts, size))
-                scores[i], beaten[i] = (part[: len(rows)] for part in found)
+    parts = [(queries[r], exclude[r], table) for (r, _), table in zip(blocks, tables, strict=True)]
+    # Counts ascend from block to block: those whose ranking is sorted stand last.
+    most = gallery.rows if parallel.accelerated() else COUNTED
+    few = sum(int(counts[rows[-1]]) <= most for rows, _ in blocks)
+    beaten = _counted(gallery, parts[:few], [size for _, size in blocks[:few]])
+    beaten += [_sorted(gallery, *part) for part in parts[few:]]
     for (rows, _), table, count in zip(blocks, tables, beaten, strict=True):
         absent = (table == PADDING) | (table == exclude[rows, None])
         last = np.iinfo(np.int32).max
         ascending = np.sort(np.where(absent, last, count), axis=1)[:, : ranks.shape[1]]
         ranks[rows, : ascending.shape[1]] = np.where(ascending == last, PADDING, ascending)
     return ranks[:, : int((ranks != PADDING).sum(axis=1).max(initial=0))]
+
+
+def _counted(
+    gallery: Gallery,
+    parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    sizes: Sequence[int],
+) -> list[Int32[np.ndarray, "_ _"]]:
+    """How many rows stand before each positive, of blocks of (queries, exclude, positives)."""
+    scores = [np.full(table.shape, -np.inf, np.float32) for _, _, table in parts]
+    beaten = [np.zeros(table.shape, np.int32) for _, _, table in parts]
+    for counting in (False, True):
+        for slab, begin in gallery.slabs():
+            shared = slab, begin, np.array(gallery.rows, np.int32), np.array(counting)
+            for i, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+                found = _count()(shared, _grow((*part, scores[i], beaten[i]), size))
+                scores[i], beaten[i] = (each[: len(part[0])] for each in found)
+    return beaten
+
+
+def _sorted(
+    gallery: Gallery,
+    queries: Float32[np.ndarray, "q d"],
+    exclude: Int32[np.ndarray, "q"],
+    positives: Int32[np.ndarray, "q w"],
+) -> Int32[np.ndarray, "q w"]:
+    """As `_counted` of one block, by sorting the whole ranking of a few queries at a time."""
+    beaten = np.zeros(positives.shape, np.int32)
+    devices = parallel.local_device_count()
+    size = _bucket(min(len(queries), SORTED_ENTRIES // gallery.rows) // devices) * devices
+    for block in parallel.local_blocks(len(queries), size):
+        rows = _grow((queries[block], exclude[block]), size)
+        slabs = [
+            np.asarray(_table()((slab, begin, np.array(gallery.rows, np.int32)), rows))
+            for slab, begin in gallery.slabs()
+        ]
+        scores = np.concatenate(slabs, axis=1)[: len(queries[block]), : gallery.rows]
+        order = np.argsort(-scores, axis=1, kind="stable")
+        rank = np.empty(order.shape, np.int32)
+        np.put_along_axis(rank, order, np.arange(gallery.rows, dtype=np.int32)[None], axis=1)
+        beaten[block] = np.take_along_axis(rank, positives[block], axis=1)
+    return beaten
 
 
 def normalise(vectors: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
@@ -299,6 +342,22 @@ def _count() -> Callable[[PyTree, PyTree], PyTree]:
             return lax.cond(counting, count, look_up, state), None
 
         return lax.scan(visit, (scores, beaten), (slab, _starts(slab, begin)))[0]
+
+    return parallel.map_rows(step)
+
+
+@functools.cache
+def _table() -> Callable[[PyTree, PyTree], PyTree]:
+    """Similarities with one slab, whole."""
+
+    def step(shared: PyTree, rows: PyTree) -> PyTree:
+        slab, begin, total = shared
+        query, exclude = rows
+        tiles = lax.map(
+            lambda tile: _similarity(query, exclude, total, *tile)[0],
+            (slab, _starts(slab, begin)),
+        )
+        return jnp.moveaxis(tiles, 0, 1).reshape(len(query), -1)
 
     return parallel.map_rows(step)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import Image
 from afa.data.images import UnreadableImage, decode
 from afa.data.sources import registry
 from afa.data.types import ImageSet, RawImage
-from afa.errors import UserError
+from afa.errors import UserError, printable
 from afa.inference.load import Trained
 from afa.report.images import results_sheet
 from afa.retrieval import index as indexes
@@ -126,25 +127,21 @@ class Searcher:
             _read(path)
         sheets = sheets or self.home / "searches"
         named: set[str] = set()
-        for number, path in enumerate(images, start=1):
+        for path in images:
             content = _read(path)
             ids, scores = next(iter(rank(self.trained.one(content), k)))
             hits = tuple(
                 Hit(entry.id, entry.class_name, entry.path, float(score))
                 for entry, score in zip(self.index.lookup(ids), scores, strict=True)
             )
-            sheet = sheets / f"{path.stem}{f'-{number}' if path.stem in named else ''}-results.png"
-            named.add(path.stem)
+            sheet = sheets / f"{_fresh(path.stem, named)}-results.png"
             reason = self._draw(sheet, content, hits)
             yield Answer(str(path), hits, None if reason else sheet, reason, threshold)
 
     def _draw(self, path: Path, query: bytes, hits: Sequence[Hit]) -> str:
         """Saves the image of the results; returns "", or why there is none."""
         try:
-            found = [
-                (decode(self._image(hit)), f"{hit.class_name}\n{hit.id}", hit.score, None)
-                for hit in hits
-            ]
+            found = [(decode(self._image(hit)), _caption(hit), hit.score, None) for hit in hits]
             sheet = results_sheet(decode(query), found)
             write_atomically(path, lambda file: Image.fromarray(sheet).save(file, "PNG"))
         except (UserError, UnreadableImage) as error:
@@ -172,6 +169,21 @@ class Searcher:
     @functools.cached_property
     def _places(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self._images.ids)}
+
+
+def _fresh(stem: str, named: set[str]) -> str:
+    """The stem, or with the first number that makes it one that no other query has, however the
+    file system compares names."""
+    name, number = stem, 1
+    while (key := unicodedata.normalize("NFKC", name).casefold()) in named:
+        number += 1
+        name = f"{stem}-{number}"
+    named.add(key)
+    return name
+
+
+def _caption(hit: Hit) -> str:
+    return f"{printable(hit.class_name)}\n{printable(str(hit.id))}"
 
 
 def _read(path: Path) -> bytes:

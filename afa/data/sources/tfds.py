@@ -1,6 +1,9 @@
 """Data sets of TensorFlow Datasets, read without TensorFlow where they are in array_record."""
 
+import contextlib
 import importlib.util
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,8 @@ from afa.data.types import Dataset
 from afa.errors import UserError, nearest
 
 PREFIX = "tfds:"
+DOWNLOADS = "downloads"  # folder in a data_dir where TFDS keeps what it downloaded
+NETWORK_SECONDS = 8  # that the first file may take to be announced
 Builder = Any  # a tfds.core.DatasetBuilder, whose own annotations leave out half of it
 PROGRESS_FROM = 20_000  # images; reading the labels of fewer takes a second
 
@@ -131,16 +136,41 @@ def _builder(name: str, config: DataConfig) -> Builder:
             f"{nearest(base, known)}"
         )
     Console(stderr=True).print(f"{config.name} is not in {root}: downloading and preparing it")
+    before = _folders(root, base)
     try:
         builder = tfds.builder(name, data_dir=root, file_format="array_record")
+        if not any((root / DOWNLOADS).glob("*")):  # else it may have what it needs
+            _require_network(list(builder.url_infos or ()))
         builder.download_and_prepare()
     except Exception as error:  # whatever a builder, the network or the disk comes up with
+        for folder in sorted(_folders(root, base) - before, reverse=True):  # deepest first
+            with contextlib.suppress(OSError):  # what holds files stays: a download can go on
+                folder.rmdir()
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"data.name={config.name!r} is not in {root} and could not be prepared ({reason}): "
             "prepare it elsewhere as array_record and name that data_dir as data.path"
         ) from error
     return builder
+
+
+def _folders(root: Path, base: str) -> set[Path]:
+    """Folders that TFDS may make while it prepares a data set."""
+    tops = (root, root / DOWNLOADS, root / base)
+    below = (path for top in tops[1:] for path in top.rglob("*"))
+    return {path for path in (*tops, *below) if path.is_dir()}
+
+
+def _require_network(urls: Sequence[str]) -> None:
+    """Asks once for the first file, where TFDS would ask for minutes.
+
+    Raises:
+      OSError: no answer.
+    """
+    for url in urls[:1]:
+        with contextlib.suppress(urllib.error.HTTPError):  # any answer shows that there is one
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=NETWORK_SECONDS).close()
 
 
 def _prepared(name: str, root: Path, config: DataConfig) -> Path | None:

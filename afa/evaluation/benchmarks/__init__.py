@@ -3,12 +3,17 @@
 A new benchmark is one file and one line of the table.
 """
 
+import filecmp
 import importlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from afa.data.types import Files, ImageSet
 from afa.errors import UserError, choose
 from afa.evaluation.benchmarks.contract import Benchmark
+
+TAIL_BYTES = 64  # that tell files of one size apart
 
 # Module and function of each benchmark: only who needs one imports it.
 BENCHMARKS = {
@@ -29,7 +34,8 @@ def load(name: str, root: Path, distractors: Sequence[Path] = ()) -> Benchmark:
       distractors: further images that are searched and never right.
 
     Raises:
-      UserError: no such benchmark, or lists or images of it that are missing or malformed.
+      UserError: no such benchmark, lists or images of it that are missing or malformed, or
+        distractors that are images of the benchmark itself.
     """
     module, function = choose("--benchmark", name, BENCHMARKS)
     loader = getattr(importlib.import_module(f"{__name__}.{module}"), function)
@@ -37,4 +43,46 @@ def load(name: str, root: Path, distractors: Sequence[Path] = ()) -> Benchmark:
     for part, images in (("queries", benchmark.queries), ("gallery", benchmark.gallery)):
         if not len(images):
             raise UserError(f"{root}: {name} has no {part}")
+    if distractors:
+        gallery = _files(benchmark.gallery)[: -len(distractors)]
+        _refuse_known([str(path) for path in distractors], [*gallery, *_files(benchmark.queries)])
     return benchmark
+
+
+def _files(images: ImageSet) -> Sequence[str]:
+    files = getattr(images.images, "files", images.images)  # whole, where the images are cut
+    return files.paths if isinstance(files, Files) else ()
+
+
+def _refuse_known(distractors: Sequence[str], known: Sequence[str]) -> None:
+    """An image of the benchmark among the distractors would count as wrong where it is right.
+
+    Raises:
+      UserError: naming the first that is one, or a copy of one.
+    """
+    alike: dict[tuple[int, bytes] | None, list[str]] = {}
+    for path in known:
+        alike.setdefault(_key(path), []).append(path)
+    alike.pop(None, None)
+    same = [
+        (path, original)
+        for path in distractors
+        for original in alike.get(_key(path), ())
+        if filecmp.cmp(path, original, shallow=False)
+    ]
+    if same:
+        raise UserError(
+            f"--distractors: {len(dict(same))} of {len(distractors)} are images of the benchmark,"
+            f" and would never count as right: {same[0][0]} is {same[0][1]}; leave them out"
+        )
+
+
+def _key(path: str) -> tuple[int, bytes] | None:
+    """Size and last bytes of a file: equal for copies, and for few others."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 (a million of them)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            return size, file.read()
+    except OSError:
+        return None

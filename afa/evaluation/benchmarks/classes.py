@@ -1,11 +1,13 @@
 """Benchmarks in which a class says what is right: In-Shop, and query and gallery folders."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from afa.data.listing import near_equal
 from afa.data.sources import listed
 from afa.data.sources.folder import GALLERY, QUERY, class_files
 from afa.data.sources.inshop import read_partition
@@ -43,11 +45,13 @@ def load_folder(name: str, root: Path, distractors: Sequence[Path]) -> Benchmark
     Raises:
       UserError: one of them is missing, or no folder.
     """
-    parts = []
+    parts, told = [], []
     for part in (QUERY, GALLERY):
         folder = listed.find(root, (part,), "a folder of class folders with images")
         listed.directory("--path", folder)  # and not a file of that name
-        parts.append(class_files(folder))
+        layout = class_files(folder)
+        parts.append(layout.parts[""])
+        told += [f"; {part}/: {line}" for line in layout.told]
     number_of = {each: i for i, each in enumerate(sorted({*parts[0], *parts[1]}))}
     queries, gallery = (
         image_set(
@@ -58,7 +62,10 @@ def load_folder(name: str, root: Path, distractors: Sequence[Path]) -> Benchmark
         )
         for part in parts
     )  # fmt: skip
-    return _benchmark(name, queries, gallery, distractors, FOLDER_CUTS)
+    names = near_equal({*parts[0], *parts[1]})
+    told += [f"; classes {a!r} and {b!r} count as two" for a, b in names]
+    found = _benchmark(name, queries, gallery, distractors, FOLDER_CUTS)
+    return dataclasses.replace(found, protocol=found.protocol + "".join(told))
 
 
 def _benchmark(
