@@ -267,8 +267,9 @@ class RetrievalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LaunchConfig:
-    coordinator: str = ""
-    """host:port of process 0 when several processes share one run."""
+    coordinator: str = "auto"
+    """Several processes in one run: host:port of process 0; auto: as SLURM, Open MPI or a TPU slice
+    say in the environment; environment: as JAX finds by itself (TPU VM); none: a single process."""
     processes: int = bounded(1, above=0)
     """Number of processes."""
     index: int = bounded(0, least=0)

@@ -14,9 +14,11 @@ to `psum`, that is the gradient of the mean of all devices' losses, also through
 
 import contextlib
 import functools
+import json
+import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,18 +32,115 @@ from afa.errors import UserError
 
 AXIS = "data"
 Impl = Literal["auto", "pmap", "shard_map"]
+T = TypeVar("T")
+# Variables of launchers: number of processes -> which one this is.
+PROCESS_COUNTS = {"SLURM_NTASKS": "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK"}
+MESSAGE_BYTES = 4096  # of an error that processes tell each other
 _ACCELERATED: ContextVar[bool | None] = ContextVar("accelerated", default=None)
 
 
-def start(coordinator: str, processes: int, index: int) -> None:
-    """Joins this process to a run of several; before anything else asks JAX for devices.
+def start(coordinator: str, processes: int = 1, index: int = 0) -> None:
+    """Joins the processes of one run; to be called before anything asks JAX for devices.
 
     Args:
-      coordinator: "host:port" of process 0.
-      processes: their number.
-      index: which one this is.
+      coordinator: "host:port" of process 0. "auto": as SLURM, Open MPI or the hosts of a TPU slice
+        say in the environment, if they say so. "environment": as JAX finds by itself, which also
+        asks the metadata server of a TPU VM. "none": a single process.
+      processes: their number, with "host:port".
+      index: which one this is, with "host:port".
+
+    Raises:
+      UserError: the processes did not find each other.
     """
-    jax.distributed.initialize(coordinator, processes, index)
+    if coordinator == "none" or (coordinator == "auto" and environment_processes() < 2):
+        return
+    found = coordinator not in ("auto", "environment")
+    try:
+        if found:
+            jax.distributed.initialize(coordinator, processes, index)
+        else:
+            jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"launch.coordinator={coordinator!r}: {reason}") from None
+
+
+def environment_processes() -> int:
+    """Number of processes that a launcher announces in the environment; 1 without one."""
+    names = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    counts = [len(names) if all(names) else 1]
+    for count, rank in PROCESS_COUNTS.items():
+        if rank in os.environ and os.environ.get(count, "").isdecimal():
+            counts.append(int(os.environ[count]))
+    return max(counts)
+
+
+def together(action: Callable[[], T]) -> T:
+    """Runs `action` in every process; a user's mistake in any of them ends all of them.
+
+    Every process has to call it.
+
+    Raises:
+      UserError: that of the first process that has one.
+    """
+    if jax.process_count() == 1:
+        return action()
+    message, result = "", None
+    try:
+        result = action()
+    except UserError as error:
+        message = str(error)
+    text = np.frombuffer(message.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0"), np.uint8)
+    for each in multihost_utils.process_allgather(text):
+        if said := each.tobytes().rstrip(b"\0").decode(errors="ignore"):
+            raise UserError(said)
+    return cast(T, result)
+
+
+def first_only(action: Callable[[], T]) -> T | None:
+    """Runs `action` in the first process; None in the others. Otherwise as `together`."""
+    return together(lambda: action() if jax.process_index() == 0 else None)
+
+
+def from_first(value: Any) -> Any:
+    """JSON values of the first process, in every process."""
+    if jax.process_count() == 1:
+        return value
+    text = json.dumps(value).encode() if jax.process_index() == 0 else b""
+    length = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
+    sent = np.frombuffer(text.ljust(length, b" "), np.uint8)
+    return json.loads(multihost_utils.broadcast_one_to_all(sent).tobytes())
+
+
+def share(rows: int) -> slice:
+    """This process's part of so many rows; all of them where there are fewer than processes."""
+    count = jax.process_count()
+    if rows < count:
+        return slice(0, rows)
+    index, size = jax.process_index(), -(-rows // count)
+    return slice(min(index * size, rows), min((index + 1) * size, rows))
+
+
+def gather_shares(tree: PyTree, rows: int) -> PyTree:
+    """Host arrays of every process's `share` of the rows, joined in order, in every process."""
+    count = jax.process_count()
+    if count == 1 or rows < count:
+        return tree
+    size = -(-rows // count)
+
+    def joined(part: np.ndarray) -> np.ndarray:
+        padded = np.zeros((size, *part.shape[1:]), part.dtype)
+        padded[: len(part)] = part
+        every = multihost_utils.process_allgather(padded)
+        return np.asarray(every).reshape(-1, *part.shape[1:])[:rows]
+
+    return jax.tree.map(joined, tree)
+
+
+def end_together(name: str) -> None:
+    """Waits until every process has come here; a process that ends early would end the others."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def device_count() -> int:

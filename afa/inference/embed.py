@@ -255,15 +255,21 @@ class Embedding:
     def _over(
         self, function: Callable, variables: PyTree, images: ImageSet, corruption: Corruptions
     ) -> PyTree:
-        """A mapped function over all images, in batches of one shape."""
-        size = self.config.evaluation.batch_size
+        """A mapped function over all images, in batches of one shape, shared among processes."""
+        size, mine = self.config.evaluation.batch_size, parallel.share(len(images))
+        part = (
+            images if mine == slice(0, len(images)) else images.subset(np.arange(len(images))[mine])
+        )
+        if corruption is not None and not isinstance(corruption, tuple):
+            corruption = corruption[mine]
         outputs = []
         seed = self.config.evaluation.corruption_seed
-        for batch in eval_batches(images, self.config.data, size, corruption, seed):
+        for batch in eval_batches(part, self.config.data, size, corruption, seed):
             padding = np.repeat(batch[-1:], size - len(batch), axis=0)
             out = function(variables, np.concatenate([batch, padding]))
             outputs.append(jax.tree.map(functools.partial(_first, len(batch)), out))
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+        return parallel.gather_shares(joined, len(images))
 
 
 def scaled_side(config: ExperimentConfig, scale: float) -> int:

@@ -4,7 +4,7 @@ import datetime
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from afa.data.pipeline import preprocessing
 from afa.data.sources import registry
 from afa.evaluation.evaluator import Evaluator, Results
 from afa.models.networks import preprocessing_record
-from afa.report.page import write_report
+from afa.report.page import Page, write_report
 from afa.retrieval import calibration
 from afa.retrieval.indexing import indexed
 from afa.retrieval.records import Records
@@ -45,8 +45,8 @@ def run(
     A finished run is only evaluated again.
 
     Returns:
-      What `result.json` holds: config, commit, data, metrics, timings. Of several processes the
-      first; the others return an empty one.
+      What `result.json` holds: config, commit, data, metrics, timings. Several processes train,
+      embed and end together; the first writes, and the others return an empty result.
 
     Raises:
       UserError: a mistake of the user; nothing is half-written.
@@ -54,23 +54,17 @@ def run(
     """
     timings = Timings()
     with timings.of("data"):
-        ready = setup(config)
+        ready = parallel.together(lambda: setup(config))
     config = ready.config
     home = Workdir(workdir)
-    chief = parallel.process_index() == 0  # of several processes one writes
-    with home.locked() if chief else nullcontext():
-        if chief:
-            home.claim(experiment, config)
-            home.confirm(ready.dataset.fingerprint)
-            home.confirm_weights(ready.pretrained.record() if ready.pretrained else None)
-            registry.save_split(ready.dataset, home.split)
+    with ExitStack() as stack:
+        parallel.first_only(lambda: stack.enter_context(home.locked()))
+        parallel.first_only(lambda: claim(experiment, ready, home))
         for line in describe(ready):
             say(line)
         with timings.of("training"), Checkpoints(home.checkpoints, config.train.keep_best) as saved:
             trained, initial, seconds = train(ready, home, saved, say)
         timings.seconds["training_steps"] = seconds
-        if not chief:
-            return {}
         trained = parallel.local(trained)
         variables = trained.search_variables()
         evaluator = Evaluator(ready.networks, config, ready.dataset)
@@ -79,14 +73,35 @@ def run(
         with timings.of("export"):
             records, manifest = export(experiment, ready, evaluator, trained, weights)
         with timings.of("index"):
-            search = indexed(home.embeddings, config.retrieval, say, records, manifest)[1]
+            measured = parallel.first_only(
+                lambda: indexed(home.embeddings, config.retrieval, say, records, manifest)[1]
+            )
+            search = parallel.from_first(measured)
         result = collect(experiment, ready, trained, results, search, timings.seconds)
         with timings.of("report"):
             page = report_page.page(experiment, result, evaluator, variables, weights, home.root)
-            write_report(home.report, page)
-        write_result(home.root, result, results.per_query)
+        parallel.first_only(lambda: write(home, result, results, page))
         show(results, result, home, say)
-        return result
+        parallel.end_together("run")
+    return result if parallel.process_index() == 0 else {}
+
+
+def claim(experiment: str, ready: Setup, home: Workdir) -> None:
+    """Makes the directory that of this run, or confirms that it is.
+
+    Raises:
+      UserError: it holds another run, or a run on other images or weights.
+    """
+    home.claim(experiment, ready.config)
+    home.confirm(ready.dataset.fingerprint)
+    home.confirm_weights(ready.pretrained.record() if ready.pretrained else None)
+    registry.save_split(ready.dataset, home.split)
+
+
+def write(home: Workdir, result: Mapping[str, Any], results: Results, page: Page) -> None:
+    """Writes the report, the table of queries and, last, `result.json`."""
+    write_report(home.report, page)
+    write_result(home.root, result, results.per_query)
 
 
 def train(
