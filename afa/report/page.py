@@ -177,7 +177,7 @@ def write_report(path: Path | str, page: Page) -> None:
         table=_table(page),
         extra=_extra(page),
         cmc=charts.cumulative_chart(
-            {row.name: row.extra["cmc"] for row in page.rows if "cmc" in row.further},
+            {row.name: row.extra["cmc"] for row in page.rows if "cmc" in row.extra},
             page.highlight,
         ),
         robustness=drawn,
