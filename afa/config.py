@@ -21,7 +21,8 @@ class DataConfig:
     """folder: the directory of class folders; inshop, gldv2: the one that holds their lists; tfds:
     the data_dir (empty: the TFDS default)."""
     cache: str = ""
-    """Where the synthetic set is built (empty: ~/.cache/afa)."""
+    """Where the synthetic set is built (empty: ~/.cache/afa, or afa-cache-UID in the directory for
+    temporary files where that cannot be written)."""
     image_size: int = 224
     """Side of the square images the networks see, in pixels."""
     crop_fraction: float = 1.0

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from afa.errors import UserError
-from experiments.run import guarded, quiet
-from experiments.search import Parser
+from afa.io import require_writable
+from experiments.cli import Parser, note, perform
 
 PROGRAM = "python -m experiments.index"
 
@@ -41,12 +41,10 @@ def parser() -> Parser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+    return perform(parser, _main, words)
 
 
-def _main(words: Sequence[str]) -> int:
-    chosen = parser().parse_args(list(words))
-    quiet()
+def _main(chosen: argparse.Namespace) -> int:
     chosen.action(chosen)
     return 0
 
@@ -56,17 +54,22 @@ def _main(words: Sequence[str]) -> int:
 
 def _build(chosen: argparse.Namespace) -> None:
     from afa.inference.load import Trained
-    from afa.retrieval import gallery
+    from afa.retrieval import calibration, gallery
     from afa.retrieval.indexing import address, indexed
 
     settings = _settings(chosen, chosen.uri)
-    address(settings)  # before the images are described
+    address(settings)  # all that can be refused is, before the images are described
+    require_writable(chosen.out, "--out")
     trained = Trained.load(chosen.run)
-    records = gallery.described(trained, chosen.images, _note)
+    if chosen.calibrate:
+        calibration.require_apart(
+            gallery.files_under(chosen.calibrate), gallery.files_under(chosen.images)
+        )
+    records = gallery.described(trained, chosen.images, note)
     extra: dict[str, Any] = {"run": os.path.relpath(chosen.run.resolve(), chosen.out.resolve())}
     if chosen.calibrate:
         extra["unknown"] = _unknown(trained, chosen.calibrate, records)
-    facts = indexed(chosen.out, settings, _note, records, trained.record | extra)[1]
+    facts = indexed(chosen.out, settings, note, records, trained.record | extra)[1]
     _show(facts, chosen.json)
 
 
@@ -76,16 +79,17 @@ def _add(chosen: argparse.Namespace) -> None:
 
     searcher = Searcher.load(chosen.run, chosen.index)
     there = searcher.index
+    require_writable(chosen.index, "--index")
     if not chosen.replace:  # before the images are described
         there.require_new(gallery.ids_under(chosen.images))
-    records = gallery.described(searcher.trained, chosen.images, _note)
+    records = gallery.described(searcher.trained, chosen.images, note)
     before, held = len(there), there.holds(records.ids)
     if held.any():
         there.update(records.rows(held))
     if not held.all():
         there.add(records.rows(~held))
     if "unknown" in there.manifest:
-        _note("the gallery has changed: `no match` needs a new calibration (build --calibrate)")
+        note("the gallery has changed: `no match` needs a new calibration (build --calibrate)")
         there.manifest = {n: v for n, v in there.manifest.items() if n != "unknown"}
     there.save()
     _show({"before": before, **there.info()}, chosen.json)
@@ -121,10 +125,11 @@ def _tune(chosen: argparse.Namespace) -> None:
     from afa.manifest import read_manifest
     from afa.retrieval.indexing import indexed
 
+    require_writable(chosen.index, "--index")
     stored = (read_manifest(chosen.index).get("engine") or {}).get("uri", "scann://")
     if not stored.startswith(("scann://", "exact://")):
         raise UserError(f"--index={chosen.index}: only scann:// is tuned, not {stored}")
-    facts = indexed(chosen.index, _settings(chosen, "scann://"), _note)[1]
+    facts = indexed(chosen.index, _settings(chosen, "scann://"), note)[1]
     _show(facts, chosen.json)
     if not facts["reached"]:
         raise UserError(
@@ -167,14 +172,10 @@ def _unknown(trained: Any, folder: Path, records: Any) -> list[float]:
 
     from afa.retrieval import calibration, gallery
 
-    unknown_queries = gallery.described(trained, folder, _note)
+    unknown_queries = gallery.described(trained, folder, note)
     apart = np.full(len(unknown_queries), -1)  # of no class that the gallery holds
     found = calibration.best_scores(unknown_queries.vectors, apart, records.vectors, records.labels)
     return list(found.scores)
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:

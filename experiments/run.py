@@ -7,29 +7,17 @@ Exit codes: 0 done; 2 a mistake in the command or the data, told in one line; 3 
 import contextlib
 import io
 import json
-import os
-import re
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 import experiments
 from afa import config as configuration
 from afa.config import ExperimentConfig
-from afa.errors import (
-    EXIT_DIVERGED,
-    EXIT_PREEMPTED,
-    EXIT_USER_ERROR,
-    TrainingDiverged,
-    UserError,
-    nearest,
-)
+from afa.errors import UserError
+from experiments import cli
 
 PROGRAM = "python -m experiments.run"
 Scale = Literal["auto", "laptop", "full"]
@@ -102,135 +90,23 @@ def parse(words: Sequence[str]) -> Command:
     Raises:
       UserError: unknown experiment or field, or a value that does not fit its field.
     """
-    given = _given(words)
+    given = cli.given_fields(words)
     exp, scale = given.get("exp", ""), given.get("scale", "auto")
     if scale not in ("auto", "laptop", "full"):
         raise UserError(f"scale={scale!r} is unknown (allowed: auto, laptop, full)")
     base = configured(exp, scale) if exp not in ("", "list") else ExperimentConfig()
     default = Command(**{name: getattr(base, name) for name in base.__dataclass_fields__})
-    known = [*configuration.flatten(default), "help"]
-    for name in given:
-        if name.removeprefix("no_") not in known:
-            raise UserError(f"--{name} is no field{nearest(name, known)} (--help lists all)")
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                Command,
-                prog=PROGRAM,
-                description=__doc__,
-                default=default,
-                args=[_spelled(word) for word in words],
-                config=(tyro.conf.FlagConversionOff,),
-                use_underscores=True,
-            )
-    except SystemExit as error:
-        if error.code in (0, None):
-            raise
-        raise _mistake(said.getvalue(), given, configuration.flatten(default)) from None
-
-
-KINDS = {
-    int: "is no whole number",
-    float: "is no number",
-    bool: "is neither True nor False",
-    tuple: "is no list of such values with spaces between them",
-    str: "is no text",
-}
-
-
-def _mistake(said: str, given: Mapping[str, str], default: Mapping[str, Any]) -> UserError:
-    """One line instead of the box that tyro draws around an error and its help."""
-    text = re.sub(r"[─│╭╮╰╯\s]+", " ", said).strip()
-    text = text.partition(" Argument helptext")[0].partition(" For full helptext")[0]
-    found = re.search(r"--([\w.]+)", text)
-    name = found[1] if found else ""
-    if stray := re.search(r"Unrecognized options: (\S+)", text):
-        return UserError(f"{stray[1]!r} is no field (fields are written --FIELD=VALUE)")
-    if name not in given or name not in default:
-        return UserError(re.sub(r"^(Value|Parsing) error ", "", text))
-    value, _, expected = given[name], *text.partition("Expected one of ")[1:]
-    if allowed := re.findall(r"'([^']*)'", expected):
-        return UserError(
-            f"{name}={value!r} is unknown{nearest(value, allowed)} (allowed: {', '.join(allowed)})"
-        )
-    return UserError(f"{name}={value!r} {KINDS[type(default[name])]}")
-
-
-def _given(words: Sequence[str]) -> dict[str, str]:
-    """The fields on the command line and their values as text.
-
-    Raises:
-      UserError: a word that is neither a field nor the value of one.
-    """
-    given: dict[str, str] = {}
-    last = ""
-    for word in words:
-        if word == "-h" or word.startswith("--"):
-            last, equals, value = word.removeprefix("--").replace("-", "_").partition("=")
-            last = "help" if word == "-h" else last
-            value = word.partition("=")[2]
-            given[last] = value if equals else ""
-        elif last:
-            given[last] = f"{given[last]} {word}".strip()
-        else:
-            raise UserError(f"{word!r} is no field (fields are written --FIELD=VALUE)")
-    return given
-
-
-def _spelled(word: str) -> str:
-    """A bare switch gets its value: `--dry_run` means `--dry_run=True`."""
-    return f"{word}=True" if word in ("--dry_run", "--dry-run") else word
+    return cli.fields(words, default, PROGRAM, __doc__, switches=("dry_run",))
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     words = list(sys.argv[1:] if words is None else words)
-    return guarded(lambda: _main(words), after_signal="goes on from the last checkpoint")
-
-
-def guarded(command: Callable[[], int], after_signal: str = "begins anew") -> int:
-    """Runs a command; mistakes and early ends become one line and an exit code.
-
-    Args:
-      command: returns its own exit code.
-      after_signal: what the same command does when it was stopped by a signal and is given again.
-    """
-    try:
-        with _stopping():
-            return command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except TrainingDiverged as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_DIVERGED
-    except Exception as error:
-        if type(error).__name__ != "Preempted":
-            raise
-        print(f"{error}; the same command goes on (exit code {EXIT_PREEMPTED})", file=sys.stderr)
-        return EXIT_PREEMPTED
-    except KeyboardInterrupt:
-        told = f"the same command {after_signal} (exit code {EXIT_PREEMPTED})"
-        print(f"stopped by a signal; {told}", file=sys.stderr)
-        return EXIT_PREEMPTED
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does; while training, either is noted and obeyed between steps."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return cli.guarded(lambda: _main(words), after_signal="goes on from the last checkpoint")
 
 
 def _main(words: Sequence[str]) -> int:
-    _join(_given(words))
+    _join(cli.given_fields(words))
     command = parse(words)
     if command.exp == "list":
         width = max(map(len, experiments.names()))
@@ -251,7 +127,7 @@ def _main(words: Sequence[str]) -> int:
 
 
 def _execute(exp: str, config: ExperimentConfig, workdir: str) -> dict[str, Any]:
-    quiet()
+    cli.quiet()
     from afa import parallel
     from afa.runs import run as job
 
@@ -266,21 +142,13 @@ def _execute(exp: str, config: ExperimentConfig, workdir: str) -> dict[str, Any]
 
 
 def _dry_run(exp: str, config: ExperimentConfig) -> int:
-    quiet()
+    cli.quiet()
     from afa.runs import dry_run
 
     print(json.dumps(configuration.to_dict(config), indent=2))
     for line in dry_run.lines(exp, config):
         print(line)
     return 0
-
-
-def quiet() -> None:
-    """Keeps libraries' own log lines off the terminal; their errors still come through."""
-    import logging
-
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,9 @@ class Trained:
             raise UserError(f"--run={directory}: the run is not finished; start it again to go on")
         manifest = read_manifest(home.embeddings)
         record = {name: v for name, v in manifest.items() if name not in GALLERYS_OWN}
+        for name in ("training_classes", "step", "weights"):
+            if name not in record:
+                raise UserError(f"{home.embeddings / files.MANIFEST} is damaged: it lacks {name}")
         config = configuration.from_dict(record["configuration"])
         trained = restore(home, config, record["training_classes"], record["step"])
         expected = {

@@ -5,6 +5,7 @@ Read `run` from top to bottom: it is the way of a run through the packages.
 
 import dataclasses
 import datetime
+import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -407,4 +408,10 @@ def show(results: Results, result: Mapping[str, Any], home: Workdir, say: Say) -
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["timings"].items())
     say(f"timings   {seconds}")
     say(f"report    {home.report}")
-    say(f"try       python -m experiments.search --run={home.root} YOUR_PICTURE.jpg")
+    say(f"try       {search_command(home.root)}")
+
+
+def search_command(run: Path) -> str:
+    """A line for a shell that searches with a run, whatever the name of its directory."""
+    words = ["python", "-m", "experiments.search", f"--run={run}", "YOUR_PICTURE.jpg"]
+    return shlex.join(words)

@@ -12,7 +12,7 @@ from afa.config import ExperimentConfig
 from afa.errors import choose
 
 COMMANDS = (
-    "run", "search", "compare", "rerank", "weights", "benchmark", "throughput", "torch_twin",
+    "cli", "run", "search", "compare", "rerank", "weights", "benchmark", "throughput", "torch_twin",
     "torch_zoo", "package", "evaluate", "index", "search_benchmark", "search_engines",
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ from afa.data.readable import readable
 from afa.data.splits import TEST, TRAIN, VALIDATION, assemble, halves, held_out_text, hold_out
 from afa.data.types import Dataset, Files
 from afa.errors import UserError
+from afa.io import expanded
 
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif")
@@ -54,7 +55,7 @@ def load_folder(config: DataConfig) -> Dataset:
       UserError: no such directory, nothing in it, too few classes, a class with one image, or
         more unreadable images than `config.max_unreadable` allows.
     """
-    root = Path(config.path).expanduser().absolute()
+    root = expanded("data.path", config.path).absolute()
     parts = _layout(root, config)
     searched = {path for files in parts.get(GALLERY, {}).values() for path in files}
     plan = _plan(parts, config)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from afa.errors import UserError
+from afa.io import expanded, file_sha256, joint_sha256
 from afa.models.pretrained import match
 from afa.models.pretrained.pickles import Refused, read_torch
 
@@ -53,7 +54,7 @@ def read(source: str) -> File:
       UserError: there is no such thing, it is damaged, holds something else than tensors, or (for
         hf://) is not in the cache and cannot be downloaded.
     """
-    place = _download(source) if source.startswith(HUB) else Path(source).expanduser()
+    place = _download(source) if source.startswith(HUB) else expanded("backbone.weights", source)
     if (place / CHECKPOINTS).is_dir():
         return _of_run(place, source)
     if place.is_dir():
@@ -163,11 +164,8 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _digest(parts: Iterable[Path]) -> str:
-    each = []
-    for part in parts:
-        with part.open("rb") as file:
-            each.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
+    each = [file_sha256(part) for part in parts]
+    return each[0] if len(each) == 1 else joint_sha256(each)
 
 
 def _about(part: Path) -> dict[str, Any]:
