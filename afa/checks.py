@@ -4,18 +4,11 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin
 
-from afa.bounds import KEY, Bounds, Duration
+from afa.bounds import KEY, KINDS, Bounds, Duration
 from afa.config import ExperimentConfig, flatten, leaves, steps_of
 from afa.errors import UserError, choose
 
 # What to say of a value of another type.
-KINDS = {
-    int: "is no whole number",
-    float: "is no number",
-    bool: "is neither True nor False",
-    tuple: "is no list of such values with spaces between them",
-    str: "is no text",
-}
 
 
 def validate(config: ExperimentConfig) -> None:

@@ -31,7 +31,8 @@ class DataConfig:
     """folder: the directory of class folders; inshop, gldv2: the one that holds their lists; tfds:
     the data_dir (empty: the TFDS default)."""
     cache: str = ""
-    """Where the synthetic set is built (empty: ~/.cache/afa)."""
+    """Where the synthetic set is built (empty: ~/.cache/afa, or afa-cache-UID in the directory for
+    temporary files where that cannot be written)."""
     image_size: int = bounded(224, above=0)
     """Side of the square images the networks see, in pixels."""
     crop_fraction: float = bounded(1.0, above=0, most=1)

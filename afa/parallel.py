@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core, lax
 from jax.experimental import multihost_utils
+from jax.extend import backend
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PyTree, Shaped
 
@@ -162,7 +163,43 @@ def process_index() -> int:
 def accelerated() -> bool:
     """True on a GPU or TPU, False when JAX has only the CPU; inside `lowered_for`, as it says."""
     told = _ACCELERATED.get()
-    return jax.default_backend() != "cpu" if told is None else told
+    if told is None:
+        require_devices()
+        return jax.default_backend() != "cpu"
+    return told
+
+
+def require_devices() -> None:
+    """Looks whether JAX can compute on what it was asked for.
+
+    Raises:
+      UserError: it cannot (`JAX_PLATFORMS=cuda` on a machine without a GPU); what it can is named.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the second is JAX's for cuda alone
+        asked = _asked_platforms()
+        reason = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".") or "no such device"
+        field = f"JAX_PLATFORMS={asked}" if asked else "JAX"
+        raise UserError(f"{field}: {reason}; usable here: {', '.join(_usable())}") from None
+
+
+def _usable() -> list[str]:
+    """Platforms that JAX finds when it may choose; what was asked for is asked for again later."""
+    asked = _asked_platforms()
+    jax.config.update("jax_platforms", "")
+    try:
+        return sorted(backend.backends())
+    except RuntimeError:
+        return ["none"]
+    finally:
+        jax.config.update("jax_platforms", asked)
+        if asked:
+            backend.clear_backends()
+
+
+def _asked_platforms() -> str:
+    return jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextlib.contextmanager

@@ -7,16 +7,15 @@ and seconds to prepare the gallery. The chosen settings are kept with the run, f
 `experiments.search --rerank=NAME`.
 """
 
+import argparse
 import dataclasses
 import sys
-from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from afa.errors import UserError
-from experiments.run import guarded, quiet
-from experiments.search import Parser
+from experiments.cli import Parser, note, perform
 
 PROGRAM = "python -m experiments.rerank"
 LARGEST_SCALE = 8.0  # of whose images one still fits into memory
@@ -50,29 +49,28 @@ def _scales(text: str) -> tuple[float, ...]:
     except ValueError:
         found = ()
     if not found or not all(0 < each <= LARGEST_SCALE for each in found):
-        raise ArgumentTypeError(f"{text!r}: numbers above 0 and up to {LARGEST_SCALE:g}, as 1,0.7")
+        allowed = f"numbers above 0 and up to {LARGEST_SCALE:g}, as 1,0.7"
+        raise argparse.ArgumentTypeError(f"{text!r}: {allowed}")
     return found
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+    return perform(parser, _main, words)
 
 
-def _main(words: Sequence[str]) -> int:
-    chosen = parser().parse_args(list(words))
+def _main(chosen: argparse.Namespace) -> int:
     if chosen.queries < 0:
         raise UserError(f"--queries={chosen.queries} must not be negative")
-    quiet()
     from afa import parallel, runtime
     from afa.console import table
     from afa.data.sources import registry
     from afa.evaluation import reranking
     from afa.inference.embed import Embedding
     from afa.inference.load import Trained
+    from afa.io import write_json
     from afa.models.networks import build_networks
     from afa.retrieval.rerank import serving
-    from afa.train.logging import write_json
 
     names = reranking.NAMES if chosen.methods is None else reranking.chosen(chosen.methods)
     runtime.keep_memory()
@@ -85,16 +83,16 @@ def _main(words: Sequence[str]) -> int:
     for name, images in dataset.splits.items():
         if name == "train" and not set(reranking.WHITENING) & set(names):
             continue
-        print(f"describing {len(images)} {name} images", file=sys.stderr)
+        note(f"describing {len(images)} {name} images")
         # What is fitted on training classes needs their descriptors alone.
         needed = () if name == "train" else names
         splits[name] = reranking.describe(*known, images, needed, chosen.scales)
-    lines = reranking.study(splits, protocol, _note, names, chosen.queries)
+    lines = reranking.study(splits, protocol, note, names, chosen.queries)
     table(f"{dataset.name}, {protocol}: test classes", [_row(one) for one in lines], COLUMNS)
     if chosen.scales == (1.0,):
         kept = serving.save(chosen.run, {line.method: line.settings for line in lines})
         if kept:
-            _note(f"experiments.search --rerank=NAME now knows {', '.join(kept)}")
+            note(f"experiments.search --rerank=NAME now knows {', '.join(kept)}")
     if chosen.out:
         figures = [_figures(one) for one in lines]
         write_json(chosen.out, {
@@ -113,10 +111,6 @@ def _protocol(name: str | None, images: Any) -> str:
     if name not in (*allowed, "leave_one_out"):
         raise UserError(f"--protocol={name}: the test split allows {', '.join(allowed)}")
     return name
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 COLUMNS = ["method", "settings", "validation MAP@R %", "R@1 %", "MAP@R %", "gain", "p",

@@ -12,6 +12,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from afa.errors import EXIT_USER_ERROR, UserError
+from experiments.cli import guarded
+
 GIB = 2**30
 LEAST_DISK = 2 * GIB  # synthetic set, checkpoints and embeddings of a small run
 # ScaNN is wanted, not needed: exact search stands in for it.
@@ -30,14 +33,23 @@ def imported(module: str) -> str:
 
 
 def devices() -> str:
-    """What JAX computes on."""
+    """What JAX computes on.
+
+    Raises:
+      UserError: it cannot compute on what it was asked for.
+    """
     from afa import parallel
 
+    parallel.require_devices()
     return parallel.platform()
 
 
 def main(say: Callable[[str], None] = print) -> int:
     """Prints one line a finding; returns the exit code."""
+    return guarded(lambda: _main(say))
+
+
+def _main(say: Callable[[str], None]) -> int:
     say(
         f"{'python':<20}{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores"
     )
@@ -50,13 +62,20 @@ def main(say: Callable[[str], None] = print) -> int:
         say(f"{module:<20}{told}" + ("" if module in NEEDED else " (optional)"))
         if found != "ok" and module in NEEDED:
             missing.append(module)
+    without_devices = ""
     if "jax" not in missing:
-        say(f"{'devices':<20}{devices()}")
+        try:
+            say(f"{'devices':<20}{devices()}")
+        except UserError as error:
+            without_devices = str(error)
+            say(f"{'devices':<20}none")
+    if without_devices:
+        say(f"not fit: {without_devices}")
     if missing:
         say(f"not fit: {', '.join(missing)} cannot be imported; install the project again")
     if free < LEAST_DISK:
         say(f"not fit: less than {LEAST_DISK / GIB:.0f} GiB of disk is free")
-    return 2 if missing or free < LEAST_DISK else 0
+    return EXIT_USER_ERROR if missing or without_devices or free < LEAST_DISK else 0
 
 
 def version(module: str) -> str:

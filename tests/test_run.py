@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import re
+import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -14,6 +16,7 @@ from afa.config import ExperimentConfig, differences, flatten, from_dict
 from afa.errors import EXIT_DIVERGED
 from afa.retrieval import index
 from afa.retrieval.export import read_export
+from afa.runs.tables import search_command
 from experiments import configs
 from experiments import run as command
 
@@ -352,3 +355,10 @@ def test_a_huge_learning_rate_is_told_as_divergence(tiny_data, tmp_path, capsys)
     said = capsys.readouterr().err
     assert said.startswith("error: step ") and " is not finite; training stopped, " in said
     assert said.count("\n") == 1
+
+
+def test_the_line_to_try_can_be_pasted():
+    for name in ("runs/mine", "runs/my own run", 'it\'s $HOME; `x` "y"', "-dash"):
+        line = search_command(Path(name))
+        assert shlex.split(line)[-2:] == [f"--run={name}", "YOUR_IMAGE.jpg"]
+    assert search_command(Path("runs/mine")).endswith("search --run=runs/mine YOUR_IMAGE.jpg")

@@ -14,7 +14,7 @@ from afa.data.pipeline import preprocessing
 from afa.data.types import ImageSet, RawImage
 from afa.errors import UserError
 from afa.inference.embed import Embedding
-from afa.manifest import OWN_FIELDS, read_manifest
+from afa.manifest import MANIFEST, OWN_FIELDS, read_manifest
 from afa.models.networks import build_networks, preprocessing_record
 from afa.train import optim, state
 from afa.train.checkpoint import Checkpoints
@@ -60,6 +60,9 @@ class Trained:
             raise UserError(f"--run={directory}: the run is not finished; start it again to go on")
         manifest = read_manifest(home.embeddings)
         record = {name: v for name, v in manifest.items() if name not in GALLERY_FIELDS}
+        for name in ("training_classes", "step", "weights"):
+            if name not in record:
+                raise UserError(f"{home.embeddings / MANIFEST} is damaged: it lacks {name}")
         config = configuration.from_dict(record["configuration"])
         trained = restore(home, config, record["training_classes"], record["step"])
         expected = {

@@ -15,9 +15,9 @@ import jinja2
 from markupsafe import Markup
 
 from afa.console import BLANK, duration
+from afa.io import write_bytes
 from afa.report import charts, images
 from afa.report.images import Pixels
-from afa.train.logging import write_atomically
 
 FOLDER = Path(__file__).parent
 TEMPLATE = "page.html"
@@ -186,7 +186,7 @@ def write_report(path: Path | str, page: Page) -> None:
         curves=charts.training_charts(page.history),
         stages=charts.stage_starts(page.history),
     )
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
 
 
 def thumbnail(image: Pixels, longest: int = THUMBNAIL) -> Markup:

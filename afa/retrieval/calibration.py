@@ -9,11 +9,13 @@ their own queries). The share of them whose best score reaches a threshold is it
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int
 
 from afa.errors import UserError
+from afa.io import file_sha256
 from afa.retrieval.exact import check_unit
 
 BLOCK = 256  # queries at a time
@@ -57,6 +59,26 @@ class Calibration:
             )
         # Just above the best score that must not pass.
         return float(np.nextafter(np.float32(self.scores[count - allowed - 1]), np.float32(2)))
+
+
+def require_apart(unknown: Sequence[Path], gallery: Sequence[Path]) -> None:
+    """Refuses images of unknown objects that the gallery holds: they would score 1, and with them
+    every image of the gallery would be "no match".
+
+    Args:
+      unknown, gallery: files; copies under another name count as well.
+
+    Raises:
+      UserError: naming the first of them.
+    """
+    sizes = {path.stat().st_size for path in gallery} & {path.stat().st_size for path in unknown}
+    held = {file_sha256(path): path for path in gallery if path.stat().st_size in sizes}
+    for path in unknown:
+        if path.stat().st_size in sizes and (same := held.get(file_sha256(path))):
+            raise UserError(
+                f"--calibrate: {path} is in the gallery too ({same}); it needs images of objects "
+                "that the gallery does not hold"
+            )
 
 
 def best_scores(

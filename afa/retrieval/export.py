@@ -4,7 +4,6 @@ Written and replaced as a whole (`afa.manifest`). An index over the same embeddi
 own files and names them in the same manifest, so that they cannot part (`afa.retrieval.index`).
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxtyping import Bool
 
 from afa import parallel
 from afa.errors import UserError
+from afa.io import joint_sha256
 from afa.manifest import (
     FORMAT,
     MANIFEST,
@@ -103,7 +103,7 @@ def contents(
         "format": FORMAT,
         "count": count,
         "dimension": dimension,
-        "sha256": hashlib.sha256("".join(parts).encode()).hexdigest(),
+        "sha256": joint_sha256(parts),
         "shards": shards,
         "removed": removed,
     }

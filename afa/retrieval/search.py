@@ -14,13 +14,13 @@ from afa.data.sources import registry
 from afa.data.types import ImageSet, RawImage
 from afa.errors import UserError, printable
 from afa.inference.load import Trained
+from afa.io import write_atomically
 from afa.report.images import results_sheet
 from afa.retrieval import index as indexes
 from afa.retrieval.calibration import Calibration
 from afa.retrieval.index import Index
 from afa.retrieval.records import Id
 from afa.retrieval.rerank import serving
-from afa.train.logging import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,8 @@ class Searcher:
 
         Args:
           images: files.
-          k: results a query; None is the run's `retrieval.results`.
+          k: results a query; None is the run's `retrieval.results`, or the whole gallery where it
+            is smaller.
           sheets: folder for the images of the results; None is `searches` in the run, or beside
             the index.
           false_matches: share of unknown objects that may be taken for one of the gallery; None
@@ -122,7 +123,7 @@ class Searcher:
         if false_matches is not None:
             stored = self.index.manifest.get("unknown")
             threshold = Calibration.load(stored).threshold(false_matches)
-        k = self.config.retrieval.results if k is None else k
+        k = min(self.config.retrieval.results, len(self.index)) if k is None else k
         for path in images:  # all are checked before the first answer
             _read(path)
         sheets = sheets or self.home / "searches"

@@ -12,6 +12,7 @@ from jaxtyping import Float64, Int64
 from afa.errors import UserError, choose
 from afa.evaluation import statistics
 from afa.evaluation.statistics import Estimate
+from afa.io import file_sha256, joint_sha256
 from afa.workdir import Workdir
 
 # What a run was measured on: images, and which of them are queries under which conditions.
@@ -43,16 +44,40 @@ class Run:
           UserError: no run, or one that is not finished.
         """
         home = Workdir(path)
+        for part in (home.result, home.per_query):
+            if not part.is_file():
+                raise UserError(f"{path}: is no finished run ({part} is missing)")
         try:
             result = json.loads(home.result.read_text("utf-8"))
             table = pq.read_table(home.per_query)
-        except FileNotFoundError as error:
-            raise UserError(f"{path}: is no finished run ({error.filename} is missing)") from None
-        except (ValueError, OSError) as error:
+            trained = tuple(result["config"]["data"]["corruptions"])
+            measured = dict(result["data"])
+        except KeyError as error:
+            raise UserError(f"{home.result} is damaged: it lacks {error}") from None
+        except (ValueError, OSError, TypeError) as error:
             raise UserError(f"{path}: is damaged ({error})") from None
-        trained = tuple(result["config"]["data"]["corruptions"])
         columns = {name: table.column(name).to_numpy() for name in table.column_names}
-        return cls(path, result["data"], trained, columns)
+        return cls(path, measured, trained, columns)
+
+
+def load(paths: Sequence[Path]) -> list[Run]:
+    """Reads run directories, each of another run.
+
+    Raises:
+      UserError: as `Run.load`, or a run that is there twice, also as a copy: the figures of one run
+        would count as those of several.
+    """
+    runs: list[Run] = []
+    seen: dict[str, Path] = {}
+    for path in paths:
+        runs.append(Run.load(path))
+        home = Workdir(path)
+        same = joint_sha256(map(file_sha256, (home.result, home.per_query)))
+        if same in seen:
+            what = str(path) if path == seen[same] else f"{seen[same]} and {path}"
+            raise UserError(f"{what}: the same run is given twice; give each run once")
+        seen[same] = path
+    return runs
 
 
 @dataclass(frozen=True)

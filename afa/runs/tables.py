@@ -1,6 +1,8 @@
 """The tables that a finished run prints."""
 
+import shlex
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from afa.console import table
@@ -49,4 +51,10 @@ def show(
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["timings"].items())
     say(f"timings   {seconds}")
     say(f"report    {home.report}")
-    say(f"try       python -m experiments.search --run={home.root} YOUR_PICTURE.jpg")
+    say(f"try       {search_command(home.root)}")
+
+
+def search_command(run: Path) -> str:
+    """A line for a shell that searches with a run, whatever the name of its directory."""
+    words = ["python", "-m", "experiments.search", f"--run={run}", "YOUR_IMAGE.jpg"]
+    return shlex.join(words)

@@ -7,6 +7,7 @@ compared with faiss's, on all cores, and what afa's own layer costs with bare Sc
 turns. Needs the extra `bench`.
 """
 
+import argparse
 import dataclasses
 import importlib.util
 import multiprocessing
@@ -21,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from afa.errors import UserError, choose
-from experiments.run import guarded, quiet
-from experiments.search import Parser
+from experiments.cli import Parser, note, perform
 
 PROGRAM = "python -m experiments.benchmarks.search"
 K = 10
@@ -72,14 +72,12 @@ def parser() -> Parser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+    return perform(parser, _main, words)
 
 
-def _main(words: Sequence[str]) -> int:
-    chosen = parser().parse_args(list(words))
-    quiet()
+def _main(chosen: argparse.Namespace) -> int:
     from afa import parallel
-    from afa.train.logging import write_json
+    from afa.io import write_json
     from experiments.benchmarks.engines import ENGINES
 
     names = [name for name in chosen.engines.split(",") if name] or list(ENGINES)
@@ -163,7 +161,7 @@ def _approximate(
             given = name, str(path), queries, truth, seconds
             with multiprocessing.get_context("spawn").Pool(1) as pool:  # memory of its own
                 found[name], curves[name] = pool.apply(contend, given)
-            print(f"  {name}: measured", file=sys.stderr)
+            note(f"  {name}: measured")
     _print_approximate(title, found)
     return {
         name: {
@@ -352,9 +350,9 @@ PARTS: dict[str, Part] = {"approximate": _approximate, "exact": _exact, "layer":
 def _write_page(path: Path, results: dict[str, Any]) -> None:
     from markupsafe import escape
 
+    from afa.io import write_bytes
     from afa.report.charts import Line, key, line_chart
     from afa.retrieval.index.tuning import frontier
-    from afa.train.logging import write_atomically
 
     out = ["<!doctype html><meta charset=utf-8><title>Recall against speed</title>",
         "<style>body{font:15px system-ui;margin:2em}svg.chart{width:34em}</style>",
@@ -369,7 +367,7 @@ def _write_page(path: Path, results: dict[str, Any]) -> None:
             legend = " ".join(f"{key(n.style, n.strong, True)} {escape(n.name)}" for n in lines)
             chart = line_chart(lines, f"{title}: speed by recall", markers=True)
             out += [f"<h2>{escape(title)}</h2><p>{legend}</p>{chart}"]
-    write_atomically(path, lambda file: file.write("\n".join(out).encode()))
+    write_bytes(path, "\n".join(out).encode())
 
 
 if __name__ == "__main__":

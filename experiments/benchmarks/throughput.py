@@ -9,6 +9,7 @@ accelerators both compute in bfloat16, and PyTorch's is compiled. Needs the extr
 `experiments.benchmarks.torch_zoo` names.
 """
 
+import argparse
 import functools
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,7 @@ import numpy as np
 
 from afa.errors import UserError
 from experiments.benchmarks.training import Contender, add_measurement, measure, prepare
-from experiments.run import guarded
-from experiments.search import Parser
+from experiments.cli import Parser, perform
 
 PROGRAM = "python -m experiments.benchmarks.throughput"
 # One of every kind; all others are asked for by name.
@@ -44,16 +44,15 @@ def parser() -> Parser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+    return perform(parser, _main, words)
 
 
-def _main(words: Sequence[str]) -> int:
-    chosen = parser().parse_args(list(words))
+def _main(chosen: argparse.Namespace) -> int:
     prepare(chosen)
     from afa import parallel, runtime
     from afa.console import table
+    from afa.io import write_json
     from afa.models import backbones
-    from afa.train.logging import write_json
 
     for name in chosen.names:
         backbones.member(name)

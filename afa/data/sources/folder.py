@@ -32,6 +32,7 @@ from afa.data.splits import (
 )
 from afa.data.types import Dataset, Files
 from afa.errors import UserError, printable
+from afa.io import expanded
 
 CATALOGUE, QUERY, GALLERY = "catalogue", "query", "gallery"
 SPLIT_FOLDERS = {
@@ -92,7 +93,7 @@ def load_folder(config: DataConfig) -> Dataset:
       UserError: no such directory, nothing in it or in one of its splits, too few classes, a class
         with one image, or more unreadable images than `config.max_unreadable` allows.
     """
-    root = Path(config.path).expanduser().absolute()
+    root = expanded("data.path", config.path).absolute()
     layout = _layout(root, config)
     parts = layout.parts
     searched = {path for files in parts.get(GALLERY, {}).values() for path in files}

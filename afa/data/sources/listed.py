@@ -14,6 +14,7 @@ from afa.data.readable import readable
 from afa.data.splits import assemble
 from afa.data.types import Dataset, Files
 from afa.errors import UserError
+from afa.io import expanded
 
 File = str | Path
 DECODED = 200_000  # images; of a longer list only their presence is checked, which takes minutes
@@ -27,7 +28,7 @@ def directory(field: str, value: str | Path) -> Path:
     Raises:
       UserError: it is empty, missing, or no directory.
     """
-    root = Path(value).expanduser().absolute()
+    root = expanded(field, value).absolute()
     if not str(value):
         raise UserError(f"{field} is empty, and a directory is needed")
     if not root.is_dir():

@@ -9,7 +9,7 @@ from afa.config import DataConfig
 from afa.data.sources.tfds import PREFIX, PROTOCOLS, load_tfds
 from afa.data.types import Dataset
 from afa.errors import UserError, nearest
-from afa.train.logging import write_json
+from afa.io import write_json
 
 # Module and function of each set: only who needs one imports it.
 SETS = {

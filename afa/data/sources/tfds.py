@@ -18,6 +18,7 @@ from afa.config import DataConfig
 from afa.data.splits import TEST, TRAIN, VALIDATION, assemble, halves, held_out_text, hold_out
 from afa.data.types import Dataset
 from afa.errors import UserError, nearest
+from afa.io import expanded
 
 PREFIX = "tfds:"
 DOWNLOADS = "downloads"  # folder in a data_dir where TFDS keeps what it downloaded
@@ -122,7 +123,7 @@ def _builder(name: str, config: DataConfig) -> Builder:
     import tensorflow_datasets as tfds  # takes a second: only who needs it waits
     from tensorflow_datasets.core.constants import DATA_DIR
 
-    root = Path(config.path or DATA_DIR).expanduser()
+    root = expanded("data.path", config.path or DATA_DIR)
     if config.path and not root.is_dir():
         raise UserError(f"data.path={config.path!r} is no directory (the data_dir of TFDS)")
     prepared = _prepared(name, root, config)

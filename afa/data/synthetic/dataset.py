@@ -11,7 +11,6 @@ notebook, or hold JAX), and they end when the reader of their pipe does.
 """
 
 import contextlib
-import fcntl
 import io
 import os
 import shutil
@@ -32,6 +31,7 @@ from afa.data.synthetic.objects import FAMILY
 from afa.data.synthetic.render import VERSION, render
 from afa.data.types import Dataset, ImageSet, Joined, RawImage, fingerprint
 from afa.errors import UserError
+from afa.io import cache_home, expanded, locked, require_writable
 
 SEED = 0
 NAME = "synthetic_objects"
@@ -166,7 +166,7 @@ def _check(config: DataConfig) -> None:
 
 
 def _folder(config: DataConfig) -> Path:
-    root = Path(config.cache).expanduser() if config.cache else Path.home() / ".cache" / "afa"
+    root = expanded("data.cache", config.cache) if config.cache else cache_home()
     key = f"v{VERSION}_seed{SEED}_{config.objects}x{config.views}_{config.render_size}px"
     return root / f"{NAME}_{key}"
 
@@ -176,8 +176,9 @@ def _folder(config: DataConfig) -> Path:
 
 def _build_once(config: DataConfig, folder: Path) -> None:
     """Builds the set, unless another process has done so while this one waited for the lock."""
+    require_writable(folder.parent, "data.cache")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f".{folder.name}.lock")):
+    with locked(folder.with_name(f".{folder.name}.lock")):
         if (folder / _COMPLETE).is_file():
             return
         # Whoever left these is dead: it would hold the lock.
@@ -190,14 +191,6 @@ def _build_once(config: DataConfig, folder: Path) -> None:
             built.rename(folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds an advisory lock on a file; waits for whoever holds it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _build(config: DataConfig, folder: Path) -> tuple[Path, str]:

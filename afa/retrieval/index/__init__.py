@@ -174,6 +174,10 @@ def load(directory: Path | str, uri: str | None = None) -> Index:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{directory}: cannot be opened ({error})") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            path, told = directory / MANIFEST, f"{type(error).__name__}: {error}"
+            told = told.partition("\n")[0]
+            raise UserError(f"{path} is damaged ({told}); build it again") from error
 
 
 def _opened(directory: Path, manifest: dict[str, Any], uri: str | None) -> Index:
