@@ -8,8 +8,6 @@ from afa.bounds import KEY, KINDS, Bounds, Duration
 from afa.config import ExperimentConfig, flatten, leaves, steps_of
 from afa.errors import UserError, choose
 
-# What to say of a value of another type.
-
 
 def validate(config: ExperimentConfig) -> None:
     """Checks every field by itself, then fields that must fit each other.

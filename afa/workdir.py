@@ -13,9 +13,9 @@ from afa import config as configuration
 from afa.config import ExperimentConfig
 from afa.errors import UserError
 from afa.io import locked, write_json
-from afa.train.logging import PER_QUERY_FILE
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+PER_QUERY_FILE = "per_query.parquet"
 
 
 @dataclass(frozen=True)

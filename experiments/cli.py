@@ -131,9 +131,8 @@ def fields(
     given, flat = given_fields(words), configuration.flatten(default)
     for name in given:
         if name != "help":
-            configuration.refuse_unknown(
-                name.removeprefix("no_"), default, "--", " (--help lists all)"
-            )
+            plain = name.removeprefix("no_")
+            configuration.refuse_unknown(plain, default, "--", " (--help lists all)")
     bare = {f"--{name}" for name in switches}
     bare |= {name.replace("_", "-") for name in bare}
     said = io.StringIO()

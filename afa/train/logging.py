@@ -15,10 +15,10 @@ from typing import Any, SupportsFloat
 import numpy as np
 
 from afa import io
+from afa.workdir import PER_QUERY_FILE
 
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
-PER_QUERY_FILE = "per_query.parquet"
 EVENTS_FOLDER = "tensorboard"
 EVENTS_FLUSH_SECONDS = 10
 FIXED_KEYS = ("step", "time", "stage")
