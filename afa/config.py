@@ -275,6 +275,9 @@ class LaunchConfig:
     """Number of processes."""
     index: int = bounded(0, least=0)
     """Index of this process."""
+    program_cache: str = "auto"
+    """Directory of compiled programs, which the next process does not compile again; auto:
+    programs in the cache directory; off: none."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,6 +41,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *given: Any, **settings: Any) -> None:
         # A shortened name would hide that it is no option, or change its meaning with a new one.
         super().__init__(*given, **{"allow_abbrev": False} | settings)
+        self.add_argument(
+            "--program_cache", metavar="DIR", default=argparse.SUPPRESS,
+            help="directory of compiled programs; off: compile them anew (default: auto)",
+        )  # fmt: skip
 
     def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -213,6 +217,8 @@ def perform(
 
     def command() -> int:
         chosen = parser().parse_args(words)
+        if "program_cache" in chosen:
+            os.environ["AFA_PROGRAM_CACHE"] = chosen.program_cache
         quiet()
         return act(chosen)
 

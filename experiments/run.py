@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ def _join(exp: str, given: Mapping[str, Any]) -> None:
     values |= {name: given.get(f"launch.{name}", value) for name, value in values.items()}
     if not all(str(values[name]).isdecimal() for name in ("processes", "index")):
         raise UserError("launch.processes and launch.index must be two whole numbers")
+    if values["program_cache"] != "auto":
+        os.environ["AFA_PROGRAM_CACHE"] = values["program_cache"]
     parallel.start(values["coordinator"], int(values["processes"]), int(values["index"]))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32, PyTree
 
 from afa import config as configuration
+from afa import runtime
 from afa.config import ExperimentConfig
 from afa.data.pipeline import preprocessing
 from afa.data.types import ImageSet, RawImage
@@ -53,6 +54,7 @@ class Trained:
           UserError: no run, one that is not finished, or embeddings that another checkpoint or
             preprocessing made.
         """
+        runtime.keep_programs()
         home = Workdir(directory)
         if home.stored() is None:
             raise UserError(f"--run={directory}: holds no run (config.json is missing)")

@@ -61,6 +61,7 @@ def setup(config: ExperimentConfig) -> Setup:
       UserError: any mistake in configuration or data.
     """
     runtime.keep_memory()
+    runtime.keep_programs()
     checks.validate(config)
     weights = pretrained.read(config.backbone)
     config = _with_preprocessing(config, weights)
