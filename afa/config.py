@@ -123,11 +123,17 @@ class LossConfig:
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig:
     width: int = 32
-    """Channels at full resolution; doubled at every level down, up to eight times as many."""
-    levels: int = 4
-    """Halvings of the resolution between image and bottleneck."""
-    latent_dim: int = 64
-    """Length of the noise z."""
+    """Channels at half of the resolution; doubled with every further halving."""
+    levels: int = 3
+    """Halvings of the resolution of an image to be restored; 1: half of the resolution alone."""
+    blocks: int = 2
+    """Residual blocks of two 3x3 convolutions at the lowest resolution; one at every other."""
+    latent_dim: int = 32
+    """Length of the noise z, and of the code of an image."""
+    batch_size: int = 0
+    """Staged: images in a step of G and D, over all devices; 0: data.batch_size."""
+    corrupt_probability: float = 0.75
+    """Staged: share of the images in the batches of G and D that get a corruption."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,13 +157,16 @@ class AdversarialConfig:
     generator: bool = True
     """Train G and D; their views and features join the fused descriptor."""
     lambda_mse: float = 10.0
-    """G: weight of the squared error towards the clean image."""
+    """G: weight of the root of each image's mean squared error towards the clean image."""
     lambda_adversarial: float = 0.05
     """G: weight of the adversarial term on restored images; 0: no discriminator verdict."""
     lambda_features: float = 1.0
     """G: weight of the distance between F's descriptors of restored and clean image."""
     lambda_noise: float = 0.05
     """G: weight of the adversarial term on images made from noise alone; 0: off."""
+    lambda_code: float = 10.0
+    """G: weight of the same error of what the decoder of noise makes of the code of a clean image;
+    0: off."""
     r1: float = 1.0
     """D: weight of the R1 gradient penalty."""
     r1_every: int = 4
@@ -196,7 +205,7 @@ class OptimConfig:
     """Adam learning rate of D."""
     ema_decay: float = 0.999
     """Decay of the moving average of F and G that is evaluated and exported; 0: off. It warms up
-    with the step count, so that short runs are not dominated by the first weights."""
+    with the updates of each network, so that the first weights do not dominate short runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,6 +300,17 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     retrieval: RetrievalConfig = dataclasses.field(default_factory=RetrievalConfig)
     launch: LaunchConfig = dataclasses.field(default_factory=LaunchConfig)
+
+
+def generator_data(config: ExperimentConfig) -> DataConfig:
+    """The data settings of the stage of G and D on frozen F: its own batch size and share of
+    corrupted images, drawn without classes, since no label enters there."""
+    return dataclasses.replace(
+        config.data,
+        batch_size=config.generator.batch_size or config.data.batch_size,
+        corrupt_probability=config.generator.corrupt_probability,
+        sampler="shuffle",
+    )
 
 
 # Where and how fast a run computes may change when it is resumed; what it computes may not.
@@ -395,7 +415,8 @@ def validate(config: ExperimentConfig) -> None:
     """
     positive = (
         "data.image_size", "data.batch_size", "data.images_per_class", "embedder.embedding_dim",
-        "embedder.local_dim", "generator.width", "generator.levels", "discriminator.width",
+        "embedder.local_dim", "generator.width", "generator.levels", "generator.blocks",
+        "generator.latent_dim", "discriminator.width",
         "discriminator.levels", "optim.learning_rate", "optim.accumulate", "loss.temperature",
         "evaluation.batch_size", "retrieval.results", "train.small_size",
         "adversarial.r1_every",
@@ -406,6 +427,8 @@ def validate(config: ExperimentConfig) -> None:
             raise UserError(f"{name}={values[name]!r} must be above 0")
     not_negative = (
         "data.jitter", "data.read_threads", "optim.weight_decay", "optim.clip", "train.keep_best",
+        "generator.batch_size", "adversarial.lambda_mse", "adversarial.lambda_adversarial",
+        "adversarial.lambda_features", "adversarial.lambda_noise", "adversarial.lambda_code",
         "adversarial.feature_epsilon", "adversarial.r1", "evaluation.corruption_queries",
         "optim.backbone_rate",
         "evaluation.validation_queries",
@@ -414,7 +437,8 @@ def validate(config: ExperimentConfig) -> None:
         if not values[name] >= 0:
             raise UserError(f"{name}={values[name]!r} must not be negative")
     shares = (
-        "data.corrupt_probability", "data.validation_fraction", "data.crop_scale",
+        "data.corrupt_probability", "generator.corrupt_probability", "data.crop_scale",
+        "data.validation_fraction",
         "data.max_unreadable",
     )  # fmt: skip
     for name in shares:
@@ -435,6 +459,11 @@ def validate(config: ExperimentConfig) -> None:
     if not 0 <= fold < max(folds, 1):
         allowed = f"0 to {folds - 1}" if folds else "0, as data.folds=0"
         raise UserError(f"data.fold={fold} is not there (allowed: {allowed})")
+    if config.train.schedule == "joint" and config.generator.batch_size:
+        raise UserError(
+            f"generator.batch_size={config.generator.batch_size} needs train.schedule='staged': "
+            "a joint step gives F, G and D the same batch"
+        )
     smallest = 2 ** max(config.generator.levels, config.discriminator.levels)
     has_generator = config.adversarial.enabled and config.adversarial.generator
     if has_generator and config.data.image_size % smallest:

@@ -27,7 +27,7 @@ from afa.data.sources import registry
 from afa.data.types import Dataset, ImageSet
 from afa.errors import UserError, choose
 from afa.evaluation import evaluator as evaluator_module
-from afa.evaluation import protocols
+from afa.evaluation import protocols, restoration
 from afa.evaluation.evaluator import Evaluator, Results
 from afa.evaluation.metrics import extra
 from afa.losses.metric import LOSSES
@@ -107,6 +107,9 @@ def setup(config: ExperimentConfig) -> Setup:
         parallel.process_index(),
         parallel.process_count(),
         (plan.small, config.train.small_size),
+        (plan.embedder_steps, configuration.generator_data(config))
+        if plan.total > plan.embedder_steps
+        else None,
     )
     networks = embedder.build(config, len(pipeline.classes))
     optimisers = optim.optimisers(config, plan.embedder_steps, max(plan.generator_steps, 1), epoch)
@@ -132,9 +135,11 @@ def _with_preprocessing(config: ExperimentConfig, weights: Pretrained | None) ->
 
 def _check_fit(config: ExperimentConfig, dataset: Dataset) -> None:
     """Checks settings against devices and data."""
-    devices, size = parallel.device_count(), config.data.batch_size
-    if size % devices:
-        raise UserError(f"data.batch_size={size} cannot be divided among {devices} devices")
+    devices = parallel.device_count()
+    for field in ("data.batch_size", "generator.batch_size"):
+        size = configuration.flatten(config)[field]
+        if size % devices:
+            raise UserError(f"{field}={size} cannot be divided among {devices} devices")
     labels = dataset.test.labels
     for protocol in protocols.protocols(dataset.test, config.evaluation.protocol):
         if not np.isin(labels[protocol.queries], labels[protocol.gallery]).any():
@@ -208,10 +213,16 @@ def train(
     if position.batch < ready.plan.total:
         evaluator = Evaluator(ready.networks, ready.config, ready.dataset)
         chief = parallel.process_index() == 0
+
+        def validate(now: TrainState) -> Mapping[str, float]:
+            local = parallel.local(now)
+            has_generator = int(local.updates.get("generator", 0)) > 0
+            return evaluator.validation(local.search_variables(), has_generator)
+
         with MetricWriter(home.root, position.batch) if chief else nullcontext() as writer:
             current, seconds = loop.train(
                 ready.context, ready.plan, current, position, ready.pipeline, checkpoints, writer,
-                lambda s: evaluator.validation(parallel.local(s.search_variables())),
+                validate,
             )  # fmt: skip
     if ready.config.evaluation.checkpoint == "best" and (best := checkpoints.best()) is not None:
         say(f"evaluating the best checkpoint, step {best}")
@@ -235,6 +246,9 @@ def finish(
     with timings.of("evaluation"):
         rows = evaluator.rows(variables)
         results = evaluator.test(variables, untrained, rows, say)
+        restored = restoration.measure(evaluator.embedding, variables, dataset.test, config)
+        for line in restoration.warnings(restored, config.data.corruptions):
+            say(line)
     weights = rows[-1].weights
     with timings.of("export"):
         exported = gallery(dataset, config)
@@ -273,7 +287,7 @@ def finish(
             "classes": {name: len(images.classes) for name, images in dataset.splits.items()},
             "held_back_corruptions": list(held_back(config.data.corruptions)),
         },
-        "metrics": {"test": results.rows, "search": search},
+        "metrics": {"test": results.rows, "search": search, "restoration": restored},
         "timings": timings.seconds,
         "hardware": parallel.platform(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

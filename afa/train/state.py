@@ -27,12 +27,15 @@ class TrainState(flax.struct.PyTreeNode):
       variables: network -> {"params", "batch_stats"}.
       opt_state: network -> state of its optimiser.
       average: "embedder", "generator" -> moving average of their variables.
+      updates: network -> how often its parameters have moved, an int32 scalar. Not `step`: in a
+        staged run G starts late, and with `optim.accumulate` most steps move nothing.
     """
 
     step: Any
     variables: dict[str, PyTree]
     opt_state: dict[str, PyTree]
     average: dict[str, PyTree]
+    updates: dict[str, Any]
 
     def search_variables(self) -> dict[str, PyTree]:
         """What is evaluated and exported: averages where there are any."""
@@ -46,7 +49,8 @@ def create(networks: Networks, optimisers: Optimisers, seed: int, image_size: in
     average = {name: jax.tree.map(jnp.copy, variables[name])
                for name in AVERAGED if name in variables}  # fmt: skip
     opt_state = {name: optimisers[name].init(each["params"]) for name, each in variables.items()}
-    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, average)
+    updates = {name: jnp.zeros((), jnp.int32) for name in variables}
+    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, average, updates)
 
 
 def with_backbone(
@@ -83,6 +87,9 @@ def apply_gradients(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Moves one network: parameters, optimiser, batch statistics and moving average.
 
+    The average moves, and its warm-up counts, only when the parameters do: a step that still
+    collects gradients (`optim.accumulate`) leaves both.
+
     Returns:
       The new state and {"<network>_gradient_norm": ...}.
     """
@@ -92,13 +99,18 @@ def apply_gradients(
         "params": optax.apply_updates(before["params"], updates),
         "batch_stats": before["batch_stats"] if batch_stats is None else batch_stats,
     }
+    count = state.updates[network]
+    # Only an optimiser that accumulates has such a counter: of the updates that it let through.
+    counted = optax.tree.get(opt_state, "gradient_step", count + 1)
     average = state.average
     if network in average:
-        average = average | {network: move_average(average[network], after, decay, state.step)}
+        moved = move_average(average[network], after, decay, count)
+        average = average | {network: optax.tree.where(counted > count, moved, average[network])}
     state = state.replace(
         variables=state.variables | {network: after},
         opt_state=state.opt_state | {network: opt_state},
         average=average,
+        updates=state.updates | {network: counted},
     )
     return state, {f"{network}_gradient_norm": optax.tree.norm(gradients)}
 
