@@ -120,11 +120,17 @@ class EmbedderConfig:
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig:
     width: int = bounded(32, above=0)
-    """Channels at full resolution; doubled at every level down, up to eight times as many."""
-    levels: int = bounded(4, above=0)
-    """Halvings of the resolution between image and bottleneck."""
-    latent_dim: int = bounded(64, above=0)
-    """Length of the noise z."""
+    """Channels at half of the resolution; doubled with every further halving."""
+    levels: int = bounded(3, above=0)
+    """Halvings of the resolution of an image to be restored; 1: half of the resolution alone."""
+    blocks: int = bounded(2, above=0)
+    """Residual blocks of two 3x3 convolutions at the lowest resolution; one at every other."""
+    latent_dim: int = bounded(32, above=0)
+    """Length of the noise z, and of the code of an image."""
+    batch_size: int = bounded(0, least=0)
+    """Staged: images in a step of G and D, over all devices; 0: data.batch_size."""
+    corrupt_probability: float = bounded(0.75, least=0, most=1)
+    """Staged: share of the images in the batches of G and D that get a corruption."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,13 +154,16 @@ class AdversarialConfig:
     generator: bool = True
     """Train G and D; their views and features join the fused descriptor."""
     lambda_mse: float = bounded(10.0, least=0)
-    """G: weight of the squared error towards the clean image."""
+    """G: weight of the root of each image's mean squared error towards the clean image."""
     lambda_adversarial: float = bounded(0.05, least=0)
     """G: weight of the adversarial term on restored images; 0: no discriminator verdict."""
     lambda_features: float = bounded(1.0, least=0)
     """G: weight of the distance between F's descriptors of restored and clean image."""
     lambda_noise: float = bounded(0.05, least=0)
     """G: weight of the adversarial term on images made from noise alone; 0: off."""
+    lambda_code: float = bounded(10.0, least=0)
+    """G: weight of the same error of what the decoder of noise makes of the code of a clean image;
+    0: off."""
     r1: float = bounded(1.0, least=0)
     """D: weight of the R1 gradient penalty."""
     r1_every: int = bounded(4, above=0)
@@ -193,7 +202,7 @@ class OptimConfig:
     """Adam learning rate of D."""
     ema_decay: float = bounded(0.999, least=0, below=1)
     """Decay of the moving average of F and G that is evaluated and exported; 0: off. It warms up
-    with the step count, so that short runs are not dominated by the first weights."""
+    with the updates of each network, so that the first weights do not dominate short runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,6 +305,17 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     retrieval: RetrievalConfig = dataclasses.field(default_factory=RetrievalConfig)
     launch: LaunchConfig = dataclasses.field(default_factory=LaunchConfig)
+
+
+def generator_data(config: ExperimentConfig) -> DataConfig:
+    """The data settings of the stage of G and D on frozen F: its own batch size and share of
+    corrupted images, drawn without classes, since no label enters there."""
+    return dataclasses.replace(
+        config.data,
+        batch_size=config.generator.batch_size or config.data.batch_size,
+        corrupt_probability=config.generator.corrupt_probability,
+        sampler="shuffle",
+    )
 
 
 LOSS_NAME = "loss.name"

@@ -153,6 +153,18 @@ def test_defaults_are_valid():
             {"data.corrupt_probability": 1.5},
             "data.corrupt_probability=1.5 must lie in [0, 1]",
         ),
+        ({"generator.blocks": 0}, "generator.blocks=0 must be above 0"),
+        ({"generator.batch_size": -1}, "generator.batch_size=-1 must not be negative"),
+        ({"adversarial.lambda_mse": -1.0}, "adversarial.lambda_mse=-1.0 must not be negative"),
+        (
+            {"generator.corrupt_probability": 2.0},
+            "generator.corrupt_probability=2.0 must lie between 0 and 1",
+        ),
+        (
+            {"train.schedule": "joint", "generator.batch_size": 8},
+            "generator.batch_size=8 needs train.schedule='staged': a joint step gives F, G and D "
+            "the same batch",
+        ),
         ({"optim.ema_decay": 1.0}, "optim.ema_decay=1.0 must lie in [0, 1)"),
         (
             {"data.image_size": 72},

@@ -361,7 +361,7 @@ def test_no_room_for_a_checkpoint(tiny_data, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("error", [DISK_FULL, ValueError("RESOURCE_EXHAUSTED: disk\nmore")])
 def test_a_checkpoint_that_fails_all_the_same(error, tmp_path, monkeypatch):
     """A quota, say, that no one can see beforehand; TensorStore makes a ValueError of it."""
-    state = TrainState(jnp.zeros((), jnp.int32), {}, {}, {})
+    state = TrainState(jnp.zeros((), jnp.int32), {}, {}, {}, {})
     config = tiny_config(tmp_path)
     position = checkpoint.Position(4, 1.0)
     with checkpoint.Checkpoints(tmp_path, 1) as saved:

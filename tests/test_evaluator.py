@@ -257,6 +257,25 @@ def test_an_oracle_is_always_right(parts):
     assert results.variants["raw pixels"]["leave_one_out"]["clean"]["recall_at_1"] < 1
 
 
+def test_validation_judges_a_trained_generator_by_its_view(parts):
+    """Checkpoints are compared by what will search: G's view counts once G is trained."""
+    made = evaluator(parts, chance)
+    both = made.embedding
+
+    class RestoredKnows(Fake):
+        def some(self, variables, images, wanted, corruption=None):
+            blocks = dict(both.blocks(variables, images, corruption).blocks)
+            exact = np.eye(DIMENSION, dtype=np.float32)[images.labels % DIMENSION]
+            return DescriptorBlocks(
+                {name: blocks[name] for name in wanted} | {"restored": 9 * exact}, {}
+            )
+
+    made.embedding = RestoredKnows(parts[0].block_names(), chance)  # pyright: ignore
+    without, judged = made.validation({}), made.validation({}, generator=True)
+    assert judged["map_at_r"] == 1 > without["map_at_r"]
+    assert judged["global_map_at_r"] == without["global_map_at_r"]
+
+
 def test_noise_is_right_by_chance(parts):
     """10 classes of 6: of 59 others 5 are right; of 10 in the catalogue one is."""
     results = table_of(parts, chance)

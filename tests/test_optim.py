@@ -236,7 +236,7 @@ def test_the_average_shares_no_memory_with_the_weights():
 
 def test_apply_gradients_moves_one_network():
     state, optimisers = few(name="sgd", learning_rate=0.1, weight_decay=0.0)
-    state = state.replace(step=jnp.asarray(3))
+    state = state.replace(updates=state.updates | {"embedder": jnp.asarray(3)})
     gradient = {"kernel": jnp.ones((2, 2))}
     before = state.variables["embedder"]["params"]["kernel"]
     stats = {"mean": jnp.ones(2)}
@@ -259,7 +259,46 @@ def test_apply_gradients_moves_one_network():
     for each in ("generator", "discriminator", "gate"):
         assert after.variables[each] is state.variables[each]
         assert after.opt_state[each] is state.opt_state[each]
-    assert int(after.step) == 3  # the step moves the clock, not a network
+    assert int(after.step) == 0  # the step moves the clock, not a network
+    assert {name: int(n) for name, n in after.updates.items()} == {
+        "embedder": 4, "generator": 0, "discriminator": 0, "gate": 0,
+    }  # fmt: skip
+
+
+def initial_share(updates: int, decay: float) -> float:
+    """The weight that the first parameters keep in the average: the product of all decays."""
+    return float(np.prod([min(decay, (1 + n) / (10 + n)) for n in range(updates)]))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("start", [0, 280])
+@pytest.mark.parametrize("network", ["embedder", "generator"])
+def test_the_average_counts_the_updates_of_its_network(network, start, accumulate):
+    """Whenever a network begins to move, and however many gradients make one update."""
+    state, optimisers = few(accumulate=accumulate)
+    state = state.replace(step=jnp.asarray(start, jnp.int32))
+    average = state.average[network]["params"]["kernel"]
+    first = state.variables[network]["params"]["kernel"]
+    decays: list[float] = []
+    move = jax.jit(
+        lambda s, g: apply_gradients(s, optimisers[network], network, {"kernel": g}, None, 0.98)[0]
+    )
+    for step in range(40 * accumulate):
+        before = state.variables[network]["params"]["kernel"]
+        state = move(state, jnp.full((2, 2), 1.0 + step % 3))
+        state = state.replace(step=state.step + 1)
+        now = state.variables[network]["params"]["kernel"]
+        if np.array_equal(now, before):  # still collecting gradients
+            np.testing.assert_array_equal(state.average[network]["params"]["kernel"], average)
+        else:
+            d = min(0.98, (1 + len(decays)) / (10 + len(decays)))
+            average, decays = d * average + (1 - d) * now, [*decays, d]
+        near(state.average[network]["params"]["kernel"], average, 1e-5)
+        average = state.average[network]["params"]["kernel"]
+    assert len(decays) == int(state.updates[network]) == 40
+    assert np.prod(decays) == pytest.approx(initial_share(40, 0.98))
+    assert initial_share(40, 0.98) < 1e-5
+    assert np.abs(state.average[network]["params"]["kernel"] - first).min() > 0.001
 
 
 def test_without_new_statistics_the_old_ones_stay():

@@ -55,6 +55,22 @@ def test_reading_ahead_changes_nothing(sampler, threads):
     assert list(pipeline.iterate(4, 4)) == []
 
 
+def test_later_steps_may_have_other_settings():
+    """As those of G and D have: another size, more corruptions, no classes."""
+    later = dataclasses.replace(CONFIG, sampler="shuffle", batch_size=4, corrupt_probability=1.0)
+    both = TrainPipeline(image_set(), CONFIG, seed=3, later=(2, later))
+    first, second = TrainPipeline(image_set(), CONFIG, seed=3), TrainPipeline(image_set(), later, 3)
+    found = list(both.iterate(0, 5))
+    for step, batch in enumerate(found):
+        equal(batch, (first if step < 2 else second).batch(step))
+        np.testing.assert_array_equal(
+            both.indices(step), (first if step < 2 else second).indices(step)
+        )
+    assert [len(batch["label"]) for batch in found] == [8, 8, 4, 4, 4]
+    assert all((batch["corruption"] > 0).all() for batch in found[2:])
+    np.testing.assert_array_equal(both.classes, first.classes)
+
+
 @pytest.mark.parametrize("sampler", ["pk", "shuffle"])
 def test_processes_share_one_global_batch(sampler):
     config = dataclasses.replace(CONFIG, sampler=sampler)

@@ -56,11 +56,13 @@ class TrainPipeline:
         process_index: int = 0,
         process_count: int = 1,
         small: tuple[int, int] = (0, 0),
+        later: tuple[int, DataConfig] | None = None,
     ) -> None:
         """Checks that the sampler can do its work with these images.
 
         Args:
           small: (steps, side): the first steps have images of another side, in pixels.
+          later: (step, settings): from this step on, batches are made by other settings.
 
         Raises:
           UserError: an unknown corruption, or too few classes or images for the batch.
@@ -83,6 +85,10 @@ class TrainPipeline:
         self._rows = range(process_index * rows, (process_index + 1) * rows)
         # A crop keeps at least this share of a side, so a large JPEG may be decoded smaller.
         self._kept = math.sqrt(config.crop_scale / ASPECT)
+        self._change, self._later = 0, None
+        if later is not None:
+            self._change = later[0]
+            self._later = TrainPipeline(images, later[1], seed, process_index, process_count)
 
     def _check_sampler(self) -> None:
         size, per_class = self.config.batch_size, self.config.images_per_class
@@ -111,6 +117,8 @@ class TrainPipeline:
 
     def indices(self, step: int) -> Int64[np.ndarray, "batch"]:
         """Images of the global batch of `step` (from 0), as indices into the image set."""
+        if self._later is not None and step >= self._change:
+            return self._later.indices(step)
         if self.config.sampler == "shuffle":
             epoch, place = divmod(step, self.steps_per_epoch)
             order = _permutation(self.seed, epoch, len(self.images))
@@ -131,6 +139,8 @@ class TrainPipeline:
         Raises:
           UserError: an image cannot be read, named by its path.
         """
+        if self._later is not None and step >= self._change:
+            return self._later.batch(step)
         index = self.indices(step)[self._rows.start : self._rows.stop]
         size = self._small[1] if step < self._small[0] else self.config.image_size
         shape = (len(index), size, size, 3)

@@ -22,11 +22,14 @@ from afa.evaluation.metrics.retrieval import Metrics, metrics_from_ranks
 from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
 from afa.evaluation.variants import Score, Variant, Weights, build_variants, costs
 from afa.inference.embed import DescriptorBlocks, Embedding, pixels
+from afa.models.embedder import FUSED
 from afa.models.networks import Networks
 from afa.retrieval.exact import positive_ranks
 
 CHOICE_SEVERITY = 3  # of the trained corruptions when weights are chosen
 SHORT = ("recall_at_1", "map_at_r")  # what is kept of every single corruption and severity
+# Validation of a trained G: the fused descriptor that the metric loss trains, and G's view.
+WITH_GENERATOR = FUSED | {"restored": 1.0}
 EXTRA_VARIANTS = ("F", "fused")  # what a run is about, and what it is measured against
 
 Describe = Callable[[ImageSet, Corruption | None], DescriptorBlocks]
@@ -83,20 +86,30 @@ class Evaluator:
         self.networks, self.config, self.dataset = networks, config, dataset
         self.embedding = Embedding(networks, config)
 
-    def validation(self, variables: PyTree) -> dict[str, float]:
+    def validation(self, variables: PyTree, generator: bool = False) -> dict[str, float]:
         """R@1 and MAP@R of validation classes, leave-one-out, clean queries: of the global view,
-        and of global and local fused; "map_at_r" is the latter, by which checkpoints are kept."""
+        and of what a search fuses; "map_at_r" is the latter, by which checkpoints are kept.
+
+        Args:
+          generator: G has been trained, so G's view is fused too, beside the global and the local
+            one.
+        """
         images = self.dataset.validation
         count = self.config.evaluation.validation_queries
         wild = self._drawn(images, np.flatnonzero(~images.catalogue), count)
         images = images.subset(wild)
-        described = self.embedding.plain(variables, images)
+        if generator:
+            described = self.embedding.some(variables, images, tuple(WITH_GENERATOR))
+            joined = described.fused(WITH_GENERATOR)
+        else:
+            described = self.embedding.plain(variables, images)
+            joined = described.blocks["fused"]
         protocol = protocols(images, "leave_one_out")[0]
 
         def figures(rows: np.ndarray) -> Mapping[str, float]:
             return ranked_metrics(rows, rows, images, protocol).means
 
-        alone, fused = figures(described.blocks["global"]), figures(described.blocks["fused"])
+        alone, fused = figures(described.blocks["global"]), figures(joined)
         return {
             "recall_at_1": fused["recall_at_1"],
             "map_at_r": fused["map_at_r"],

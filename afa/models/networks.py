@@ -76,8 +76,7 @@ class Networks:
 
         Blocks: "global", "local", "posterior", with the published classifier "imagenet" (its own
         posterior), one a second view ("flip", ...), and with a generator "restored" (F of G(x)) and
-        "discriminator" (D's features of x). The noise input of G is zero, so that an image has one
-        descriptor. All views run through F as one batch.
+        "discriminator" (D's features of x). All views run through F as one batch.
 
         Args:
           wanted: names of the blocks to compute; None is all of them.
@@ -160,12 +159,10 @@ class Networks:
         )
 
     def restore(self, variables: Mapping[str, PyTree], images: Images) -> Images:
-        """x^ = G(x, 0), clipped to [0, 1]."""
+        """x^ = G(x), in [0, 1]."""
         if self.generator is None:
             raise ValueError("this run has no generator")
-        z = jnp.zeros((images.shape[0], self.latent_dim))
-        restored = layers.apply(self.generator, variables["generator"], images, z, method="restore")
-        return jnp.clip(restored, 0, 1)
+        return layers.apply(self.generator, variables["generator"], images, method="restore")
 
 
 def dtype_of(precision: str) -> layers.Dtype:
@@ -257,7 +254,9 @@ def build_networks(config: ExperimentConfig, classes: int) -> Networks:
         generator = discriminator = gate = None
     else:
         g, d = config.generator, config.discriminator
-        generator = Generator(g.width, g.levels, g.latent_dim, config.data.image_size, dtype)
+        generator = Generator(
+            g.width, g.levels, g.blocks, g.latent_dim, config.data.image_size, dtype
+        )
         discriminator = Discriminator(d.width, d.levels, d.spectral_norm, dtype)
         gate = RestorationGate(adversarial.gate)
     joint = config.train.schedule == "joint" and adversarial.generated_views > 0

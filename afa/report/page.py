@@ -123,6 +123,7 @@ class Page:
       highlight: name of the row this page is about; `reference`: the row it is measured against.
       robustness: row -> corruption -> severity -> Recall@1.
       held_back: corruptions that training never saw.
+      restored: corruption -> mean PSNR in dB, "psnr_in" of the images and "psnr_out" after G.
       history: the lines of metrics.jsonl (`writers.read_history`).
       notes: plain warnings, shown at the top.
     """
@@ -144,6 +145,7 @@ class Page:
     queries: Sequence[QueryRow] = ()
     failures: Sequence[QueryRow] = ()
     restorations: Sequence[Restoration] = ()
+    restored: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     samples: Sequence[Pixels] = ()
     history: Sequence[Mapping[str, Any]] = ()
     robustness: Mapping[str, Mapping[str, Mapping[int, float]]] = dataclasses.field(

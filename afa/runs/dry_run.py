@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from afa.config import ExperimentConfig
+from afa.config import ExperimentConfig, generator_data
 from afa.evaluation import variants
 from afa.runs import run, setup
 from afa.train import steps
@@ -39,8 +39,9 @@ def lines(experiment: str, config: ExperimentConfig) -> list[str]:
         if hasattr(leaf.dtype, "itemsize")
     )
     told.append(f"state      {state_bytes / GIB:.2f} GiB (parameters, optimisers, averages)")
-    shape = _batch(config)
     for name, step in _steps(ready).items():
+        chosen = config.data if name == "F" else generator_data(config)
+        shape = _batch(chosen.image_size, chosen.batch_size)
         plan = jax.jit(step, donate_argnums=0).lower(fresh, shape).compile().memory_analysis()
         if plan is not None:
             peak = plan.temp_size_in_bytes + plan.argument_size_in_bytes
@@ -48,8 +49,7 @@ def lines(experiment: str, config: ExperimentConfig) -> list[str]:
     return told
 
 
-def _batch(config: ExperimentConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    size, rows_ = config.data.image_size, config.data.batch_size
+def _batch(size: int, rows_: int) -> dict[str, jax.ShapeDtypeStruct]:
     image = jax.ShapeDtypeStruct((rows_, size, size, 3), np.uint8)
     number = jax.ShapeDtypeStruct((rows_,), np.int32)
     return {"clean": image, "image": image, "label": number, "corruption": number}

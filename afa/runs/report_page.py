@@ -13,6 +13,7 @@ from afa.data.corruptions import CORRUPTIONS
 from afa.data.images import decode
 from afa.data.pipeline import Corruption, eval_batches
 from afa.data.types import ImageSet
+from afa.evaluation import restoration
 from afa.evaluation.evaluator import Evaluator
 from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
 from afa.losses.adversarial import psnr
@@ -100,7 +101,11 @@ def page(
             search.get("target", 0.0),
             search.get("curve", ()),
         ),
-        notes=[f"left out: {each}" for each in dataset.skipped],
+        restored=result["metrics"]["restoration"],
+        notes=[
+            *restoration.warnings(result["metrics"]["restoration"], config.data.corruptions),
+            *(f"left out: {each}" for each in dataset.skipped),
+        ],
     )
 
 

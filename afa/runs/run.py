@@ -19,6 +19,7 @@ from afa.config import ExperimentConfig
 from afa.data.corruptions import held_back
 from afa.data.pipeline import preprocessing
 from afa.data.sources import registry
+from afa.evaluation import restoration
 from afa.evaluation.evaluator import Evaluator, Results
 from afa.models.networks import preprocessing_record
 from afa.report.page import Page, write_report
@@ -70,6 +71,11 @@ def run(
         evaluator = Evaluator(ready.networks, config, ready.dataset)
         with timings.of("evaluation"):
             results, weights = evaluate(evaluator, variables, initial, say)
+            restored = restoration.measure(
+                evaluator.embedding, variables, ready.dataset.test, config
+            )
+            for line in restoration.warnings(restored, config.data.corruptions):
+                say(line)
         with timings.of("export"):
             records, manifest = export(experiment, ready, evaluator, trained, weights)
         with timings.of("index"):
@@ -77,7 +83,7 @@ def run(
                 lambda: indexed(home.embeddings, config.retrieval, say, records, manifest)[1]
             )
             search = parallel.from_first(measured)
-        result = collect(experiment, ready, trained, results, search, timings.seconds)
+        result = collect(experiment, ready, trained, results, restored, search, timings.seconds)
         with timings.of("report"):
             page = report_page.page(experiment, result, evaluator, variables, weights, home.root)
         parallel.first_only(lambda: write(home, result, results, page))
@@ -124,10 +130,16 @@ def train(
     if position.batch < ready.plan.total:
         evaluator = Evaluator(ready.networks, ready.config, ready.dataset)
         chief = parallel.process_index() == 0
+
+        def validate(now: TrainState) -> Mapping[str, float]:
+            local = parallel.local(now)
+            has_generator = int(local.updates.get("generator", 0)) > 0
+            return evaluator.validation(local.search_variables(), has_generator)
+
         with MetricWriter(home.root, position.batch) if chief else nullcontext() as writer:
             current, seconds = loop.train(
                 ready.context, ready.plan, current, position, ready.pipeline, checkpoints, writer,
-                lambda s: evaluator.validation(parallel.local(s.search_variables())),
+                validate,
             )  # fmt: skip
     if ready.config.evaluation.checkpoint == "best" and (best := checkpoints.best()) is not None:
         say(f"evaluating the best checkpoint, step {best}")
@@ -180,6 +192,7 @@ def collect(
     ready: Setup,
     trained: TrainState,
     results: Results,
+    restored: Mapping[str, Any],
     search: Mapping[str, Any],
     timings: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -199,7 +212,7 @@ def collect(
             "held_back_corruptions": list(held_back(config.data.corruptions)),
             "corruption_seed": config.evaluation.corruption_seed,
         },
-        "metrics": {"test": results.variants, "search": search},
+        "metrics": {"test": results.variants, "search": search, "restoration": restored},
         "timings": timings,
         "hardware": parallel.platform(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -141,7 +141,8 @@ def optimisers(
 def move_average(average: PyTree, now: PyTree, decay: float, updates: Int[Array, ""]) -> PyTree:
     """average' = d * average + (1 - d) * now with d = min(decay, (1 + n) / (10 + n)).
 
-    The warm-up of the decay lets a run of a few hundred steps forget its first weights.
+    n are the earlier updates of this network, not the steps of the run. The warm-up of the decay
+    lets a network of a few hundred updates forget its first weights.
     """
     n: Float[Array, ""] = updates.astype(jnp.float32)
     d = jnp.minimum(decay, (1 + n) / (10 + n))
