@@ -7,10 +7,10 @@ import hashlib
 import os
 import platform
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 import jax
-import jaxlib
 
 from afa import parallel
 from afa.io import cache_home, expanded
@@ -68,7 +68,7 @@ def _machine() -> str:
     with contextlib.suppress(OSError):  # Linux only
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    parts = (jax.__version__, jaxlib.__version__, platform.machine(), platform.processor(), flags,
+    parts = (jax.__version__, metadata.version("jaxlib"), platform.machine(), platform.processor(), flags,
              os.environ.get("XLA_FLAGS", ""), os.environ.get("LIBTPU_INIT_ARGS", ""))  # fmt: skip
     return hashlib.sha256("|".join(parts).encode()).hexdigest()
 

@@ -11,7 +11,7 @@ from afa.data.types import ImageSet
 from afa.evaluation import restoration
 from afa.inference.embed import Embedding
 from afa.losses.adversarial import psnr
-from afa.models import embedder
+from afa.models.networks import build_networks
 from experiments import run as command
 
 
@@ -44,7 +44,7 @@ def config_of(**changes):
 
 def test_the_figures_are_mean_psnr_before_and_after():
     config = config_of()
-    fake = Halfway(embedder.build(config, 4))
+    fake = Halfway(build_networks(config, 4))
     found = restoration.measure(fake, {}, image_set(8, 5), config)
     assert list(found) == ["clean", *CORRUPTIONS]
     assert fake.asked == [None, *((name, 3) for name in CORRUPTIONS)]
@@ -65,6 +65,6 @@ def test_the_figures_are_mean_psnr_before_and_after():
 
 def test_without_a_generator_there_is_nothing_to_measure():
     config = config_of(**{"adversarial.generator": False})
-    made = Embedding(embedder.build(config, 4), config)
+    made = Embedding(build_networks(config, 4), config)
     assert restoration.measure(made, {}, image_set(3, 3), config) == {}
     assert restoration.warnings({}, config.data.corruptions) == []

@@ -106,7 +106,9 @@ class Account:
             )
         if self.unusable:
             more = f" (and {len(self.unusable) - 1} more)" if len(self.unusable) > 1 else ""
-            raise UserError(f"{field}: {self.unusable[0].replace(': ', ' ', 1)}{more}")
+            raise UserError(
+                f"{field}: {str(next(iter(self.unusable))).replace(': ', ' ', 1)}{more}"
+            )
 
 
 def _pattern(allowed: Iterable[str]) -> Callable[[str], bool]:
