@@ -68,8 +68,8 @@ def _machine() -> str:
     with contextlib.suppress(OSError):  # Linux only
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    parts = (jax.__version__, metadata.version("jaxlib"), platform.machine(), platform.processor(), flags,
-             os.environ.get("XLA_FLAGS", ""), os.environ.get("LIBTPU_INIT_ARGS", ""))  # fmt: skip
+    parts = [jax.__version__, metadata.version("jaxlib"), platform.machine(), flags]
+    parts += [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 

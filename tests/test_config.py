@@ -158,7 +158,7 @@ def test_defaults_are_valid():
         ({"adversarial.lambda_mse": -1.0}, "adversarial.lambda_mse=-1.0 must not be negative"),
         (
             {"generator.corrupt_probability": 2.0},
-            "generator.corrupt_probability=2.0 must lie between 0 and 1",
+            "generator.corrupt_probability=2.0 must lie in [0, 1]",
         ),
         (
             {"train.schedule": "joint", "generator.batch_size": 8},
@@ -364,9 +364,9 @@ JOINT = {"train.schedule": "joint", "adversarial.generated_views": 0.5}
         ),
         (
             {f"adversarial.lambda_{name}": 0.0
-             for name in ("mse", "adversarial", "features", "noise")},
-            "adversarial.lambda_mse, .lambda_adversarial, .lambda_features and .lambda_noise are "
-            "all 0: G has no loss (set one, or adversarial.generator=False)",
+             for name in ("mse", "adversarial", "features", "noise", "code")},
+            "adversarial.lambda_mse, .lambda_adversarial, .lambda_features, .lambda_noise and "
+            ".lambda_code are all 0: G has no loss (set one, or adversarial.generator=False)",
         ),
         (
             {"evaluation.checkpoint": "best", "train.evaluate_every": "0"},
