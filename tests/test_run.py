@@ -13,7 +13,7 @@ import pytest
 import tiny_run
 
 from afa.config import ExperimentConfig, differences, flatten, from_dict
-from afa.errors import EXIT_DIVERGED
+from afa.errors import EXIT_DIVERGED, UserError
 from afa.evaluation.evaluator import Evaluator
 from afa.retrieval import index
 from afa.retrieval.export import read_export
@@ -199,10 +199,19 @@ def test_without_a_generator_every_checkpoint_can_be_the_best(tiny_data, tmp_pat
     monkeypatch.setattr(
         Evaluator, "validation", lambda *_: dict.fromkeys(("map_at_r",), next(figures))
     )
-    monkeypatch.setattr(job, "finish", lambda *given: {"step": int(given[3].step)})
+    train, steps = job.train, []
+
+    def trained(*given):
+        found = train(*given)
+        steps.append(int(found[0].step))
+        raise UserError("enough")
+
+    monkeypatch.setattr(job, "train", trained)
     settings = tiny_run.SETTINGS | {"data.path": str(tiny_data), "adversarial.enabled": False}
     settings |= {"evaluation.checkpoint": "best", "train.evaluate_every": 2}
-    assert command.run(workdir=str(tmp_path / "run"), **settings)["step"] == 4
+    with pytest.raises(UserError, match="enough"):
+        command.run(workdir=str(tmp_path / "run"), **settings)
+    assert steps == [4]
 
 
 def test_a_run_as_a_function_without_the_adversarial_part(tiny_data, tmp_path, capsys):
