@@ -208,7 +208,9 @@ def test_without_a_generator_every_checkpoint_can_be_the_best(tiny_data, tmp_pat
 
     monkeypatch.setattr(job, "train", trained)
     settings = tiny_run.SETTINGS | {"data.path": str(tiny_data), "adversarial.enabled": False}
-    settings |= {"evaluation.checkpoint": "best", "train.evaluate_every": 2}
+    settings |= {"evaluation.checkpoint": "best", "train.evaluate_every": "2", "train.keep_best": 1}
+    for of_the_adversarial_part in ("generator.latent_dim", "train.plain"):
+        del settings[of_the_adversarial_part]
     with pytest.raises(UserError, match="enough"):
         command.run(workdir=str(tmp_path / "run"), **settings)
     assert steps == [4]
