@@ -71,8 +71,8 @@ class TrainPipeline:
             choose("data.corruptions", name, CORRUPTIONS)
         if config.batch_size % process_count:
             raise UserError(
-                f"data.batch_size={config.batch_size} is not divisible by the number of processes, "
-                f"{process_count}"
+                f"data.batch_size={config.batch_size} cannot be divided among {process_count} "
+                "processes"
             )
         self.images, self.config, self.seed, self._small = images, config, seed, small
         self.classes, self._labels = np.unique(images.labels, return_inverse=True)
