@@ -95,7 +95,7 @@ def images(words: Iterable[str], apart: Sequence[Path] = ()) -> list[Path]:
 
 def tell(found: "Found") -> None:
     """Says on standard error what of a folder is left out."""
-    for line in found.told():
+    for line in found.summaries():
         print(f"left out of {found.root}: {line}", file=sys.stderr)
 
 

@@ -1,8 +1,8 @@
-"""Fusion: the descriptors of one image become one unit vector, so that any index can search it.
+"""Fusion of the descriptors of an image into one unit vector, which any index can search.
 
-The vector is the concatenation of unit blocks, block i scaled by sqrt(w_i g_i): w_i is the weight
-of the block (chosen on validation classes), g_i in [0, 1] the gate of this image. With gates of
-one, the dot product of two fused vectors is the weighted mean of the blocks' similarities.
+The vector concatenates unit blocks, block i scaled by sqrt(w_i g_i), where w_i is the weight of the
+block (chosen on validation classes) and g_i in [0, 1] the gate of this image. If all gates are 1,
+the dot product of two fused vectors is the weighted mean of the cosine similarities of the blocks.
 """
 
 from collections.abc import Mapping
@@ -23,20 +23,28 @@ def fuse(
     weights: Mapping[str, float | Float[Array, ""]],
     gates: Mapping[str, Float[Array, "b"]] | None = None,
 ) -> Float[Array, "b d"]:
-    """One unit vector an image: sqrt(weight * gate) times every block named in `weights`."""
+    """Fuses descriptor blocks into one unit vector per image.
+
+    Args:
+      blocks: block name -> unit descriptors.
+      weights: block name -> weight; blocks without a weight are not used.
+      gates: block name -> gate of each image; 1 by default.
+    """
     parts = []
     for name, weight in weights.items():
         gate = 1.0 if gates is None or name not in gates else gates[name][:, None]
-        # The epsilon keeps the gradient of the root finite where a gate closes.
+        # The epsilon keeps the gradient of the square root finite at a gate of 0.
         parts.append(jnp.sqrt(weight * gate + 1e-12) * blocks[name])
     return layers.l2_normalise(jnp.concatenate(parts, axis=-1))
 
 
 class RestorationGate(nn.Module):
-    """How far to trust the restored image x^ beside the image x itself, in [0, 1].
+    """Gate of the block of the restored image x^, in [0, 1].
 
-    fixed: 1. verdict: sigmoid(D(x^) - D(x)): the discriminator finds x^ closer to the ideal than x.
-    learned: a linear function of both global descriptors, trained with the metric loss.
+    Kinds:
+      fixed: 1.
+      verdict: sigmoid(D(x^) - D(x)), from the discriminator logits of x^ and of the image x.
+      learned: sigmoid of a linear function of both global descriptors, trained by the metric loss.
     """
 
     kind: Gate
