@@ -6,7 +6,6 @@ Nothing here imports JAX, so that `--help` and a misspelt option answer at once.
 import argparse
 import contextlib
 import io
-import logging
 import os
 import re
 import signal
@@ -213,7 +212,9 @@ def perform(
 
     def command() -> int:
         chosen = parser().parse_args(words)
-        quiet()
+        from afa import console
+
+        console.quiet()
         return act(chosen)
 
     return guarded(command)
@@ -290,12 +291,6 @@ def _stopping() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def quiet() -> None:
-    """Keeps libraries' own log lines off the terminal; their errors still come through."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def note(text: str) -> None:

@@ -1,6 +1,13 @@
 """Losses: one file a metric loss, found by name in `LOSSES`; `adversarial` for G and D.
 
 Each is a frozen dataclass with its published settings; see `base`.
+
+>>> import afa
+>>> sorted(afa.losses.LOSSES)[:3]
+['arcface', 'contrastive', 'multi_similarity']
+>>> loss = afa.losses.LOSSES["arcface"](margin=0.3)
+>>> loss.scale, loss.margin
+(64.0, 0.3)
 """
 
 from afa.errors import choose
