@@ -1,4 +1,4 @@
-"""The public names of `import afa`: what they are, their examples, and a run through all of them."""
+"""The public names of `import afa`: what they are, their examples, and a run through all."""
 
 import doctest
 import inspect

@@ -23,7 +23,7 @@ from afa.train.state import TrainState, checkpoint_id
 from afa.workdir import Workdir
 
 GALLERY_FIELDS = (*OWN_FIELDS, "unknown")  # fields of a manifest that say nothing of the networks
-Picture = str | Path | UInt8[np.ndarray, "_ _ 3"]
+OneImage = str | Path | UInt8[np.ndarray, "_ _ 3"]
 
 
 class Trained:
@@ -83,7 +83,7 @@ class Trained:
         return cls(home, config, record, trained.search_variables())
 
     def embed(
-        self, images: Picture | Sequence[Picture] | UInt8[np.ndarray, "n _ _ 3"]
+        self, images: OneImage | Sequence[OneImage] | UInt8[np.ndarray, "n _ _ 3"]
     ) -> Float32[np.ndarray, "n d"]:
         """Unit vectors of images, as those of the run's gallery.
 
