@@ -128,7 +128,7 @@ def test_a_stray_word_is_no_field(refused):
 
 def test_a_notebook_gets_the_same_lines_as_exceptions():
     with pytest.raises(UserError, match=r"image_sise is no field; did you mean 'data\.image_s"):
-        afa.run("debug", **{"data.image_sise": 3})
+        afa.run("debug", **{"data.image_sise": 3})  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="exp='debugg' is unknown"):
         afa.run("debugg")
 

@@ -79,7 +79,8 @@ def test_a_run_from_a_configuration(tiny_data, tmp_path, capsys, hasty):
     with pytest.raises(UserError, match="scale='ful' is unknown; did you mean 'full'"):
         afa.run("debug", scale="ful")
     with pytest.raises(UserError, match=r"data\.image_sise is no field; did you mean"):
-        afa.run(config, workdir=tmp_path / "run", **{"data.image_sise": 3})
+        changes: dict = {"data.image_sise": 3}
+        afa.run(config, workdir=tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
 
 

@@ -95,10 +95,9 @@ class Trained:
         Raises:
           UserError: none, something else, or a file that is missing or no image.
         """
-        alone = isinstance(images, str | Path) or (
-            isinstance(images, np.ndarray) and images.ndim == 3
-        )
-        given = [images] if alone else list(images)
+        single = isinstance(images, str | Path) or getattr(images, "ndim", 0) == 3
+        several: Any = [images] if single else images
+        given = list(several)
         if not given:
             raise UserError("images: there is none")
         if all(isinstance(each, str | Path) for each in given):

@@ -64,7 +64,7 @@ def page(
         },
         highlight="fused",
         reference="F",
-        rows=[_row(name, row["cost"], row[protocol.name]) for name, row in table.items()],
+        rows=[_result_row(name, row["cost"], row[protocol.name]) for name, row in table.items()],
         queries=[*clean, *corrupted],
         failures=failures,
         restorations=restorations,
@@ -84,7 +84,7 @@ def page(
     )
 
 
-def _row(name: str, cost: float | None, figures: Mapping[str, Any]) -> ResultRow:
+def _result_row(name: str, cost: float | None, figures: Mapping[str, Any]) -> ResultRow:
     groups = (figures[group] for group in GROUPS)
     return ResultRow(name, cost, figures["clean"], *groups, extra=figures.get("extra", {}))
 
