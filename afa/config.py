@@ -291,6 +291,15 @@ class LaunchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
+    """Every setting of a run; frozen. The method's published settings are the defaults.
+
+    >>> import dataclasses
+    >>> import afa
+    >>> config = dataclasses.replace(afa.ExperimentConfig(), seed=3)
+    >>> config.seed, config.backbone.name
+    (3, 'resnet50')
+    """
+
     seed: int = bounded(0, least=0, most=MOST_SEED)
     """Seed of initial weights, batches, corruptions and noise."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

@@ -16,7 +16,15 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """A mistake of the user. Its text is one line: field, value, what is allowed, nearest match."""
+    """A mistake of the user. Its text is one line: field, value, what is allowed, nearest match.
+
+    >>> import afa
+    >>> try:
+    ...     afa.run("debugg")
+    ... except afa.UserError as error:
+    ...     print(str(error).partition(" (allowed")[0])
+    exp='debugg' is unknown; did you mean 'debug'?
+    """
 
 
 class TrainingDiverged(Exception):
@@ -25,6 +33,11 @@ class TrainingDiverged(Exception):
     Attributes:
       step: the step that produced it (counted from 1).
       part: the first part that was not finite, in the order the step computes them.
+      kept: step of the last good checkpoint; None when there is none.
+
+    >>> import afa
+    >>> print(afa.TrainingDiverged(7, "metric_loss", kept=4))
+    step 7: metric_loss is not finite; training stopped, step 4 is the last good one
     """
 
     def __init__(self, step: int, part: str, kept: int | None) -> None:

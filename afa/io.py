@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 
 from afa.errors import UserError
 
+PROGRAM_CACHE = "AFA_PROGRAM_CACHE"  # environment: auto, off, or a directory (`afa.runtime`)
+
 # ---- writing -----------------------------------------------------------------------------------
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 import jax
 
 from afa import parallel
-from afa.io import cache_home, expanded
+from afa.io import PROGRAM_CACHE, cache_home, expanded
 
-PROGRAM_CACHE = "AFA_PROGRAM_CACHE"  # environment: auto, off, or a directory
 PROGRAM_CACHE_BYTES = 2 * 2**30  # the programs used longest ago are removed beyond that
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt, in glibc's malloc.h

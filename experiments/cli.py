@@ -6,8 +6,6 @@ Nothing here imports JAX, so that `--help` and a misspelt option answer at once.
 import argparse
 import contextlib
 import io
-import logging
-import os
 import re
 import signal
 import sys
@@ -27,7 +25,7 @@ from afa.errors import (
     drop_unread,
     nearest,
 )
-from afa.io import require_writable
+from afa.io import PROGRAM_CACHE, require_writable
 
 T = TypeVar("T")
 
@@ -218,8 +216,10 @@ def perform(
     def command() -> int:
         chosen = parser().parse_args(words)
         if "program_cache" in chosen:
-            os.environ["AFA_PROGRAM_CACHE"] = chosen.program_cache
-        quiet()
+            os.environ[PROGRAM_CACHE] = chosen.program_cache
+        from afa import console
+
+        console.quiet()
         return act(chosen)
 
     return guarded(command)
@@ -296,12 +296,6 @@ def _stopping() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def quiet() -> None:
-    """Keeps libraries' own log lines off the terminal; their errors still come through."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def note(text: str) -> None:

@@ -1,1 +1,1 @@
-"""Getting a run onto a machine: `python -m launch.doctor` tells whether one is fit for it."""
+"""The command `afa`, and `afa doctor`, which tells whether a machine is fit for a run."""

@@ -9,12 +9,13 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from afa.errors import EXIT_USER_ERROR, UserError
-from experiments.cli import guarded
+from experiments.cli import Parser, perform
 
+PROGRAM = "python -m launch.doctor"
 GIB = 2**30
 LEAST_DISK = 2 * GIB  # synthetic set, checkpoints and embeddings of a small run
 # ScaNN is wanted, not needed: exact search stands in for it.
@@ -44,12 +45,18 @@ def devices() -> str:
     return parallel.platform()
 
 
-def main(say: Callable[[str], None] = print) -> int:
-    """Prints one line a finding; returns the exit code."""
-    return guarded(lambda: _main(say))
+def parser() -> Parser:
+    """The command's options: none but --help."""
+    return Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[0])
 
 
-def _main(say: Callable[[str], None]) -> int:
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return perform(parser, lambda _: examine(), words)
+
+
+def examine(say: Callable[[str], None] = print) -> int:
+    """Says one line a finding; returns the exit code."""
     say(
         f"{'python':<20}{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores"
     )

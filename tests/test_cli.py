@@ -174,5 +174,5 @@ def test_the_doctor_tells_that_devices_are_not_there(monkeypatch):
 
     monkeypatch.setattr(parallel, "require_devices", refuse)
     said = []
-    assert doctor.main(said.append) == EXIT_USER_ERROR
+    assert doctor.examine(said.append) == EXIT_USER_ERROR
     assert said[-1] == "not fit: JAX_PLATFORMS=cuda: no such device; usable here: cpu"

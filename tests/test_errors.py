@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_run
 
+import afa
 from afa import io, parallel
 from afa.config import with_changes
 from afa.errors import EXIT_DIVERGED, EXIT_USER_ERROR, UserError
@@ -59,7 +60,7 @@ NO_DURATION = 'is no duration (allowed: "500", "20ep", "40%")'
         ("exp", "", f"--exp is missing (allowed: list, {EXPERIMENTS})"),
         ("data.image_sise", 3,
          "--data.image_sise is no field; did you mean 'data.image_size'? (--help lists all)"),
-        ("scale", "big", "scale='big' is unknown (allowed: auto, laptop, full)"),
+        ("scale", "big", "scale='big' is unknown (allowed: auto, full, laptop)"),
         ("data.name", "foldr",
          "data.name='foldr' is unknown; did you mean 'folder'? (allowed: synthetic, folder, "
          "gldv2, inshop, tfds:NAME)"),
@@ -127,9 +128,9 @@ def test_a_stray_word_is_no_field(refused):
 
 def test_a_notebook_gets_the_same_lines_as_exceptions():
     with pytest.raises(UserError, match=r"image_sise is no field; did you mean 'data\.image_s"):
-        command.run("debug", **{"data.image_sise": 3})  # pyright: ignore[reportArgumentType]
+        afa.run("debug", **{"data.image_sise": 3})  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="exp='debugg' is unknown"):
-        command.run("debugg")
+        afa.run("debugg")
 
 
 # ---- data ----------------------------------------------------------------------------------------

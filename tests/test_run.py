@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 import tiny_run
 
+import afa
 from afa.config import ExperimentConfig, differences, flatten, from_dict
 from afa.errors import EXIT_DIVERGED, UserError
 from afa.evaluation.evaluator import Evaluator
@@ -222,7 +223,7 @@ def test_a_run_as_a_function_without_the_adversarial_part(tiny_data, tmp_path, c
     settings |= {"train.keep_best": 1, "train.steps": "4", "retrieval.index": "exact://"}
     for of_the_adversarial_part in ("generator.latent_dim", "train.plain"):
         del settings[of_the_adversarial_part]
-    result = command.run(workdir=str(tmp_path / "run"), **settings)
+    result = afa.run(workdir=str(tmp_path / "run"), **settings)
     assert {"config", "commit", "data", "metrics", "timings"} <= result.keys()
     assert result["step"] == 4
     assert list(result["parameters"]) == ["embedder"]

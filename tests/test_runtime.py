@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from afa import runtime
+from afa import io, runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
 import jax, jax.numpy as jnp
 from jax._src import monitoring
-from afa import runtime
+from afa import io, runtime
 
 hits = []
 monitoring.register_event_listener(lambda name, **_: hits.append(name))
@@ -26,7 +26,7 @@ print(sum(name.endswith("cache_hits") for name in hits))
 
 def compiled(where: Path | str, **environment: str) -> tuple[str, int]:
     """Bits of a result, and how many programs were found on disk, in a process of its own."""
-    fixed = {"PYTHONPATH": str(ROOT), runtime.PROGRAM_CACHE: str(where), "PYTHONWARNINGS": "error"}
+    fixed = {"PYTHONPATH": str(ROOT), io.PROGRAM_CACHE: str(where), "PYTHONWARNINGS": "error"}
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env={**inherited, **fixed, **environment},

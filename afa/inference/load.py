@@ -1,18 +1,19 @@
 """The networks of a finished run, which describe images as its gallery was described."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float32, PyTree
+from jaxtyping import Float32, PyTree, UInt8
 
 from afa import config as configuration
 from afa import runtime
 from afa.config import ExperimentConfig
 from afa.data.pipeline import preprocessing
-from afa.data.types import ImageSet, RawImage
+from afa.data.types import Files, ImageSet, RawImage
 from afa.errors import UserError
 from afa.inference.embed import Embedding
 from afa.manifest import MANIFEST, OWN_FIELDS, read_manifest
@@ -23,6 +24,7 @@ from afa.train.state import TrainState, checkpoint_id
 from afa.workdir import Workdir
 
 GALLERY_FIELDS = (*OWN_FIELDS, "unknown")  # fields of a manifest that say nothing of the networks
+OneImage = str | Path | UInt8[np.ndarray, "_ _ 3"]
 
 
 class Trained:
@@ -47,14 +49,17 @@ class Trained:
         self._many = Embedding(networks, config).fused(record["weights"])
 
     @classmethod
-    def load(cls, directory: Path) -> "Trained":
+    def load(cls, directory: Path | str) -> "Trained":
         """Opens a finished run.
+
+            vectors = afa.load("runs/first").embed(["a.jpg", "b.jpg"])
 
         Raises:
           UserError: no run, one that is not finished, or embeddings that another checkpoint or
             preprocessing made.
         """
         runtime.keep_programs()
+        directory = Path(directory)
         home = Workdir(directory)
         if home.stored() is None:
             raise UserError(f"--run={directory}: holds no run (config.json is missing)")
@@ -79,6 +84,35 @@ class Trained:
                 )
         return cls(home, config, record, trained.search_variables())
 
+    def embed(
+        self, images: OneImage | Sequence[OneImage] | UInt8[np.ndarray, "n _ _ 3"]
+    ) -> Float32[np.ndarray, "n d"]:
+        """Unit vectors of images, as those of the run's gallery.
+
+        Args:
+          images: files, or uint8 RGB arrays of shape (h, w, 3); a list of either, or a single one.
+            A file is the better choice for a JPEG: a large one is decoded at a smaller scale, as
+            the gallery's was, which gives slightly other pixels than shrinking it afterwards.
+
+        Raises:
+          UserError: none, something else, or a file that is missing or no image.
+        """
+        single = isinstance(images, str | Path) or getattr(images, "ndim", 0) == 3
+        several: Any = [images] if single else images
+        given = list(several)
+        if not given:
+            raise UserError("images: there is none")
+        if all(isinstance(each, str | Path) for each in given):
+            source: Sequence[RawImage] = Files(map(str, given))
+        else:
+            for place, each in enumerate(given):
+                _check_pixels(f"images[{place}]", each)
+            source = given
+        count = len(source)
+        ids = tuple(map(str, range(count)))
+        chosen = ImageSet(source, np.zeros(count, np.int64), ids, np.zeros(count, bool))
+        return self(chosen) if count > 1 else self._one(self.variables, chosen)
+
     def __call__(self, images: ImageSet) -> Float32[np.ndarray, "n d"]:
         """Unit vectors of many images."""
         return self._many(self.variables, images)
@@ -87,6 +121,19 @@ class Trained:
         """Unit vector of one image."""
         images = ImageSet([image], np.zeros(1, np.int64), ("query",), np.zeros(1, bool))
         return self._one(self.variables, images)
+
+
+def _check_pixels(name: str, image: Any) -> None:
+    """Refuses what is no RGB image.
+
+    Raises:
+      UserError: naming what it is.
+    """
+    allowed = "(allowed: files alone, or uint8 arrays of shape (h, w, 3) alone)"
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"{name} is a {type(image).__name__} {allowed}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise UserError(f"{name} is {image.dtype} of shape {image.shape} {allowed}")
 
 
 def restore(home: Workdir, config: ExperimentConfig, classes: int, step: int) -> TrainState:

@@ -1,6 +1,13 @@
 """Losses: one file per metric loss, registered in `LOSSES`; `adversarial` holds those of G and D.
 
 A metric loss is a frozen dataclass whose defaults are the published settings; see `base`.
+
+>>> import afa
+>>> sorted(afa.losses.LOSSES)[:3]
+['arcface', 'contrastive', 'multi_similarity']
+>>> loss = afa.losses.LOSSES["arcface"](margin=0.3)
+>>> loss.scale, loss.margin
+(64.0, 0.3)
 """
 
 from afa.errors import choose

@@ -65,16 +65,7 @@ def page(
         },
         highlight="fused",
         reference="F",
-        rows=[
-            ResultRow(
-                name,
-                row["cost"],
-                row[protocol.name]["clean"],
-                *(row[protocol.name][group] for group in GROUPS),
-                extra=row[protocol.name].get("extra", {}),
-            )
-            for name, row in table.items()
-        ],
+        rows=[_result_row(name, row["cost"], row[protocol.name]) for name, row in table.items()],
         queries=[*clean, *corrupted],
         failures=failures,
         restorations=restorations,
@@ -89,23 +80,32 @@ def page(
             if name in ("raw pixels", "initial weights", "F", "F + G", "fused")
         },
         held_back=result["data"]["held_back_corruptions"],
-        search=SearchFacts(
-            search["engine"],
-            config.retrieval.results,
-            search[f"recall_at_{config.retrieval.results}"],
-            search["queries_per_second"],
-            search["single_queries_per_second"],
-            search["gallery_size"],
-            search["dimension"],
-            search["plan"],
-            search.get("target", 0.0),
-            search.get("curve", ()),
-        ),
+        search=_search_facts(search, config.retrieval.results),
         restored=result["metrics"]["restoration"],
         notes=[
             *restoration.warnings(result["metrics"]["restoration"], config.data.corruptions),
             *(f"left out: {each}" for each in dataset.skipped),
         ],
+    )
+
+
+def _result_row(name: str, cost: float | None, figures: Mapping[str, Any]) -> ResultRow:
+    groups = (figures[group] for group in GROUPS)
+    return ResultRow(name, cost, figures["clean"], *groups, extra=figures.get("extra", {}))
+
+
+def _search_facts(search: Mapping[str, Any], results: int) -> SearchFacts:
+    return SearchFacts(
+        search["engine"],
+        results,
+        search[f"recall_at_{results}"],
+        search["queries_per_second"],
+        search["single_queries_per_second"],
+        search["gallery_size"],
+        search["dimension"],
+        search["plan"],
+        search.get("target", 0.0),
+        search.get("curve", ()),
     )
 
 

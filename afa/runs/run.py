@@ -12,9 +12,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-import afa
+from afa import __version__, parallel
 from afa import config as configuration
-from afa import parallel
 from afa.config import ExperimentConfig
 from afa.data.corruptions import held_back
 from afa.data.pipeline import preprocessing
@@ -232,7 +231,7 @@ def parameters(trained: TrainState) -> dict[str, int]:
 
 def commit() -> str:
     """Commit of the code, with `+changes` where it differs from it; the version outside of git."""
-    root = Path(afa.__file__).parent.parent
+    root = Path(__file__).parents[2]
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -241,11 +240,11 @@ def commit() -> str:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")) != root:
-            return f"afa {afa.__version__}"
+            return f"afa {__version__}"
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return f"afa {afa.__version__}"
+        return f"afa {__version__}"
 
 
 class Timings:

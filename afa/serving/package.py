@@ -32,7 +32,6 @@ from jax import export
 from jaxtyping import Array, PyTree
 from safetensors.numpy import save
 
-import afa
 from afa import config as configuration
 from afa import parallel
 from afa.config import ExperimentConfig
@@ -292,7 +291,7 @@ def _serialised(program: export.Exported) -> bytes:
 
 
 def _write_code(stage: Path) -> None:
-    source = Path(afa.__file__).parent
+    source = Path(__file__).parents[1]
     for name in CODE:
         write_bytes(stage / "afa" / name, (source / name).read_bytes())
     versions = "".join(f"{each}=={importlib.metadata.version(each)}\n" for each in LIBRARIES)

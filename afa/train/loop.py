@@ -25,7 +25,15 @@ Evaluate = Callable[[TrainState], Mapping[str, float]]
 
 
 class Preempted(Exception):
-    """The run was asked to stop; its state is saved."""
+    """SIGTERM or Ctrl-C stopped the run; its state is saved.
+
+    Attributes:
+      step: the last step that was taken.
+
+    >>> import afa
+    >>> print(afa.Preempted(120))
+    stopped by a signal after step 120; everything is saved
+    """
 
     def __init__(self, step: int) -> None:
         self.step = step

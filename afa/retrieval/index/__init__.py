@@ -162,6 +162,19 @@ def load(directory: Path | str, uri: str | None = None) -> Index:
     Raises:
       UserError: no index, a damaged file, another engine than was built, a library that is missing,
         or no connection.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import afa
+    >>> from afa.retrieval.index import build
+    >>> from afa.retrieval.records import Records
+    >>> made_by = {"configuration": {}, "checkpoint": "none", "preprocessing": {}}
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     vectors = np.eye(3, dtype=np.float32)
+    ...     _ = build(directory, "exact://", None, Records.of(vectors, ["a", "b", "c"]), made_by)
+    ...     results = afa.open_index(directory).search(vectors[1:2], k=1)
+    >>> results.ids.tolist(), results.scores.tolist()
+    ([['b']], [[1.0]])
     """
     directory = Path(directory)
     while True:
