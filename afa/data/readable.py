@@ -1,5 +1,6 @@
 """Which images of a user's files can be read: a few bad ones are left out, many are refused."""
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from afa.errors import UserError
 
 PROGRESS_FROM = 5000  # images; checking fewer is over before a bar would be read
 SHOWN = 3  # unreadable images named in the error
+MOST_THREADS = 16  # unless more are asked for; every one keeps batches in memory
 
 
 def readable(
@@ -23,15 +25,23 @@ def readable(
     Raises:
       UserError: more of them than `config.max_unreadable` allows.
     """
-    reasons = why_not(paths, config.read_threads)
+    reasons = why_not(paths, reading_threads(config.read_threads))
     told = [f"{name}: {reason}" for name, reason in zip(ids, reasons, strict=True) if reason]
     _refuse_too_many(told, len(paths), config)
     return [i for i, reason in enumerate(reasons) if not reason], told
 
 
+def reading_threads(asked: int = 0) -> int:
+    """Threads that read images: as many as asked for, or (0) one a core this process may use."""
+    if asked:
+        return asked
+    may_use = getattr(os, "sched_getaffinity", None)  # Linux alone
+    return min(len(may_use(0)) if may_use else os.cpu_count() or 1, MOST_THREADS)
+
+
 def why_not(paths: Sequence[Path], threads: int) -> list[str]:
     """Why each of these images cannot be used, or "" when it decodes completely."""
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         return list(
             track(
                 pool.map(_reason, paths),
