@@ -19,7 +19,7 @@ from afa.data.types import ImageSet
 from afa.errors import choose
 from afa.evaluation import statistics
 from afa.evaluation.metrics.retrieval import Metrics, Ranked, metrics_of, pad
-from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
+from afa.evaluation.protocols import Protocol, drawn_evenly, halves, protocols
 from afa.evaluation.statistics import Estimate
 from afa.inference.embed import ONE_SIZE, Embedding, Pyramid
 from afa.retrieval.rerank import EVIDENCE, LOCAL_SCALES, METHODS, combinations, plain, word
@@ -34,6 +34,7 @@ from afa.retrieval.rerank.whitening import Whitening, learned_whitening, pca_whi
 
 BLOCK = 256  # queries whose scores of the whole gallery are held
 CHOSEN_BY = "map_at_r"
+HALVES = "halves"
 SHRINKAGE = (0.03, 0.1, 0.3)
 SHARES = (0.25, 0.5, 1.0)  # of the dimensions that whitening keeps
 LOCAL_FEATURES = 128  # of an image's local view that are kept
@@ -202,14 +203,14 @@ def study(
 
     Args:
       splits: validation, test, and for whitening train.
-      protocol: of the test queries (`afa.evaluation.protocols`); settings are chosen by
-        leave-one-out, which every split allows.
+      protocol: of the test queries, in which no query is in the gallery: one that the split
+        allows (`offered`). Settings are chosen by halves, which every split allows.
       note: is told what is done.
       names: the methods, of `NAMES`.
       queries: of either split, drawn evenly over the classes; 0 is all.
     """
     measured_on = splits["test"]
-    rule = _asking(splits["validation"].images, "leave_one_out", queries)
+    rule = _asking(splits["validation"].images, HALVES, queries)
     target = _asking(measured_on.images, protocol, queries)
     labels = measured_on.images.labels[target.queries]
     lines: list[Line] = []
@@ -236,9 +237,19 @@ def study(
     return lines
 
 
+def offered(images: ImageSet) -> list[str]:
+    """Protocols by which re-ranking is measured, the headline first.
+
+    Methods that prepare the gallery use the neighbours of its images. Leave-one-out, where the
+    query is one of them, would let it change its own result: halves take its place.
+    """
+    found = [each.name for each in protocols(images) if each.name != "leave_one_out"]
+    return sorted({HALVES, *found}, key=("query_gallery", HALVES, "catalogue").index)
+
+
 def _asking(images: ImageSet, name: str, count: int) -> Protocol:
     """The protocol with some of its queries."""
-    whole = protocols(images, name)[0]
+    whole = halves(images) if name == HALVES else protocols(images, name)[0]
     drawn = drawn_evenly(images, whole.queries, count, seed=0)
     place = np.searchsorted(whole.queries, drawn)
     return dataclasses.replace(whole, queries=drawn, exclude=whole.exclude[place])
