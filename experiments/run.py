@@ -52,7 +52,8 @@ def run(exp: str, *, workdir: str = "", scale: Scale = "auto", **changes: Any) -
     recipe = configured(exp, scale, changes)
     config = with_changes(recipe, **changes)
     refuse_unread(config, recipe)
-    return _execute(exp, config, workdir)
+    with _first_prints():
+        return _execute(exp, config, workdir)
 
 
 def _join(exp: str, given: Mapping[str, Any]) -> None:
@@ -136,26 +137,32 @@ def _main(words: Sequence[str]) -> int:
     if not command.exp:
         raise UserError(f"--exp is missing (allowed: list, {', '.join(configs.names())})")
     config = _settings(command)
-    if command.dry_run:
-        return _dry_run(command.exp, config)
-    if is_laptop(command.scale):
-        print(f"{command.exp} at laptop scale (no accelerator, or asked for); --scale=full trains "
-              "for real")  # fmt: skip
-    _execute(command.exp, config, command.workdir)
+    with _first_prints():
+        if command.dry_run:
+            return _dry_run(command.exp, config)
+        if is_laptop(command.scale):
+            print(f"{command.exp} at laptop scale (no accelerator, or asked for); --scale=full "
+                  "trains for real")  # fmt: skip
+        _execute(command.exp, config, command.workdir)
     return 0
+
+
+def _first_prints() -> contextlib.AbstractContextManager[object]:
+    """Inside, only the first of several processes prints."""
+    from afa import parallel
+
+    if parallel.process_index() == 0:
+        return contextlib.nullcontext()
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def _execute(exp: str, config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     cli.quiet()
-    from afa import parallel, runtime
+    from afa import runtime
     from afa.runs import run as job
 
-    home = Path(workdir or Path("runs") / exp)
-    first = parallel.process_index() == 0  # of several processes one prints
-    printing = contextlib.nullcontext() if first else contextlib.redirect_stdout(io.StringIO())
     try:
-        with printing:
-            return job.run(exp, config, home)
+        return job.run(exp, config, Path(workdir or Path("runs") / exp))
     finally:
         runtime.forget_programs()  # of a notebook that calls this again and again
 
