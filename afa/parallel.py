@@ -419,8 +419,12 @@ def compiled_once(function: Callable) -> Callable:
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """Replicated device values as NumPy arrays."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), tree)
+    """Replicated device values, or what is on the host already, as NumPy arrays."""
+
+    def host(leaf: Any) -> np.ndarray:
+        return np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+
+    return jax.tree.map(host, tree)
 
 
 def local(tree: PyTree) -> PyTree:

@@ -62,6 +62,10 @@ def close(found, expected, place=""):
         assert set(found) == set(expected), place
         for name, each in expected.items():
             close(found[name], each, f"{place}/{name}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), place
+        for number, pair in enumerate(zip(found, expected, strict=True)):
+            close(*pair, f"{place}/{number}")
     elif isinstance(expected, float):
         assert found == pytest.approx(expected, abs=1e-4), place
     else:

@@ -15,6 +15,7 @@ from afa.data.types import ImageSet, RawImage
 from afa.errors import UserError
 from afa.inference.embed import Embedding
 from afa.manifest import MANIFEST, OWN_FIELDS, read_manifest
+from afa.models.fusion import Role
 from afa.models.networks import build_networks, preprocessing_record
 from afa.train import optim, state
 from afa.train.checkpoint import Checkpoints
@@ -43,7 +44,7 @@ class Trained:
         one = dataclasses.replace(config.evaluation, batch_size=1)
         alone = Embedding(networks, dataclasses.replace(config, evaluation=one))
         self._one = alone.fused(record["weights"])
-        self._many = Embedding(networks, config).fused(record["weights"])
+        self._embedding = Embedding(networks, config)
 
     @classmethod
     def load(cls, directory: Path) -> "Trained":
@@ -77,9 +78,9 @@ class Trained:
                 )
         return cls(home, config, record, trained.search_variables())
 
-    def __call__(self, images: ImageSet) -> Float32[np.ndarray, "n d"]:
-        """Unit vectors of many images."""
-        return self._many(self.variables, images)
+    def __call__(self, images: ImageSet, role: Role = "query") -> Float32[np.ndarray, "n d"]:
+        """Unit vectors of many images, which ask or which are searched."""
+        return self._embedding.fused(self.record["weights"], role)(self.variables, images)
 
     def one(self, image: RawImage) -> Float32[np.ndarray, "1 d"]:
         """Unit vector of one image."""

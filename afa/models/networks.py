@@ -17,7 +17,7 @@ from afa.models.backbones.contract import Options, Preprocessing
 from afa.models.discriminator import Discriminator, Verdict
 from afa.models.embedder import IMAGENET_CLASSES, Descriptors, Embedder, Images
 from afa.models.freezing import Frozen
-from afa.models.fusion import RestorationGate
+from afa.models.fusion import RestorationGate, shares
 from afa.models.generator import Generator
 from afa.models.heads import LocalFeatures
 
@@ -60,6 +60,11 @@ class Networks:
             }
         return variables
 
+    @property
+    def gated(self) -> bool:
+        """Whether an image has another vector as a query than in the gallery."""
+        return self.gate is not None and self.gate.kind != "fixed"
+
     def block_names(self) -> tuple[str, ...]:
         """Every descriptor block there is for search."""
         game = () if self.generator is None else ("restored", "discriminator")
@@ -72,7 +77,7 @@ class Networks:
         images: Images,
         wanted: Collection[str] | None = None,
     ) -> tuple[dict[str, Float[Array, "b _"]], dict[str, Float[Array, "b"]]]:
-        """Descriptor blocks of a batch for search, and the gate of G's view.
+        """Descriptor blocks of a batch for search, and their gates (`afa.models.fusion.shares`).
 
         Blocks: "global", "local", "posterior", with the published classifier "imagenet" (its own
         posterior), one a second view ("flip", ...), and with a generator "restored" (F of G(x)) and
@@ -105,9 +110,10 @@ class Networks:
             # Both verdicts are dead code, and cost nothing, unless the gate asks for them.
             logits = [self._verdict(variables, each).logit
                       for each in (images, seen_as["restored"])]  # fmt: skip
-            gates["restored"] = layers.apply(
+            opened = layers.apply(
                 self.gate, variables["gate"], blocks["global"], blocks["restored"], *logits
             )
+            gates = shares(self.gate.kind, opened)
         return blocks, gates
 
     def pooled(

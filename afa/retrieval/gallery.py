@@ -42,7 +42,7 @@ def described(trained: Trained, found: Found, note: Note) -> Records:
             tuple(ids[begin : begin + count]),
             np.zeros(count, bool),
         )
-        vectors.append(trained(images))
+        vectors.append(trained(images, "gallery"))
         note(f"described {begin + count} of {len(paths)} images")
     folders = [found.files[i][:-1] for i in places]
     classes = [class_name(parts[-1]) if parts else "" for parts in folders]
