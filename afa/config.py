@@ -70,8 +70,8 @@ class DataConfig:
     """Training: share of the images that get one of these corruptions."""
     max_unreadable: float = bounded(0.01, least=0, most=1)
     """Share of unreadable images that is skipped with a warning; more is refused."""
-    read_threads: int = bounded(2, least=0)
-    """Threads that read and augment the coming batches."""
+    read_threads: int = bounded(0, least=0)
+    """Threads that read and augment the coming batches (0: one a CPU core, at most 16)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,8 +34,12 @@ from afa.errors import UserError
 AXIS = "data"
 Impl = Literal["auto", "pmap", "shard_map"]
 T = TypeVar("T")
-# Variables of launchers: number of processes -> which one this is.
-PROCESS_COUNTS = {"SLURM_NTASKS": "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK"}
+# Variables of launchers: number of processes -> what every one of them has beside it. The script of
+# a SLURM batch job has the number, but no step: it is a single process until `srun` starts some.
+PROCESS_COUNTS = {
+    "SLURM_NTASKS": ("SLURM_PROCID", "SLURM_STEP_NODELIST"),
+    "OMPI_COMM_WORLD_SIZE": ("OMPI_COMM_WORLD_RANK",),
+}
 MESSAGE_BYTES = 4096  # of an error that processes tell each other
 _ACCELERATED: ContextVar[bool | None] = ContextVar("accelerated", default=None)
 
@@ -55,6 +59,8 @@ def start(coordinator: str, processes: int = 1, index: int = 0) -> None:
     """
     if coordinator == "none" or (coordinator == "auto" and environment_processes() < 2):
         return
+    if jax.distributed.is_initialized():  # by an earlier run of the same notebook or program
+        return
     found = coordinator not in ("auto", "environment")
     try:
         if found:
@@ -70,8 +76,8 @@ def environment_processes() -> int:
     """Number of processes that a launcher announces in the environment; 1 without one."""
     names = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
     counts = [len(names) if all(names) else 1]
-    for count, rank in PROCESS_COUNTS.items():
-        if rank in os.environ and os.environ.get(count, "").isdecimal():
+    for count, others in PROCESS_COUNTS.items():
+        if os.environ.get(count, "").isdecimal() and all(name in os.environ for name in others):
             counts.append(int(os.environ[count]))
     return max(counts)
 
@@ -413,8 +419,12 @@ def compiled_once(function: Callable) -> Callable:
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """Replicated device values as NumPy arrays."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), tree)
+    """Replicated device values, or what is on the host already, as NumPy arrays."""
+
+    def host(leaf: Any) -> np.ndarray:
+        return np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+
+    return jax.tree.map(host, tree)
 
 
 def local(tree: PyTree) -> PyTree:

@@ -66,7 +66,7 @@ def _main(chosen: argparse.Namespace) -> int:
     runtime.keep_memory()
     trained = Trained.load(chosen.run)
     note(benchmark.protocol)
-    figures = benchmark.score(trained(benchmark.queries), trained(benchmark.gallery))
+    figures = benchmark.score(trained(benchmark.queries), trained(benchmark.gallery, "gallery"))
     columns = ["of", "figure", "percent", "95 percent interval", "queries"]
     table(f"{benchmark.name}, exact search", [_row(each) for each in figures], columns)
     if chosen.out:

@@ -1,7 +1,8 @@
 """What re-ranking gains with a trained run: `python -m experiments.rerank --run=DIR`.
 
 Describes the images of the run's data set, fits whitening on training classes, chooses every
-method's settings on validation classes, and prints its gain and cost on the test classes. Costs
+method's settings on validation classes, and prints its gain and cost on the test classes. No query
+is in the gallery that is searched: a method would have prepared the gallery with it. Costs
 are milliseconds to describe a query (as one of a batch), milliseconds to rank the gallery for it,
 and seconds to prepare the gallery. The chosen settings are kept with the run, for
 `experiments.search --rerank=NAME`.
@@ -26,8 +27,9 @@ def parser() -> Parser:
     options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
     add = options.add_argument
     add("--run", required=True, type=Path, help="directory of a finished run")
-    add("--protocol", choices=("leave_one_out", "query_gallery", "catalogue"), default=None,
-        help="of the test queries (default: the first that the test split has)")  # fmt: skip
+    add("--protocol", choices=("query_gallery", "halves", "catalogue"), default=None,
+        help="of the test queries; halves: half of every class's images searched among the others "
+        "(default: the first that the test split has)")  # fmt: skip
     add("--methods", type=_listed, default=None, metavar="A,B",
         help="such as alpha_query_expansion,geometric_verification (default: all)")  # fmt: skip
     add("--scales", type=_scales, default=(1.0,), metavar="A,B",
@@ -103,14 +105,12 @@ def _main(chosen: argparse.Namespace) -> int:
 
 
 def _protocol(name: str | None, images: Any) -> str:
-    from afa.evaluation.protocols import protocols
+    from afa.evaluation.reranking import offered
 
-    allowed = [each.name for each in protocols(images)]
-    if name is None:
-        return allowed[0]
-    if name not in (*allowed, "leave_one_out"):
+    allowed = offered(images)
+    if name is not None and name not in allowed:
         raise UserError(f"--protocol={name}: the test split allows {', '.join(allowed)}")
-    return name
+    return name or allowed[0]
 
 
 COLUMNS = ["method", "settings", "validation MAP@R %", "R@1 %", "MAP@R %", "gain", "p",

@@ -16,7 +16,7 @@ from afa.checks import refuse_unread
 from afa.config import LOSS_NAME, ExperimentConfig, LaunchConfig, with_changes
 from afa.errors import UserError
 from afa.losses import LOSSES
-from afa.runs.start import Scale, configured, execute, find, is_laptop, join
+from afa.runs.start import Scale, configured, execute, find, first_prints, is_laptop, join
 from experiments import cli, configs
 
 PROGRAM = "python -m experiments.run"
@@ -79,12 +79,13 @@ def _main(words: Sequence[str]) -> int:
     if not command.exp:
         raise UserError(f"--exp is missing (allowed: list, {', '.join(configs.names())})")
     config = _settings(command)
-    if command.dry_run:
-        return _dry_run(command.exp, config)
-    if is_laptop(command.scale):
-        print(f"{command.exp} at laptop scale (no accelerator, or asked for); --scale=full trains "
-              "for real")  # fmt: skip
-    execute(command.exp, config, Path(command.workdir or Path("runs") / command.exp))
+    with first_prints():
+        if command.dry_run:
+            return _dry_run(command.exp, config)
+        if is_laptop(command.scale):
+            print(f"{command.exp} at laptop scale (no accelerator, or asked for); --scale=full "
+                  "trains for real")  # fmt: skip
+        execute(command.exp, config, Path(command.workdir or Path("runs") / command.exp))
     return 0
 
 

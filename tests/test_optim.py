@@ -113,6 +113,19 @@ def test_weight_decay_is_for_kernels_alone(name):
     jax.tree.map(np.testing.assert_array_equal, without, PARAMS)
 
 
+def test_sgd_decays_apart_from_its_momentum():
+    """Two steps by hand: m = 0.9 m + g; w = w - rate (g + 0.9 m) - rate decay w."""
+    rate, decay, momentum = 0.1, 0.5, 0.9
+    first, second = gradients(2)
+    config = settings(name="sgd", learning_rate=rate, weight_decay=decay)
+    path = walk(config, [first, second])
+    g1, g2, w0 = (each["conv"]["kernel"] for each in (first, second, PARAMS))
+    w1 = w0 - rate * (g1 + momentum * g1) - rate * decay * w0
+    w2 = w1 - rate * (g2 + momentum * (momentum * g1 + g2)) - rate * decay * w1
+    near(path[0]["conv"]["kernel"], w1, 1e-5)
+    near(path[1]["conv"]["kernel"], w2, 1e-5)
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_accumulating_equals_averaging(name, clip):

@@ -1,6 +1,7 @@
 """Batches are pure in (seed, step) and split over processes; properties of the samplers."""
 
 import dataclasses
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +13,7 @@ from afa.data.augment import augment, colour_matrix, crop_box
 from afa.data.corruptions import corrupt
 from afa.data.images import encode_jpeg
 from afa.data.pipeline import TrainPipeline, eval_batches, evaluation_view, preprocessing
+from afa.data.readable import reading_threads
 from afa.data.types import ImageSet
 from afa.errors import UserError
 
@@ -69,6 +71,17 @@ def test_later_steps_may_have_other_settings():
     assert [len(batch["label"]) for batch in found] == [8, 8, 4, 4, 4]
     assert all((batch["corruption"] > 0).all() for batch in found[2:])
     np.testing.assert_array_equal(both.classes, first.classes)
+
+
+def test_one_thread_a_core_unless_more_are_asked_for(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(5)), raising=False)
+    assert (reading_threads(), reading_threads(3), reading_threads(40)) == (5, 3, 40)
+    assert DataConfig().read_threads == 0
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(96)))
+    assert reading_threads() == 16
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert reading_threads() == 7
 
 
 @pytest.mark.parametrize("sampler", ["pk", "shuffle"])

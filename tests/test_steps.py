@@ -349,7 +349,7 @@ def test_the_gate_is_trained_by_the_metric_loss_of_the_fused_views():
         opened = apply(networks.gate, {"params": params}, x, r, jnp.zeros(16), jnp.zeros(16))
         proxies = apply(networks.embedder, frozen, method="proxies")["global"]
         both = {"global": 1.0, "restored": 1.0}
-        rows = fuse({"global": x, "restored": r}, both, {"restored": opened})
+        rows = fuse({"global": x, "restored": r}, both, {"global": 1 - opened, "restored": opened})
         targets = fuse({"global": proxies, "restored": proxies}, both)
         return norm_softmax(rows, labels, targets, 0.05)
 

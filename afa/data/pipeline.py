@@ -15,6 +15,7 @@ from afa.data.augment import ASPECT, augment
 from afa.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from afa.data.images import UnreadableImage, decode, evaluation_side, resize_crop
 from afa.data.images import evaluation_view as evaluation_view_of
+from afa.data.readable import reading_threads
 from afa.data.types import ImageSet, RawImage
 from afa.errors import UserError, choose
 
@@ -170,7 +171,7 @@ class TrainPipeline:
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Yields the batches of steps `start` to `stop` - 1, prefetched by `data.read_threads`."""
-        return _in_threads(self.batch, start, stop, self.config.read_threads)
+        return _in_threads(self.batch, start, stop, reading_threads(self.config.read_threads))
 
 
 def steps_per_epoch(images: ImageSet, config: DataConfig) -> int:
@@ -214,7 +215,8 @@ def eval_batches(
         begin = number * batch_size
         return np.stack([view(i) for i in range(begin, min(begin + batch_size, len(images)))])
 
-    return _in_threads(batch, 0, math.ceil(len(images) / batch_size), config.read_threads)
+    batches, threads = math.ceil(len(images) / batch_size), reading_threads(config.read_threads)
+    return _in_threads(batch, 0, batches, threads)
 
 
 def evaluation_view(image: RawImage, config: DataConfig) -> UInt8[np.ndarray, "s s 3"]:

@@ -1,5 +1,6 @@
 """Checks which image files can be decoded. A few unreadable ones are skipped; many are an error."""
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from afa.errors import UserError
 
 PROGRESS_FROM = 5000  # images; checking fewer is too quick for a progress bar
 SHOWN = 3  # unreadable images named in the error
+MOST_THREADS = 16  # unless more are asked for; every one keeps batches in memory
 
 
 def readable(
@@ -23,15 +25,23 @@ def readable(
     Raises:
       UserError: more unreadable images than `config.max_unreadable` allows.
     """
-    reasons = why_not(paths, config.read_threads)
+    reasons = why_not(paths, reading_threads(config.read_threads))
     skipped = [f"{name}: {reason}" for name, reason in zip(ids, reasons, strict=True) if reason]
     _refuse_too_many(skipped, len(paths), config)
     return [i for i, reason in enumerate(reasons) if not reason], skipped
 
 
+def reading_threads(requested: int = 0) -> int:
+    """Number of threads that read images: the requested one, or for 0 one per available core."""
+    if requested:
+        return requested
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return min(len(affinity(0)) if affinity else os.cpu_count() or 1, MOST_THREADS)
+
+
 def why_not(paths: Sequence[Path], threads: int) -> list[str]:
     """Returns for each image why it cannot be decoded, or "" if it can."""
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         return list(
             track(
                 pool.map(_reason, paths),

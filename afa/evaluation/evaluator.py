@@ -144,7 +144,7 @@ class Evaluator:
         conditions = [gallery.rows(at), *(describe(images.subset(drawn), c) for c in trained)]
 
         def score(weights: Weights) -> float:
-            vectors = gallery.fused(weights)
+            vectors = gallery.fused(weights, "gallery")
             found = [
                 ranked_metrics(each.fused(weights), vectors, images, protocol, at)
                 for each in conditions
@@ -170,7 +170,7 @@ class Evaluator:
         describe = self._sources(variables, initial, variants)
         clean = {source: function(images, None) for source, function in describe.items()}
         galleries = {
-            (v.name, p.name): clean[v.source].rows(p.gallery).fused(v.weights)
+            (v.name, p.name): clean[v.source].rows(p.gallery).fused(v.weights, "gallery")
             for v in variants
             for p in listed
         }

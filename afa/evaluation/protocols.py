@@ -63,6 +63,19 @@ def protocols(images: ImageSet, choice: str = "auto") -> list[Protocol]:
     return [found[choice]]
 
 
+def halves(images: ImageSet, seed: int = 0) -> Protocol:
+    """One half of every class's in-the-wild images searched among the other halves.
+
+    As leave-one-out it needs no queries and gallery of the data set, but no query is in the
+    gallery: for methods that prepare the gallery. The draw is the same for the same seed. A
+    class of an odd number of images has one more in the gallery.
+    """
+    wild = np.flatnonzero(~images.catalogue)
+    shuffled, place = _places(images, wild, seed)
+    queries, gallery = (np.sort(shuffled[place % 2 == half]) for half in (1, 0))
+    return Protocol("halves", queries, gallery, np.full(len(queries), -1))
+
+
 def drawn_evenly(images: ImageSet, index: Index, count: int, seed: int) -> Index:
     """At most `count` of the images at `index` (0: all), spread evenly over the classes.
 
@@ -70,12 +83,16 @@ def drawn_evenly(images: ImageSet, index: Index, count: int, seed: int) -> Index
     """
     if count == 0 or count >= len(index):
         return index
-    rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(index)
+    shuffled, place = _places(images, index, seed)
+    return np.sort(shuffled[np.argsort(place, kind="stable")[:count]])
+
+
+def _places(images: ImageSet, index: Index, seed: int) -> tuple[Index, Index]:
+    """The images at `index` in a random order, and the place of each within its class."""
+    shuffled = np.random.default_rng(seed).permutation(index)
     labels = images.labels[shuffled]
-    # Place of each image within its class: all firsts come before all seconds.
     order = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[order], labels[order], side="left")
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order)) - starts
-    return np.sort(shuffled[np.argsort(place, kind="stable")[:count]])
+    return shuffled, place

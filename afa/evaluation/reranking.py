@@ -19,9 +19,10 @@ from afa.data.types import ImageSet
 from afa.errors import choose
 from afa.evaluation import statistics
 from afa.evaluation.metrics.retrieval import Metrics, Ranked, metrics_of, pad
-from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
+from afa.evaluation.protocols import Protocol, drawn_evenly, halves, protocols
 from afa.evaluation.statistics import Estimate
 from afa.inference.embed import ONE_SIZE, Embedding, Pyramid
+from afa.models.fusion import Role
 from afa.retrieval.rerank import EVIDENCE, LOCAL_SCALES, METHODS, combinations, plain, word
 from afa.retrieval.rerank.contract import (
     ImageFeatures,
@@ -34,6 +35,7 @@ from afa.retrieval.rerank.whitening import Whitening, learned_whitening, pca_whi
 
 BLOCK = 256  # queries whose scores of the whole gallery are held
 CHOSEN_BY = "map_at_r"
+HALVES = "halves"
 SHRINKAGE = (0.03, 0.1, 0.3)
 SHARES = (0.25, 0.5, 1.0)  # of the dimensions that whitening keeps
 LOCAL_FEATURES = 128  # of an image's local view that are kept
@@ -54,11 +56,18 @@ class Split:
     Attributes:
       milliseconds: to describe an image as one of a batch: DESCRIPTOR for what every method needs,
         and every key of `known.local_features` and `known.multi_scale`.
+      asked: the same of the images as queries, where that is something else (a gate that is not
+        fixed, `afa.models.fusion`).
     """
 
     images: ImageSet
     known: ImageFeatures
     milliseconds: Mapping[Any, float] = field(default_factory=dict)
+    asked: ImageFeatures | None = None
+
+    def queries(self, index: np.ndarray) -> ImageFeatures:
+        """What is known of the images at `index` as queries."""
+        return (self.known if self.asked is None else self.asked).rows(index)
 
 
 @dataclass(frozen=True)
@@ -134,8 +143,15 @@ def describe(
     """
     clock = _Clock(images)
     usual = tuple(scales) == (1.0,)
-    embed = embedding.fused(weights) if usual else embedding.multi_scale(weights, scales)
-    vectors = clock.of(DESCRIPTOR, lambda part: embed(variables, part))
+    roles: tuple[Role, ...] = ("query", "gallery") if embedding.networks.gated else ("query",)
+    embed = [
+        embedding.fused(weights, role)
+        if usual
+        else embedding.multi_scale(weights, scales, role=role)
+        for role in roles
+    ]
+    vectors = [clock.of(DESCRIPTOR, lambda part: embed[0](variables, part))]
+    vectors += [each(variables, images) for each in embed[1:]]
     posterior = np.zeros((len(images), 0), np.float32)
     if POSTERIOR in names:
         unit = embedding.some(variables, images, ("posterior",)).blocks["posterior"]
@@ -146,12 +162,16 @@ def describe(
         local_features[scale] = clock.of(
             scale, lambda p, s=scaled: s.local_features(variables, p, LOCAL_FEATURES)
         )
-    several = {}
+    several = [{} for _ in roles]
     if MULTI_SCALE in names:
-        several = _several(clock, embedding, variables, weights)
-    return Split(
-        images, ImageFeatures(vectors, posterior, local_features, several), clock.milliseconds
+        several = _several(clock, embedding, variables, weights, roles)
+    asked, *offered = (
+        ImageFeatures(rows, posterior, local_features, scaled)
+        for rows, scaled in zip(vectors, several, strict=True)
     )
+    if not offered:
+        return Split(images, asked, clock.milliseconds)
+    return Split(images, offered[0], clock.milliseconds, asked)
 
 
 class _Clock:
@@ -169,9 +189,13 @@ class _Clock:
 
 
 def _several(
-    clock: _Clock, embedding: Embedding, variables: PyTree, weights: Mapping[str, float]
-) -> dict[Any, Float32[np.ndarray, "n d"]]:
-    """Descriptors of every choice of scales and power, each scale seen once."""
+    clock: _Clock,
+    embedding: Embedding,
+    variables: PyTree,
+    weights: Mapping[str, float],
+    roles: Sequence[Role],
+) -> list[dict[Any, Float32[np.ndarray, "n d"]]]:
+    """Descriptors of every choice of scales and power in every role, each scale seen once."""
     ours = tuple(name for name in weights if name not in ONE_SIZE)
     rest = tuple(name for name in weights if name in ONE_SIZE)
     parts = {}
@@ -180,9 +204,11 @@ def _several(
         key = "scale", scale
         parts[scale] = clock.of(key, lambda p, s=scaled: s.some(variables, p, ours))
     other = clock.of("rest", lambda p: embedding.some(variables, p, rest))
-    pyramid, found = Pyramid(parts, other), {}
+    pyramid = Pyramid(parts, other)
+    found: list[dict[Any, Float32[np.ndarray, "n d"]]] = [{} for _ in roles]
     for scales, power in itertools.product(SCALES, POWERS):
-        found[scales, power] = pyramid.fused(weights, scales, power)
+        for role, vectors in zip(roles, found, strict=True):
+            vectors[scales, power] = pyramid.fused(weights, scales, power, role)
         keys = ["rest", *(("scale", each) for each in scales)]
         clock.milliseconds[scales, power] = sum(clock.milliseconds[key] for key in keys)
     return found
@@ -202,14 +228,14 @@ def study(
 
     Args:
       splits: validation, test, and for whitening train.
-      protocol: of the test queries (`afa.evaluation.protocols`); settings are chosen by
-        leave-one-out, which every split allows.
+      protocol: of the test queries, in which no query is in the gallery: one that the split
+        allows (`offered`). Settings are chosen by halves, which every split allows.
       note: is told what is done.
       names: the methods, of `NAMES`.
       queries: of either split, drawn evenly over the classes; 0 is all.
     """
     measured_on = splits["test"]
-    rule = _asking(splits["validation"].images, "leave_one_out", queries)
+    rule = _asking(splits["validation"].images, HALVES, queries)
     target = _asking(measured_on.images, protocol, queries)
     labels = measured_on.images.labels[target.queries]
     lines: list[Line] = []
@@ -236,9 +262,19 @@ def study(
     return lines
 
 
+def offered(images: ImageSet) -> list[str]:
+    """Protocols by which re-ranking is measured, the headline first.
+
+    Methods that prepare the gallery use the neighbours of its images. Leave-one-out, where the
+    query is one of them, would let it change its own result: halves take its place.
+    """
+    found = [each.name for each in protocols(images) if each.name != "leave_one_out"]
+    return sorted({HALVES, *found}, key=("query_gallery", HALVES, "catalogue").index)
+
+
 def _asking(images: ImageSet, name: str, count: int) -> Protocol:
     """The protocol with some of its queries."""
-    whole = protocols(images, name)[0]
+    whole = halves(images) if name == HALVES else protocols(images, name)[0]
     drawn = drawn_evenly(images, whole.queries, count, seed=0)
     place = np.searchsorted(whole.queries, drawn)
     return dataclasses.replace(whole, queries=drawn, exclude=whole.exclude[place])
@@ -295,7 +331,7 @@ def added(evidence: ImageReranker) -> ImageReranker:
 def _blocks(split: Split, protocol: Protocol) -> Iterator[tuple[slice, ImageFeatures, np.ndarray]]:
     for begin in range(0, len(protocol.queries), BLOCK):
         rows = slice(begin, begin + BLOCK)
-        yield rows, split.known.rows(protocol.queries[rows]), protocol.exclude[rows]
+        yield rows, split.queries(protocol.queries[rows]), protocol.exclude[rows]
 
 
 def _scores(

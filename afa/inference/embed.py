@@ -16,7 +16,7 @@ from afa.data.types import ImageSet
 from afa.errors import UserError
 from afa.models import backbones, layers
 from afa.models.embedder import named
-from afa.models.fusion import fuse
+from afa.models.fusion import Role, fuse
 from afa.models.heads import LocalFeatures
 from afa.models.networks import Networks
 from afa.train.steps import to_unit
@@ -33,9 +33,11 @@ class DescriptorBlocks:
     blocks: dict[str, Float32[np.ndarray, "n _"]]
     gates: dict[str, Float32[np.ndarray, "n"]]
 
-    def fused(self, weights: Mapping[str, float]) -> Float32[np.ndarray, "n d"]:
+    def fused(
+        self, weights: Mapping[str, float], role: Role = "query"
+    ) -> Float32[np.ndarray, "n d"]:
         """One unit vector an image (`afa.models.fusion.fuse`)."""
-        return np.asarray(_fuse(self.blocks, weights, self.gates))
+        return np.asarray(_fuse(self.blocks, weights, self.gates, role))
 
     def rows(self, index: np.ndarray) -> "DescriptorBlocks":
         """The images at `index`."""
@@ -55,7 +57,11 @@ class Pyramid:
     rest: DescriptorBlocks
 
     def fused(
-        self, weights: Mapping[str, float], scales: Sequence[float], power: float = 1.0
+        self,
+        weights: Mapping[str, float],
+        scales: Sequence[float],
+        power: float = 1.0,
+        role: Role = "query",
     ) -> Float32[np.ndarray, "n d"]:
         """One unit vector an image: every block is the mean over scales at unit length.
 
@@ -70,7 +76,7 @@ class Pyramid:
             name: _mean([self.scales[each].blocks[name] for each in scales], power)
             for name in names
         }
-        return DescriptorBlocks(blocks | self.rest.blocks, self.rest.gates).fused(weights)
+        return DescriptorBlocks(blocks | self.rest.blocks, self.rest.gates).fused(weights, role)
 
 
 def _mean(blocks: Sequence[Float32[np.ndarray, "n d"]], power: float) -> Float32[np.ndarray, "n d"]:
@@ -87,12 +93,14 @@ def _signed_power(x: Float32[np.ndarray, "n d"], power: float) -> Float32[np.nda
     return np.sign(x) * np.abs(x) ** np.float32(power)
 
 
-@functools.partial(jax.jit, static_argnames="names")
-def _fuse_named(blocks: PyTree, weights: PyTree, gates: PyTree, names: tuple[str, ...]) -> Array:
-    return fuse(blocks, {name: weights[name] for name in names}, gates)
+@functools.partial(jax.jit, static_argnames=("names", "role"))
+def _fuse_named(
+    blocks: PyTree, weights: PyTree, gates: PyTree, names: tuple[str, ...], role: Role
+) -> Array:
+    return fuse(blocks, {name: weights[name] for name in names}, gates, role)
 
 
-def _fuse(blocks: PyTree, weights: Mapping[str, float], gates: PyTree) -> Array:
+def _fuse(blocks: PyTree, weights: Mapping[str, float], gates: PyTree, role: Role) -> Array:
     # The weights are traced: choosing them tries many values with one compiled function.
     names = tuple(weights)
     return _fuse_named(
@@ -100,6 +108,7 @@ def _fuse(blocks: PyTree, weights: Mapping[str, float], gates: PyTree) -> Array:
         {name: np.float32(weight) for name, weight in weights.items()},
         {name: gate for name, gate in gates.items() if name in names},
         names,
+        role,
     )
 
 
@@ -127,7 +136,7 @@ class Embedding:
         self._blocks = parallel.map_rows(all_blocks)
         self._plain = parallel.map_rows(plain)
         self._restore = parallel.map_rows(restore)
-        self._fused: dict[tuple[tuple[str, float], ...], Callable] = {}
+        self._fused: dict[tuple[tuple[tuple[str, float], ...], Role], Callable] = {}
         self._some: dict[tuple[str, ...], Callable] = {}
         self._pooled: dict[tuple[str, ...], Callable] = {}
         self._local_features: dict[int, Callable] = {}
@@ -180,15 +189,17 @@ class Embedding:
         """The images as they are seen, and G's, in [0, 1]."""
         return self._over(self._restore, variables, images, corruption)
 
-    def fused(self, weights: Mapping[str, float]) -> Callable[..., Float32[np.ndarray, "n d"]]:
+    def fused(
+        self, weights: Mapping[str, float], role: Role = "query"
+    ) -> Callable[..., Float32[np.ndarray, "n d"]]:
         """The function that search uses, of variables, images and a corruption: only the blocks
         that have a weight are computed, and each choice of weights compiles once."""
-        key = tuple(weights.items())
+        key = tuple(weights.items()), role if self.networks.gated else "query"
         if key not in self._fused:
 
             def embed(variables: PyTree, images: Array) -> Array:
                 blocks, gates = self.networks.blocks(variables, to_unit(images), tuple(weights))
-                return fuse(blocks, weights, gates)
+                return fuse(blocks, weights, gates, role)
 
             self._fused[key] = parallel.map_rows(embed)
         mapped = self._fused[key]
@@ -196,8 +207,25 @@ class Embedding:
             mapped, variables, images, corruption
         )
 
+    def in_both_roles(
+        self, weights: Mapping[str, float]
+    ) -> Callable[..., tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n d"]]]:
+        """As `fused`: the vectors of images as queries, and as the gallery."""
+
+        def embed(variables: PyTree, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+            asked = self.fused(weights)(variables, images)
+            if not self.networks.gated:
+                return asked, asked
+            return asked, self.fused(weights, "gallery")(variables, images)
+
+        return embed
+
     def multi_scale(
-        self, weights: Mapping[str, float], scales: Sequence[float], power: float = 1.0
+        self,
+        weights: Mapping[str, float],
+        scales: Sequence[float],
+        power: float = 1.0,
+        role: Role = "query",
     ) -> Callable[..., Float32[np.ndarray, "n d"]]:
         """As `fused`, of images at several scales (`Pyramid.fused`)."""
 
@@ -205,7 +233,7 @@ class Embedding:
             variables: PyTree, images: ImageSet, corruption: Corruptions = None
         ) -> Float32[np.ndarray, "n d"]:
             pyramid = self.pyramid(variables, images, weights, scales, corruption)
-            return pyramid.fused(weights, scales, power)
+            return pyramid.fused(weights, scales, power, role)
 
         return embed
 

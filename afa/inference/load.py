@@ -17,6 +17,7 @@ from afa.data.types import Files, ImageSet, RawImage
 from afa.errors import UserError
 from afa.inference.embed import Embedding
 from afa.manifest import MANIFEST, OWN_FIELDS, read_manifest
+from afa.models.fusion import Role
 from afa.models.networks import build_networks, preprocessing_record
 from afa.train import optim, state
 from afa.train.checkpoint import Checkpoints
@@ -46,7 +47,7 @@ class Trained:
         one = dataclasses.replace(config.evaluation, batch_size=1)
         alone = Embedding(networks, dataclasses.replace(config, evaluation=one))
         self._one = alone.fused(record["weights"])
-        self._many = Embedding(networks, config).fused(record["weights"])
+        self._embedding = Embedding(networks, config)
 
     @classmethod
     def load(cls, directory: Path | str) -> "Trained":
@@ -113,9 +114,9 @@ class Trained:
         chosen = ImageSet(source, np.zeros(count, np.int64), ids, np.zeros(count, bool))
         return self(chosen) if count > 1 else self._one(self.variables, chosen)
 
-    def __call__(self, images: ImageSet) -> Float32[np.ndarray, "n d"]:
-        """Unit vectors of many images."""
-        return self._many(self.variables, images)
+    def __call__(self, images: ImageSet, role: Role = "query") -> Float32[np.ndarray, "n d"]:
+        """Unit vectors of many images, as queries or for a gallery."""
+        return self._embedding.fused(self.record["weights"], role)(self.variables, images)
 
     def one(self, image: RawImage) -> Float32[np.ndarray, "1 d"]:
         """Unit vector of one image."""

@@ -17,7 +17,7 @@ from afa.models.backbones.contract import Options, Preprocessing
 from afa.models.discriminator import Discriminator, Verdict
 from afa.models.embedder import IMAGENET_CLASSES, Descriptors, Embedder, Images
 from afa.models.freezing import Frozen
-from afa.models.fusion import RestorationGate
+from afa.models.fusion import RestorationGate, shares
 from afa.models.generator import Generator
 from afa.models.heads import LocalFeatures
 
@@ -62,6 +62,11 @@ class Networks:
             }
         return variables
 
+    @property
+    def gated(self) -> bool:
+        """Whether an image has another vector as a query than in the gallery."""
+        return self.gate is not None and self.gate.kind != "fixed"
+
     def block_names(self) -> tuple[str, ...]:
         """Returns the names of all descriptor blocks for search."""
         adversarial = () if self.generator is None else ("restored", "discriminator")
@@ -74,7 +79,7 @@ class Networks:
         images: Images,
         wanted: Collection[str] | None = None,
     ) -> tuple[dict[str, Float[Array, "b _"]], dict[str, Float[Array, "b"]]]:
-        """Computes the descriptor blocks of a batch for search, and the gate of the restored view.
+        """Computes the descriptor blocks of a batch and their gates (`afa.models.fusion.shares`).
 
         Blocks: "global", "local", "posterior"; with the published classifier, "imagenet" (its
         posterior); one per second view ("flip", ...); with a generator, "restored" (F of G(x)) and
@@ -111,9 +116,10 @@ class Networks:
             # XLA removes both logits as dead code unless the gate uses them.
             logits = [self._discriminate(variables, each).logit
                       for each in (images, inputs["restored"])]  # fmt: skip
-            gates["restored"] = layers.apply(
+            opened = layers.apply(
                 self.gate, variables["gate"], blocks["global"], blocks["restored"], *logits
             )
+            gates = shares(self.gate.kind, opened)
         return blocks, gates
 
     def pooled(

@@ -116,8 +116,8 @@ def _strips(
     config, images = evaluator.config, evaluator.dataset.test
     seed = config.evaluation.corruption_seed
     embed = evaluator.embedding.fused(weights)
-    vectors = embed(variables, images)
-    gallery, queries = vectors[protocol.gallery], vectors[protocol.queries]
+    asked, offered = evaluator.embedding.in_both_roles(weights)(variables, images)
+    gallery, queries = offered[protocol.gallery], asked[protocol.queries]
     hits = min(HITS, len(protocol.gallery) - 1)
     some = drawn_evenly(images, protocol.queries, QUERIES, seed + 1)
     at = np.searchsorted(protocol.queries, some)

@@ -165,7 +165,7 @@ def export(
     config, dataset = ready.config, ready.dataset
     variables, images = trained.search_variables(), gallery(dataset, config)
     embed = evaluator.embedding.fused(weights)
-    vectors = embed(variables, images)
+    vectors = evaluator.embedding.fused(weights, "gallery")(variables, images)
     unknown = unknown_queries(dataset, config)
     scores = calibration.best_scores(
         embed(variables, unknown), unknown.labels, vectors, images.labels

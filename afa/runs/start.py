@@ -121,13 +121,20 @@ def execute(exp: str, config: ExperimentConfig, workdir: Path) -> dict[str, Any]
     from afa import console
 
     console.quiet()
-    from afa import parallel, runtime
+    from afa import runtime
     from afa.runs import run as job
 
-    first = parallel.process_index() == 0
-    printing = contextlib.nullcontext() if first else contextlib.redirect_stdout(io.StringIO())
     try:
-        with printing:
+        with first_prints():
             return job.run(exp, config, workdir)
     finally:
         runtime.forget_programs()  # of a notebook that calls this again and again
+
+
+def first_prints() -> contextlib.AbstractContextManager[object]:
+    """Inside, only the first of several processes prints."""
+    from afa import parallel
+
+    if parallel.process_index() == 0:
+        return contextlib.nullcontext()
+    return contextlib.redirect_stdout(io.StringIO())

@@ -24,9 +24,12 @@ def _decayed(params: PyTree) -> PyTree:
 
 OPTIMISERS: dict[str, Callable[[optax.Schedule, OptimConfig], optax.GradientTransformation]] = {
     "adamw": lambda rate, c: optax.adamw(rate, weight_decay=c.weight_decay, mask=_decayed),
+    # The decay comes after the momentum, which does not gather it (SGDW: Loshchilov & Hutter 2019,
+    # algorithm 1).
     "sgd": lambda rate, c: optax.chain(
+        optax.trace(decay=0.9, nesterov=True),
         optax.add_decayed_weights(c.weight_decay, mask=_decayed),
-        optax.sgd(rate, momentum=0.9, nesterov=True),
+        optax.scale_by_learning_rate(rate),
     ),
     "lamb": lambda rate, c: optax.lamb(rate, weight_decay=c.weight_decay, mask=_decayed),
     "lion": lambda rate, c: optax.lion(rate, weight_decay=c.weight_decay, mask=_decayed),

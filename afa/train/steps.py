@@ -22,7 +22,7 @@ from afa.losses.norm_softmax import norm_softmax
 from afa.models import layers
 from afa.models.discriminator import diffaugment
 from afa.models.embedder import Descriptors, named
-from afa.models.fusion import fuse
+from afa.models.fusion import fuse, shares
 from afa.models.networks import Networks
 from afa.train import health
 from afa.train.optim import Optimisers
@@ -363,13 +363,14 @@ def _gate_update(
               for each in (images, restored)]  # fmt: skip
     proxies = layers.apply(networks.embedder, frozen, method="proxies")["global"]
     weights = {"global": 1.0, "restored": 1.0}
+    # Classes stand in for gallery images, which have one descriptor in both blocks.
     targets = fuse({"global": proxies, "restored": proxies}, weights)
     fixed = jax.lax.stop_gradient((x, r, *logits))
 
     def objective(params: PyTree) -> Array:
         opened = layers.apply(gate, {"params": params}, *fixed)
         fused = fuse(
-            {"global": fixed[0], "restored": fixed[1]}, weights, {"restored": opened}
+            {"global": fixed[0], "restored": fixed[1]}, weights, shares("learned", opened)
         )  # fmt: skip
         rows, labels = parallel.all_gather((fused, label))
         temperature = context.config.loss.posterior_temperature
