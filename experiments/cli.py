@@ -6,6 +6,7 @@ Nothing here imports JAX, so that `--help` and a misspelt option answer at once.
 import argparse
 import contextlib
 import io
+import os
 import re
 import signal
 import sys

@@ -213,7 +213,7 @@ def test_without_a_generator_every_checkpoint_can_be_the_best(tiny_data, tmp_pat
     for of_the_adversarial_part in ("generator.latent_dim", "train.plain"):
         del settings[of_the_adversarial_part]
     with pytest.raises(UserError, match="enough"):
-        command.run(workdir=str(tmp_path / "run"), **settings)
+        afa.run(workdir=str(tmp_path / "run"), **settings)
     assert steps == [4]
 
 

@@ -36,10 +36,10 @@ class Subset(Sequence[RawImage]):
     """The elements of a sequence at given indices, read on access."""
 
     def __init__(self, source: Sequence[RawImage], index: Int[np.ndarray, "m"]) -> None:
-        self.source, self.index = source, index
+        self.source, self.rows = source, index
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.rows)
 
     @overload
     def __getitem__(self, index: int) -> RawImage: ...
@@ -47,8 +47,8 @@ class Subset(Sequence[RawImage]):
     def __getitem__(self, index: slice) -> "Subset": ...
     def __getitem__(self, index: int | slice) -> "RawImage | Subset":
         if isinstance(index, slice):
-            return Subset(self.source, self.index[index])
-        return self.source[int(self.index[index])]
+            return Subset(self.source, self.rows[index])
+        return self.source[int(self.rows[index])]
 
 
 class Joined(Sequence[RawImage]):
@@ -113,7 +113,7 @@ class ImageSet:
         if isinstance(images, Files):
             images = Files(images.paths[i] for i in index)
         elif isinstance(images, Subset):
-            images = Subset(images.source, images.index[index])
+            images = Subset(images.source, images.rows[index])
         else:
             images = Subset(images, index)
         ids = tuple(self.ids[i] for i in index)

@@ -148,7 +148,7 @@ def fill(
         if reason := _unusable(array, path[-1]):
             unusable.append(f"{name}: {reason}")
         with np.errstate(over="ignore"):  # told above
-            array = np.ascontiguousarray(array.real, dtype=np.float32)
+            array = np.ascontiguousarray(np.real(array), dtype=np.float32)
         _put(new[collection], path, array)
         if path[-1].startswith("clean_"):
             _put(new[collection], (*path[:-1], path[-1].replace("clean_", "adversarial_")), array)
