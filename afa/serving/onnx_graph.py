@@ -22,7 +22,7 @@ INPUT, OUTPUT, ROWS = "views", "vectors", "rows"
 TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 BEYOND = 2**31 - 1  # any end of an axis
 # As several versions of JAX call them.
-INLINED = ("jit", "pjit", "custom_jvp_call", "checkpoint", "remat2")
+INLINED = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2")
 
 Known = np.ndarray | Array
 Value = Known | str  # known now, or the name of a tensor of the graph
