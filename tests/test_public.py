@@ -140,9 +140,9 @@ def test_images_that_cannot_be_embedded(tiny_finished, tiny_data, tmp_path):
     allowed = r"\(allowed: files alone, or uint8 arrays of shape \(h, w, 3\) alone\)"
     for given, line in [
         ([], "images: there is none"),
-        (tmp_path / "no.jpg", r"no\.jpg: cannot be read"),
+        (tmp_path / "no.jpg", r"no\.jpg: there is no such file"),
         ([path, text], r"text\.jpg: cannot be read"),
-        (tmp_path, "cannot be read"),
+        (tmp_path, "there is no such file"),
         ([path, pixels], rf"images\[0\] is a (Posix|Windows)Path {allowed}"),
     ]:
         with pytest.raises(UserError, match=line):
