@@ -1,10 +1,12 @@
 """The public names of `import afa`: what they are, their examples, and a run through all."""
 
+import dataclasses
 import doctest
 import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,13 @@ import tiny_run
 from PIL import Image
 
 import afa
+from afa.config import with_changes
 from afa.data.images import decode
 from afa.errors import UserError
+from afa.retrieval.export import read_export
+from afa.runs import start
 from afa.serving import package
+from experiments import configs
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN_HERE = {"run", "load", "__version__"}  # their examples need a run: the tests below
@@ -69,32 +75,49 @@ def test_a_package_has_the_names_that_its_code_allows(tmp_path):
 # ---- a run -------------------------------------------------------------------------------------
 
 
-def test_a_run_from_a_configuration(tiny_data, tmp_path, capsys, hasty):
-    """`afa.run` of a configuration is the run of the recipe that it was made from."""
-    config = afa.ExperimentConfig()
-    with pytest.raises(UserError, match="workdir is missing: a configuration has no name"):
-        afa.run(config)
-    with pytest.raises(UserError, match="scale='full' is of recipes"):
-        afa.run(config, workdir=tmp_path / "run", scale="full")
-    with pytest.raises(UserError, match="scale='ful' is unknown; did you mean 'full'"):
-        afa.run("debug", scale="ful")
-    with pytest.raises(UserError, match=r"data\.image_sise is no field; did you mean"):
-        changes: dict = {"data.image_sise": 3}
-        afa.run(config, workdir=tmp_path / "run", **changes)
-    assert not (tmp_path / "run").exists()
+def test_what_is_run(tmp_path, monkeypatch):
+    """A recipe by its name, or a configuration that is called as its directory."""
+    monkeypatch.setattr(start, "execute", lambda *given: {"given": given})
+    config = dataclasses.replace(afa.ExperimentConfig(), seed=3)
+    changes: dict[str, Any] = {"data.image_size": 64}
+    given = afa.run(config, workdir=tmp_path / "mine", **changes)["given"]
+    assert given == ("mine", with_changes(config, **changes), tmp_path / "mine")
+    assert afa.run("debug")["given"] == ("debug", configs.find("debug")(True), Path("runs/debug"))
+    name, full, home = afa.run("baseline_resnet18", workdir="w", scale="full")["given"]
+    assert (name, home) == ("baseline_resnet18", Path("w"))
+    assert full == configs.find("baseline_resnet18")(False)
 
 
-def test_vectors_of_a_finished_run(tiny_finished, tiny_data):
+@pytest.mark.parametrize(
+    ("exp", "settings", "line"),
+    [
+        (afa.ExperimentConfig(), {}, "workdir is missing: a configuration has no name"),
+        (afa.ExperimentConfig(), {"scale": "full"}, "scale='full' is of recipes"),
+        ("debug", {"scale": "ful"}, "scale='ful' is unknown; did you mean 'full'"),
+        (afa.ExperimentConfig(), {"workdir": "w", "data.image_sise": 3},
+         r"data\.image_sise is no field; did you mean 'data\.image_size'"),
+    ],
+)  # fmt: skip
+def test_mistakes_of_a_call(exp, settings, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=line):
+        afa.run(exp, **settings)
+    assert tiny_run.listing(tmp_path) == {}
+
+
+def test_vectors_of_a_finished_run(tiny_finished):
     """`afa.load(run).embed` gives the vectors that the run's own gallery holds."""
     trained = afa.load(tiny_finished)
     index = afa.open_index(tiny_finished / "embeddings")
-    paths = sorted((tiny_data / "test").rglob("*.jpg"))[:3]
+    gallery, _ = read_export(tiny_finished / "embeddings")
+    paths = [Path(path) for path in gallery.paths[:3]]
     vectors = trained.embed(paths)
     assert vectors.shape == (3, index.dimension) and vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(vectors, gallery.vectors[:3], atol=1e-5)
     found = index.search(vectors, k=1)
-    assert [Path(each.path) for each in index.lookup(found.ids[:, 0].tolist())] == paths
-    np.testing.assert_allclose(found.scores, 1, atol=1e-4)  # each is in the gallery itself
+    assert found.ids[:, 0].tolist() == gallery.ids[:3].tolist()
+    np.testing.assert_allclose(found.scores, 1, atol=1e-4)
     for one in (str(paths[0]), paths[0], paths[:1]):
         np.testing.assert_allclose(trained.embed(one), vectors[:1], atol=1e-5)
 
@@ -120,9 +143,9 @@ def test_images_that_cannot_be_embedded(tiny_finished, tiny_data, tmp_path):
     allowed = r"\(allowed: files alone, or uint8 arrays of shape \(h, w, 3\) alone\)"
     for given, line in [
         ([], "images: there is none"),
-        (tmp_path / "no.jpg", r"no\.jpg: cannot be read"),
+        (tmp_path / "no.jpg", r"no\.jpg: there is no such file"),
         ([path, text], r"text\.jpg: cannot be read"),
-        (tmp_path, "cannot be read"),
+        (tmp_path, "there is no such file"),
         ([path, pixels], rf"images\[0\] is a (Posix|Windows)Path {allowed}"),
     ]:
         with pytest.raises(UserError, match=line):

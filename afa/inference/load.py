@@ -104,6 +104,8 @@ class Trained:
         if not given:
             raise UserError("images: there is none")
         if all(isinstance(each, str | Path) for each in given):
+            if missing := [each for each in given if not Path(each).is_file()]:
+                raise UserError(f"{missing[0]}: there is no such file")
             source: Sequence[RawImage] = Files(map(str, given))
         else:
             for place, each in enumerate(given):
