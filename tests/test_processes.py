@@ -28,6 +28,7 @@ def ended(running):
     finally:
         for each in running:
             each.kill()
+            each.communicate()  # closes its pipes
 
 
 @pytest.fixture(scope="session")
