@@ -129,7 +129,7 @@ def written_objective(context, state, batch, perturb):
     return jax.grad(objective, has_aux=True)(params)
 
 
-@pytest.mark.parametrize("push", [False, True])
+@pytest.mark.parametrize("perturb", [False, True])
 def test_embedder_step_takes_the_gradient_of_the_written_objective(perturb):
     context, state, step = made("push" if perturb else "plain")
     batch = tiny.batch()
