@@ -24,10 +24,11 @@ WORKER = Path(process_worker.__file__)
 def ended(running):
     """Exit codes, standard outputs and standard errors, once all are over."""
     try:
-        return [(each.communicate(timeout=500), each.returncode) for each in running]
+        return [(each.communicate(timeout=1500), each.returncode) for each in running]
     finally:
         for each in running:
             each.kill()
+            each.communicate()  # closes its pipes
 
 
 @pytest.fixture(scope="session")
