@@ -2,7 +2,7 @@
 
 Describes the images of the run's data set, fits whitening on training classes, chooses every
 method's settings on validation classes, and prints its gain and cost on the test classes. Costs
-are milliseconds to describe a query (as one of a batch), milliseconds to rank the gallery for it,
+are milliseconds to embed a query (as one of a batch), milliseconds to rank the gallery for it,
 and seconds to prepare the gallery. The chosen settings are kept with the run, for
 `experiments.search --rerank=NAME`.
 """
@@ -85,10 +85,10 @@ def _main(words: Sequence[str]) -> int:
     for name, images in dataset.splits.items():
         if name == "train" and not set(reranking.WHITENING) & set(names):
             continue
-        print(f"describing {len(images)} {name} images", file=sys.stderr)
+        print(f"embedding {len(images)} {name} images", file=sys.stderr)
         # What is fitted on training classes needs their descriptors alone.
         needed = () if name == "train" else names
-        splits[name] = reranking.describe(*known, images, needed, chosen.scales)
+        splits[name] = reranking.embed_split(*known, images, needed, chosen.scales)
     lines = reranking.study(splits, protocol, _note, names, chosen.queries)
     table(f"{dataset.name}, {protocol}: test classes", [_row(one) for one in lines], COLUMNS)
     if chosen.scales == (1.0,):
@@ -120,7 +120,7 @@ def _note(text: str) -> None:
 
 
 COLUMNS = ["method", "settings", "validation MAP@R %", "R@1 %", "MAP@R %", "gain", "p",
-           "ms to describe", "ms to rank", "s to prepare"]  # fmt: skip
+           "ms to embed", "ms to rank", "s to prepare"]  # fmt: skip
 
 
 def _row(line: Any) -> list[Any]:
@@ -128,7 +128,7 @@ def _row(line: Any) -> list[Any]:
     settings = ", ".join(f"{name} {_text(value)}" for name, value in line.settings.items())
     gain = f"{100 * line.gain.mean:+.1f} [{100 * line.gain.low:+.1f}, {100 * line.gain.high:+.1f}]"
     return [line.method, settings, line.validation, means["recall_at_1"], means["map_at_r"], gain,
-            f"{line.p:.4f}", f"{line.description:.1f}", f"{line.milliseconds:.3f}",
+            f"{line.p:.4f}", f"{line.embed_milliseconds:.1f}", f"{line.milliseconds:.3f}",
             f"{line.seconds:.2f}"]  # fmt: skip
 
 

@@ -123,7 +123,7 @@ def test_conjugate_gradients_solve_the_system():
     np.testing.assert_allclose(diffusion.solve(matrix, right), expected, atol=1e-4)
 
 
-def test_rows_that_the_flow_does_not_reach_keep_their_order():
+def test_unreachable_rows_keep_their_order():
     vectors = np.concatenate([np.tile(unit(3, 1, 8), (6, 1)), unit(4, 20, 8)])
     vectors = normalise(vectors + 0.01 * unit(5, 26, 8))
     found = diffusion.diffuse(vectors, graph=3, results=1)(vectors[:1], np.zeros(1, int))[0]
@@ -249,12 +249,12 @@ def test_a_gallery_smaller_than_the_settings_still_answers(name):
         assert np.isfinite(found).all()
 
 
-def test_neighbours_are_as_many_as_there_are():
+def test_neighbours_are_limited_by_the_gallery():
     assert contract.own_neighbours(GALLERY[:4], 9)[1].shape == (4, 3)
     assert contract.neighbours(QUERIES, GALLERY[:4], 9)[1].shape == (4, 4)
 
 
-def test_methods_that_know_the_manifold_beat_the_similarity():
+def test_manifold_methods_beat_the_similarity():
     vectors, labels = arcs()
     split = split_of(vectors, labels)
     protocol = protocols(split.images)[0]
@@ -334,7 +334,7 @@ def full_splits(test_seed=3):
     }
 
 
-def test_every_method_is_chosen_on_validation_and_costs_what_it_needs():
+def test_settings_of_every_method_are_chosen_on_validation():
     lines = reranking.study(full_splits(), "leave_one_out", lambda text: None)
     assert tuple(line.method for line in lines) == reranking.NAMES
     again = reranking.study(full_splits(test_seed=9), "leave_one_out", lambda text: None)
@@ -342,11 +342,11 @@ def test_every_method_is_chosen_on_validation_and_costs_what_it_needs():
     for line, repeated in zip(lines, again, strict=True):
         assert (repeated.settings, repeated.validation) == (line.settings, line.validation)
     for name in ("plain", "diffusion", "class posterior", "learned whitening"):
-        assert by_name[name].description == 1
-    assert by_name["multi-scale"].description == 100
+        assert by_name[name].embed_milliseconds == 1
+    assert by_name["multi-scale"].embed_milliseconds == 100
     for name in reranking.LOCAL:
         line = by_name[name]
-        assert line.description == 1 + 10 * line.settings["scale"]
+        assert line.embed_milliseconds == 1 + 10 * line.settings["scale"]
         assert line.gain.mean > 0.05  # images of a class have the same places here
 
 
@@ -371,7 +371,7 @@ def test_the_weight_of_evidence_is_the_best_of_all():
     figure, settings = reranking.choice(candidate, split, protocol)
     found = {
         weight: reranking.measure(
-            reranking.added(class_agreement), {"weight": weight}, split, protocol
+            reranking.added_to_similarity(class_agreement), {"weight": weight}, split, protocol
         )[0].means["map_at_r"]
         for weight in candidate.weights
     }
@@ -382,14 +382,14 @@ def test_the_weight_of_evidence_is_the_best_of_all():
 
 def test_evidence_is_added_to_the_similarity():
     images = known(np.repeat(np.arange(3), 2), 4)
-    score = reranking.added(class_agreement)(images, weight=0.5)
+    score = reranking.added_to_similarity(class_agreement)(images, weight=0.5)
     found = score(images.rows(slice(2)), np.arange(2))
     similarity = images.vectors[:2] @ images.vectors.T
     agreement = images.posterior[:2] @ images.posterior.T
     np.testing.assert_allclose(found, similarity + 0.5 * agreement, atol=1e-5)
 
 
-def test_methods_are_asked_for_by_name():
+def test_methods_are_chosen_by_name():
     words = [reranking.word(name) for name in reranking.NAMES]
     assert all(each.replace("_", "").isalnum() and each.islower() for each in words)
     assert reranking.chosen(words) == reranking.NAMES
@@ -408,20 +408,20 @@ def test_the_command_writes_the_table(tiny_copy, tmp_path, capsys):
     assert found["lines"][0]["metrics"]["map_at_r"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_command_measures_what_it_is_asked_for(tiny_finished, tmp_path, capsys, monkeypatch):
-    seen, describe = [], reranking.describe
+def test_the_command_measures_the_named_methods(tiny_finished, tmp_path, capsys, monkeypatch):
+    seen, embed_split = [], reranking.embed_split
     monkeypatch.setattr(
-        reranking, "describe", lambda *given: seen.append(given) or describe(*given)
+        reranking, "embed_split", lambda *given: seen.append(given) or embed_split(*given)
     )
     out = tmp_path / "out.json"
     words = ["--run", str(tiny_finished), "--protocol=catalogue", "--out", str(out)]
     assert command.main([*words, "--methods=class_posterior", "--scales=1,2"]) == 0
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     found = json.loads(out.read_text())
     assert found["protocol"] == "catalogue"
     assert [line["method"] for line in found["lines"]] == ["plain", "class posterior"]
-    assert "train images" not in said.err  # only whitening is fitted
-    assert "weight" in said.out
+    assert "train images" not in printed.err  # only whitening is fitted
+    assert "weight" in printed.out
     assert [given[-2:] for given in seen] == [(("plain", "class posterior"), (1.0, 2.0))] * 2
 
 

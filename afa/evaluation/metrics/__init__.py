@@ -1,1 +1,1 @@
-"""Metrics in plain NumPy, checked against reference values."""
+"""Retrieval, verification and clustering metrics in plain NumPy."""

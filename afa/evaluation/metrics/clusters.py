@@ -1,7 +1,7 @@
-"""Clustering figures: how well k-means of the embeddings finds the classes again.
+"""Clustering metrics: agreement of k-means clusters of the embeddings with the classes.
 
-NMI rises with the number of clusters even for random ones; AMI takes that chance out. Both are here
-because the literature of metric learning reports the first.
+NMI grows with the number of clusters even for random clusters; AMI is corrected for chance. NMI is
+kept because the metric learning literature reports it.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from scipy.special import gammaln
 from afa.errors import UserError
 from afa.retrieval.exact import check_unit
 
-ROUNDS = 100  # of Lloyd's algorithm, at most
+ROUNDS = 100  # most iterations of Lloyd's algorithm
 TILE_ROWS = 16384
 TABLE_ROWS = 8192  # 256 MiB of similarities
 
@@ -19,17 +19,28 @@ TABLE_ROWS = 8192  # 256 MiB of similarities
 def kmeans(
     vectors: Float32[np.ndarray, "n d"], clusters: int, seed: int = 0, rounds: int = ROUNDS
 ) -> Int64[np.ndarray, "n"]:
-    """Cluster of each unit vector: spherical k-means from k-means++ seeds (Arthur and
-    Vassilvitskii 2007; Dhillon and Modha 2001), until no vector moves.
+    """Clusters unit vectors by spherical k-means with k-means++ initialisation.
 
-    An empty cluster takes over the vector that fits worst where it is.
+    Runs until no assignment changes. An empty cluster receives the vector that is least similar to
+    its own centre (Dhillon and Modha 2001; Arthur and Vassilvitskii 2007).
+
+    Args:
+      vectors: unit vectors.
+      clusters: number of clusters.
+      seed: seed of the initialisation.
+      rounds: most iterations.
+
+    Returns:
+      Cluster of each vector, from 0.
 
     Raises:
-      UserError: vectors that are not finite or not of unit length, or fewer of them than clusters.
+      UserError: vectors that are not finite or not of unit length, or fewer vectors than clusters.
     """
     check_unit("vectors", vectors)
     if not 1 <= clusters <= len(vectors):
-        raise UserError(f"clusters={clusters} is not between 1 and {len(vectors)}, the vectors")
+        raise UserError(
+            f"clusters={clusters} must lie between 1 and {len(vectors)}, the number of vectors"
+        )
     centres = _seeds(vectors, clusters, np.random.default_rng(seed))
     before = np.full(len(vectors), -1)
     for _ in range(rounds):
@@ -52,20 +63,32 @@ def kmeans(
 def normalised_mutual_information(
     found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "_"]
 ) -> float:
-    """NMI: mutual information over the arithmetic mean of both entropies (1 if both are 0)."""
+    """NMI: mutual information divided by the arithmetic mean of both entropies (1 if both are 0).
+
+    Args:
+      found: cluster of each vector.
+      labels: class of each vector.
+
+    Raises:
+      UserError: different numbers of entries, or none.
+    """
     table = _table(found, labels)
     scale = (_entropy(table.sum(axis=1)) + _entropy(table.sum(axis=0))) / 2
     return _mutual_information(table) / scale if scale > 0 else 1.0
 
 
 def adjusted_mutual_information(found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "_"]) -> float:
-    """AMI: 0 for what chance gives, 1 for equal partitions (Vinh et al. 2010, arithmetic mean)."""
+    """AMI: mutual information corrected for chance, 0 for random clusters and 1 for equal ones.
+
+    Normalised by the arithmetic mean of both entropies (Vinh et al. 2010). Arguments and errors as
+    in `normalised_mutual_information`.
+    """
     table = _table(found, labels)
     rows, columns = table.sum(axis=1), table.sum(axis=0)
     chance = _expected_information(rows, columns)
     scale = (_entropy(rows) + _entropy(columns)) / 2 - chance
-    gained = _mutual_information(table) - chance
-    return float(gained / scale) if abs(scale) > 1e-12 else 1.0
+    excess = _mutual_information(table) - chance
+    return float(excess / scale) if abs(scale) > 1e-12 else 1.0
 
 
 def _seeds(
@@ -82,7 +105,7 @@ def _seeds(
     far = distances(chosen[0])
     for _ in range(1, clusters):
         total = float(far.sum(dtype=np.float64))
-        odds = far.astype(np.float64) / total if total > 0 else None  # all the same: any will do
+        odds = far.astype(np.float64) / total if total > 0 else None  # None: uniform
         chosen.append(int(draw.choice(len(vectors), p=odds)))
         far = np.minimum(far, distances(chosen[-1]))
     return vectors[chosen]
@@ -101,7 +124,9 @@ def _nearest(
 
 def _table(found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "_"]) -> Int64[np.ndarray, "k c"]:
     if len(found) != len(labels) or not len(found):
-        raise UserError(f"{len(found)} clustered and {len(labels)} labelled: equally many, not 0")
+        raise UserError(
+            f"{len(found)} clusters for {len(labels)} labels: both need the same length, at least 1"
+        )
     rows, row = np.unique(found, return_inverse=True)
     columns, column = np.unique(labels, return_inverse=True)
     table = np.zeros((len(rows), len(columns)), np.int64)
@@ -123,10 +148,10 @@ def _mutual_information(table: Int64[np.ndarray, "k c"]) -> float:
 
 
 def _expected_information(rows: Int[np.ndarray, "k"], columns: Int[np.ndarray, "c"]) -> float:
-    """Mean mutual information of all tables with these margins (Vinh et al. 2010, equation 24a)."""
+    """Expected mutual information of tables with these margins (Vinh et al. 2010, eq. 24a)."""
     total = int(rows.sum())
     expected = 0.0
-    # Equal margins give equal terms: each pair of sizes is worked out once.
+    # Equal margins give equal terms, so each pair of sizes is computed once.
     for a, times_a in zip(*np.unique(rows, return_counts=True), strict=True):
         for b, times_b in zip(*np.unique(columns, return_counts=True), strict=True):
             n = np.arange(max(1, a + b - total), min(a, b) + 1)
