@@ -57,7 +57,7 @@ def _main(words: Sequence[str]) -> int:
     from afa.console import table
     from afa.data.sources.listed import directory
     from afa.evaluation import benchmarks
-    from afa.inference.load import Trained
+    from afa.inference.load import TrainedEmbedder
     from afa.train.logging import write_json
 
     extra: list[Path] = []
@@ -66,7 +66,7 @@ def _main(words: Sequence[str]) -> int:
     root = directory("--path", chosen.path)
     benchmark = benchmarks.load(chosen.benchmark, root, extra)
     runtime.keep_memory()
-    trained = Trained.load(chosen.run)
+    trained = TrainedEmbedder.load(chosen.run)
     print(benchmark.protocol, file=sys.stderr)
     figures = benchmark.score(trained(benchmark.queries), trained(benchmark.gallery))
     columns = ["of", "figure", "percent", "95 percent interval", "queries"]

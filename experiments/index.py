@@ -1,4 +1,4 @@
-"""Makes and keeps an index over images of one's own, described by a trained run.
+"""Makes and keeps an index over images of one's own, embedded with a trained run.
 
   python -m experiments.index build --run=DIR --images=DIR --out=DIR
   python -m experiments.index add --index=DIR --images=DIR
@@ -60,16 +60,16 @@ def _main(words: Sequence[str]) -> int:
 
 
 def _build(chosen: argparse.Namespace) -> None:
-    from afa.inference.load import Trained
+    from afa.inference.load import TrainedEmbedder
     from afa.retrieval import gallery
     from afa.retrieval.indexing import address, indexed
 
     settings = _settings(chosen, chosen.uri)
-    address(settings)  # before the images are described
+    address(settings)  # before the images are embedded
     _refuse_same("--out", chosen.out, chosen.images)
-    trained = Trained.load(chosen.run)
+    trained = TrainedEmbedder.load(chosen.run)
     found = _images(chosen.images, chosen.run, chosen.out)
-    records = gallery.described(trained, found, _note)
+    records = gallery.embed_folder(trained, found, _note)
     extra: dict[str, Any] = {"run": os.path.relpath(chosen.run.resolve(), chosen.out.resolve())}
     if chosen.calibrate:
         others = _images(chosen.calibrate, chosen.run, chosen.out)
@@ -85,10 +85,10 @@ def _add(chosen: argparse.Namespace) -> None:
     searcher = Searcher.load(chosen.run, chosen.index)
     there = searcher.index
     _refuse_same("--index", chosen.index, chosen.images)
-    found = _images(chosen.images, searcher.trained.home.root, chosen.index)
-    if not chosen.replace:  # before the images are described
+    found = _images(chosen.images, searcher.embedder.workdir.root, chosen.index)
+    if not chosen.replace:  # before the images are embedded
         there.require_new(found.ids)
-    records = gallery.described(searcher.trained, found, _note)
+    records = gallery.embed_folder(searcher.embedder, found, _note)
     before, held = len(there), there.holds(records.ids)
     if held.any():
         there.update(records.rows(held))
@@ -194,7 +194,7 @@ def _unknown(trained: Any, found: "Found", records: Any) -> list[float]:
 
     from afa.retrieval import calibration, gallery
 
-    unknown_queries = gallery.described(trained, found, _note)
+    unknown_queries = gallery.embed_folder(trained, found, _note)
     apart = np.full(len(unknown_queries), -1)  # of no class that the gallery holds
     best = calibration.best_scores(unknown_queries.vectors, apart, records.vectors, records.labels)
     return list(best.scores)
@@ -271,7 +271,7 @@ def _add_options(action: Parser) -> None:
     _run_option(action)
     _directory(action, "--images", "folder of images")
     action.add_argument(
-        "--replace", action="store_true", help="images whose id is there are described anew"
+        "--replace", action="store_true", help="images whose id is there are embedded again"
     )
 
 

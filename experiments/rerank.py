@@ -69,14 +69,14 @@ def _main(words: Sequence[str]) -> int:
     from afa.data.sources import registry
     from afa.evaluation import reranking
     from afa.inference.embed import Embedding
-    from afa.inference.load import Trained
+    from afa.inference.load import TrainedEmbedder
     from afa.models.networks import build_networks
     from afa.retrieval.rerank import serving
     from afa.train.logging import write_json
 
     names = reranking.NAMES if chosen.methods is None else reranking.chosen(chosen.methods)
     runtime.keep_memory()
-    trained = Trained.load(chosen.run)
+    trained = TrainedEmbedder.load(chosen.run)
     dataset = registry.load(trained.config.data)
     protocol = _protocol(chosen.protocol, dataset.test)
     networks = build_networks(trained.config, trained.record["training_classes"])

@@ -245,7 +245,7 @@ def test_bad_arguments_are_refused():
         exact.topk(gallery, gallery, 5, np.arange(5))
     with pytest.raises(UserError, match="k=0 is not between 1 and 5"):
         exact.topk(gallery, gallery, 0)
-    with pytest.raises(UserError, match="outside of the gallery of 5 rows"):
+    with pytest.raises(UserError, match="outside the gallery of 5 rows"):
         exact.topk(gallery, gallery, 1, np.arange(1, 6))
 
 

@@ -117,12 +117,12 @@ def test_a_new_export_replaces_the_old_one_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ids": ["a"] * ROWS}, "ids must be unique, but 'a' stands there twice"),
+        ({"ids": ["a"] * ROWS}, "ids must be unique, but 'a' appears twice"),
         ({"ids": ["a"]}, "ids has 1 entries for 25 embeddings"),
         ({"paths": ["a"]}, "paths has 1 entries for 25 embeddings"),
         ({"labels": np.zeros(3, int)}, "labels has 3 entries for 25 embeddings"),
         ({"manifest": {"checkpoint": "x"}}, "the manifest lacks configuration, preprocessing"),
-        ({"manifest": MANIFEST | {"count": 1}}, "must leave count to the export"),
+        ({"manifest": MANIFEST | {"count": 1}}, "must not contain count"),
         ({"vectors": columns()["vectors"] * 2}, "embeddings: rows must be unit vectors"),
     ],
 )

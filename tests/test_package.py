@@ -22,7 +22,7 @@ from afa.data.images import UnreadableImage
 from afa.data.pipeline import evaluation_view
 from afa.data.types import Files, ImageSet
 from afa.errors import UserError
-from afa.inference.load import Trained
+from afa.inference.load import TrainedEmbedder
 from afa.models import backbones
 from afa.models.networks import build_networks
 from afa.serving import package, predictor
@@ -56,7 +56,7 @@ def everything(tiny_finished, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(everything):
-    return Trained.load(everything)
+    return TrainedEmbedder.load(everything)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_the_predictor_answers_on_the_command_line(moved, trained, queries, caps
     broken = moved / "broken.jpg"
     broken.write_bytes(b"no image")
     assert predictor.main([f"--package={moved}", str(broken)]) == 2
-    told = f"error: {broken}: is no readable image (not an image of a known format)\n"
+    told = f"error: {broken}: is not a readable image (not an image of a known format)\n"
     assert capsys.readouterr() == ("", told)
     assert predictor.main([f"--package={moved}", str(moved / "no.jpg")]) == 2
     told = f"error: {moved / 'no.jpg'}: cannot be read (No such file or directory)\n"

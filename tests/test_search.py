@@ -263,7 +263,7 @@ def test_directories_that_hold_no_finished_run(refused, tiny_data, tiny_copy, tm
     query = of_gallery(tiny_data, 1)[0]
     refused(f"--run={tmp_path}: holds no run (config.json is missing)", query, run=tmp_path)
     (tiny_copy / "result.json").unlink()
-    line = f"--run={tiny_copy}: the run is not finished; start it again to go on"
+    line = f"--run={tiny_copy}: the run is not finished; start it again to resume"
     refused(line, query)
 
 
@@ -277,11 +277,11 @@ def test_images_that_cannot_be_read(refused, ask, tiny_data, tmp_path):
     address = "https://example.org/a.jpg"
     refused(f"{address}: only file:// addresses of this machine can be read", query, address)
     broken.write_text("no image")
-    refused(f"{broken}: is no readable image (not an image of a known format)", query, broken)
+    refused(f"{broken}: is not a readable image (not an image of a known format)", query, broken)
     broken.write_bytes(Path(query).read_bytes()[:300])
     code, out, err = ask(query, broken)
     assert (code, out) == (2, "")
-    assert re.fullmatch(rf"error: {broken}: is no readable image \(.+\)\n", err)
+    assert re.fullmatch(rf"error: {broken}: is not a readable image \(.+\)\n", err)
 
 
 def test_more_results_than_images(refused, tiny_data):
@@ -309,7 +309,7 @@ def test_embeddings_of_another_checkpoint(refused, tiny_data, tiny_copy):
     other = "step-12-0123456789abcdef"
     own = changed(tiny_copy, checkpoint=other)["checkpoint"]
     refused(
-        f"{tiny_copy}/embeddings does not fit to the run: checkpoint {other!r}, not {own!r}; start "
+        f"{tiny_copy}/embeddings does not match the run: checkpoint {other!r}, not {own!r}; start "
         "the run again",
         of_gallery(tiny_data, 1)[0],
     )
@@ -320,7 +320,7 @@ def test_embeddings_of_another_preprocessing(refused, tiny_data, tiny_copy):
     other = own | {"image_size": 32}
     changed(tiny_copy, preprocessing=other)
     refused(
-        f"{tiny_copy}/embeddings does not fit to the run: preprocessing {other!r}, not {own!r}; "
+        f"{tiny_copy}/embeddings does not match the run: preprocessing {other!r}, not {own!r}; "
         "start the run again",
         of_gallery(tiny_data, 1)[0],
     )

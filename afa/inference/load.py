@@ -1,4 +1,4 @@
-"""The networks of a finished run, which describe images as its gallery was described."""
+"""Loads the networks of a finished run to embed images as the run embedded its gallery."""
 
 import dataclasses
 from pathlib import Path
@@ -21,81 +21,87 @@ from afa.train.checkpoint import Checkpoints
 from afa.train.state import TrainState, checkpoint_id
 from afa.workdir import Workdir
 
-GALLERY_FIELDS = (*OWN_FIELDS, "unknown")  # fields of a manifest that say nothing of the networks
+GALLERY_FIELDS = (*OWN_FIELDS, "unknown")  # fields of a manifest that concern the gallery alone
 
 
-class Trained:
-    """Images in, unit vectors out.
+class TrainedEmbedder:
+    """Maps images to unit vectors with the networks of a finished run.
 
     Attributes:
-      home: of the run.
+      workdir: of the run.
       config: of the run.
-      record: what a manifest says of the networks: `configuration`, `checkpoint`, `step`,
-        `preprocessing`, `weights` of the fusion, ...
+      record: fields of the manifest that concern the networks: `configuration`, `checkpoint`,
+        `step`, `preprocessing`, fusion `weights`, ...
       variables: of the networks.
     """
 
     def __init__(
-        self, home: Workdir, config: ExperimentConfig, record: dict[str, Any], variables: PyTree
+        self, workdir: Workdir, config: ExperimentConfig, record: dict[str, Any], variables: PyTree
     ) -> None:
-        self.home, self.config, self.record, self.variables = home, config, record, variables
+        self.workdir, self.config, self.record, self.variables = workdir, config, record, variables
         networks = build_networks(config, record["training_classes"])
-        one = dataclasses.replace(config.evaluation, batch_size=1)
-        alone = Embedding(networks, dataclasses.replace(config, evaluation=one))
-        self._one = alone.fused(record["weights"])
+        batch_of_one = dataclasses.replace(config.evaluation, batch_size=1)
+        single = Embedding(networks, dataclasses.replace(config, evaluation=batch_of_one))
+        self._one = single.fused(record["weights"])
         self._many = Embedding(networks, config).fused(record["weights"])
 
     @classmethod
-    def load(cls, directory: Path) -> "Trained":
-        """Opens a finished run.
+    def load(cls, directory: Path) -> "TrainedEmbedder":
+        """Loads the networks of a finished run.
 
         Raises:
-          UserError: no run, one that is not finished, or embeddings that another checkpoint or
-            preprocessing made.
+          UserError: no run, a run that is not finished, or embeddings of another checkpoint or
+            preprocessing.
         """
-        home = Workdir(directory)
-        if home.stored() is None:
+        workdir = Workdir(directory)
+        if workdir.stored() is None:
             raise UserError(f"--run={directory}: holds no run (config.json is missing)")
-        if not home.result.is_file():
-            raise UserError(f"--run={directory}: the run is not finished; start it again to go on")
-        manifest = read_manifest(home.embeddings)
+        if not workdir.result.is_file():
+            raise UserError(f"--run={directory}: the run is not finished; start it again to resume")
+        manifest = read_manifest(workdir.embeddings)
         record = {name: v for name, v in manifest.items() if name not in GALLERY_FIELDS}
         config = configuration.from_dict(record["configuration"])
-        trained = restore(home, config, record["training_classes"], record["step"])
+        train_state = restore(workdir, config, record["training_classes"], record["step"])
         expected = {
-            "checkpoint": checkpoint_id(trained),
+            "checkpoint": checkpoint_id(train_state),
             "preprocessing": preprocessing(config.data) | preprocessing_record(config),
         }
         for name, value in expected.items():
             if record[name] != value:
                 raise UserError(
-                    f"{home.embeddings} does not fit to the run: {name} {record[name]!r}, not "
+                    f"{workdir.embeddings} does not match the run: {name} {record[name]!r}, not "
                     f"{value!r}; start the run again"
                 )
-        return cls(home, config, record, trained.search_variables())
+        return cls(workdir, config, record, train_state.search_variables())
 
     def __call__(self, images: ImageSet) -> Float32[np.ndarray, "n d"]:
-        """Unit vectors of many images."""
+        """Embeds an image set; one unit vector per image."""
         return self._many(self.variables, images)
 
     def one(self, image: RawImage) -> Float32[np.ndarray, "1 d"]:
-        """Unit vector of one image."""
+        """Embeds one image, compiled for a batch of one."""
         images = ImageSet([image], np.zeros(1, np.int64), ("query",), np.zeros(1, bool))
         return self._one(self.variables, images)
 
 
-def restore(home: Workdir, config: ExperimentConfig, classes: int, step: int) -> TrainState:
-    """The state of a run at a step.
+def restore(workdir: Workdir, config: ExperimentConfig, classes: int, step: int) -> TrainState:
+    """Restores the train state of a run at a step.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      classes: number of training classes.
+      step: step of the checkpoint.
 
     Raises:
       UserError: the run has no such checkpoint, or its configuration differs.
     """
     networks = build_networks(config, classes)
-    optimisers = optim.optimisers(config, 1, 1, 1)  # only the shape of their state matters here
+    optimisers = optim.optimisers(config, 1, 1, 1)  # only the shape of their state is needed
     shapes = jax.eval_shape(
         lambda: state.create(networks, optimisers, config.seed, config.data.image_size, config.loss)
     )
-    with Checkpoints(home.checkpoints, config.train.keep_best) as checkpoints:
+    with Checkpoints(workdir.checkpoints, config.train.keep_best) as checkpoints:
         if step not in checkpoints.steps():
-            raise UserError(f"{home.checkpoints} has no checkpoint of step {step}")
+            raise UserError(f"{workdir.checkpoints} has no checkpoint of step {step}")
         return checkpoints.restore(shapes, config, step)[0]

@@ -268,7 +268,7 @@ def _view(predictor: Predictor, path: Path) -> UInt8[np.ndarray, "s s 3"]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnreadableImage as error:
-        raise UserError(f"{path}: is no readable image ({error})") from None
+        raise UserError(f"{path}: is not a readable image ({error})") from None
 
 
 if __name__ == "__main__":
