@@ -1,1 +1,1 @@
-"""Getting a run onto a machine: `python -m launch.doctor` tells whether one is fit for it."""
+"""Preparing a machine for a run: `python -m launch.doctor` checks it."""

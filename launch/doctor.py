@@ -1,6 +1,6 @@
-"""Is this machine fit for a run? `python -m launch.doctor` prints what it finds.
+"""Checks whether a run can start on this machine: `python -m launch.doctor`.
 
-Exit code 0 when everything a run needs is there, else 2.
+Exit code 0 if everything that a run needs is available, else 2.
 """
 
 import importlib
@@ -13,54 +13,54 @@ from collections.abc import Callable
 from pathlib import Path
 
 GIB = 2**30
-LEAST_DISK = 2 * GIB  # synthetic set, checkpoints and embeddings of a small run
-# ScaNN is wanted, not needed: exact search stands in for it.
+LEAST_DISK = 2 * GIB  # synthetic data, checkpoints and embeddings of a small run
+# ScaNN is optional: without it, search is exact.
 NEEDED = ("jax", "flax", "optax", "orbax.checkpoint", "grain", "tensorflow_datasets", "pyarrow",
           "cv2", "simplejpeg")  # fmt: skip
 WANTED = ("scann", "tensorflow")
 
 
 def imported(module: str) -> str:
-    """`ok`, or why the module cannot be imported."""
+    """Returns `ok`, or the reason why the module cannot be imported."""
     try:
         importlib.import_module(module)
-    except Exception as error:  # a broken install raises whatever it likes
+    except Exception as error:  # a broken installation may raise anything
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return "ok"
 
 
 def devices() -> str:
-    """What JAX computes on."""
+    """Returns the devices that JAX uses."""
     from afa import parallel
 
     return parallel.platform()
 
 
-def main(say: Callable[[str], None] = print) -> int:
-    """Prints one line a finding; returns the exit code."""
-    say(
+def main(print_line: Callable[[str], None] = print) -> int:
+    """Prints one line per check; returns the exit code."""
+    print_line(
         f"{'python':<20}{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores"
     )
     free = shutil.disk_usage(Path.cwd()).free
-    say(f"{'disk':<20}{free / GIB:.1f} GiB free here")
+    print_line(f"{'disk':<20}{free / GIB:.1f} GiB free here")
     missing = []
     for module in NEEDED + WANTED:
         found = imported(module)
-        told = version(module) if found == "ok" else found
-        say(f"{module:<20}{told}" + ("" if module in NEEDED else " (optional)"))
+        status = version(module) if found == "ok" else found
+        print_line(f"{module:<20}{status}" + ("" if module in NEEDED else " (optional)"))
         if found != "ok" and module in NEEDED:
             missing.append(module)
     if "jax" not in missing:
-        say(f"{'devices':<20}{devices()}")
+        print_line(f"{'devices':<20}{devices()}")
     if missing:
-        say(f"not fit: {', '.join(missing)} cannot be imported; install the project again")
+        print_line(f"error: {', '.join(missing)} cannot be imported; install the project again")
     if free < LEAST_DISK:
-        say(f"not fit: less than {LEAST_DISK / GIB:.0f} GiB of disk is free")
+        print_line(f"error: less than {LEAST_DISK / GIB:.0f} GiB of disk is free")
     return 2 if missing or free < LEAST_DISK else 0
 
 
 def version(module: str) -> str:
-    """Version of the package that brings a module."""
+    """Returns the version of the package that contains a module."""
     packages = importlib.metadata.packages_distributions().get(module.partition(".")[0], [])
     for package in packages:
         if package.replace("-", "_").replace("_headless", "").startswith(module.replace(".", "_")):

@@ -85,7 +85,7 @@ def test_mistakes_are_named(tiny_finished, worse, tmp_path, capsys):
     assert "2 runs against 1: they are compared in pairs" in refused(
         [run, run, "--against", worse], capsys
     )
-    assert "is no finished run (" in refused([run, "--against", tmp_path], capsys)
+    assert "is not a finished run (" in refused([run, "--against", tmp_path], capsys)
     told = refused([run, "--against", worse, "--metric", "map_at"], capsys)
     assert "--metric" in told and "map_at_r" in told
     told = refused([run, "--against", worse, "--variant", "fusde"], capsys)
@@ -99,10 +99,10 @@ def test_runs_on_other_images_or_queries_are_refused(tiny_finished, worse, capsy
     renamed = pa.array([f"x{name}" for name in table["query"].to_pylist()])
     place = table.column_names.index("query")
     pq.write_table(table.set_column(place, "query", renamed), worse / "per_query.parquet")
-    assert "were not asked the same queries" in refused([tiny_finished, "--against", worse], capsys)
+    assert "the runs have different queries" in refused([tiny_finished, "--against", worse], capsys)
     changed(worse, lambda result: result["data"].update(test_fingerprint="another"))
     told = refused([tiny_finished, "--against", worse], capsys)
-    assert "not measured on the same: test_fingerprint 'another'" in told
+    assert "differ in test_fingerprint, 'another'" in told
     (worse / "per_query.parquet").write_bytes(b"PAR1")
     assert "is damaged" in refused([tiny_finished, "--against", worse], capsys)
     assert np.isfinite(Run.load(tiny_finished).columns["map_at_r"]).any()
@@ -163,7 +163,7 @@ def test_each_protocol_is_searched_in_its_own_gallery(tiny_finished, tmp_path, m
     assert sizes[2:] == [(wild, wild), (wild, 2)]
     del test["catalogue"]
     (home / "split.json").write_text(json.dumps(split))
-    with pytest.raises(UserError, match="is of an earlier version; start it again"):
+    with pytest.raises(UserError, match="was written by an earlier version; start it again"):
         together([run, run])
 
 
@@ -176,7 +176,7 @@ def test_other_severities_are_not_compared(tiny_finished, tmp_path):
     place = table.column_names.index("severity")
     milder = pa.array(np.where(severity > 0, severity - 1, 0))
     pq.write_table(table.set_column(place, "severity", milder), home / "per_query.parquet")
-    with pytest.raises(UserError, match=r"the same corruptions and severities \(evaluation\.sev"):
+    with pytest.raises(UserError, match=r"different corruptions or severities \(evaluation\.sev"):
         compare([Run.load(tiny_finished)], [Run.load(home)])
 
 
@@ -197,9 +197,9 @@ def test_mistakes_with_runs_of_one_kind_are_named(tiny_finished, tiny_copy, wors
     told = refused([run, "--against", worse, "--together"], capsys)
     assert "--together does not go with --against" in told
     assert "--together needs at least 2 runs" in refused([run, "--together"], capsys)
-    assert "worse/split.json: is no stored split" in refused([worse, run, "--together"], capsys)
+    assert "worse/split.json: is not a stored split" in refused([worse, run, "--together"], capsys)
     changed(worse, lambda result: result["data"].pop("test_fingerprint"))
-    assert "is of an earlier version" in refused([run, worse], capsys)
+    assert "was written by an earlier version" in refused([run, worse], capsys)
     split = json.loads((tiny_copy / "split.json").read_text())
     split["splits"]["test"]["ids"][3] = "somewhere/else.jpg"
     (tiny_copy / "split.json").write_text(json.dumps(split))

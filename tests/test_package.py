@@ -109,11 +109,11 @@ def test_vectors_are_those_of_the_search(packed, trained, queries, family):
     wanted = trained(queries)
     assert wanted.shape == (20, DIMENSION)
     for count in (1, 2, 3, 7, 20):
-        found = served.describe_images(queries.images[:count])
+        found = served.embed_images(queries.images[:count])
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, wanted[:count], atol=1e-5, rtol=0)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
-    assert served.describe_images([]).shape == (0, DIMENSION)
+    assert served.embed_images([]).shape == (0, DIMENSION)
 
 
 def test_views_are_those_of_the_data_pipeline(moved, queries):
@@ -432,7 +432,7 @@ def test_programs_for_something_else(moved):
 def test_images_and_views_that_are_none(packed):
     served = Predictor.load(packed)
     with pytest.raises(UnreadableImage, match="empty file"):
-        served.describe_images([b""])
+        served.embed_images([b""])
     line = r"views of shape \(2, 8, 8, 3\) are not of shape \(n, 16, 16, 3\)"
     with pytest.raises(UserError, match=line):
-        served.describe(np.zeros((2, 8, 8, 3), np.uint8))
+        served.embed(np.zeros((2, 8, 8, 3), np.uint8))

@@ -297,7 +297,7 @@ def test_the_page_shows_what_it_was_given(tmp_path):
     text, reader = read(tmp_path, full_page())
     words = re.sub(r"\s+", " ", " ".join(reader.text))
     for part in (
-        "Microseconds of a query by recall", "tuned for 98 %",
+        "Microseconds per query by recall", "tuned for 98 %",
         "80.8", "+4.8 points against F", "1,234,567", "1m 01s", "0123456789ab", "99.1 %",
         "1 of 2 right", "20.0 → 19.0 dB", "\N{MINUS SIGN}1.0", "gaussian noise", "held back",
     ):  # fmt: skip

@@ -1,4 +1,4 @@
-"""Two sets of finished runs, compared on the same queries."""
+"""Compares two sets of finished runs on the same queries."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from afa.evaluation import statistics
 from afa.evaluation.statistics import Estimate
 from afa.workdir import Workdir
 
-# What a run was measured on: images, and which of them are queries under which conditions.
+# Fields of result.json that must be equal: test images, queries and corruptions.
 MEASURED_ON = ("test_fingerprint", "held_back_corruptions", "corruption_seed")
 CONDITIONS = ("clean", "trained", "held_back")
 Key = tuple[str, str, str]  # variant, protocol, condition
@@ -22,12 +22,13 @@ Key = tuple[str, str, str]  # variant, protocol, condition
 
 @dataclass(frozen=True)
 class Run:
-    """What a comparison needs of a finished run.
+    """The results of a finished run that a comparison needs.
 
     Attributes:
-      data: `data` of its result.json.
-      trained: corruptions it was trained with.
-      columns: its per-query table.
+      path: run directory.
+      data: `data` of result.json.
+      trained: trained corruptions.
+      columns: per-query table, name -> column.
     """
 
     path: Path
@@ -40,14 +41,16 @@ class Run:
         """Reads a run directory.
 
         Raises:
-          UserError: no run, or one that is not finished.
+          UserError: no run, a run that is not finished, or damaged files.
         """
-        home = Workdir(path)
+        workdir = Workdir(path)
         try:
-            result = json.loads(home.result.read_text("utf-8"))
-            table = pq.read_table(home.per_query)
+            result = json.loads(workdir.result.read_text("utf-8"))
+            table = pq.read_table(workdir.per_query)
         except FileNotFoundError as error:
-            raise UserError(f"{path}: is no finished run ({error.filename} is missing)") from None
+            raise UserError(
+                f"{path}: is not a finished run ({error.filename} is missing)"
+            ) from None
         except (ValueError, OSError) as error:
             raise UserError(f"{path}: is damaged ({error})") from None
         trained = tuple(result["config"]["data"]["corruptions"])
@@ -57,15 +60,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Line:
-    """One variant of the table under one protocol and condition.
+    """Comparison of one variant under one protocol and condition.
 
     Attributes:
-      first, second: means of both sides over queries and runs.
-      classes: difference (first minus second) of the mean over runs, with the interval of a
-        bootstrap over classes: would other objects say the same?
-      p: of the sign-flip test over classes.
-      seeds: difference with the interval over pairs of runs (would other seeds say the same?);
-        None for a single pair.
+      variant, protocol, condition: names.
+      first, second: mean of each side over queries and runs.
+      classes: difference (first minus second) with the interval of a bootstrap over classes.
+      p: p-value of the sign-flip test over classes.
+      seeds: difference with the interval over pairs of runs; None for a single pair.
     """
 
     variant: str
@@ -79,12 +81,12 @@ class Line:
 
 
 def compare(first: Sequence[Run], second: Sequence[Run], metric: str = "map_at_r") -> list[Line]:
-    """Every variant, protocol and condition that both sides have.
+    """Compares both sides for every variant, protocol and condition that they have in common.
 
     Args:
       first: runs of one side, such as three seeds.
-      second: as many runs of the other side; they are paired in this order.
-      metric: a figure of the per-query table.
+      second: as many runs of the other side, paired in this order.
+      metric: a metric of the per-query table.
 
     Raises:
       UserError: different numbers of runs, runs on different images or queries, an unknown
@@ -102,8 +104,11 @@ def compare(first: Sequence[Run], second: Sequence[Run], metric: str = "map_at_r
 def common_figures(
     runs: Sequence[Run], metric: str
 ) -> list[tuple[Key, np.ndarray, Int64[np.ndarray, "q"], Float64[np.ndarray, "runs q"]]]:
-    """What all runs have: variant, protocol and condition, names and classes of the queries, and a
-    figure of each query in each run.
+    """Collects a metric for every variant, protocol and condition that all runs have in common.
+
+    Returns:
+      (variant, protocol, condition), ids of the queries, their classes, and the metric of each
+      query in each run.
 
     Raises:
       UserError: runs on different images or queries, an unknown metric, or nothing in common.
@@ -111,11 +116,13 @@ def common_figures(
     for run in runs:
         for name in MEASURED_ON:
             if name not in run.data:
-                raise UserError(f"{run.path}: is of an earlier version; start it again to evaluate")
+                raise UserError(
+                    f"{run.path}: was written by an earlier version; start it again to evaluate"
+                )
             if run.data[name] != runs[0].data[name]:
                 raise UserError(
-                    f"{run.path} and {runs[0].path} were not measured on the same: {name}"
-                    f" {run.data[name]!r}, not {runs[0].data[name]!r}"
+                    f"{run.path} and {runs[0].path} cannot be compared: they differ in {name},"
+                    f" {run.data[name]!r} and {runs[0].data[name]!r}"
                 )
     names = {n: None for n, column in runs[0].columns.items() if column.dtype == np.float64}
     choose("--metric", metric, names)
@@ -127,11 +134,11 @@ def common_figures(
     for key in common:
         queries, labels, _, corrupted = tables[0][key]
         if not all(np.array_equal(one[key][0], queries) for one in tables):
-            raise UserError(f"{' / '.join(key)}: the runs were not asked the same queries")
+            raise UserError(f"{' / '.join(key)}: the runs have different queries")
         if not all(one[key][3] == corrupted for one in tables):
             raise UserError(
-                f"{' / '.join(key)}: the runs were not measured with the same corruptions and "
-                "severities (evaluation.severities)"
+                f"{' / '.join(key)}: the runs have different corruptions or severities "
+                "(evaluation.severities)"
             )
         found.append((key, queries, labels, np.stack([one[key][2] for one in tables])))
     return found
@@ -140,8 +147,8 @@ def common_figures(
 def _figures(
     run: Run, metric: str
 ) -> dict[Key, tuple[np.ndarray, Int64[np.ndarray, "q"], Float64[np.ndarray, "q"], set]]:
-    """(variant, protocol, condition) -> queries, their classes, the figure of each (the mean over
-    corruptions and severities), and the corruptions and severities."""
+    """(variant, protocol, condition) -> queries, their classes, the metric of each query (mean over
+    corruptions and severities), and the set of corruptions and severities."""
     condition = np.where(
         run.columns["corruption"] == "",
         CONDITIONS[0],
@@ -155,11 +162,11 @@ def _figures(
                 chosen = (variants == variant) & (protocols == protocol) & (condition == name)
                 if not chosen.any():
                     continue
-                queries, at, place, count = np.unique(
+                queries, at, inverse, count = np.unique(
                     run.columns["query"][chosen].astype(str),
                     return_index=True, return_inverse=True, return_counts=True,
                 )  # fmt: skip
-                values = np.bincount(place, weights=run.columns[metric][chosen]) / count
+                values = np.bincount(inverse, weights=run.columns[metric][chosen]) / count
                 labels = run.columns["label"][chosen][at]
                 kinds = (run.columns[each][chosen].tolist() for each in ("corruption", "severity"))
                 corrupted = set(zip(*kinds, strict=True))
@@ -185,7 +192,7 @@ def _line(
 
 
 def over_runs(values: Float64[np.ndarray, "runs"]) -> Estimate | None:
-    """Mean and interval of a figure of each run; None for a single one."""
+    """Mean and interval over one value per run; None for a single run."""
     if len(values) < 2:
         return None
     mean, half = statistics.mean_and_interval(values)
