@@ -125,7 +125,7 @@ def test_grid_places_rows_and_gaps():
             images.grid(cells, columns)
 
 
-def test_framed_keeps_the_whole_image():
+def test_framed_keeps_the_image():
     out = images.framed(image(7), images.RIGHT, 3)
     assert out.shape == (26, 26, 3) and (out[3:-3, 3:-3] == 7).all()
     assert tuple(out[0, 0]) == tuple(out[-1, -1]) == images.RIGHT
@@ -314,7 +314,7 @@ def test_the_page_shows_what_it_was_given(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
 
 
-def test_the_page_asks_nothing_of_any_machine(tmp_path):
+def test_the_page_sends_no_requests(tmp_path):
     text, reader = read(tmp_path, full_page())
     for tag, attributes in reader.tags:
         assert tag not in {"script", "iframe", "object", "embed", "base", "form"}
@@ -324,14 +324,14 @@ def test_the_page_asks_nothing_of_any_machine(tmp_path):
     assert "default-src 'none'" in text
 
 
-def test_names_from_outside_stay_text(tmp_path):
+def test_untrusted_names_are_escaped(tmp_path):
     text, reader = read(tmp_path, full_page(HOSTILE))
     assert "<script" not in text
     assert not any(name.startswith("on") for _, attributes in reader.tags for name in attributes)
     assert HOSTILE in " ".join(reader.text)
 
 
-def test_every_image_and_chart_says_what_it_is(tmp_path):
+def test_every_image_and_chart_has_a_text_alternative(tmp_path):
     _, reader = read(tmp_path, full_page())
     images_ = [attributes for tag, attributes in reader.tags if tag == "img"]
     assert len(images_) == 2 * 4 + 3 + 3

@@ -1,4 +1,4 @@
-"""Re-rankers against their definitions, written out slowly, and on manifolds they must follow."""
+"""Re-rankers against direct implementations of their definitions, and on manifolds."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ def unit(seed, *shape):
 
 
 def arcs(each=40, classes=4):
-    """Classes along arcs of the sphere: the ends of one are far from each other."""
+    """Classes along arcs of the sphere, whose ends are far from each other."""
     draw = np.random.default_rng(5)
     rows, labels = [], np.repeat(np.arange(classes), each)
     for c in range(classes):
@@ -303,7 +303,7 @@ def test_the_study_chooses_on_validation_and_measures_on_test():
 
 
 def known(labels, seed, classes=5):
-    """All that can be known of images, drawn at random about their labels."""
+    """All features of images, drawn at random around their classes."""
     count, draw = len(labels), np.random.default_rng(seed)
     vectors = normalise(np.eye(16, dtype=np.float32)[labels] + 2 * unit(seed, count, 16))
     shares = draw.dirichlet(np.ones(classes), count).astype(np.float32)
@@ -324,7 +324,7 @@ def known(labels, seed, classes=5):
 
 
 def full_splits(test_seed=3):
-    """Splits of which everything is known, for all methods."""
+    """Splits with all features, for all methods."""
     spent = {reranking.DESCRIPTOR: 1.0, 1.0: 10.0, 2.0: 20.0}
     spent |= dict.fromkeys(itertools.product(reranking.SCALES, reranking.POWERS), 100.0)
     labels = np.repeat(np.arange(6), 5)
@@ -351,7 +351,7 @@ def test_settings_of_every_method_are_chosen_on_validation():
 
 
 def test_some_queries_are_searched_in_the_whole_gallery():
-    """Each query's figures are those it has among all queries."""
+    """The metrics of a query do not depend on the other queries."""
     splits = full_splits()
     whole, few = (
         reranking.study(splits, "leave_one_out", lambda text: None, ("plain",), queries)[0].metrics

@@ -1,7 +1,7 @@
 """Renders `report.html`: results, failures and training curves of a run on one offline page.
 
 The page is self-contained. It has no scripts, and its content security policy allows only embedded
-images and styles, so that opening it sends no requests. All metrics are fractions (0 to 1) and shown
+images and styles, so that opening it sends no requests. All metrics are fractions (0 to 1), shown
 in percent.
 """
 
@@ -242,7 +242,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class ResultTable:
-    """A table: `groups` are (title, column labels), `lines` are (name, highlighted, cost, cells)."""
+    """A table: `groups` of (title, column labels), `lines` of (name, highlighted, cost, cells)."""
 
     groups: tuple[tuple[str, tuple[str, ...]], ...]
     lines: tuple[tuple[str, bool, str, tuple[tuple[Cell, ...], ...]], ...]

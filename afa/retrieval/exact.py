@@ -67,7 +67,7 @@ class Gallery:
             slab = self._slab(begin) if self._resident is None else self._resident
             yield slab, np.array(begin, np.int32)
 
-    def beside(self, marks: Bool[np.ndarray, "n"], begin: int) -> Bool[Array, "tiles rows"]:
+    def slab_mask(self, marks: Bool[np.ndarray, "n"], begin: int) -> Bool[Array, "tiles rows"]:
         """Puts the marks of the slab that begins at row `begin` on the devices."""
         return self._padded(marks, begin)
 
@@ -120,7 +120,7 @@ def topk(
     index = np.full((len(queries), k), PADDING, np.int32)
     merge = _topk(recall if parallel.accelerated() else 1.0)
     for slab, begin in gallery.slabs():
-        marked = None if allowed is None else gallery.beside(allowed, int(begin))
+        marked = None if allowed is None else gallery.slab_mask(allowed, int(begin))
         shared = slab, begin, np.array(gallery.rows, np.int32), marked
         for block, size in _blocks(len(queries)):
             rows = queries[block], exclude[block], scores[block], index[block]

@@ -136,7 +136,7 @@ class Predictor:
         return self.embed(views.reshape(shape))
 
     def check(self, rows: Sequence[int] | None = None) -> float:
-        """Returns the largest distance of vectors to those that the run computed for the same views.
+        """Returns the largest distance to the vectors that the run computed for the same views.
 
         Rounding alone gives less than 1e-5; bfloat16 or another kind of device give more.
 
