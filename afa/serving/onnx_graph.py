@@ -265,9 +265,7 @@ def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> str:
         return graph.reshape(block, equation.outvars[0].aval.shape)
     others = tuple(each for each in range(len(shape)) if each not in axes)
     if isinstance(indices, str) or len(axes) != 1 or how.offset_dims != others:
-        raise UserError(
-            "this network cannot be written as ONNX: an index depends on the input"
-        )
+        raise UserError("this network cannot be written as ONNX: an index depends on the input")
     return graph.add("Gather", x, np.asarray(indices, np.int64)[:, 0], axis=axes[0])
 
 
