@@ -7,6 +7,14 @@ import dataclasses
 from typing import Any
 
 KEY = "bounds"
+# What is wrong with a text that is no value of a field's type.
+KINDS = {
+    int: "is no whole number",
+    float: "is no number",
+    bool: "is neither True nor False",
+    tuple: "is no list of such values with spaces between them",
+    str: "is no text",
+}
 Number = int | float
 
 

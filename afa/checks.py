@@ -4,18 +4,9 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin
 
-from afa.bounds import KEY, Bounds, Duration
-from afa.config import ExperimentConfig, flatten, leaves, steps_of
+from afa.bounds import KEY, KINDS, Bounds, Duration
+from afa.config import RANDOM, ExperimentConfig, flatten, leaves, steps_of
 from afa.errors import UserError, choose
-
-# What to say of a value of another type.
-KINDS = {
-    int: "is no whole number",
-    float: "is no number",
-    bool: "is neither True nor False",
-    tuple: "is no list of such values with spaces between them",
-    str: "is no text",
-}
 
 
 def validate(config: ExperimentConfig) -> None:
@@ -98,8 +89,8 @@ def _smallest(config: ExperimentConfig) -> int:
 
 
 def _weights_of_generator(config: ExperimentConfig) -> tuple[float, ...]:
-    game = config.adversarial
-    return (game.lambda_mse, game.lambda_adversarial, game.lambda_features, game.lambda_noise)
+    c = config.adversarial
+    return c.lambda_mse, c.lambda_adversarial, c.lambda_features, c.lambda_noise, c.lambda_code
 
 
 def _never(duration: str) -> bool:
@@ -133,8 +124,8 @@ COMBINATIONS: tuple[
     (
         lambda c: has_generator(c) and not any(_weights_of_generator(c)),
         lambda c: (
-            "adversarial.lambda_mse, .lambda_adversarial, .lambda_features and .lambda_noise are "
-            "all 0: G has no loss (set one, or adversarial.generator=False)"
+            "adversarial.lambda_mse, .lambda_adversarial, .lambda_features, .lambda_noise and "
+            ".lambda_code are all 0: G has no loss (set one, or adversarial.generator=False)"
         ),
     ),
     (
@@ -149,6 +140,20 @@ COMBINATIONS: tuple[
         lambda c: (
             f"adversarial.generated_views={c.adversarial.generated_views} needs "
             "train.schedule='joint': a staged run trains F before G"
+        ),
+    ),
+    (
+        lambda c: c.generator.batch_size > 0 and c.train.schedule == "joint" and has_generator(c),
+        lambda c: (
+            f"generator.batch_size={c.generator.batch_size} needs train.schedule='staged': a joint "
+            "step gives F, G and D the same batch"
+        ),
+    ),
+    (
+        lambda c: c.backbone.frozen_norm and c.backbone.weights == RANDOM,
+        lambda c: (
+            "backbone.frozen_norm=True needs weights with stored statistics, and "
+            f"backbone.weights={RANDOM!r}"
         ),
     ),
     (

@@ -31,7 +31,8 @@ class DataConfig:
     """folder: the directory of class folders; inshop, gldv2: the one that holds their lists; tfds:
     the data_dir (empty: the TFDS default)."""
     cache: str = ""
-    """Where the synthetic set is built (empty: ~/.cache/afa)."""
+    """Where the synthetic set is built (empty: ~/.cache/afa, or afa-cache-UID in the directory for
+    temporary files where that cannot be written)."""
     image_size: int = bounded(224, above=0)
     """Side of the square images the networks see, in pixels."""
     crop_fraction: float = bounded(1.0, above=0, most=1)
@@ -69,8 +70,8 @@ class DataConfig:
     """Training: share of the images that get one of these corruptions."""
     max_unreadable: float = bounded(0.01, least=0, most=1)
     """Share of unreadable images that is skipped with a warning; more is refused."""
-    read_threads: int = bounded(2, least=0)
-    """Threads that read and augment the coming batches."""
+    read_threads: int = bounded(0, least=0)
+    """Threads that read and augment the coming batches (0: one a CPU core, at most 16)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,11 +120,17 @@ class EmbedderConfig:
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig:
     width: int = bounded(32, above=0)
-    """Channels at full resolution; doubled at every level down, up to eight times as many."""
-    levels: int = bounded(4, above=0)
-    """Halvings of the resolution between image and bottleneck."""
-    latent_dim: int = bounded(64, above=0)
-    """Length of the noise z."""
+    """Channels at half of the resolution; doubled with every further halving."""
+    levels: int = bounded(3, above=0)
+    """Halvings of the resolution of an image to be restored; 1: half of the resolution alone."""
+    blocks: int = bounded(2, above=0)
+    """Residual blocks of two 3x3 convolutions at the lowest resolution; one at every other."""
+    latent_dim: int = bounded(32, above=0)
+    """Length of the noise z, and of the code of an image."""
+    batch_size: int = bounded(0, least=0)
+    """Staged: images in a step of G and D, over all devices; 0: data.batch_size."""
+    corrupt_probability: float = bounded(0.75, least=0, most=1)
+    """Staged: share of the images in the batches of G and D that get a corruption."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,13 +154,16 @@ class AdversarialConfig:
     generator: bool = True
     """Train G and D; their views and features join the fused descriptor."""
     lambda_mse: float = bounded(10.0, least=0)
-    """G: weight of the squared error towards the clean image."""
+    """G: weight of the root of each image's mean squared error towards the clean image."""
     lambda_adversarial: float = bounded(0.05, least=0)
     """G: weight of the adversarial term on restored images; 0: no discriminator verdict."""
     lambda_features: float = bounded(1.0, least=0)
     """G: weight of the distance between F's descriptors of restored and clean image."""
     lambda_noise: float = bounded(0.05, least=0)
     """G: weight of the adversarial term on images made from noise alone; 0: off."""
+    lambda_code: float = bounded(10.0, least=0)
+    """G: weight of the same error of what the decoder of noise makes of the code of a clean image;
+    0: off."""
     r1: float = bounded(1.0, least=0)
     """D: weight of the R1 gradient penalty."""
     r1_every: int = bounded(4, above=0)
@@ -192,7 +202,7 @@ class OptimConfig:
     """Adam learning rate of D."""
     ema_decay: float = bounded(0.999, least=0, below=1)
     """Decay of the moving average of F and G that is evaluated and exported; 0: off. It warms up
-    with the step count, so that short runs are not dominated by the first weights."""
+    with the updates of each network, so that the first weights do not dominate short runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,16 +277,29 @@ class RetrievalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LaunchConfig:
-    coordinator: str = ""
-    """host:port of process 0 when several processes share one run."""
+    coordinator: str = "auto"
+    """Several processes in one run: host:port of process 0; auto: as SLURM, Open MPI or a TPU slice
+    say in the environment; environment: as JAX finds by itself (TPU VM); none: a single process."""
     processes: int = bounded(1, above=0)
     """Number of processes."""
     index: int = bounded(0, least=0)
     """Index of this process."""
+    program_cache: str = "auto"
+    """Directory of compiled programs, which the next process does not compile again; auto:
+    programs in the cache directory; off: none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
+    """Every setting of a run; frozen. The method's published settings are the defaults.
+
+    >>> import dataclasses
+    >>> import afa
+    >>> config = dataclasses.replace(afa.ExperimentConfig(), seed=3)
+    >>> config.seed, config.backbone.name
+    (3, 'resnet50')
+    """
+
     seed: int = bounded(0, least=0, most=MOST_SEED)
     """Seed of initial weights, batches, corruptions and noise."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -291,6 +314,17 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     retrieval: RetrievalConfig = dataclasses.field(default_factory=RetrievalConfig)
     launch: LaunchConfig = dataclasses.field(default_factory=LaunchConfig)
+
+
+def generator_data(config: ExperimentConfig) -> DataConfig:
+    """The data settings of the stage of G and D on frozen F: its own batch size and share of
+    corrupted images, drawn without classes, since no label enters there."""
+    return dataclasses.replace(
+        config.data,
+        batch_size=config.generator.batch_size or config.data.batch_size,
+        corrupt_probability=config.generator.corrupt_probability,
+        sampler="shuffle",
+    )
 
 
 LOSS_NAME = "loss.name"

@@ -2,7 +2,9 @@
 
 import collections
 import io
+import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +25,12 @@ TABLE_WIDTH = 400  # wider than any table, so that a log never wraps one
 BLANK = "\N{EN DASH}"
 
 Cell = str | int | float | None
+
+
+def quiet() -> None:
+    """Keeps libraries' own log lines off the terminal; their errors still come through."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def duration(seconds: int | float) -> str:

@@ -6,17 +6,16 @@ replaced in one step, and only after that the files that nothing names any more 
 """
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from afa.errors import UserError
+from afa.io import file_sha256, locked
 
 MANIFEST = "index.json"
 FORMAT = 2
@@ -24,7 +23,10 @@ FORMAT = 2
 OWN_FIELDS = ("format", "count", "dimension", "sha256", "shards", "removed", "engine")
 STAGE_PREFIX = ".writing-"
 LOCK = ".lock"
-HASH_BYTES = 2**20
+# What every manifest holds, and of each file with rows.
+FIELDS = {"count": int, "dimension": int, "sha256": str, "shards": list, "configuration": dict,
+          "checkpoint": str, "preprocessing": dict}  # fmt: skip
+SHARD = {"file": str, "rows": int, "sha256": str}
 OURS = ("embeddings-*.parquet", "removed-*.npy", "scann-*")
 
 
@@ -40,7 +42,8 @@ def staged(directory: Path) -> Iterator[Path]:
     stage = directory / f"{STAGE_PREFIX}{uuid.uuid4().hex}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory):
+        busy = f"{directory}: another process is writing there; wait for it"
+        with locked(directory / LOCK, busy):
             for left in directory.glob(f"{STAGE_PREFIX}*"):
                 shutil.rmtree(left)
             stage.mkdir()
@@ -79,7 +82,7 @@ def read_manifest(directory: Path, what: str = "index") -> dict[str, Any]:
     """The manifest of an export or of an index.
 
     Raises:
-      UserError: there is none, it is no JSON, or it is of another format.
+      UserError: there is none, it is no JSON, of another format, or lacks a field that all have.
     """
     path = directory / MANIFEST
     try:
@@ -93,7 +96,24 @@ def read_manifest(directory: Path, what: str = "index") -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
         raise UserError(f"{path} has format {found}, this version reads format {FORMAT}")
+    _check_fields(path, "", manifest, FIELDS)
+    for i, shard in enumerate(manifest["shards"]):
+        _check_fields(path, f"shards[{i}]", shard, SHARD)
+    for name, fields in {"removed": SHARD, "engine": {"uri": str}}.items():
+        if manifest.get(name) is not None:
+            _check_fields(path, name, manifest[name], fields)
     return manifest
+
+
+def _check_fields(path: Path, where: str, found: Any, fields: Mapping[str, type]) -> None:
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: {where} is {found!r}; make it again")
+    for name, kind in fields.items():
+        place = f"{where}.{name}" if where else name
+        if name not in found:
+            raise UserError(f"{path} is damaged: it lacks {place}; make it again")
+        if type(found[name]) is not kind:
+            raise UserError(f"{path} is damaged: {place} is {found[name]!r}; make it again")
 
 
 def refuse_if_changed(directory: Path, manifest: dict[str, Any]) -> None:
@@ -127,26 +147,6 @@ def check_file(path: Path, sha256: str) -> None:
         raise UserError(f"{path} is missing, though {MANIFEST} names it; make it again")
     if file_sha256(path) != sha256:
         raise UserError(f"{path} is not the file {MANIFEST} names (sha256 differs)")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(HASH_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One writer at a time; the system lets go of the lock when the process dies."""
-    with (directory / LOCK).open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{directory}: another process is writing there; wait for it") from None
-        yield
 
 
 def _sync(path: Path) -> None:

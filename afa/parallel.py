@@ -14,15 +14,18 @@ to `psum`, that is the gradient of the mean of all devices' losses, also through
 
 import contextlib
 import functools
+import json
+import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import core, lax
 from jax.experimental import multihost_utils
+from jax.extend import backend
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PyTree, Shaped
 
@@ -30,18 +33,121 @@ from afa.errors import UserError
 
 AXIS = "data"
 Impl = Literal["auto", "pmap", "shard_map"]
+T = TypeVar("T")
+# Variables of launchers: number of processes -> what every one of them has beside it. The script of
+# a SLURM batch job has the number, but no step: it is a single process until `srun` starts some.
+PROCESS_COUNTS = {
+    "SLURM_NTASKS": ("SLURM_PROCID", "SLURM_STEP_NODELIST"),
+    "OMPI_COMM_WORLD_SIZE": ("OMPI_COMM_WORLD_RANK",),
+}
+MESSAGE_BYTES = 4096  # of an error that processes tell each other
 _ACCELERATED: ContextVar[bool | None] = ContextVar("accelerated", default=None)
 
 
-def start(coordinator: str, processes: int, index: int) -> None:
-    """Joins this process to a run of several; before anything else asks JAX for devices.
+def start(coordinator: str, processes: int = 1, index: int = 0) -> None:
+    """Joins the processes of one run; to be called before anything asks JAX for devices.
 
     Args:
-      coordinator: "host:port" of process 0.
-      processes: their number.
-      index: which one this is.
+      coordinator: "host:port" of process 0. "auto": as SLURM, Open MPI or the hosts of a TPU slice
+        say in the environment, if they say so. "environment": as JAX finds by itself, which also
+        asks the metadata server of a TPU VM. "none": a single process.
+      processes: their number, with "host:port".
+      index: which one this is, with "host:port".
+
+    Raises:
+      UserError: the processes did not find each other.
     """
-    jax.distributed.initialize(coordinator, processes, index)
+    if coordinator == "none" or (coordinator == "auto" and environment_processes() < 2):
+        return
+    if jax.distributed.is_initialized():  # by an earlier run of the same notebook or program
+        return
+    found = coordinator not in ("auto", "environment")
+    try:
+        if found:
+            jax.distributed.initialize(coordinator, processes, index)
+        else:
+            jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"launch.coordinator={coordinator!r}: {reason}") from None
+
+
+def environment_processes() -> int:
+    """Number of processes that a launcher announces in the environment; 1 without one."""
+    names = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    counts = [len(names) if all(names) else 1]
+    for count, others in PROCESS_COUNTS.items():
+        if os.environ.get(count, "").isdecimal() and all(name in os.environ for name in others):
+            counts.append(int(os.environ[count]))
+    return max(counts)
+
+
+def together(action: Callable[[], T]) -> T:
+    """Runs `action` in every process; a user's mistake in any of them ends all of them.
+
+    Every process has to call it.
+
+    Raises:
+      UserError: that of the first process that has one.
+    """
+    if jax.process_count() == 1:
+        return action()
+    message, result = "", None
+    try:
+        result = action()
+    except UserError as error:
+        message = str(error)
+    text = np.frombuffer(message.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0"), np.uint8)
+    for each in multihost_utils.process_allgather(text):
+        if said := each.tobytes().rstrip(b"\0").decode(errors="ignore"):
+            raise UserError(said)
+    return cast(T, result)
+
+
+def first_only(action: Callable[[], T]) -> T | None:
+    """Runs `action` in the first process; None in the others. Otherwise as `together`."""
+    return together(lambda: action() if jax.process_index() == 0 else None)
+
+
+def from_first(value: Any) -> Any:
+    """JSON values of the first process, in every process."""
+    if jax.process_count() == 1:
+        return value
+    text = json.dumps(value).encode() if jax.process_index() == 0 else b""
+    length = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
+    sent = np.frombuffer(text.ljust(length, b" "), np.uint8)
+    return json.loads(multihost_utils.broadcast_one_to_all(sent).tobytes())
+
+
+def share(rows: int) -> slice:
+    """This process's part of so many rows; all of them where there are fewer than processes."""
+    count = jax.process_count()
+    if rows < count:
+        return slice(0, rows)
+    index, size = jax.process_index(), -(-rows // count)
+    return slice(min(index * size, rows), min((index + 1) * size, rows))
+
+
+def gather_shares(tree: PyTree, rows: int) -> PyTree:
+    """Host arrays of every process's `share` of the rows, joined in order, in every process."""
+    count = jax.process_count()
+    if count == 1 or rows < count:
+        return tree
+    size = -(-rows // count)
+
+    def joined(part: np.ndarray) -> np.ndarray:
+        padded = np.zeros((size, *part.shape[1:]), part.dtype)
+        padded[: len(part)] = part
+        every = multihost_utils.process_allgather(padded)
+        return np.asarray(every).reshape(-1, *part.shape[1:])[:rows]
+
+    return jax.tree.map(joined, tree)
+
+
+def end_together(name: str) -> None:
+    """Waits until every process has come here; a process that ends early would end the others."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def device_count() -> int:
@@ -63,7 +169,43 @@ def process_index() -> int:
 def accelerated() -> bool:
     """True on a GPU or TPU, False when JAX has only the CPU; inside `lowered_for`, as it says."""
     told = _ACCELERATED.get()
-    return jax.default_backend() != "cpu" if told is None else told
+    if told is None:
+        require_devices()
+        return jax.default_backend() != "cpu"
+    return told
+
+
+def require_devices() -> None:
+    """Looks whether JAX can compute on what it was asked for.
+
+    Raises:
+      UserError: it cannot (`JAX_PLATFORMS=cuda` on a machine without a GPU); what it can is named.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the second is JAX's for cuda alone
+        asked = _asked_platforms()
+        reason = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".") or "no such device"
+        field = f"JAX_PLATFORMS={asked}" if asked else "JAX"
+        raise UserError(f"{field}: {reason}; usable here: {', '.join(_usable())}") from None
+
+
+def _usable() -> list[str]:
+    """Platforms that JAX finds when it may choose; what was asked for is asked for again later."""
+    asked = _asked_platforms()
+    jax.config.update("jax_platforms", "")
+    try:
+        return sorted(backend.backends())
+    except RuntimeError:
+        return ["none"]
+    finally:
+        jax.config.update("jax_platforms", asked)
+        if asked:
+            backend.clear_backends()
+
+
+def _asked_platforms() -> str:
+    return jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextlib.contextmanager
@@ -277,8 +419,12 @@ def compiled_once(function: Callable) -> Callable:
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """Replicated device values as NumPy arrays."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), tree)
+    """Replicated device values, or what is on the host already, as NumPy arrays."""
+
+    def host(leaf: Any) -> np.ndarray:
+        return np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+
+    return jax.tree.map(host, tree)
 
 
 def local(tree: PyTree) -> PyTree:

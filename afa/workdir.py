@@ -1,7 +1,6 @@
 """The directory of a run: what lies where, and the lock that keeps a second process out."""
 
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -13,9 +12,10 @@ from typing import Any
 from afa import config as configuration
 from afa.config import ExperimentConfig
 from afa.errors import UserError
-from afa.train.logging import PER_QUERY_FILE, write_json
+from afa.io import locked, write_json
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+PER_QUERY_FILE = "per_query.parquet"
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,11 @@ class Workdir:
           UserError: another process holds it, it cannot be made or written, or its disk fills up.
         """
         self.create()
-        with (self.root / ".lock").open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(
-                    f"--workdir={self.root}: another run is working there (choose another "
-                    "directory, or wait until it ends)"
-                ) from None
+        busy = (
+            f"--workdir={self.root}: another run is working there (choose another directory, or "
+            "wait until it ends)"
+        )
+        with locked(self.root / ".lock", busy=busy):
             try:
                 yield
             except OSError as error:

@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.run import guarded, quiet
-from experiments.search import Parser
+from experiments.cli import Parser, perform
 
 if TYPE_CHECKING:
     from afa.evaluation.statistics import Estimate
@@ -48,20 +47,18 @@ def parser() -> Parser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+    return perform(parser, _main, words)
 
 
-def _main(words: Sequence[str]) -> int:
-    chosen = parser().parse_args(list(words))
-    quiet()
+def _main(chosen: argparse.Namespace) -> int:
     from afa.console import table
     from afa.errors import UserError, choose
+    from afa.io import write_json
     from afa.runs import compare as comparison
     from afa.runs import summarise as summary
-    from afa.runs.compare import Run
-    from afa.train.logging import write_json
 
-    runs, others = ([Run.load(path) for path in part] for part in (chosen.runs, chosen.against))
+    loaded = comparison.load([*chosen.runs, *chosen.against])
+    runs, others = loaded[: len(chosen.runs)], loaded[len(chosen.runs) :]
     if others and chosen.together:
         raise UserError("--together does not go with --against: one kind of runs at a time")
     lines: list[Any]

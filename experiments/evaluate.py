@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.run import guarded, quiet
-from experiments.search import Parser, images
+from experiments.cli import Parser, note, perform
+from experiments.search import images
 
 if TYPE_CHECKING:
     from afa.evaluation.benchmarks.contract import Figure
@@ -47,18 +47,16 @@ def parser() -> Parser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+    return perform(parser, _main, words)
 
 
-def _main(words: Sequence[str]) -> int:
-    chosen = parser().parse_args(list(words))
-    quiet()
+def _main(chosen: argparse.Namespace) -> int:
     from afa import parallel, runtime
     from afa.console import table
     from afa.data.sources.listed import directory
     from afa.evaluation import benchmarks
     from afa.inference.load import TrainedEmbedder
-    from afa.train.logging import write_json
+    from afa.io import write_json
 
     extra: list[Path] = []
     if chosen.distractors is not None:
@@ -66,9 +64,9 @@ def _main(words: Sequence[str]) -> int:
     root = directory("--path", chosen.path)
     benchmark = benchmarks.load(chosen.benchmark, root, extra)
     runtime.keep_memory()
-    trained = TrainedEmbedder.load(chosen.run)
-    print(benchmark.protocol, file=sys.stderr)
-    figures = benchmark.score(trained(benchmark.queries), trained(benchmark.gallery))
+    embedder = TrainedEmbedder.load(chosen.run)
+    note(benchmark.protocol)
+    figures = benchmark.score(embedder(benchmark.queries), embedder(benchmark.gallery, "gallery"))
     columns = ["of", "figure", "percent", "95 percent interval", "queries"]
     table(f"{benchmark.name}, exact search", [_row(each) for each in figures], columns)
     if chosen.out:
@@ -76,7 +74,7 @@ def _main(words: Sequence[str]) -> int:
             "benchmark": benchmark.name,
             "protocol": benchmark.protocol,
             "run": str(chosen.run),
-            "checkpoint": trained.record["checkpoint"],
+            "checkpoint": embedder.record["checkpoint"],
             "hardware": parallel.platform(),
             "figures": [dataclasses.asdict(each) for each in figures],
         }

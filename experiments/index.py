@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afa.errors import UserError
-from experiments.run import guarded, quiet
-from experiments.search import Parser, tell
+from afa.io import require_writable
+from experiments.cli import Parser, note, perform
+from experiments.search import tell
 
 if TYPE_CHECKING:
     from afa.data.listing import Found
@@ -46,12 +47,10 @@ def parser() -> Parser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+    return perform(parser, _main, words)
 
 
-def _main(words: Sequence[str]) -> int:
-    chosen = parser().parse_args(list(words))
-    quiet()
+def _main(chosen: argparse.Namespace) -> int:
     chosen.action(chosen)
     return 0
 
@@ -61,20 +60,23 @@ def _main(words: Sequence[str]) -> int:
 
 def _build(chosen: argparse.Namespace) -> None:
     from afa.inference.load import TrainedEmbedder
-    from afa.retrieval import gallery
+    from afa.retrieval import calibration, gallery
     from afa.retrieval.indexing import address, indexed
 
     settings = _settings(chosen, chosen.uri)
-    address(settings)  # before the images are embedded
+    address(settings)  # settings are checked before the images are embedded
+    require_writable(chosen.out, "--out")
     _refuse_same("--out", chosen.out, chosen.images)
-    trained = TrainedEmbedder.load(chosen.run)
+    embedder = TrainedEmbedder.load(chosen.run)
     found = _images(chosen.images, chosen.run, chosen.out)
-    records = gallery.embed_folder(trained, found, _note)
+    others = _images(chosen.calibrate, chosen.run, chosen.out) if chosen.calibrate else None
+    if others is not None:
+        calibration.require_apart(others.paths, found.paths)
+    records = gallery.embed_folder(embedder, found, note)
     extra: dict[str, Any] = {"run": os.path.relpath(chosen.run.resolve(), chosen.out.resolve())}
-    if chosen.calibrate:
-        others = _images(chosen.calibrate, chosen.run, chosen.out)
-        extra["unknown"] = _unknown(trained, others, records)
-    facts = indexed(chosen.out, settings, _note, records, trained.record | extra)[1]
+    if others is not None:
+        extra["unknown"] = _unknown(embedder, others, records)
+    facts = indexed(chosen.out, settings, note, records, embedder.record | extra)[1]
     _show(facts, chosen.json)
 
 
@@ -85,17 +87,18 @@ def _add(chosen: argparse.Namespace) -> None:
     searcher = Searcher.load(chosen.run, chosen.index)
     there = searcher.index
     _refuse_same("--index", chosen.index, chosen.images)
+    require_writable(chosen.index, "--index")
     found = _images(chosen.images, searcher.embedder.workdir.root, chosen.index)
     if not chosen.replace:  # before the images are embedded
         there.require_new(found.ids)
-    records = gallery.embed_folder(searcher.embedder, found, _note)
+    records = gallery.embed_folder(searcher.embedder, found, note)
     before, held = len(there), there.holds(records.ids)
     if held.any():
         there.update(records.rows(held))
     if not held.all():
         there.add(records.rows(~held))
     if "unknown" in there.manifest:
-        _note("the gallery has changed: `no match` needs a new calibration (build --calibrate)")
+        note("the gallery has changed: `no match` needs a new calibration (build --calibrate)")
         there.manifest = {n: v for n, v in there.manifest.items() if n != "unknown"}
     there.save()
     _show({"before": before, **there.info()}, chosen.json)
@@ -131,10 +134,11 @@ def _tune(chosen: argparse.Namespace) -> None:
     from afa.manifest import read_manifest
     from afa.retrieval.indexing import indexed
 
+    require_writable(chosen.index, "--index")
     stored = (read_manifest(chosen.index).get("engine") or {}).get("uri", "scann://")
     if not stored.startswith(("scann://", "exact://")):
         raise UserError(f"--index={chosen.index}: only scann:// is tuned, not {stored}")
-    facts = indexed(chosen.index, _settings(chosen, "scann://"), _note)[1]
+    facts = indexed(chosen.index, _settings(chosen, "scann://"), note)[1]
     _show(facts, chosen.json)
     if not facts["reached"]:
         raise UserError(
@@ -189,19 +193,15 @@ def _images(folder: Path, *results: Path) -> "Found":
     return found
 
 
-def _unknown(trained: Any, found: "Found", records: Any) -> list[float]:
+def _unknown(embedder: Any, found: "Found", records: Any) -> list[float]:
     import numpy as np
 
     from afa.retrieval import calibration, gallery
 
-    unknown_queries = gallery.embed_folder(trained, found, _note)
+    unknown_queries = gallery.embed_folder(embedder, found, note)
     apart = np.full(len(unknown_queries), -1)  # of no class that the gallery holds
     best = calibration.best_scores(unknown_queries.vectors, apart, records.vectors, records.labels)
     return list(best.scores)
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:
@@ -299,7 +299,7 @@ def _tune_options(action: Parser) -> None:
 
 Action = tuple[Callable[[argparse.Namespace], None], str, Callable[[Parser], None]]
 ACTIONS: dict[str, Action] = {
-    "build": (_build, "describes a folder of images and builds an index", _build_options),
+    "build": (_build, "embeds a folder of images and builds an index", _build_options),
     "add": (_add, "adds the images of a folder", _add_options),
     "remove": (_remove, "removes images by their ids", _remove_options),
     "info": (_info, "says what an index holds and how it searches", _index_option),

@@ -1,15 +1,15 @@
 """Packs a run for a service: `python -m experiments.package --run=DIR --out=DIR`.
 
-The directory describes images as the run's search does, on CPUs, GPUs and TPUs, with JAX, NumPy
+The directory embeds images as the run's search does, on CPUs, GPUs and TPUs, with JAX, NumPy
 and a decoder of images alone; see `afa.serving.predictor` for how to use it.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.run import guarded, quiet
-from experiments.search import Parser
+from experiments.cli import Parser, perform
 
 PROGRAM = "python -m experiments.package"
 
@@ -33,12 +33,10 @@ def parser() -> Parser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+    return perform(parser, _main, words)
 
 
-def _main(words: Sequence[str]) -> int:
-    chosen = parser().parse_args(list(words))
-    quiet()
+def _main(chosen: argparse.Namespace) -> int:
     # Here and not above: `--help` and a misspelt option answer at once.
     from afa.serving.package import pack
 

@@ -1,22 +1,22 @@
 """What re-ranking gains with a trained run: `python -m experiments.rerank --run=DIR`.
 
 Describes the images of the run's data set, fits whitening on training classes, chooses every
-method's settings on validation classes, and prints its gain and cost on the test classes. Costs
+method's settings on validation classes, and prints its gain and cost on the test classes. No query
+is in the gallery that is searched: a method would have prepared the gallery with it. Costs
 are milliseconds to embed a query (as one of a batch), milliseconds to rank the gallery for it,
 and seconds to prepare the gallery. The chosen settings are kept with the run, for
 `experiments.search --rerank=NAME`.
 """
 
+import argparse
 import dataclasses
 import sys
-from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from afa.errors import UserError
-from experiments.run import guarded, quiet
-from experiments.search import Parser
+from experiments.cli import Parser, note, perform
 
 PROGRAM = "python -m experiments.rerank"
 LARGEST_SCALE = 8.0  # of whose images one still fits into memory
@@ -27,8 +27,9 @@ def parser() -> Parser:
     options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
     add = options.add_argument
     add("--run", required=True, type=Path, help="directory of a finished run")
-    add("--protocol", choices=("leave_one_out", "query_gallery", "catalogue"), default=None,
-        help="of the test queries (default: the first that the test split has)")  # fmt: skip
+    add("--protocol", choices=("query_gallery", "halves", "catalogue"), default=None,
+        help="of the test queries; halves: half of every class's images searched among the others "
+        "(default: the first that the test split has)")  # fmt: skip
     add("--methods", type=_listed, default=None, metavar="A,B",
         help="such as alpha_query_expansion,geometric_verification (default: all)")  # fmt: skip
     add("--scales", type=_scales, default=(1.0,), metavar="A,B",
@@ -50,51 +51,50 @@ def _scales(text: str) -> tuple[float, ...]:
     except ValueError:
         found = ()
     if not found or not all(0 < each <= LARGEST_SCALE for each in found):
-        raise ArgumentTypeError(f"{text!r}: numbers above 0 and up to {LARGEST_SCALE:g}, as 1,0.7")
+        allowed = f"numbers above 0 and up to {LARGEST_SCALE:g}, as 1,0.7"
+        raise argparse.ArgumentTypeError(f"{text!r}: {allowed}")
     return found
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+    return perform(parser, _main, words)
 
 
-def _main(words: Sequence[str]) -> int:
-    chosen = parser().parse_args(list(words))
+def _main(chosen: argparse.Namespace) -> int:
     if chosen.queries < 0:
         raise UserError(f"--queries={chosen.queries} must not be negative")
-    quiet()
     from afa import parallel, runtime
     from afa.console import table
     from afa.data.sources import registry
     from afa.evaluation import reranking
     from afa.inference.embed import Embedding
     from afa.inference.load import TrainedEmbedder
+    from afa.io import write_json
     from afa.models.networks import build_networks
     from afa.retrieval.rerank import serving
-    from afa.train.logging import write_json
 
     names = reranking.NAMES if chosen.methods is None else reranking.chosen(chosen.methods)
     runtime.keep_memory()
-    trained = TrainedEmbedder.load(chosen.run)
-    dataset = registry.load(trained.config.data)
+    embedder = TrainedEmbedder.load(chosen.run)
+    dataset = registry.load(embedder.config.data)
     protocol = _protocol(chosen.protocol, dataset.test)
-    networks = build_networks(trained.config, trained.record["training_classes"])
-    known = Embedding(networks, trained.config), trained.variables, trained.record["weights"]
+    networks = build_networks(embedder.config, embedder.record["training_classes"])
+    known = Embedding(networks, embedder.config), embedder.variables, embedder.record["weights"]
     splits = {}
     for name, images in dataset.splits.items():
         if name == "train" and not set(reranking.WHITENING) & set(names):
             continue
-        print(f"embedding {len(images)} {name} images", file=sys.stderr)
+        note(f"embedding {len(images)} {name} images")
         # What is fitted on training classes needs their descriptors alone.
         needed = () if name == "train" else names
         splits[name] = reranking.embed_split(*known, images, needed, chosen.scales)
-    lines = reranking.study(splits, protocol, _note, names, chosen.queries)
+    lines = reranking.study(splits, protocol, note, names, chosen.queries)
     table(f"{dataset.name}, {protocol}: test classes", [_row(one) for one in lines], COLUMNS)
     if chosen.scales == (1.0,):
         kept = serving.save(chosen.run, {line.method: line.settings for line in lines})
         if kept:
-            _note(f"experiments.search --rerank=NAME now knows {', '.join(kept)}")
+            note(f"experiments.search --rerank=NAME now knows {', '.join(kept)}")
     if chosen.out:
         figures = [_figures(one) for one in lines]
         write_json(chosen.out, {
@@ -105,18 +105,12 @@ def _main(words: Sequence[str]) -> int:
 
 
 def _protocol(name: str | None, images: Any) -> str:
-    from afa.evaluation.protocols import protocols
+    from afa.evaluation.reranking import supported_protocols
 
-    allowed = [each.name for each in protocols(images)]
-    if name is None:
-        return allowed[0]
-    if name not in (*allowed, "leave_one_out"):
+    allowed = supported_protocols(images)
+    if name is not None and name not in allowed:
         raise UserError(f"--protocol={name}: the test split allows {', '.join(allowed)}")
-    return name
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr)
+    return name or allowed[0]
 
 
 COLUMNS = ["method", "settings", "validation MAP@R %", "R@1 %", "MAP@R %", "gain", "p",

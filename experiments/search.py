@@ -15,31 +15,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from afa.errors import UserError, printable
-from experiments.run import guarded, quiet
+from experiments.cli import Parser, perform
 
 if TYPE_CHECKING:
     from afa.data.listing import Found
 
 PROGRAM = "python -m experiments.search"
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message} ({self.prog} --help lists the options)")
-
-    def add_out(self) -> None:
-        """The option --out, a file in a directory that is looked for before any work is done."""
-        self.add_argument(
-            "--out", type=_new_file, default=None, metavar="FILE", help="write the figures as JSON"
-        )
-
-
-def _new_file(word: str) -> Path:
-    path = Path(word)
-    if path.is_dir() or not path.parent.is_dir():
-        what = "it is a directory" if path.is_dir() else f"there is no directory {path.parent}"
-        raise argparse.ArgumentTypeError(f"{path}: {what}")
-    return path
 
 
 def parser() -> Parser:
@@ -58,7 +39,7 @@ def parser() -> Parser:
     )  # fmt: skip
     options.add_argument(
         "--results", type=int, default=None,
-        help="results a query (default: retrieval.results of the run)",
+        help="results a query (default: retrieval.results of the run, at most the whole gallery)",
     )  # fmt: skip
     options.add_argument(
         "--false_matches", type=float, default=None, metavar="SHARE",
@@ -114,7 +95,7 @@ def images(words: Iterable[str], apart: Sequence[Path] = ()) -> list[Path]:
 
 def tell(found: "Found") -> None:
     """Says on standard error what of a folder is left out."""
-    for line in found.told():
+    for line in found.summaries():
         print(f"left out of {found.root}: {line}", file=sys.stderr)
 
 
@@ -126,12 +107,10 @@ def _json(values: dict[str, Any]) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+    return perform(parser, _main, words)
 
 
-def _main(words: Sequence[str]) -> int:
-    chosen = parser().parse_args(list(words))
-    quiet()
+def _main(chosen: argparse.Namespace) -> int:
     # Here and not above: `--help` and a misspelt option answer at once.
     from afa.retrieval.search import Searcher
 

@@ -17,8 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from afa.errors import UserError
-from experiments.run import guarded, quiet
-from experiments.search import Parser
+from experiments.cli import Parser, perform
 
 PROGRAM = "python -m experiments.weights"
 SHOWN = 20  # parameters of each kind that --check names
@@ -26,7 +25,7 @@ MISFITS = ("missing", "unmatched", "reshaped")
 TOLERANCE = 1e-3  # of --logits, relative to the largest
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command's options."""
     options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
     one = options.add_mutually_exclusive_group(required=True)
@@ -47,16 +46,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+    return perform(parser, _main, words)
 
 
-def _main(words: Sequence[str]) -> int:
-    chosen = parser().parse_args(list(words))
+def _main(chosen: argparse.Namespace) -> int:
     if (chosen.to is None) != (chosen.export is None):
         raise UserError("--export RUN and --to FILE go together")
     if chosen.check is None and (chosen.backbone or chosen.logits or chosen.part):
         raise UserError("--backbone, --part and --logits go with --check")
-    quiet()
     if chosen.check is not None:
         return _check(chosen.check, chosen.backbone, chosen.part, chosen.logits)
     if chosen.list:
@@ -83,15 +80,16 @@ def _list() -> None:
 
 
 def _export(run: str, target: Path) -> None:
+    from afa.io import require_writable, write_bytes
     from afa.models.pretrained import files
-    from afa.train.logging import write_atomically
 
     if target.suffix != ".safetensors":
         raise UserError(f"--to={target}: the file has to end in .safetensors")
     if not (Path(run) / files.CHECKPOINTS).is_dir():
         raise UserError(f"--export={run}: is no run of ours")
+    require_writable(target.absolute().parent, "--to")
     file = files.read(run)
-    write_atomically(target, lambda out: out.write(files.safetensors_of(file)))
+    write_bytes(target, files.safetensors_of(file))
     print(f"{target}: {len(file.arrays)} tensors of the backbone of {run}")
 
 

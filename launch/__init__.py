@@ -1,1 +1,1 @@
-"""Preparing a machine for a run: `python -m launch.doctor` checks it."""
+"""The command `afa`, and `afa doctor`, which checks whether a run can start on this machine."""

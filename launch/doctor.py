@@ -9,9 +9,13 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from afa.errors import EXIT_USER_ERROR, UserError
+from experiments.cli import Parser, perform
+
+PROGRAM = "python -m launch.doctor"
 GIB = 2**30
 LEAST_DISK = 2 * GIB  # synthetic data, checkpoints and embeddings of a small run
 # ScaNN is optional: without it, search is exact.
@@ -30,13 +34,28 @@ def imported(module: str) -> str:
 
 
 def devices() -> str:
-    """Returns the devices that JAX uses."""
+    """Returns the devices that JAX uses.
+
+    Raises:
+      UserError: JAX cannot use the requested devices.
+    """
     from afa import parallel
 
+    parallel.require_devices()
     return parallel.platform()
 
 
-def main(print_line: Callable[[str], None] = print) -> int:
+def parser() -> Parser:
+    """Returns the parser of the command line, which has no options but --help."""
+    return Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[0])
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return perform(parser, lambda _: examine(), words)
+
+
+def examine(print_line: Callable[[str], None] = print) -> int:
     """Prints one line per check; returns the exit code."""
     print_line(
         f"{'python':<20}{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores"
@@ -50,13 +69,20 @@ def main(print_line: Callable[[str], None] = print) -> int:
         print_line(f"{module:<20}{status}" + ("" if module in NEEDED else " (optional)"))
         if found != "ok" and module in NEEDED:
             missing.append(module)
+    without_devices = ""
     if "jax" not in missing:
-        print_line(f"{'devices':<20}{devices()}")
+        try:
+            print_line(f"{'devices':<20}{devices()}")
+        except UserError as error:
+            without_devices = str(error)
+            print_line(f"{'devices':<20}none")
+    if without_devices:
+        print_line(f"error: {without_devices}")
     if missing:
         print_line(f"error: {', '.join(missing)} cannot be imported; install the project again")
     if free < LEAST_DISK:
         print_line(f"error: less than {LEAST_DISK / GIB:.0f} GiB of disk is free")
-    return 2 if missing or free < LEAST_DISK else 0
+    return EXIT_USER_ERROR if missing or without_devices or free < LEAST_DISK else 0
 
 
 def version(module: str) -> str:

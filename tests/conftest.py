@@ -14,10 +14,11 @@ install_import_hook("afa", "beartype.beartype")
 
 import jax  # noqa: E402
 
-from afa import runtime  # noqa: E402
+from afa import io, runtime  # noqa: E402
 
 CACHE = Path(os.environ.get("AFA_TEST_CACHE", Path(tempfile.gettempdir()) / "afa-test-cache"))
 runtime.keep_memory()  # as every run does
+os.environ[io.PROGRAM_CACHE] = "off"  # the tests have a directory of their own
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

@@ -189,7 +189,7 @@ def test_folders_with_distractors(tmp_path):
         f"{tmp_path}/query is missing: a folder of class folders with images"
     )
     (tmp_path / "query").write_text("a file")
-    with pytest.raises(UserError, match=r"--path='.*/query' is no directory"):
+    with pytest.raises(UserError, match=r"--path='.*/query' is not a directory"):
         benchmarks.load("folder", tmp_path)
     (tmp_path / "query").unlink()
     (tmp_path / "query").mkdir()

@@ -2,14 +2,15 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.special import stdtrit
 
 from afa.errors import UserError
-from afa.evaluation.statistics import student_t
 from afa.runs import summarise as summarise_module
 from afa.runs.compare import CONDITIONS, Run, compare
 from afa.runs.summarise import summarise, together
@@ -37,6 +38,13 @@ def changed(workdir, change):
     result = json.loads((workdir / "result.json").read_text())
     change(result)
     (workdir / "result.json").write_text(json.dumps(result))
+
+
+def another(home, tmp_path):
+    """A run with the figures of this one, as another seed might have."""
+    copy = Path(shutil.copytree(home, tmp_path / "another"))
+    changed(copy, lambda result: result.update(seed="another"))
+    return copy
 
 
 def test_means_are_those_of_the_runs_own_table(tiny_finished):
@@ -83,7 +91,7 @@ def refused(words, capsys):
 def test_errors_are_reported(tiny_finished, worse, tmp_path, capsys):
     run = tiny_finished
     assert "2 runs against 1: they are compared in pairs" in refused(
-        [run, run, "--against", worse], capsys
+        [run, another(run, tmp_path), "--against", worse], capsys
     )
     assert "is not a finished run (" in refused([run, "--against", tmp_path], capsys)
     message = refused([run, "--against", worse, "--metric", "map_at"], capsys)
@@ -126,7 +134,7 @@ def test_the_mean_of_several_runs_and_both_intervals(tiny_finished, worse):
         assert line.runs is not None
         spread = abs(whole - part) / np.sqrt(3) / np.sqrt(3)
         half = line.runs.high - line.runs.mean
-        assert half == pytest.approx(student_t(2) * spread, abs=1e-12)
+        assert half == pytest.approx(stdtrit(2, 0.975) * spread, abs=1e-12)
     assert all(line.runs is None for line in summarise([first]))
 
 
@@ -182,7 +190,8 @@ def test_other_severities_are_not_compared(tiny_finished, tmp_path):
 
 def test_the_command_summarises_runs_of_one_kind(tiny_finished, worse, tmp_path, capsys):
     out = tmp_path / "out.json"
-    words = [str(tiny_finished)] * 2 + ["--together", "--variant", "fused", "--out", str(out)]
+    runs = [str(tiny_finished), str(another(tiny_finished, tmp_path))]
+    words = [*runs, "--together", "--variant", "fused", "--out", str(out)]
     assert command.main(words) == 0
     printed = capsys.readouterr().out
     lines = json.loads(out.read_text())["lines"]
@@ -203,5 +212,27 @@ def test_errors_of_summaries_are_reported(tiny_finished, tiny_copy, worse, capsy
     split = json.loads((tiny_copy / "split.json").read_text())
     split["splits"]["test"]["ids"][3] = "somewhere/else.jpg"
     (tiny_copy / "split.json").write_text(json.dumps(split))
-    message = refused([tiny_copy, run, "--together"], capsys)
-    assert "its embeddings lack 'somewhere/else.jpg'" in message
+    changed(tiny_copy, lambda result: result.update(seed="another"))
+    told = refused([tiny_copy, run, "--together"], capsys)
+    assert "its embeddings lack 'somewhere/else.jpg'" in told
+
+
+@pytest.mark.parametrize("against", [False, True])
+def test_a_run_given_twice_is_refused(against, tiny_finished, worse, tmp_path, capsys):
+    """Also by another path, and as a copy: the interval over runs would be of one."""
+    copy = shutil.copytree(tiny_finished, tmp_path / "copy")
+    for same in (tiny_finished, tiny_finished / ".." / tiny_finished.name, copy):
+        others = ["--against", str(same)] if against else [str(same), str(worse)]
+        assert command.main([str(tiny_finished), *others]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.endswith("the same run is given twice; give each run once\n")
+        assert err.startswith(f"error: {tiny_finished}")
+
+
+@pytest.mark.parametrize("part", ["config", "data"])
+def test_a_result_that_lacks_something_is_told(part, worse, capsys):
+    changed(worse, lambda result: result.pop(part))
+    assert command.main([str(worse)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {worse}/result.json is damaged: it lacks {part!r}\n"
+    )

@@ -153,6 +153,18 @@ def test_defaults_are_valid():
             {"data.corrupt_probability": 1.5},
             "data.corrupt_probability=1.5 must lie in [0, 1]",
         ),
+        ({"generator.blocks": 0}, "generator.blocks=0 must be above 0"),
+        ({"generator.batch_size": -1}, "generator.batch_size=-1 must not be negative"),
+        ({"adversarial.lambda_mse": -1.0}, "adversarial.lambda_mse=-1.0 must not be negative"),
+        (
+            {"generator.corrupt_probability": 2.0},
+            "generator.corrupt_probability=2.0 must lie in [0, 1]",
+        ),
+        (
+            {"train.schedule": "joint", "generator.batch_size": 8},
+            "generator.batch_size=8 needs train.schedule='staged': a joint step gives F, G and D "
+            "the same batch",
+        ),
         ({"optim.ema_decay": 1.0}, "optim.ema_decay=1.0 must lie in [0, 1)"),
         (
             {"data.image_size": 72},
@@ -352,9 +364,9 @@ JOINT = {"train.schedule": "joint", "adversarial.generated_views": 0.5}
         ),
         (
             {f"adversarial.lambda_{name}": 0.0
-             for name in ("mse", "adversarial", "features", "noise")},
-            "adversarial.lambda_mse, .lambda_adversarial, .lambda_features and .lambda_noise are "
-            "all 0: G has no loss (set one, or adversarial.generator=False)",
+             for name in ("mse", "adversarial", "features", "noise", "code")},
+            "adversarial.lambda_mse, .lambda_adversarial, .lambda_features, .lambda_noise and "
+            ".lambda_code are all 0: G has no loss (set one, or adversarial.generator=False)",
         ),
         (
             {"evaluation.checkpoint": "best", "train.evaluate_every": "0"},

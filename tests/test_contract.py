@@ -4,6 +4,9 @@ import importlib.util
 import json
 import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -418,3 +421,56 @@ def test_milvus_and_its_export_cannot_part_unnoticed(exported, tmp_path):
     with pytest.raises(UserError, match=r"path='ppp.* is longer than the 4096 bytes"):
         index.create(uri, Records.of(vectors(1), [1], None, ["p" * 5000]))
     built.close()
+
+
+# ---- ids are data ------------------------------------------------------------------------------
+
+HOSTILE = [
+    "O'Brien.jpg", "a\\b.jpg", 'say "hi".jpg', "both '\".jpg", "x\\'y.jpg", "end\\", "\\\\x.jpg",
+    "\\u0041.jpg", "tab\t.jpg", "new\nline.jpg", "return\r.jpg", "\x01\x0c.jpg", "é\u2028.jpg",
+    "{ids}.jpg", "%s.jpg", '") or id != ("', "a,b].jpg",
+]  # fmt: skip
+
+
+def test_ids_and_classes_are_never_part_of_an_expression(make):
+    """Each is found, filtered by and removed, and none but itself."""
+    left = [*HOSTILE, "plain"]
+    vectors_of = dict(zip(left, vectors(len(left)), strict=True))
+    made = make(Records.of(np.stack(list(vectors_of.values())), left, left))
+    for each in HOSTILE:
+        query = vectors_of[each][None]
+        assert made.search(query, 1, classes=[each]).ids.tolist() == [[each]]
+        assert made.lookup([each])[0].class_name == each
+        made.remove([each])
+        left.remove(each)
+        assert len(made) == len(left) and made.holds(left).all() and not made.holds([each]).any()
+
+
+@needs("milvus_lite")
+def test_an_synthetic_file_that_another_process_has_open(tmp_path):
+    path = tmp_path / "vectors.db"
+    path.mkdir()
+    code = """
+import sys
+from pathlib import Path
+from afa.io import locked
+with locked(Path(sys.argv[1])):
+    print(flush=True)
+    sys.stdin.read()
+"""
+    here = Path(__file__).resolve().parent.parent
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path / "LOCK")],
+        env=os.environ | {"PYTHONPATH": str(here)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UserError) as error:
+            index.create(f"milvus://{path}?index=FLAT", records(9), dict(MANIFEST))
+        other.communicate()
+    assert str(error.value) == (
+        f"milvus://{path}?index=FLAT: another process has this file open, and it takes one at a "
+        "time: close it there, or use a server (milvus://HOST:PORT)"
+    )
+    index.create(f"milvus://{path}?index=FLAT", records(9), dict(MANIFEST)).close()

@@ -1,4 +1,4 @@
-"""Every corruption: pure, harder with severity, about as hard at any size."""
+"""Corruptions are pure, harder with severity, and about equally hard at any image size."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def test_is_a_pure_function(name):
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_draws_from_the_generator_alone(name):
+def test_uses_only_the_given_random_generator(name):
     first, second = (corrupt(scene(64), name, 4, np.random.default_rng(seed)) for seed in (1, 2))
     drawn = (first != second).any()
     assert drawn == (name not in {"gaussian_blur", "low_resolution", "contrast", "jpeg"})
@@ -58,28 +58,28 @@ def test_grows_with_severity(name):
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_is_about_as_hard_on_a_large_image(name):
+def test_is_about_equally_hard_on_a_large_image(name):
     ratio = damage(192, name, 3) / damage(64, name, 3)
-    # Noise of single pixels averages out in a large image; the growth makes up for most of it.
+    # Pixel noise averages out in a large image; NOISE_GROWTH compensates for most of it.
     assert 0.15 < ratio < 2
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 @pytest.mark.parametrize("shape", [(1, 1, 3), (5, 90, 3), (33, 17, 3)])
 @pytest.mark.parametrize("severity", [1, 5])
-def test_any_shape(name, shape, severity):
+def test_images_of_any_shape(name, shape, severity):
     image = np.full(shape, 90, np.uint8)
     assert corrupt(image, name, severity, np.random.default_rng(0)).shape == shape
 
 
-def test_noise_has_the_stated_strength():
+def test_noise_has_the_given_standard_deviation():
     grey = np.full((64, 64, 3), 128, np.uint8)
     noise = corrupt(grey, "gaussian_noise", 2, np.random.default_rng(0)).astype(float) - 128
     assert abs(noise.mean()) < 1
     assert abs(noise.std() - 14) < 0.5
 
 
-def test_wide_blur_on_a_smaller_copy_equals_the_plain_one():
+def test_wide_blur_at_lower_resolution_equals_the_direct_one():
     image = scene(224)
     for severity, sigma in ((2, 1.0), (3, 1.5), (5, 3.0)):
         plain = cv2.GaussianBlur(image, (0, 0), sigma * 224 / 64)
@@ -112,7 +112,7 @@ def test_severity_and_name_are_checked():
         corrupt(scene(64), "gaussian_nose", 1, rng)
 
 
-def test_held_back_is_the_rest_of_the_table():
+def test_held_back_corruptions_are_those_not_trained():
     rest = held_back(TRAINED_CORRUPTIONS)
     assert set(rest) | set(TRAINED_CORRUPTIONS) == set(CORRUPTIONS)
     assert not set(rest) & set(TRAINED_CORRUPTIONS)

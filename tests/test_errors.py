@@ -1,7 +1,6 @@
 """What bad input gets: one line, the exit code, and nothing half-written."""
 
 import errno
-import fcntl
 import json
 import shutil
 import subprocess
@@ -14,7 +13,8 @@ import numpy as np
 import pytest
 import tiny_run
 
-from afa import parallel
+import afa
+from afa import io, parallel
 from afa.config import with_changes
 from afa.errors import EXIT_DIVERGED, EXIT_USER_ERROR, UserError
 from afa.evaluation.evaluator import Evaluator, Results
@@ -22,7 +22,6 @@ from afa.evaluation.variants import Variant
 from afa.retrieval import export
 from afa.runs import run as job
 from afa.train import checkpoint
-from afa.train import logging as writers
 from afa.train.state import TrainState
 from experiments import run as command
 
@@ -61,7 +60,7 @@ NO_DURATION = 'is no duration (allowed: "500", "20ep", "40%")'
         ("exp", "", f"--exp is missing (allowed: list, {EXPERIMENTS})"),
         ("data.image_sise", 3,
          "--data.image_sise is no field; did you mean 'data.image_size'? (--help lists all)"),
-        ("scale", "big", "scale='big' is unknown (allowed: auto, laptop, full)"),
+        ("scale", "big", "scale='big' is unknown (allowed: auto, full, laptop)"),
         ("data.name", "foldr",
          "data.name='foldr' is unknown; did you mean 'folder'? (allowed: synthetic, folder, "
          "gldv2, inshop, tfds:NAME)"),
@@ -129,9 +128,9 @@ def test_a_stray_word_is_no_field(refused):
 
 def test_a_notebook_gets_the_same_lines_as_exceptions():
     with pytest.raises(UserError, match=r"image_sise is no field; did you mean 'data\.image_s"):
-        command.run("debug", **{"data.image_sise": 3})  # pyright: ignore[reportArgumentType]
+        afa.run("debug", **{"data.image_sise": 3})  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="exp='debugg' is unknown"):
-        command.run("debugg")
+        afa.run("debugg")
 
 
 # ---- data ----------------------------------------------------------------------------------------
@@ -321,8 +320,7 @@ def test_other_images_than_the_run_began_with(refused, tiny_copy, tmp_path):
 def test_a_second_run_in_a_live_directory(refused, tmp_path):
     home = tmp_path / "run"
     home.mkdir()
-    with (home / ".lock").open("a") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with io.locked(home / ".lock"):
         refused(
             f"--workdir={home}: another run is working there (choose another directory, or wait "
             "until it ends)"
@@ -364,7 +362,7 @@ def test_no_room_for_a_checkpoint(tiny_data, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("error", [DISK_FULL, ValueError("RESOURCE_EXHAUSTED: disk\nmore")])
 def test_a_checkpoint_that_fails_all_the_same(error, tmp_path, monkeypatch):
     """A quota, say, that no one can see beforehand; TensorStore makes a ValueError of it."""
-    state = TrainState(jnp.zeros((), jnp.int32), {}, {}, {})
+    state = TrainState(jnp.zeros((), jnp.int32), {}, {}, {}, {})
     config = tiny_config(tmp_path)
     position = checkpoint.Position(4, 1.0)
     with checkpoint.Checkpoints(tmp_path, 1) as saved:
@@ -383,9 +381,9 @@ def test_a_checkpoint_that_fails_all_the_same(error, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["config.json", "split.json"])
 def test_no_room_to_begin(name, tiny_data, tmp_path, monkeypatch, capsys):
     home = tmp_path / "run"
-    write = writers.write_atomically
+    write = io.write_atomically
     monkeypatch.setattr(
-        writers, "write_atomically", lambda p, w: full() if p.name == name else write(p, w)
+        io, "write_atomically", lambda p, w: full() if p.name == name else write(p, w)
     )
     assert tiny_run.main(*tiny_run.words(tiny_data, home)) == EXIT_USER_ERROR
     assert capsys.readouterr().err == f"error: --workdir={home}: {CANNOT}\n"
@@ -416,12 +414,12 @@ def test_no_room_for_the_export(evaluated, tiny_data, tiny_copy, monkeypatch, ca
 @pytest.mark.parametrize("name", ["per_query.parquet", "result.json"])
 def test_no_room_for_the_result(name, evaluated, tiny_data, tiny_copy, monkeypatch, capsys):
     before = (tiny_copy / "result.json").read_bytes()
-    write = writers.write_atomically
+    write = io.write_atomically
 
     def some(path, content):
         write(path, full if path.name == name else content)
 
-    monkeypatch.setattr(writers, "write_atomically", some)
+    monkeypatch.setattr(io, "write_atomically", some)
     assert tiny_run.main(*tiny_run.words(tiny_data, tiny_copy)) == EXIT_USER_ERROR
     assert capsys.readouterr().err == f"error: --workdir={tiny_copy}: {CANNOT}\n"
     assert (tiny_copy / "result.json").read_bytes() == before

@@ -257,6 +257,25 @@ def test_perfect_descriptors_score_1(parts):
     assert results.variants["raw pixels"]["leave_one_out"]["clean"]["recall_at_1"] < 1
 
 
+def test_validation_uses_the_view_of_a_trained_generator(parts):
+    """Checkpoints are compared by the descriptor of search, with G's view once G is trained."""
+    made = evaluator(parts, chance)
+    both = made.embedding
+
+    class RestoredKnows(Fake):
+        def some(self, variables, images, wanted, corruption=None):
+            blocks = dict(both.blocks(variables, images, corruption).blocks)
+            exact = np.eye(DIMENSION, dtype=np.float32)[images.labels % DIMENSION]
+            return DescriptorBlocks(
+                {name: blocks[name] for name in wanted} | {"restored": 9 * exact}, {}
+            )
+
+    made.embedding = RestoredKnows(parts[0].block_names(), chance)  # pyright: ignore
+    without, with_view = made.validation({}), made.validation({}, generator=True)
+    assert with_view["map_at_r"] == 1 > without["map_at_r"]
+    assert with_view["global_map_at_r"] == without["global_map_at_r"]
+
+
 def test_random_descriptors_score_at_chance_level(parts):
     """10 classes of 6 images: 5 of 59 others are positives; 1 of 10 catalogue images is."""
     results = table_of(parts, chance)

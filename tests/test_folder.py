@@ -14,7 +14,7 @@ from afa.data.sources.registry import load, save_split
 from afa.errors import UserError
 
 
-def fill(root, classes, count=3, seed=0):
+def write_images(root, classes, count=3, seed=0):
     """Writes `count` small JPEG images into each class folder."""
     rng = np.random.default_rng(seed)
     for name in classes:
@@ -38,7 +38,7 @@ def names(dataset, split):
 
 
 def test_plain_folder_is_halved(tmp_path):
-    fill(tmp_path, letters(11))
+    write_images(tmp_path, letters(11))
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".hidden").mkdir()
     data = load_from(tmp_path)
@@ -58,10 +58,10 @@ def test_plain_folder_is_halved(tmp_path):
 def test_shared_classes_of_split_folders_are_halved(tmp_path):
     """81 classes in train and test, 60 of them in val, one catalogue image each."""
     classes = [f"{i:02d}" for i in range(81)]
-    fill(tmp_path / "train", classes, 2)
-    fill(tmp_path / "test", classes, 2)
-    fill(tmp_path / "val", classes[:60], 1)
-    fill(tmp_path / "iconic", classes, 1)
+    write_images(tmp_path / "train", classes, 2)
+    write_images(tmp_path / "test", classes, 2)
+    write_images(tmp_path / "val", classes[:60], 1)
+    write_images(tmp_path / "iconic", classes, 1)
     data = load_from(tmp_path)
     assert [len(names(data, split)) for split in ("train", "validation", "test")] == [33, 8, 40]
     assert names(data, "test") == classes[41:]
@@ -77,51 +77,51 @@ def test_shared_classes_of_split_folders_are_halved(tmp_path):
     assert len(set(everything)) == len(everything)
 
 
-def test_disjoint_split_folders_stay_as_they_are(tmp_path):
-    fill(tmp_path / "train", letters(5))
-    fill(tmp_path / "test", letters(3, "p"))
+def test_disjoint_split_folders_are_used_unchanged(tmp_path):
+    write_images(tmp_path / "train", letters(5))
+    write_images(tmp_path / "test", letters(3, "p"))
     data = load_from(tmp_path)
     assert names(data, "test") == ["p", "q", "r"]
     assert len(names(data, "train")) == 3
     assert len(names(data, "validation")) == 2
-    assert "as the folders are: 5 classes of train/ train" in data.protocol
+    assert "split folders as given: 5 classes of train/ train" in data.protocol
 
 
-def test_a_disjoint_validation_folder_is_used_as_it_is(tmp_path):
-    fill(tmp_path / "train", letters(4))
-    fill(tmp_path / "validation", letters(2, "k"))
-    fill(tmp_path / "test", letters(3, "p"))
+def test_disjoint_validation_folder_is_used_unchanged(tmp_path):
+    write_images(tmp_path / "train", letters(4))
+    write_images(tmp_path / "validation", letters(2, "k"))
+    write_images(tmp_path / "test", letters(3, "p"))
     data = load_from(tmp_path)
     assert names(data, "train") == letters(4)
     assert names(data, "validation") == ["k", "l"]
 
 
 def test_train_folder_alone_is_halved(tmp_path):
-    fill(tmp_path / "train", letters(8))
-    fill(tmp_path / "gallery", letters(8), 1)
+    write_images(tmp_path / "train", letters(8))
+    write_images(tmp_path / "gallery", letters(8), 1)
     data = load_from(tmp_path)
     assert names(data, "test") == letters(4, "e")
     assert int(data.test.catalogue.sum()) == 4
 
 
 def test_split_seed_and_fraction_choose_the_validation_classes(tmp_path):
-    fill(tmp_path, letters(20), 2)
+    write_images(tmp_path, letters(20), 2)
     drawn = [names(load_from(tmp_path, split_seed=seed), "validation") for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(names(load_from(tmp_path, validation_fraction=0.5), "validation")) == 5
 
 
 def test_fingerprint_changes_with_the_data(tmp_path):
-    fill(tmp_path, letters(8))
+    write_images(tmp_path, letters(8))
     first = load_from(tmp_path).fingerprint
     assert load_from(tmp_path).fingerprint == first
     assert load_from(tmp_path, split_seed=3).fingerprint != first
-    fill(tmp_path, ["a"], 4)
+    write_images(tmp_path, ["a"], 4)
     assert load_from(tmp_path).fingerprint != first
 
 
-def test_few_unreadable_images_are_skipped_and_listed(tmp_path):
-    fill(tmp_path, letters(8), 4)
+def test_few_unreadable_images_are_skipped_and_reported(tmp_path):
+    write_images(tmp_path, letters(8), 4)
     whole = (tmp_path / "b" / "img_1.jpg").read_bytes()
     (tmp_path / "b" / "img_1.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "g" / "img_0.jpg").write_bytes(b"")
@@ -134,8 +134,8 @@ def test_few_unreadable_images_are_skipped_and_listed(tmp_path):
     assert load_from(tmp_path, max_unreadable=0.1).skipped == ("g/img_0.jpg: empty file",)
 
 
-def test_too_many_unreadable_images_are_refused(tmp_path):
-    fill(tmp_path, letters(8), 5)
+def test_too_many_unreadable_images_are_an_error(tmp_path):
+    write_images(tmp_path, letters(8), 5)
     for i in range(5):
         (tmp_path / "h" / f"img_{i}.jpg").write_bytes(b"")
     with pytest.raises(UserError) as error:
@@ -147,26 +147,26 @@ def test_too_many_unreadable_images_are_refused(tmp_path):
     )
 
 
-def test_a_missing_directory_is_named(tmp_path):
+def test_missing_directory_is_an_error(tmp_path):
     missing = tmp_path / "nowhere"
     with pytest.raises(UserError, match=re.escape(f"data.path={str(missing)!r} does not exist")):
         load_from(missing)
 
 
-def test_a_file_in_place_of_a_directory_is_named(tmp_path):
+def test_file_instead_of_directory_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is no directory"):
+    with pytest.raises(UserError, match="is not a directory"):
         load_from(tmp_path / "file")
 
 
-def test_an_empty_path_is_refused():
+def test_empty_path_is_an_error():
     with pytest.raises(UserError) as error:
         load_folder(DataConfig(name="folder"))
     assert str(error.value) == "data.path is empty, and data.name='folder' needs a directory"
 
 
 @pytest.mark.parametrize("inside", [(), ("a/b/c",), ("train/a", "test/a")])
-def test_a_directory_without_images_is_refused(tmp_path, inside):
+def test_directory_without_images_is_an_error(tmp_path, inside):
     for folder in inside:
         (tmp_path / folder).mkdir(parents=True)
     with pytest.raises(UserError) as error:
@@ -177,9 +177,9 @@ def test_a_directory_without_images_is_refused(tmp_path, inside):
     )
 
 
-def test_a_class_with_one_image_is_refused(tmp_path):
-    fill(tmp_path, letters(8))
-    fill(tmp_path, ["ha"], 1)
+def test_class_with_one_image_is_an_error(tmp_path):
+    write_images(tmp_path, letters(8))
+    write_images(tmp_path, ["ha"], 1)
     with pytest.raises(UserError) as error:
         load_from(tmp_path)
     assert str(error.value) == (
@@ -190,29 +190,29 @@ def test_a_class_with_one_image_is_refused(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 4, 6])
 @pytest.mark.parametrize("fraction", [0.0, 0.2])
-def test_too_few_classes_are_refused_with_what_is_needed(tmp_path, count, fraction):
-    fill(tmp_path, letters(count))
+def test_too_few_classes_are_an_error(tmp_path, count, fraction):
+    write_images(tmp_path, letters(count))
     with pytest.raises(UserError) as error:
         load_from(tmp_path, validation_fraction=fraction)
     assert str(error.value) == (
         f"data.path={str(tmp_path)!r} holds {count} {'class' if count == 1 else 'classes'}, and at "
         "least 7 are needed: half of them test, and of the others 2 train and 2 validate"
     )
-    fill(tmp_path, letters(7))
+    write_images(tmp_path, letters(7))
     data = load_from(tmp_path)
     assert [len(names(data, split)) for split in ("train", "validation", "test")] == [2, 2, 3]
 
 
-def test_too_few_training_classes_and_too_large_a_share_are_told_apart(tmp_path):
-    fill(tmp_path / "train", letters(3))
-    fill(tmp_path / "test", letters(3, "p"))
+def test_errors_of_too_few_training_classes_and_of_too_large_a_fraction(tmp_path):
+    write_images(tmp_path / "train", letters(3))
+    write_images(tmp_path / "test", letters(3, "p"))
     with pytest.raises(UserError) as error:
         load_from(tmp_path)
     assert str(error.value) == (
         "3 classes are left to train and validate on, and at least 4 are needed, 2 for each: add "
         "classes"
     )
-    fill(tmp_path / "train", letters(6))
+    write_images(tmp_path / "train", letters(6))
     with pytest.raises(UserError) as error:
         load_from(tmp_path, validation_fraction=0.9)
     assert str(error.value) == (
@@ -220,14 +220,14 @@ def test_too_few_training_classes_and_too_large_a_share_are_told_apart(tmp_path)
     )
 
 
-def test_one_test_class_is_refused(tmp_path):
-    fill(tmp_path / "train", letters(6))
-    fill(tmp_path / "test", ["x"])
+def test_one_test_class_is_an_error(tmp_path):
+    write_images(tmp_path / "train", letters(6))
+    write_images(tmp_path / "test", ["x"])
     with pytest.raises(UserError, match="1 test classes, and at least 2 are needed"):
         load_from(tmp_path)
 
 
-def test_unknown_data_sets_name_the_nearest():
+def test_unknown_data_set_suggests_the_nearest_name():
     with pytest.raises(UserError) as error:
         load(DataConfig(name="foldr"))
     assert str(error.value) == (
@@ -238,8 +238,8 @@ def test_unknown_data_sets_name_the_nearest():
         load(DataConfig(name="cars196"))
 
 
-def test_the_split_is_saved_whole_or_not_at_all(tmp_path):
-    fill(tmp_path / "data", letters(8))
+def test_split_file_is_written_atomically(tmp_path):
+    write_images(tmp_path / "data", letters(8))
     data = load(DataConfig(name="folder", path=str(tmp_path / "data")))
     out = tmp_path / "run" / "split.json"
     out.parent.mkdir()
@@ -255,8 +255,8 @@ def test_the_split_is_saved_whole_or_not_at_all(tmp_path):
 # ---- cross-validation ----------------------------------------------------------------------------
 
 
-def test_every_training_class_validates_in_one_fold_and_test_classes_in_none(tmp_path):
-    fill(tmp_path, letters(22), 2)
+def test_every_training_class_is_in_one_validation_fold(tmp_path):
+    write_images(tmp_path, letters(22), 2)
     runs = [load_from(tmp_path, folds=3, fold=i) for i in range(3)]
     validating = [set(names(data, "validation")) for data in runs]
     assert sorted(map(len, validating)) == [3, 4, 4]
@@ -271,10 +271,10 @@ def test_every_training_class_validates_in_one_fold_and_test_classes_in_none(tmp
     assert load_from(tmp_path).test_fingerprint == runs[0].test_fingerprint
 
 
-def test_classes_of_a_validation_folder_are_divided_too(tmp_path):
-    fill(tmp_path / "train", letters(4))
-    fill(tmp_path / "validation", letters(2, "k"))
-    fill(tmp_path / "test", letters(3, "p"))
+def test_folds_include_the_classes_of_a_validation_folder(tmp_path):
+    write_images(tmp_path / "train", letters(4))
+    write_images(tmp_path / "validation", letters(2, "k"))
+    write_images(tmp_path / "test", letters(3, "p"))
     runs = [load_from(tmp_path, folds=3, fold=i) for i in range(3)]
     both = [name for data in runs for name in names(data, "validation")]
     assert sorted(both) == [*letters(4), "k", "l"]
@@ -284,12 +284,12 @@ def test_classes_of_a_validation_folder_are_divided_too(tmp_path):
     )
 
 
-def test_more_folds_than_the_classes_allow_are_refused(tmp_path):
-    fill(tmp_path, letters(10), 2)
+def test_too_many_folds_are_an_error(tmp_path):
+    write_images(tmp_path, letters(10), 2)
     with pytest.raises(UserError) as error:
         load_from(tmp_path, folds=3)
     assert str(error.value) == (
-        "data.folds=3 divides 5 classes in parts of 1, and 2 are needed in each: lower it, or add "
+        "data.folds=3 splits 5 classes into folds of 1, and 2 are needed in each: lower it, or add "
         "classes"
     )
 
@@ -297,11 +297,11 @@ def test_more_folds_than_the_classes_allow_are_refused(tmp_path):
 # ---- queries and gallery -------------------------------------------------------------------------
 
 
-def test_query_and_gallery_folders_are_told_apart(tmp_path):
-    fill(tmp_path / "train", letters(6))
-    fill(tmp_path / "query", letters(3, "p"), 1)
-    fill(tmp_path / "gallery", letters(5, "p"), 2)
-    fill(tmp_path / "iconic", letters(6), 1)
+def test_query_and_gallery_folders(tmp_path):
+    write_images(tmp_path / "train", letters(6))
+    write_images(tmp_path / "query", letters(3, "p"), 1)
+    write_images(tmp_path / "gallery", letters(5, "p"), 2)
+    write_images(tmp_path / "iconic", letters(6), 1)
     data = load_from(tmp_path)
     assert names(data, "test") == letters(5, "p")
     assert data.train.gallery is None and data.validation.gallery is None
@@ -317,10 +317,10 @@ def test_query_and_gallery_folders_are_told_apart(tmp_path):
     assert load_from(tmp_path).test_fingerprint != data.test_fingerprint
 
 
-def test_classes_that_train_too_are_halved_and_unreadable_images_keep_the_rest_in_place(tmp_path):
-    fill(tmp_path / "train", letters(8))
-    fill(tmp_path / "query", letters(8), 1)
-    fill(tmp_path / "gallery", letters(8), 2)
+def test_shared_classes_with_query_and_gallery_folders_and_an_unreadable_image(tmp_path):
+    write_images(tmp_path / "train", letters(8))
+    write_images(tmp_path / "query", letters(8), 1)
+    write_images(tmp_path / "gallery", letters(8), 2)
     (tmp_path / "query" / "e" / "img_0.jpg").write_bytes(b"")
     data = load_from(tmp_path, max_unreadable=0.1)
     assert names(data, "test") == letters(4, "e")
@@ -330,36 +330,36 @@ def test_classes_that_train_too_are_halved_and_unreadable_images_keep_the_rest_i
 
 
 @pytest.mark.parametrize(
-    ("folders", "told"),
+    ("folders", "expected"),
     [(("train", "query"), "query/ without gallery/"),
-     (("train", "query", "gallery", "test"), "query/ beside test/")],
+     (("train", "query", "gallery", "test"), "query/ and test/")],
 )  # fmt: skip
-def test_half_a_layout_of_queries_is_refused(tmp_path, folders, told):
+def test_incomplete_query_and_gallery_layout_is_an_error(tmp_path, folders, expected):
     for folder in folders:
-        fill(tmp_path / folder, letters(4))
+        write_images(tmp_path / folder, letters(4))
     with pytest.raises(UserError) as error:
         load_from(tmp_path)
     assert str(error.value) == (
-        f"data.path={str(tmp_path)!r} holds {told} (expected train/, query/ and gallery/)"
+        f"data.path={str(tmp_path)!r} holds {expected} (expected train/, query/ and gallery/)"
     )
 
 
 # ---- what counts as an image, a class and a split ------------------------------------------------
 
 
-def test_an_empty_split_folder_is_refused(tmp_path):
+def test_empty_split_folder_is_an_error(tmp_path):
     """A query/ without a gallery/ would be measured leave-one-out among the queries."""
-    fill(tmp_path / "train", letters(6))
-    fill(tmp_path / "query", letters(3, "p"))
+    write_images(tmp_path / "train", letters(6))
+    write_images(tmp_path / "query", letters(3, "p"))
     (tmp_path / "gallery" / "p").mkdir(parents=True)
     with pytest.raises(UserError) as error:
         load_from(tmp_path)
-    where = f"data.path={str(tmp_path)!r}"
-    assert str(error.value) == f"{where}: gallery/ holds no class folders with images"
+    option = f"data.path={str(tmp_path)!r}"
+    assert str(error.value) == f"{option}: gallery/ holds no class folders with images"
 
 
-def test_deeper_images_belong_to_their_class_folder_and_are_told(tmp_path):
-    fill(tmp_path, letters(12))
+def test_images_in_subfolders_of_a_class_folder_belong_to_the_class(tmp_path):
+    write_images(tmp_path, letters(12))
     for name in ("b", "k"):
         (tmp_path / name).rename(tmp_path / "moving")
         (tmp_path / name / "deep").mkdir(parents=True)
@@ -368,64 +368,64 @@ def test_deeper_images_belong_to_their_class_folder_and_are_told(tmp_path):
     assert sorted(data.class_names) == letters(12)
     assert "k/deep/deeper/img_0.jpg" in data.test.ids
     assert data.skipped == (
-        "images below folders within a class folder, which count as of that class (6): "
+        "images in subfolders of a class folder, which belong to that class (6): "
         "b/deep/deeper/img_0.jpg, b/deep/deeper/img_1.jpg, b/deep/deeper/img_2.jpg, and 3 more",
     )
 
 
-def test_a_directory_whose_images_all_lie_deeper_is_refused(tmp_path):
-    fill(tmp_path / "drone", letters(4))
-    fill(tmp_path / "satellite", letters(4))
-    with pytest.raises(UserError, match=r"no image lies in a class folder.*drone/a/img_0.jpg"):
+def test_directory_with_images_only_in_subfolders_of_class_folders_is_an_error(tmp_path):
+    write_images(tmp_path / "drone", letters(4))
+    write_images(tmp_path / "satellite", letters(4))
+    with pytest.raises(UserError, match=r"no image directly in a class folder.*drone/a/img_0.jpg"):
         load_from(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Valid"])
 def test_names_of_the_validation_folder(tmp_path, name):
-    fill(tmp_path / "train", letters(4))
-    fill(tmp_path / name, letters(2, "k"))
-    fill(tmp_path / "test", letters(3, "p"))
+    write_images(tmp_path / "train", letters(4))
+    write_images(tmp_path / name, letters(2, "k"))
+    write_images(tmp_path / "test", letters(3, "p"))
     assert names(load_from(tmp_path), "validation") == ["k", "l"]
 
 
 def test_train_and_valid_alone_are_split_folders(tmp_path):
-    fill(tmp_path / "train", letters(8))
-    fill(tmp_path / "valid", letters(8), 1)
+    write_images(tmp_path / "train", letters(8))
+    write_images(tmp_path / "valid", letters(8), 1)
     data = load_from(tmp_path)
     assert names(data, "test") == letters(4, "e")
     assert {name.split("/")[0] for name in data.validation.ids} == {"train", "valid"}
 
 
 @pytest.mark.parametrize(
-    ("folders", "told"),
+    ("folders", "expected"),
     [
         (("train", "test", "vaildation"), "did you mean validation/?"),
         (("train", "tests"), "did you mean test/?"),
         (("test", "val"), "holds test/, val/ without train/"),
     ],
 )
-def test_a_folder_that_is_nearly_a_split_is_refused(tmp_path, folders, told):
+def test_misspelt_split_folder_is_an_error(tmp_path, folders, expected):
     for folder in folders:
-        fill(tmp_path / folder, letters(4))
+        write_images(tmp_path / folder, letters(4))
     with pytest.raises(UserError) as error:
         load_from(tmp_path)
     assert str(error.value).startswith(f"data.path={str(tmp_path)!r} holds ")
-    assert told in str(error.value)
+    assert expected in str(error.value)
 
 
-def test_folders_beside_the_splits_are_told(tmp_path):
-    fill(tmp_path / "train", letters(4))
-    fill(tmp_path / "test", letters(3, "p"))
-    fill(tmp_path / "sketches", letters(3))
+def test_other_folders_next_to_split_folders_are_reported(tmp_path):
+    write_images(tmp_path / "train", letters(4))
+    write_images(tmp_path / "test", letters(3, "p"))
+    write_images(tmp_path / "sketches", letters(3))
     assert load_from(tmp_path).skipped == (
-        "folders beside the splits that are not read (1): sketches",
+        "folders that are no split and are not read (1): sketches",
     )
 
 
-def test_a_class_is_one_however_its_name_is_composed(tmp_path):
+def test_class_names_are_unicode_normalised(tmp_path):
     composed, decomposed = "caf\u00e9", "cafe\u0301"
-    fill(tmp_path / "train", [*letters(4), composed])
-    fill(tmp_path / "test", [*letters(2, "p"), decomposed])
+    write_images(tmp_path / "train", [*letters(4), composed])
+    write_images(tmp_path / "test", [*letters(2, "p"), decomposed])
     data = load_from(tmp_path)
     assert data.class_names.count(composed) == 1 and decomposed not in data.class_names
     assert data.protocol.startswith("class-disjoint: train/ and test/ share 1 classes")
@@ -433,15 +433,15 @@ def test_a_class_is_one_however_its_name_is_composed(tmp_path):
     assert not sets[0] & sets[2] and not sets[1] & sets[2]
 
 
-def test_class_names_that_are_nearly_equal_are_told(tmp_path):
-    fill(tmp_path / "train", [*letters(4), "Red fox"])
-    fill(tmp_path / "test", [*letters(2, "p"), "red_fox"])
-    (told,) = load_from(tmp_path).skipped
-    assert told.startswith("classes 'Red fox' and 'red_fox' differ in case")
+def test_nearly_equal_class_names_are_reported(tmp_path):
+    write_images(tmp_path / "train", [*letters(4), "Red fox"])
+    write_images(tmp_path / "test", [*letters(2, "p"), "red_fox"])
+    (line,) = load_from(tmp_path).skipped
+    assert line.startswith("classes 'Red fox' and 'red_fox' differ only in case")
 
 
-def test_what_is_left_out_of_a_directory_is_told(tmp_path):
-    fill(tmp_path, letters(8))
+def test_skipped_paths_are_reported(tmp_path):
+    write_images(tmp_path, letters(8))
     whole = (tmp_path / "a" / "img_0.jpg").read_bytes()
     for name in ("a/._img_0.jpg", "b/.thumbs/x.jpg", "b/@eaDir/x.jpg", "__MACOSX/c/x.jpg",
                  "c/raw.cr2", "beside.jpg", "notes/readme.txt"):  # fmt: skip
@@ -453,31 +453,31 @@ def test_what_is_left_out_of_a_directory_is_told(tmp_path):
     assert sum(map(len, data.splits.values())) == 24
     assert data.skipped == (
         "hidden files and folders (4): __MACOSX, a/._img_0.jpg, b/.thumbs, and 1 more",
-        "images of formats that are not decoded here (1): c/raw.cr2",
+        "images in unsupported formats (1): c/raw.cr2",
         "links to folders that are read already (1): d/loop",
-        "images beside the class folders, which are left out (1): beside.jpg",
+        "images outside class folders, which are skipped (1): beside.jpg",
         "folders without images (1): notes",
     )
 
 
-def test_a_class_of_formats_that_are_not_decoded_does_not_vanish(tmp_path, monkeypatch):
+def test_class_in_an_unsupported_format_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(listing, "heif_installed", lambda: False)
-    fill(tmp_path, letters(8))
+    write_images(tmp_path, letters(8))
     for path in (tmp_path / "c").iterdir():
         path.rename(path.with_suffix(".HEIC"))
     with pytest.raises(UserError) as error:
         load_from(tmp_path)
     assert "class 'c' has 0 readable images" in str(error.value)
-    assert "formats that are not decoded here (3): c/img_0.HEIC" in str(error.value)
+    assert "images in unsupported formats (3): c/img_0.HEIC" in str(error.value)
 
 
-def test_a_run_inside_the_directory_is_no_class(tmp_path):
-    fill(tmp_path, letters(8))
+def test_run_directory_is_not_a_class(tmp_path):
+    write_images(tmp_path, letters(8))
     run = tmp_path / "runs" / "first"
     for name in ("config.json", "split.json"):
         run.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("{}")
-    fill(run / "searches", ["x"])
+    write_images(run / "searches", ["x"])
     data = load_from(tmp_path)
     assert data.class_names == tuple(letters(8))
     assert data.skipped == ("folders of results (1): runs/first",)

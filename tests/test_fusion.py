@@ -8,7 +8,7 @@ import numpy as np
 from arrays import apply, near, normal, uniform, unit
 
 from afa.models import views
-from afa.models.fusion import RestorationGate, fuse
+from afa.models.fusion import RestorationGate, fuse, shares
 
 # ---- fusion ------------------------------------------------------------------------------------
 
@@ -40,6 +40,34 @@ def test_a_gate_opens_and_closes_its_block():
         return fuse(blocks, weights, {"restored": gate})[:, 0].sum()
 
     assert np.isfinite(jax.grad(total)(gate)).all()
+
+
+def test_the_gate_of_a_query_weighs_its_restored_view_against_itself():
+    """w_x sqrt(1 - g) s(x, y) + w_r sqrt(g) s(x^, y), for vectors of unit length: open, x is
+    closed; closed, x^ is; and the gallery's own gate is never asked."""
+    x, restored, y, other = (unit(i, 3, 4) for i in range(4))
+    weights = {"global": 1.0, "restored": 2.0}
+    gate = jnp.array([0.0, 0.3, 1.0])
+    query = fuse({"global": x, "restored": restored}, weights, shares("learned", gate))
+    gallery = [
+        fuse({"global": y, "restored": view}, weights, shares("verdict", opened), "gallery")
+        for view, opened in ((restored, gate), (other, 1 - gate))
+    ]
+    np.testing.assert_array_equal(*gallery)
+    near(jnp.linalg.norm(gallery[0], axis=1), np.ones(3))
+    g = np.asarray(gate)
+    expected = np.sqrt(1 - g) * np.sum(x * y, 1) + 2 * np.sqrt(g) * np.sum(restored * y, 1)
+    length = np.sqrt((1 - g) + 2 * g) * np.sqrt(3)
+    near(np.sum(query * gallery[0], 1), expected / length, 1e-5)
+
+
+def test_a_fixed_gate_knows_no_roles():
+    blocks = {"global": unit(0, 3, 4), "restored": unit(1, 3, 4)}
+    weights, gates = {"global": 1.0, "restored": 2.0}, shares("fixed", jnp.ones(3))
+    assert set(gates) == {"restored"}
+    query, gallery = (fuse(blocks, weights, gates, role) for role in ("query", "gallery"))
+    np.testing.assert_array_equal(query, gallery)
+    np.testing.assert_array_equal(query, fuse(blocks, weights))
 
 
 def gate_of(kind, variables: Any = None):

@@ -1,5 +1,7 @@
 """Generator, discriminator, and the augmentation between them."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import tiny
 from arrays import apply, near, normal, uniform, variables_of
 
 from afa.models.discriminator import Discriminator, diffaugment
-from afa.models.generator import Generator, Upsample, pixel_norm
+from afa.models.generator import Generator, Upsample, clip_unit, pixel_norm
 
 # ---- generator ---------------------------------------------------------------------------------
 
@@ -25,67 +27,105 @@ def images_and_noise():
     return uniform(0, 2, 16, 16, 3), normal(1, 2, 5)
 
 
-def test_an_untrained_generator_leaves_the_image_almost_alone(fresh):
+@pytest.mark.parametrize(("width", "levels", "blocks"), [(1, 1, 1), (4, 1, 4), (8, 3, 2)])
+def test_an_untrained_generator_is_the_identity(width, levels, blocks):
+    """At every width and depth, for values at the ends of the range too; not so after a change of
+    its last layer alone."""
+    generator, (images, z) = Generator(width, levels, blocks, 5, 16), images_and_noise()
+    images = images.at[0, :4].set(0).at[1, :4].set(1)
+    variables: Any = generator.init(jax.random.key(0), images, z)
+    np.testing.assert_array_equal(apply(generator, variables, images, method="restore"), images)
+    params = variables["params"]
+    last = jax.tree.map(lambda leaf: leaf + 0.1, params["last"])
+    changed = apply(generator, {"params": params | {"last": last}}, images, method="restore")
+    assert np.abs(changed - images).max() > 0.01
+
+
+def test_both_modes_give_images(fresh):
     networks, variables = fresh
     images, z = images_and_noise()
     restored, sampled = jax.jit(networks.generator.apply)(variables["generator"], images, z)
     assert restored.shape == sampled.shape == (2, 16, 16, 3)
     assert restored.dtype == sampled.dtype == jnp.float32
-    assert 0 < np.abs(restored - images).max() < 0.5
-    assert np.sqrt(np.mean(np.square(restored - images))) < 0.1
-    assert np.abs(sampled - 0.5).max() < 0.5
+    assert 0 < np.abs(sampled - 0.5).max() < 0.5
 
 
-def test_noise_reaches_both_modes_and_images_only_one(fresh):
-    networks, variables = fresh
-    images, z = images_and_noise()
+def test_what_is_made_of_an_image_or_of_noise_is_its_own():
+    """No batch statistics."""
+    generator, (images, z) = Generator(4, 2, 1, 5, 16), images_and_noise()
+    variables = variables_of(generator, images, z)
 
-    def mode(name, *given):
-        apply = jax.jit(networks.generator.apply, static_argnames="method")
-        return apply(variables["generator"], *given, method=name)
+    def mode(name, given):
+        return jax.jit(generator.apply, static_argnames="method")(variables, given, method=name)
 
-    by_mode = {
-        "restore": lambda images, z: mode("restore", images, z),
-        "sample": lambda _, z: mode("sample", z),
-    }
-    for name, made in by_mode.items():
-        assert np.abs(made(images, z) - made(images, z + 1)).max() > 1e-4, name
-        np.testing.assert_array_equal(made(images, z), made(images, z))
-    # An image's output is its own: no batch statistics.
-    alone = by_mode["restore"](images[:1], z[:1])
-    near(alone, by_mode["restore"](images, z)[:1])
+    for name, given in (("restore", images), ("sample", z)):
+        assert np.abs(mode(name, given) - mode(name, given[::-1])).max() > 1e-4, name
+        near(mode(name, given[:1]), mode(name, given)[:1])
+    mean, log_variance = mode("encode", images)
+    assert mean.shape == log_variance.shape == (2, 5)
+    near(mode("encode", images[:1])[0], mean[:1])
 
 
 def test_skips_carry_the_image_around_the_bottleneck():
-    generator, (images, z) = Generator(4, 2, 5, 16), images_and_noise()
+    generator, (images, z) = Generator(4, 2, 1, 5, 16), images_and_noise()
     params = variables_of(generator, images, z)["params"]
+    # Small changes, so that none of them is clipped.
+    params["last"] = jax.tree.map(lambda leaf: 0.02 * leaf, params["last"])
     # The bottleneck is cut: what still tells two images apart has come by the skips.
-    cut = {"down_0": 1, "down_1": 0, "middle": 0, "code": 0}
-    params |= {name: jax.tree.map(lambda leaf, s=s: s * leaf, params[name])
-               for name, s in cut.items()}  # fmt: skip
-    restored = jax.jit(generator.apply, static_argnames="method")(
-        {"params": params}, images, z, method="restore"
-    )
+    params |= {"down_0": jax.tree.map(jnp.zeros_like, params["down_0"])}
+    restored = apply(generator, {"params": params}, images, method="restore")
     change = np.asarray(restored - images)
     assert np.abs(change[0] - change[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize(("side", "levels"), [(8, 1), (16, 4), (32, 3)])
-def test_generator_fits_its_image_at_any_depth(side, levels):
-    generator = Generator(2, levels, 3, side)
+@pytest.mark.parametrize(("side", "levels", "smallest"), [(8, 1, 4), (16, 4, 4), (224, 3, 7)])
+def test_generator_fits_its_image_at_any_depth(side, levels, smallest):
+    generator = Generator(4, levels, 1, 3, side)
     images, z = jnp.zeros((3, side, side, 3)), jnp.zeros((3, 3))
     out, variables = jax.eval_shape(
         lambda: generator.init_with_output(jax.random.key(0), images, z)
     )
     assert [each.shape for each in out] == [images.shape] * 2
-    bottom = 2 * min(2**levels, 8)
-    code = variables["params"]["code"]["kernel"].shape
-    assert code == (3, (side // 2**levels) ** 2 * bottom)
+    shape = variables["params"]["noise"]["kernel"].shape
+    assert shape[0] == 3 and shape[1] % smallest**2 == 0
+    assert variables["params"]["bottom_0"]["conv1"]["kernel"].shape[-1] == 4 * 2 ** (levels - 1)
+
+
+def test_a_clipped_image_has_a_gradient_that_leads_inside():
+    x = jnp.asarray([-0.5, -0.5, 0.0, 0.5, 1.0, 1.5, 1.5]).reshape(1, 1, 7, 1).repeat(3, 3)
+    towards = jnp.asarray([-1.0, 1.0, -1.0, 1.0, 1.0, -1.0, 1.0]).reshape(1, 1, 7, 1).repeat(3, 3)
+    clipped, pull = jax.vjp(clip_unit, x)
+    np.testing.assert_array_equal(clipped, jnp.clip(x, 0, 1))
+    # Descent moves against the gradient: -1 raises a value, 1 lowers it.
+    np.testing.assert_array_equal(pull(towards)[0][0, 0, :, 0], [-1, 0, -1, 1, 1, 0, 1])
+
+
+def test_generator_is_trained_on_what_it_serves():
+    """Out of range, the gradient of the restored image reaches the last layer."""
+    generator, (images, z) = Generator(4, 1, 1, 5, 16), images_and_noise()
+    params = variables_of(generator, images, z)["params"]
+
+    def loss(bias):
+        last = {"kernel": jnp.zeros_like(params["last"]["kernel"]), "bias": jnp.full(12, bias)}
+        out = apply(generator, {"params": params | {"last": last}}, images, method="restore")
+        return jnp.square(out - 0.5).sum()
+
+    for bias in (2.0, -2.0):
+        value, slope = jax.value_and_grad(loss)(bias)
+        near(value, 0.25 * images.size, 1e-5)  # all white or all black
+        assert slope * bias > 0
+
+
+def test_pixel_norm():
+    x = 5 * normal(0, 2, 3, 3, 8)
+    near(np.square(pixel_norm(x)).mean(-1), np.ones((2, 3, 3)), 1e-4)
+    assert pixel_norm(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert np.isfinite(jax.grad(lambda x: pixel_norm(x).sum())(jnp.zeros((1, 1, 1, 4)))).all()
 
 
 def test_upsample_is_a_convolution_and_depth_to_space():
     x = normal(0, 1, 3, 4, 2)
-    layer = Upsample(3)
+    layer = Upsample(3, 3)
     variables = variables_of(layer, x)
     wide = apply(nn.Conv(12, (3, 3)), {"params": variables["params"]["conv"]}, x)
     y = np.asarray(apply(layer, variables, x))
@@ -94,13 +134,6 @@ def test_upsample_is_a_convolution_and_depth_to_space():
         for dx in range(2):
             place = slice(3 * (2 * dy + dx), 3 * (2 * dy + dx) + 3)
             near(y[:, dy::2, dx::2], wide[..., place])
-
-
-def test_pixel_norm():
-    x = 5 * normal(0, 2, 3, 3, 8)
-    near(np.square(pixel_norm(x)).mean(-1), np.ones((2, 3, 3)), 1e-4)
-    assert pixel_norm(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
-    assert np.isfinite(jax.grad(lambda x: pixel_norm(x).sum())(jnp.zeros((1, 1, 1, 4)))).all()
 
 
 # ---- discriminator -----------------------------------------------------------------------------

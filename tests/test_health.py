@@ -70,3 +70,12 @@ def test_psnr_of_a_log_line_is_weighed_by_images():
         "psnr_in/clean": 30.0, "psnr_in/noise": 27.5,
         "psnr_out/clean": 33.0, "psnr_out/noise": 29.5,
     }  # fmt: skip
+
+
+def test_a_log_line_says_when_images_become_worse():
+    line = {"psnr_in/noise": 20.0, "psnr_out/noise": 22.5, "psnr_in/blur": 25.0,
+            "psnr_out/blur": 24.61, "psnr_in/clean": 60.0, "psnr_out/clean": 36.0}  # fmt: skip
+    said = health.worsened(line, ("noise", "blur", "occlusion"))
+    assert said == "G makes images worse: blur 25.0 -> 24.6 dB"
+    assert health.worsened(line | {"psnr_out/blur": 25.0}, ("noise", "blur")) is None
+    assert health.worsened({"loss": 1.0}, ("noise",)) is None

@@ -1,4 +1,4 @@
-"""Decoding every kind of image, refusing damaged ones, and the resize of evaluation."""
+"""Decoding of every image format, errors of damaged images, and the resize of evaluation."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from PIL import Image, features
 
 from afa.data import images
 from afa.data.images import UnreadableImage, decode, encode_jpeg, resize, resize_crop
-from afa.data.types import Chosen, Files, ImageSet
+from afa.data.types import Files, ImageSet, Subset
 
 
 @pytest.fixture
@@ -33,12 +33,12 @@ def encoded(pixels, kind, mode="RGB", **options):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
-def test_lossless_kinds_come_back_exactly(pixels, kind):
+def test_lossless_formats_round_trip_exactly(pixels, kind):
     np.testing.assert_array_equal(decode(encoded(pixels, kind)), pixels)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
-def test_jpeg_comes_back_nearly(pixels, options):
+def test_jpeg_round_trips_approximately(pixels, options):
     error = decode(encoded(pixels, "JPEG", quality=95, **options)).astype(int) - pixels
     assert np.abs(error).mean() < 3
 
@@ -55,14 +55,14 @@ def test_greyscale_becomes_three_equal_channels(pixels, kind):
     assert (out == out[..., :1]).all()
 
 
-def test_sixteen_bits_are_scaled():
+def test_sixteen_bits_are_scaled_to_eight():
     values = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG")
     np.testing.assert_array_equal(decode(buffer.getvalue())[..., 0], values >> 8)
 
 
-def test_transparency_shows_white_paper(pixels):
+def test_transparency_is_composed_over_white(pixels):
     alpha = np.zeros((30, 44, 1), np.uint8)
     alpha[:, :22] = 255
     buffer = io.BytesIO()
@@ -72,9 +72,9 @@ def test_transparency_shows_white_paper(pixels):
     assert (out[:, 22:] == 255).all()
 
 
-def test_exif_orientation_is_honoured(pixels):
+def test_exif_orientation_is_applied(pixels):
     exif = Image.Exif()
-    exif[0x0112] = 6  # held upright, stored on its side
+    exif[0x0112] = 6  # stored rotated by 90 degrees
     upright = decode(encoded(pixels, "JPEG", quality=95, exif=exif))
     assert upright.shape == (44, 30, 3)
     error = upright.astype(int) - np.rot90(pixels, -1)
@@ -90,7 +90,7 @@ UPRIGHT = {  # of an image that was stored with each EXIF orientation
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_every_orientation_in_every_kind(pixels, kind, orientation):
+def test_every_orientation_in_every_format(pixels, kind, orientation):
     options = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
     data = image_files.saved(pixels, kind, exif=image_files.exif(orientation), **options)
     expected = UPRIGHT[orientation](pixels)
@@ -100,7 +100,7 @@ def test_every_orientation_in_every_kind(pixels, kind, orientation):
 
 
 @pytest.mark.parametrize("place", ["XMP", "ICC", "comment", "all"])
-def test_orientation_may_stand_behind_long_segments(pixels, place):
+def test_orientation_after_long_segments(pixels, place):
     """Programs write kilobytes of XMP, colour profile or comment before the Exif segment."""
     padding = {
         "XMP": (0xE1, b"http://ns.adobe.com/xap/1.0/\0" + b" " * 6000),
@@ -113,7 +113,7 @@ def test_orientation_may_stand_behind_long_segments(pixels, place):
     assert np.abs(found.astype(int) - np.rot90(pixels, -1)).mean() < 3
 
 
-def test_orientation_of_a_png_behind_its_pixels_or_in_xmp(pixels):
+def test_png_orientation_after_the_pixels_or_in_xmp(pixels):
     rows = [row.tobytes() for row in pixels]
     tags = image_files.exif(8).tobytes().removeprefix(b"Exif\0\0")
     behind = png(44, 30, 8, 2, rows, after=chunk(b"eXIf", tags))
@@ -122,7 +122,7 @@ def test_orientation_of_a_png_behind_its_pixels_or_in_xmp(pixels):
         np.testing.assert_array_equal(decode(data), np.rot90(pixels))
 
 
-def test_a_turned_jpeg_may_be_decoded_smaller_too():
+def test_rotated_jpeg_can_be_decoded_smaller():
     data = image_files.saved(np.zeros((400, 600, 3), np.uint8), "JPEG", exif=image_files.exif(6))
     height, width, _ = decode(data, min_side=100).shape
     assert 100 <= width < 400 and height == width * 3 // 2
@@ -132,14 +132,14 @@ DAMAGED_EXIF = (0xE1, b"Exif\0\0" + b"MM\0*\0\0\0\x08\xff\xff" * 3)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_damaged_metadata_leaves_the_pixels_as_they_are(pixels):
+def test_damaged_metadata_is_ignored(pixels):
     data = image_files.saved(pixels, "JPEG", quality=95)
     np.testing.assert_array_equal(
         decode(image_files.with_segments(data, DAMAGED_EXIF)), decode(data)
     )
 
 
-def test_what_pillow_remarks_on_metadata_is_not_shown(pixels, tmp_path):
+def test_pillow_metadata_warnings_are_silenced(pixels, tmp_path):
     path = tmp_path / "damaged.jpg"
     jpeg = image_files.saved(pixels, "JPEG")
     path.write_bytes(image_files.with_segments(jpeg, DAMAGED_EXIF))
@@ -176,12 +176,12 @@ def clear(*values):
     ids=["grey1", "grey2", "grey4", "grey8", "grey16", "rgb8", "rgb16", "palette", "la8", "la16",
          "rgba8"],
 )  # fmt: skip
-def test_transparency_shows_white_paper_in_every_mode(data, shown):
+def test_transparency_is_composed_over_white_in_every_mode(data, shown):
     np.testing.assert_array_equal(decode(data), np.repeat([shown], 3, axis=0).T[None])
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "TIFF", "GIF"])
-def test_transparency_of_other_kinds(pixels, kind):
+def test_transparency_in_other_formats(pixels, kind):
     alpha = np.zeros((30, 44, 1), np.uint8)
     alpha[:, :22] = 255
     options = {"lossless": True} if kind == "WEBP" else {}
@@ -193,7 +193,7 @@ def test_transparency_of_other_kinds(pixels, kind):
 RAMP = np.linspace(0, 1, 9, dtype=np.float32)
 
 
-def test_the_white_of_sixteen_bits_does_not_hang_on_the_brightest_pixel():
+def test_white_of_sixteen_bits_does_not_depend_on_the_brightest_pixel():
     values = np.array([0, 100, 255, 4095])
     for count in (3, 4):  # with and without a value above 255
         found = decode(image_files.grey16(values[:count]))[0, :, 0]
@@ -202,7 +202,7 @@ def test_the_white_of_sixteen_bits_does_not_hang_on_the_brightest_pixel():
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
 @pytest.mark.parametrize("moved", [False, True], ids=["as they are", "moved to the top"])
-def test_the_bits_that_a_png_declares_are_honoured(bits, moved):
+def test_declared_bit_depth_of_a_png_is_used(bits, moved):
     values = np.round(RAMP * (2**bits - 1)).astype(int)
     data = image_files.grey16(
         values << 16 - bits if moved else values, chunk(b"sBIT", bytes([bits]))
@@ -210,12 +210,12 @@ def test_the_bits_that_a_png_declares_are_honoured(bits, moved):
     np.testing.assert_array_equal(decode(data)[0, :, 0], values >> bits - 8)
 
 
-def test_a_dark_png_of_declared_bits_stays_dark():
+def test_dark_png_with_declared_bit_depth_stays_dark():
     data = image_files.grey16(np.array([0, 16, 160]), chunk(b"sBIT", b"\x0c"))
     assert decode(data).max() == 0
 
 
-def test_floating_point_has_one_as_white():
+def test_floating_point_white_is_one():
     np.testing.assert_array_equal(
         decode(image_files.saved(RAMP[None], "TIFF"))[0, :, 0], np.round(RAMP * 255)
     )
@@ -233,33 +233,36 @@ def test_floating_point_has_one_as_white():
     ],
     ids=["16", "16, white is 0", "8, white is 0", "12", "pgm of 12", "pgm of 16"],
 )
-def test_grey_of_any_depth(data, shown):
+def test_greyscale_of_any_depth(data, shown):
     np.testing.assert_array_equal(decode(data)[0, :, 0], shown)
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (image_files.saved(RAMP[None] * 255, "TIFF"), "floating-point values beyond 0..1"),
+        (image_files.saved(RAMP[None] * 255, "TIFF"), "floating-point values outside 0..1"),
         (
             image_files.saved(RAMP[None] * np.float32(np.nan), "TIFF"),
-            "floating-point values beyond",
+            "floating-point values outside",
         ),
-        (image_files.saved((RAMP[None] * 1e5).astype(np.int32), "TIFF"), "integers of 32 bits"),
+        (
+            image_files.saved((RAMP[None] * 1e5).astype(np.int32), "TIFF"),
+            "signed or 32-bit integers",
+        ),
         (
             tiff(2, 16, np.array([-9, 9], "<i2").tobytes(), 1, 2),
-            "integers of 32 bits or with a sign",
+            "signed or 32-bit integers",
         ),
     ],
     ids=["float to 255", "nan", "int32", "int16"],
 )
-def test_pixels_without_a_known_white_are_refused(data, reason):
+def test_pixels_without_a_defined_white_level_are_an_error(data, reason):
     with pytest.raises(UnreadableImage, match=reason):
         decode(data)
 
 
-def test_more_pixels_than_the_limit_are_refused_before_they_are_decoded():
-    """A PNG of 400 million pixels has 388 kB; every kind says in its header how many it has."""
+def test_too_many_pixels_are_an_error_before_decoding():
+    """A PNG of 400 million pixels has 388 kB; the headers of all formats have the size."""
     small = np.zeros((8, 8, 3), np.uint8)
     jpeg = image_files.saved(small, "JPEG")
     frame = jpeg.index(b"\xff\xc0") + 5
@@ -274,7 +277,7 @@ def test_more_pixels_than_the_limit_are_refused_before_they_are_decoded():
         assert f"{images.MAX_PIXELS:,}" in str(refused.value)
 
 
-def test_heif_is_read_where_its_decoder_is_installed(pixels, monkeypatch):
+def test_heif_is_read_if_pillow_heif_is_installed(pixels, monkeypatch):
     data = b"\0\0\0\x18ftypheic" + bytes(20)
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.setattr(images, "heif_installed", lambda: False)
@@ -292,7 +295,7 @@ def test_heif_is_read_where_its_decoder_is_installed(pixels, monkeypatch):
     np.testing.assert_array_equal(decode(data), pixels)
 
 
-def test_large_jpeg_may_be_decoded_smaller_but_not_too_small():
+def test_large_jpeg_is_decoded_smaller_but_above_min_side():
     data = encode_jpeg(np.zeros((400, 600, 3), np.uint8))
     height, width, _ = decode(data, min_side=100).shape
     assert 100 <= height < 400
@@ -300,19 +303,19 @@ def test_large_jpeg_may_be_decoded_smaller_but_not_too_small():
     assert decode(data).shape == (400, 600, 3)
 
 
-def test_decoded_images_pass_through(pixels):
+def test_decoded_images_are_returned_unchanged(pixels):
     assert decode(pixels) is pixels
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
-def test_truncated_images_are_refused(pixels, kind):
+def test_truncated_images_are_an_error(pixels, kind):
     data = encoded(pixels, kind)
     with pytest.raises(UnreadableImage):
         decode(data[: len(data) // 2])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF"])
-def test_damaged_files_are_refused_or_read_and_nothing_is_said_beside_it(kind, capfd):
+def test_damaged_files_raise_or_decode_without_output(kind, capfd):
     if kind == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
@@ -330,7 +333,7 @@ def test_damaged_files_are_refused_or_read_and_nothing_is_said_beside_it(kind, c
     ("data", "reason"),
     [(b"", "empty file"), (b"hello", "not an image of a known format")],
 )
-def test_what_is_no_image_is_refused_with_the_reason(data, reason):
+def test_other_files_are_an_error_with_a_reason(data, reason):
     with pytest.raises(UnreadableImage, match=reason):
         decode(data)
 
@@ -349,7 +352,7 @@ def test_shrinking_averages():
     assert np.abs(out.astype(int) - 127.5).max() <= 1
 
 
-def test_subsets_read_the_right_images(tmp_path):
+def test_subsets_read_the_correct_images(tmp_path):
     paths = []
     for i in range(5):
         path = tmp_path / f"{i}.bin"
@@ -367,11 +370,11 @@ def test_subsets_read_the_right_images(tmp_path):
     assert again.path(0) == paths[3]
     memory = ImageSet([bytes([i]) for i in range(5)], labels, ids, none)
     chosen = memory.subset(np.array([4, 1, 3])).subset(np.array([2, 0]))
-    assert isinstance(chosen.images, Chosen)
+    assert isinstance(chosen.images, Subset)
     assert list(chosen.images) == [bytes([3]), bytes([4])]
     assert chosen.path(0) == "d"
 
 
-def test_an_image_set_of_unequal_parts_is_refused():
+def test_image_set_with_columns_of_unequal_length_is_an_error():
     with pytest.raises(ValueError, match="differ in length"):
         ImageSet([b"x"], np.zeros(2, np.int64), ("a", "b"), np.zeros(2, bool))

@@ -1,4 +1,4 @@
-"""Lists and ground truth of public sets, on samples in their form, and all ways to be bad."""
+"""Lists and ground truth of public data sets, on small samples, and errors of malformed ones."""
 
 import collections
 import os
@@ -40,7 +40,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_plain_values_and_arrays_come_out_as_they_went_in(tmp_path, protocol):
+def test_plain_values_and_arrays_round_trip(tmp_path, protocol):
     kinds = ("i8", ">i4", "u1", "f4", "?")
     arrays = [np.arange(6).reshape(2, 3).astype(dtype) for dtype in kinds]
     arrays += [np.asfortranarray(arrays[0]), np.zeros(0, np.int32), np.array(3.5)]
@@ -83,28 +83,28 @@ HOSTILE = {
     "array of 'O8'": lambda mark: pickle.dumps(np.array([None], object)),
     "array of 'V8'": lambda mark: pickle.dumps(np.zeros(2, "i4,i4")),
     "encodes text as 'hex'": lambda mark: b"c_codecs\nencode\n(Vab\nVhex\ntR.",
-    "something else than plain": lambda mark: GLOBAL + b".",
-    "is damaged or no pickle": lambda mark: pickle.dumps(PLAIN)[:-9],
-    "no pickle (": lambda mark: b"GIF89a",
-    "no pickle (EOFError": lambda mark: b"",
-    "no pickle (ValueError": lambda mark: pickle.dumps(np.arange(3, dtype=np.int64), 2).replace(
+    "other objects than plain": lambda mark: GLOBAL + b".",
+    "is damaged or not a pickle": lambda mark: pickle.dumps(PLAIN)[:-9],
+    "not a pickle (": lambda mark: b"GIF89a",
+    "not a pickle (EOFError": lambda mark: b"",
+    "not a pickle (ValueError": lambda mark: pickle.dumps(np.arange(3, dtype=np.int64), 2).replace(
         b"K\x03\x85", b"K\x7f\x85"
     ),
 }
 
 
-@pytest.mark.parametrize("told", HOSTILE)
-def test_a_hostile_or_damaged_pickle_is_refused_and_nothing_of_it_runs(tmp_path, told):
+@pytest.mark.parametrize("expected", HOSTILE)
+def test_malicious_or_damaged_pickle_is_an_error_and_runs_no_code(tmp_path, expected):
     mark = tmp_path / "mark"
     path = tmp_path / "x.pkl"
-    path.write_bytes(HOSTILE[told](str(mark)))
+    path.write_bytes(HOSTILE[expected](str(mark)))
     message = refused(read_pickle, path)
     message = message.replace("posix.", "os.").replace("__builtin__", "builtins")
-    assert told in message and message.startswith(f"{path}: ")
+    assert expected in message and message.startswith(f"{path}: ")
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_missing_pickle_is_named(tmp_path):
+def test_missing_pickle_is_an_error(tmp_path):
     path = tmp_path / "x.pkl"
     assert refused(read_pickle, path) == f"{path}: cannot be read (No such file or directory)"
 
@@ -123,7 +123,7 @@ def test_ground_truth_of_revisited_oxford(tmp_path, numpy, inside):
     assert places == [[[0, 1], [4], []], [[2], [5, 6], [7]], [[3], [], [0]]]
 
 
-def test_missing_parts_of_revisited_oxford_are_named(tmp_path):
+def test_missing_files_of_revisited_oxford_are_an_error(tmp_path):
     assert refused(read_ground_truth, tmp_path, "roxford5k") == (
         f"{tmp_path}/gnd_roxford5k.pkl is missing: the ground truth of roxford5k"
     )
@@ -135,37 +135,43 @@ def test_missing_parts_of_revisited_oxford_are_named(tmp_path):
         f"{tmp_path}/jpg/all_souls_000004.jpg, {tmp_path}/jpg/query_1.jpg"
     )
     (tmp_path / "jpg").rename(tmp_path / "images")
-    told = refused(read_ground_truth, tmp_path, "rparis6k")
-    assert told == f"{tmp_path}/jpg is missing: the folder of the images of rparis6k"
+    message = refused(read_ground_truth, tmp_path, "rparis6k")
+    assert message == f"{tmp_path}/jpg is missing: the folder of the images of rparis6k"
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
-        (lambda c: c.pop("gnd"), "is no ground truth (expected lists imlist, qimlist and gnd)"),
-        (lambda c: c["gnd"].pop(), "holds 8 images, 3 queries, 2 judgements"),
+        (lambda c: c.pop("gnd"), "is not a ground truth (expected lists imlist, qimlist and gnd)"),
+        (lambda c: c["gnd"].pop(), "holds 8 images, 3 queries and ground truth of 2"),
         (lambda c: c["gnd"][1].pop("junk"), "query 1 has no 'junk' (expected easy, hard and junk)"),
-        (lambda c: c["gnd"][1].update(hard=[8]), "query 1: 'hard' are no places among 8 images"),
-        (lambda c: c["gnd"][1].update(hard=["a"]), "query 1: 'hard' are no places among 8"),
-        (lambda c: c["gnd"][0].update(bbx=[1, 2, 3]), "query 0: 'bbx' is [1, 2, 3], no box of 4"),
-        (lambda c: c["gnd"][0].update(bbx=[5, 2, 3, 4]), "query 0: 'bbx' is [5, 2, 3, 4], no box"),
+        (lambda c: c["gnd"][1].update(hard=[8]), "query 1: 'hard' are not indices of 8 images"),
+        (lambda c: c["gnd"][1].update(hard=["a"]), "query 1: 'hard' are not indices of 8"),
+        (
+            lambda c: c["gnd"][0].update(bbx=[1, 2, 3]),
+            "query 0: 'bbx' is [1, 2, 3], not a box of 4",
+        ),
+        (
+            lambda c: c["gnd"][0].update(bbx=[5, 2, 3, 4]),
+            "query 0: 'bbx' is [5, 2, 3, 4], not a box",
+        ),
     ],
 )
-def test_ground_truth_of_another_form_is_refused(tmp_path, change, told):
+def test_malformed_ground_truth_is_an_error(tmp_path, change, expected):
     public_sets.revisited(tmp_path)
     path = tmp_path / "gnd_roxford5k.pkl"
     content = pickle.loads(path.read_bytes())
     change(content)
     path.write_bytes(pickle.dumps(content))
     message = refused(read_ground_truth, tmp_path, "roxford5k")
-    assert told in message and message.startswith(f"{path}: ")
+    assert expected in message and message.startswith(f"{path}: ")
 
 
 # ---- In-Shop -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("top", "where"), [("Img", "Eval"), ("", "")])
-def test_inshop_trains_on_its_training_items_and_tests_queries_in_the_gallery(tmp_path, top, where):
+def test_inshop_splits(tmp_path, top, where):
     public_sets.inshop(tmp_path, top=top, where=where)
     data = load(DataConfig(name="inshop", path=str(tmp_path)))
     assert names(data, "test") == [f"id_{i:08d}" for i in (5, 6, 7)]
@@ -178,17 +184,17 @@ def test_inshop_trains_on_its_training_items_and_tests_queries_in_the_gallery(tm
     assert data.test.images[0] == (tmp_path / top / data.test.ids[0]).read_bytes()
     assert data.protocol.startswith("class-disjoint: 5 items of In-Shop's train train (2 of them")
     path = tmp_path / where / "list_eval_partition.txt"
-    told = path.read_text()
-    path.write_text(told.replace("id_00000006 query", "id_00000006 gallery"))
+    content = path.read_text()
+    path.write_text(content.replace("id_00000006 query", "id_00000006 gallery"))
     other = load(DataConfig(name="inshop", path=str(tmp_path)))
     assert other.test.ids == data.test.ids and other.test_fingerprint != data.test_fingerprint
-    path.write_text(told)
+    path.write_text(content)
     fold = load(DataConfig(name="inshop", path=str(tmp_path), folds=2, fold=1))
     assert len(names(fold, "validation")) == 2
     assert fold.test_fingerprint == data.test_fingerprint
 
 
-def test_unreadable_images_of_a_list_are_left_out_with_all_that_is_known_of_them(tmp_path):
+def test_unreadable_images_of_a_list_are_skipped(tmp_path):
     public_sets.inshop(tmp_path)
     corrupted = "img/WOMEN/Tees/id_00000006/00_1_front.jpg"
     (tmp_path / "Img" / corrupted).write_bytes(b"\xff\xd8broken")
@@ -214,7 +220,7 @@ def test_unreadable_images_of_a_list_are_left_out_with_all_that_is_known_of_them
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (
             lambda t: t.replace("image_name", "image"),
@@ -225,17 +231,17 @@ def test_unreadable_images_of_a_list_are_left_out_with_all_that_is_known_of_them
             "expected a path, an item, and train, query or",
         ),
         (lambda t: t.replace("24\n", "25\n"), "holds 24 images, and its first line says '25'"),
-        (lambda t: "24\n", "has 1 lines, and two stand above the images"),
+        (lambda t: "24\n", "has 1 lines, and the images start at line 3"),
     ],
 )
-def test_a_partition_of_another_form_is_refused(tmp_path, change, told):
+def test_malformed_partition_is_an_error(tmp_path, change, expected):
     path = public_sets.inshop(tmp_path) / "Eval" / "list_eval_partition.txt"
     path.write_text(change(path.read_text()))
     message = refused(read_partition, tmp_path)
-    assert told in message and message.startswith(f"{path}: ")
+    assert expected in message and message.startswith(f"{path}: ")
 
 
-def test_missing_parts_of_inshop_are_named(tmp_path):
+def test_missing_files_of_inshop_are_an_error(tmp_path):
     assert refused(load, DataConfig(name="inshop")) == (
         "data.path is empty, and a directory is needed"
     )
@@ -263,7 +269,7 @@ def test_missing_parts_of_inshop_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("clean", [True, False])
-def test_every_tenth_landmark_tests(tmp_path, clean):
+def test_every_tenth_landmark_is_for_testing(tmp_path, clean):
     public_sets.gldv2(tmp_path, clean=clean)
     data = load(DataConfig(name="gldv2", path=str(tmp_path)))
     landmarks = [str(100 + 7 * i) for i in range(30)]
@@ -280,7 +286,7 @@ def test_every_tenth_landmark_tests(tmp_path, clean):
     assert f"of 30 landmarks of {listed_in} with 2 images or more every tenth" in data.protocol
 
 
-def test_the_long_list_is_checked_for_presence_alone(tmp_path, monkeypatch):
+def test_images_of_a_long_list_are_not_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(listed, "DECODED", 10)
     public_sets.gldv2(tmp_path)
     for path in sorted((tmp_path / "train").rglob("*.jpg"))[:20]:
@@ -288,7 +294,7 @@ def test_the_long_list_is_checked_for_presence_alone(tmp_path, monkeypatch):
     assert load(DataConfig(name="gldv2", path=str(tmp_path))).skipped == ()
 
 
-def test_solutions_leave_out_what_is_ignored(tmp_path):
+def test_ignored_queries_are_skipped(tmp_path):
     public_sets.gldv2(tmp_path)
     _, retrieval = gldv2.read_retrieval(tmp_path)
     test, index = ([public_sets.landmark_id(n + i) for i in range(6)] for n in (700, 500))
@@ -301,10 +307,10 @@ def test_solutions_leave_out_what_is_ignored(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("read", "file", "content", "told"),
+    ("read", "file", "content", "expected"),
     [
         (gldv2.read_train, "train_clean.csv", None, "is missing: the training images of Landm"),
-        (gldv2.read_train, "train_clean.csv", "landmark_id,images\nx,ab\n", "is no whole number"),
+        (gldv2.read_train, "train_clean.csv", "landmark_id,images\nx,ab\n", "is not an integer"),
         (gldv2.read_train, "train_clean.csv", "landmark_id,images\n", "lists no images"),
         (gldv2.read_train, "train_clean.csv", "id,images\n",
          "has no column 'landmark_id' (its first line is 'id,images', expected landmark_id,im"),
@@ -312,30 +318,30 @@ def test_solutions_leave_out_what_is_ignored(tmp_path):
         (gldv2.read_index, "index.csv", "", "has no column 'id' (its first line is ''"),
         (gldv2.read_retrieval, "retrieval_solution_v2.1.csv", None, "is missing: the retrieval"),
         (gldv2.read_retrieval, "retrieval_solution_v2.1.csv", "id,images,Usage\na,b\n",
-         "line 2 is cut short"),
+         "line 2 has too few columns"),
         (gldv2.read_recognition, "recognition_solution_v2.1.csv", "id,landmarks,Usage\n",
          "lists no images"),
         (gldv2.read_recognition, "recognition_solution_v2.1.csv", b"\xff\xfe\x00",
          "cannot be read"),
     ],
 )  # fmt: skip
-def test_lists_of_another_form_are_refused(tmp_path, read, file, content, told):
+def test_malformed_lists_are_an_error(tmp_path, read, file, content, expected):
     public_sets.gldv2(tmp_path)
     path = tmp_path / file
     path.unlink()
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     message = refused(read, tmp_path)
-    assert re.match(re.escape(str(path)), message) and told in message
+    assert re.match(re.escape(str(path)), message) and expected in message
 
 
-def test_missing_images_of_landmarks_are_counted(tmp_path):
+def test_missing_images_of_landmarks_are_an_error(tmp_path):
     public_sets.gldv2(tmp_path)
     for path in sorted((tmp_path / "train").rglob("*.jpg"))[:9]:
         path.unlink()
-    told = refused(load, DataConfig(name="gldv2", path=str(tmp_path)))
+    message = refused(load, DataConfig(name="gldv2", path=str(tmp_path)))
     assert re.fullmatch(
         rf"[89] of the 60 images of {tmp_path}/train_clean.csv are missing or empty: "
         r"\S+.jpg, \S+.jpg, \S+.jpg, and [56] more",
-        told,
+        message,
     )

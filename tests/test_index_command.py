@@ -8,6 +8,8 @@ import pytest
 import tiny_run
 from PIL import Image
 
+from afa.errors import UserError
+from afa.retrieval import gallery
 from afa.retrieval.index import scann
 from experiments import index, search
 
@@ -157,7 +159,7 @@ def test_another_run_is_refused(ask, home, tiny_data, images, tmp_path):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["buld"], "argument ACTION: invalid choice: 'buld' "),
+        (["buld"], "ACTION='buld' is unknown; did you mean 'build'?"),
         (["build"], "the following arguments are required: --run, --images, --out"),
         (["info", "--index=/nowhere"], "/nowhere holds no finished index: index.json is missing"),
         (["build", "--run=r", "--images=p", "--out=o", "--uri=scan://"],
@@ -185,3 +187,52 @@ def test_folders_without_images(ask, home, tmp_path):
 def test_nothing_to_search_in(ask, images):
     code, _, err = ask(images / "alone.jpg", command=search)
     assert (code, err) == (2, "error: --run=DIR or --index=DIR is missing\n")
+
+
+def test_a_gallery_smaller_than_the_usual_number_of_results(ask, home, images, tmp_path):
+    """Three images, where a run shows five: three results."""
+    few = tmp_path / "few"
+    few.mkdir()
+    for i in range(3):
+        shutil.copy(images / "class_11" / f"img_{i}.jpg", few)
+    words = ["build", f"--run={home}/run", f"--images={few}", f"--out={tmp_path}/small"]
+    assert ask(*words, "--uri=exact://")[0] == 0
+    query = few / "img_0.jpg"
+    code, out, err = ask(f"--index={tmp_path}/small", "--json", query, command=search)
+    assert (code, err) == (0, "")
+    assert len(json.loads(out)["hits"]) == 3
+    code, _, err = ask(f"--index={tmp_path}/small", "--results=4", query, command=search)
+    assert (code, err) == (2, "error: k=4 is not between 1 and 3, the images in the index\n")
+
+
+def test_images_of_the_gallery_are_no_unknown_ones(ask, home, images, tmp_path):
+    words = ["build", f"--run={home}/run", f"--images={images}", f"--out={tmp_path}/new"]
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    shutil.copy(images / "class_10" / "img_2.jpg", copies / "renamed.jpg")
+    for unknown in (images, images / "class_10", copies):
+        code, out, err = ask(*words, f"--calibrate={unknown}")
+        assert (code, out) == (2, "")
+        assert err.startswith(f"error: --calibrate: {unknown}/") and err.count("\n") == 1
+        assert "is in the gallery too" in err
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_index_that_cannot_be_written_is_told_first(ask, home, images, tmp_path, monkeypatch):
+    """Before any image is embedded."""
+    monkeypatch.setattr(gallery, "embed_folder", lambda *given: pytest.fail("embedded"))
+    (tmp_path / "file").write_text("")
+    words = ["build", f"--run={home}/run", f"--images={images}"]
+    for place in (tmp_path / "file", tmp_path / "file" / "below", "/proc/index"):
+        code, out, err = ask(*words, f"--out={place}")
+        assert (code, out) == (2, "")
+        assert err.startswith(f"error: --out={place}: cannot be written (")
+
+    def refuse(directory, field):
+        raise UserError(f"{field}={directory}: cannot be written (Read-only file system)")
+
+    monkeypatch.setattr(index, "require_writable", refuse)
+    for action in (["add", f"--images={images}", "--replace"], ["tune", "--target_recall=0.9"]):
+        code, _, err = ask(*action, f"--index={home}/index")
+        told = f"error: --index={home}/index: cannot be written (Read-only file system)\n"
+        assert (code, err) == (2, told)

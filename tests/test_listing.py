@@ -1,4 +1,4 @@
-"""Which files of a folder are its images: the one rule, and what is told of the rest."""
+"""Listing of the images in a folder, and reporting of what is skipped."""
 
 import os
 import shutil
@@ -17,31 +17,32 @@ def touch(root, *names):
         path.write_bytes(b"x")
 
 
-def test_images_of_all_folders_below_in_order(tmp_path):
+def test_images_of_all_subfolders_are_sorted(tmp_path):
     touch(tmp_path, "b/2.PNG", "a.jpg", "b/c/1.webp", "b/c.txt", "b.d/0.tiff", "a/x.jpeg")
     found = images_under(tmp_path)
     assert found.ids == ["a/x.jpeg", "a.jpg", "b/2.PNG", "b/c/1.webp", "b.d/0.tiff"]
     assert found.paths == sorted(tmp_path / name for name in found.ids)
-    assert found.told() == []
+    assert found.summaries() == []
 
 
-def test_hidden_files_and_what_systems_add_are_left_out_and_told(tmp_path):
+def test_hidden_and_system_files_are_skipped_and_reported(tmp_path):
     touch(tmp_path, "p0.jpg", "._p0.jpg", ".DS_Store", ".thumbs/x.jpg", "a/@eaDir/y.jpg",
           "__MACOSX/z.jpg")  # fmt: skip
     found = images_under(tmp_path)
     assert found.ids == ["p0.jpg"]
-    told = "hidden files and folders (4): ._p0.jpg, .thumbs, __MACOSX, and 1 more"
-    assert found.told() == [told]
+    assert found.summaries() == [
+        "hidden files and folders (4): ._p0.jpg, .thumbs, __MACOSX, and 1 more"
+    ]
 
 
-def test_formats_are_read_where_a_decoder_is_and_counted_where_not(tmp_path, monkeypatch):
+def test_formats_without_a_decoder_are_skipped_and_reported(tmp_path, monkeypatch):
     touch(tmp_path, "a.jpg", "b.heic", "c.HEIF", "d.avif", "e.cr2")
     monkeypatch.setattr(listing, "heif_installed", lambda: False)
     monkeypatch.setattr(listing.features, "check", lambda name: name != "avif")
     found = images_under(tmp_path)
     assert found.ids == ["a.jpg"]
-    assert found.told() == [
-        "images of formats that are not decoded here (4): b.heic, c.HEIF, d.avif, and 1 more"
+    assert found.summaries() == [
+        "images in unsupported formats (4): b.heic, c.HEIF, d.avif, and 1 more"
     ]
     monkeypatch.setattr(listing, "heif_installed", lambda: True)
     monkeypatch.setattr(listing.features, "check", lambda name: True)
@@ -60,13 +61,13 @@ def test_links_are_followed_and_no_folder_is_read_twice(tmp_path):
     (root / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     found = images_under(root)
     assert found.ids == ["album/2.jpg", "album/deep/1.jpg", "file.jpg", "z/0.jpg"]
-    assert sorted(found.told()) == [
-        "links that lead nowhere (1): gone.jpg",
+    assert sorted(found.summaries()) == [
+        "broken links (1): gone.jpg",
         "links to folders that are read already (2): again, z/loop",
     ]
 
 
-def test_names_that_are_not_utf8_are_left_out_by_name(tmp_path):
+def test_names_that_are_not_utf8_are_skipped_and_reported(tmp_path):
     touch(tmp_path, "a.jpg", "caf\u00e9/line\nbreak.jpg")
     odd = os.fsdecode(b"caf\xe9.jpg")
     try:
@@ -75,12 +76,12 @@ def test_names_that_are_not_utf8_are_left_out_by_name(tmp_path):
         pytest.skip("this file system takes UTF-8 alone")
     found = images_under(tmp_path)
     assert found.ids == ["a.jpg", "caf\u00e9/line\nbreak.jpg"]
-    assert found.told() == ["names that are not UTF-8 (2): caf\\udce9.jpg, \\udcff"]
+    assert found.summaries() == ["names that are not UTF-8 (2): caf\\udce9.jpg, \\udcff"]
     with pytest.raises(UserError, match="its name is not UTF-8"):
         images_under(tmp_path / os.fsdecode(b"\xff"))
 
 
-def test_a_folder_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+def test_unreadable_folder_is_reported(tmp_path, monkeypatch):
     touch(tmp_path, "a/1.jpg", "b/2.jpg")
     scandir = os.scandir
 
@@ -92,39 +93,42 @@ def test_a_folder_that_may_not_be_read_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", closed)
     found = images_under(tmp_path)
     assert found.ids == ["a/1.jpg"]
-    assert found.told() == ["folders that may not be read (1): b"]
+    assert found.summaries() == ["folders that cannot be read (1): b"]
     shutil.rmtree(tmp_path / "a")
     with pytest.raises(UserError) as error:
         some_under(tmp_path)
     assert str(error.value) == (
-        f"{tmp_path}: holds no images; left out: folders that may not be read (1): b"
+        f"{tmp_path}: holds no images; skipped: folders that cannot be read (1): b"
     )
-    with pytest.raises(UserError, match=r"may not be read \(Permission denied\)"):
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)"):
         images_under(tmp_path / "b")
 
 
-def test_folders_of_results_are_left_out(tmp_path):
+def test_folders_of_results_are_skipped(tmp_path):
     touch(tmp_path, "a.jpg", "run/config.json", "run/split.json", "run/searches/1.png",
           "index/index.json", "index/embeddings-1.parquet", "index/searches/2.png",
           "new/3.png", "album/index.json", "album/4.png")  # fmt: skip
     found = images_under(tmp_path, [tmp_path / "new", tmp_path / "not yet there"])
     assert found.ids == ["a.jpg", "album/4.png"]
-    assert found.told() == ["folders of results (3): index, new, run"]
+    assert found.summaries() == ["folders of results (3): index, new, run"]
 
 
-def test_what_is_no_folder_or_holds_nothing_is_refused(tmp_path):
+def test_missing_folder_file_and_empty_folder_are_errors(tmp_path):
     touch(tmp_path, "file")
-    for path, text in ((tmp_path / "file", "is no directory"), (tmp_path / "x", "does not exist"),
-                       (tmp_path, "holds no images")):  # fmt: skip
+    for path, text in (
+        (tmp_path / "file", "is not a directory"),
+        (tmp_path / "x", "does not exist"),
+        (tmp_path, "holds no images"),
+    ):
         with pytest.raises(UserError) as error:
             some_under(path)
         assert str(error.value) == f"{path}: {text}"
 
 
-def test_names_that_are_nearly_equal():
+def test_nearly_equal_names():
     names = ["Cat", "cat", "red fox", "red_fox", "dog", "c++", "c", "1.5", "15"]
     assert near_equal(names) == [("Cat", "cat"), ("red fox", "red_fox")]
 
 
-def test_any_name_is_told_on_one_line():
+def test_names_are_printable_on_one_line():
     assert printable("a\nb\u2028\x07\udce9 é") == "a\\nb\\u2028\\x07\\udce9 é"

@@ -102,14 +102,14 @@ def walked(monkeypatch, **fields):
 
     plan = planned(**{"adversarial.generator": False, "train.plain": "3"} | fields)
     ends = [("F", 0, plan.plain), ("F + perturbation", plan.plain, plan.embedder_steps)]
-    monkeypatch.setattr(loop, "stages", lambda *_: [loop.Stage(*each, step) for each in ends])
+    monkeypatch.setattr(loop, "stages", lambda *_: [loop.Stage(*each, step, 8) for each in ends])
     kept, measured = Kept(), []
 
     def evaluate(state):
         measured.append(int(state.step))
         return {"map_at_r": 0.5}
 
-    state = parallel.replicate(TrainState(np.zeros((), np.int32), {}, {}, {}))
+    state = parallel.replicate(TrainState(np.zeros((), np.int32), {}, {}, {}, {}))
     context = tiny.context(tiny.config())
     after, _ = loop.train(
         context, plan, state, loop.Position(0, 0.0), kept, kept, kept, evaluate

@@ -402,3 +402,20 @@ def test_psnr():
     near(game.psnr(clean + error, clean), [60, 10 * np.log10(1 / (0.01 + 1e-6)), 39.957], 1e-3)
     # Values outside of [0, 1] are what an image file would hold: clipped.
     near(game.psnr(jnp.full((1, 2, 2, 3), 1.7), jnp.ones((1, 2, 2, 3))), [60], 1e-3)
+
+
+def test_reconstruction_is_the_mean_root_of_each_images_error():
+    target = jnp.full((3, 2, 2, 3), 0.5)
+    found = target + jnp.asarray([0.0, 0.1, 0.3])[:, None, None, None]
+    expected = np.mean(np.sqrt(np.array([0.0, 0.01, 0.09]) + 1e-4))
+    near(game.reconstruction(found, target), expected, 1e-5)
+    # An exact image has a gradient of zero, not of NaN.
+    gradient = jax.grad(game.reconstruction)(found, target)
+    assert np.isfinite(gradient).all() and (gradient[0] == 0).all()
+
+
+def test_codes_diverge_from_noise_by_mean_and_variance():
+    zero = jnp.zeros((2, 3))
+    near(game.code_divergence(zero, zero), 0.0)
+    near(game.code_divergence(zero + 2.0, zero), 0.5 * 3 * 4, 1e-5)
+    near(game.code_divergence(zero, zero + 1.0), 0.5 * 3 * (np.e - 2), 1e-5)

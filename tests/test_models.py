@@ -240,6 +240,7 @@ def test_blocks_of_an_image(composed):
     near(blocks["local"], described(images).local, 1e-4)
     near(blocks["flip"], described(images[:, :, ::-1]).global_descriptor, 1e-4)
     near(blocks["restored"], described(restored).global_descriptor, 1e-4)
+    near(gates["global"], 1 - gates["restored"])
     near(gates["restored"], 1 / (1 + np.exp(verdict(images) - verdict(restored))), 1e-4)
     proxies = apply(networks.embedder, variables["embedder"], method="proxies")["global"]
     shares = np.exp(blocks["global"] @ proxies.T / networks.embedder.temperature)

@@ -15,6 +15,7 @@ from afa import parallel
 from afa.config import ExperimentConfig, with_changes
 from afa.errors import UserError
 from afa.models import backbones
+from afa.models.generator import clip_unit
 from afa.models.networks import build_networks
 from afa.serving import onnx_graph, package
 from experiments import package as command
@@ -85,6 +86,7 @@ OPERATIONS = {
     "erfc": lambda x: lax.erfc(4 * x - 2),
     "compared": lambda x: jnp.where(x < 0.3, 1 / x.clip(0.1), jnp.where(x >= 0.7, -x, x != 0.5)),
     "attention": lambda x: jnp.einsum("bhwc,bhvc->bhwv", x, jnp.abs(x - 0.5)),
+    "clipped": lambda x: clip_unit(3 * x - 1),
     "turned": lambda x: x[:, 1:][:, :, ::-1][..., ::-1] ** 2.5,
     "placed": lambda x: jnp.concatenate([x[:, 2], x[:, -1, :, :]], axis=1),
     "edges": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 0), (0, 0)), mode="edge"),

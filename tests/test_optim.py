@@ -113,6 +113,19 @@ def test_weight_decay_is_for_kernels_alone(name):
     jax.tree.map(np.testing.assert_array_equal, without, PARAMS)
 
 
+def test_sgd_decays_apart_from_its_momentum():
+    """Two steps by hand: m = 0.9 m + g; w = w - rate (g + 0.9 m) - rate decay w."""
+    rate, decay, momentum = 0.1, 0.5, 0.9
+    first, second = gradients(2)
+    config = settings(name="sgd", learning_rate=rate, weight_decay=decay)
+    path = walk(config, [first, second])
+    g1, g2, w0 = (each["conv"]["kernel"] for each in (first, second, PARAMS))
+    w1 = w0 - rate * (g1 + momentum * g1) - rate * decay * w0
+    w2 = w1 - rate * (g2 + momentum * (momentum * g1 + g2)) - rate * decay * w1
+    near(path[0]["conv"]["kernel"], w1, 1e-5)
+    near(path[1]["conv"]["kernel"], w2, 1e-5)
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_accumulating_equals_averaging(name, clip):
@@ -236,7 +249,7 @@ def test_the_average_shares_no_memory_with_the_weights():
 
 def test_apply_gradients_moves_one_network():
     state, optimisers = few(name="sgd", learning_rate=0.1, weight_decay=0.0)
-    state = state.replace(step=jnp.asarray(3))
+    state = state.replace(updates=state.updates | {"embedder": jnp.asarray(3)})
     gradient = {"kernel": jnp.ones((2, 2))}
     before = state.variables["embedder"]["params"]["kernel"]
     stats = {"mean": jnp.ones(2)}
@@ -259,7 +272,46 @@ def test_apply_gradients_moves_one_network():
     for each in ("generator", "discriminator", "gate"):
         assert after.variables[each] is state.variables[each]
         assert after.opt_state[each] is state.opt_state[each]
-    assert int(after.step) == 3  # the step moves the clock, not a network
+    assert int(after.step) == 0  # the step moves the clock, not a network
+    assert {name: int(n) for name, n in after.updates.items()} == {
+        "embedder": 4, "generator": 0, "discriminator": 0, "gate": 0,
+    }  # fmt: skip
+
+
+def initial_share(updates: int, decay: float) -> float:
+    """The weight that the first parameters keep in the average: the product of all decays."""
+    return float(np.prod([min(decay, (1 + n) / (10 + n)) for n in range(updates)]))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("start", [0, 280])
+@pytest.mark.parametrize("network", ["embedder", "generator"])
+def test_the_average_counts_the_updates_of_its_network(network, start, accumulate):
+    """Whenever a network begins to move, and however many gradients make one update."""
+    state, optimisers = few(accumulate=accumulate)
+    state = state.replace(step=jnp.asarray(start, jnp.int32))
+    average = state.average[network]["params"]["kernel"]
+    first = state.variables[network]["params"]["kernel"]
+    decays: list[float] = []
+    move = jax.jit(
+        lambda s, g: apply_gradients(s, optimisers[network], network, {"kernel": g}, None, 0.98)[0]
+    )
+    for step in range(40 * accumulate):
+        before = state.variables[network]["params"]["kernel"]
+        state = move(state, jnp.full((2, 2), 1.0 + step % 3))
+        state = state.replace(step=state.step + 1)
+        now = state.variables[network]["params"]["kernel"]
+        if np.array_equal(now, before):  # still collecting gradients
+            np.testing.assert_array_equal(state.average[network]["params"]["kernel"], average)
+        else:
+            d = min(0.98, (1 + len(decays)) / (10 + len(decays)))
+            average, decays = d * average + (1 - d) * now, [*decays, d]
+        near(state.average[network]["params"]["kernel"], average, 1e-5)
+        average = state.average[network]["params"]["kernel"]
+    assert len(decays) == int(state.updates[network]) == 40
+    assert np.prod(decays) == pytest.approx(initial_share(40, 0.98))
+    assert initial_share(40, 0.98) < 1e-5
+    assert np.abs(state.average[network]["params"]["kernel"] - first).min() > 0.001
 
 
 def test_without_new_statistics_the_old_ones_stay():

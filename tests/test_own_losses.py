@@ -30,9 +30,9 @@ def known(monkeypatch):
 
 
 @functools.cache
-def made(name, push=False):
+def made(name, perturb=False):
     context = tiny.context(tiny.config(**{"loss.name": name, "optim.learning_rate": 3e-3}))
-    step = functools.partial(steps.embedder_step, context=context, push=push)
+    step = functools.partial(steps.embedder_step, context=context, perturb=perturb)
     return context, tiny.state(context), parallel.compiled_once(step)
 
 
@@ -91,7 +91,7 @@ def test_a_loss_with_a_memory_trains_through_the_real_step():
 
 def test_perturbed_features_do_not_enter_the_memory():
     _, state, plain = made("cross_batch_memory")
-    _, _, push = made("cross_batch_memory", push=True)
+    _, _, push = made("cross_batch_memory", perturb=True)
     for number in range(2):
         batch = tiny.batch(ROWS, seed=number)
         one, other = plain(state, batch)[0], push(state, batch)[0]

@@ -199,6 +199,7 @@ def test_replicating_twice_is_free():
     once = parallel.replicate({"x": np.ones(3)})
     assert parallel.replicate(once)["x"] is once["x"]
     np.testing.assert_array_equal(parallel.to_host(once)["x"], np.ones(3))
+    np.testing.assert_array_equal(parallel.to_host(parallel.to_host(once))["x"], np.ones(3))
 
 
 def test_compiled_once_is_the_function_also_inside_of_a_trace():

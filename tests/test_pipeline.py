@@ -1,6 +1,7 @@
-"""Batches: pure in (seed, step), whole over processes, and what the samplers promise."""
+"""Batches are pure in (seed, step) and split over processes; properties of the samplers."""
 
 import dataclasses
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +13,7 @@ from afa.data.augment import augment, colour_matrix, crop_box
 from afa.data.corruptions import corrupt
 from afa.data.images import encode_jpeg
 from afa.data.pipeline import TrainPipeline, eval_batches, evaluation_view, preprocessing
+from afa.data.readable import reading_threads
 from afa.data.types import ImageSet
 from afa.errors import UserError
 
@@ -33,7 +35,7 @@ def equal(left, right):
         np.testing.assert_array_equal(left[key], right[key], err_msg=key)
 
 
-def test_a_batch_has_the_stated_parts():
+def test_batch_shapes_and_types():
     batch: dict[str, Any] = {**TrainPipeline(image_set(), CONFIG, seed=0).batch(0)}
     assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
         "clean": ((8, 16, 16, 3), "uint8"),
@@ -45,7 +47,7 @@ def test_a_batch_has_the_stated_parts():
 
 @pytest.mark.parametrize("sampler", ["pk", "shuffle"])
 @pytest.mark.parametrize("threads", [0, 1, 3])
-def test_reading_ahead_changes_nothing(sampler, threads):
+def test_prefetching_does_not_change_the_batches(sampler, threads):
     config = dataclasses.replace(CONFIG, sampler=sampler, read_threads=threads)
     pipeline = TrainPipeline(image_set(), config, seed=3)
     steps = list(pipeline.iterate(2, 9))
@@ -55,15 +57,42 @@ def test_reading_ahead_changes_nothing(sampler, threads):
     assert list(pipeline.iterate(4, 4)) == []
 
 
+def test_later_steps_may_have_other_settings():
+    """As those of G and D have: another size, more corruptions, no classes."""
+    later = dataclasses.replace(CONFIG, sampler="shuffle", batch_size=4, corrupt_probability=1.0)
+    both = TrainPipeline(image_set(), CONFIG, seed=3, later=(2, later))
+    first, second = TrainPipeline(image_set(), CONFIG, seed=3), TrainPipeline(image_set(), later, 3)
+    found = list(both.iterate(0, 5))
+    for step, batch in enumerate(found):
+        equal(batch, (first if step < 2 else second).batch(step))
+        np.testing.assert_array_equal(
+            both.indices(step), (first if step < 2 else second).indices(step)
+        )
+    assert [len(batch["label"]) for batch in found] == [8, 8, 4, 4, 4]
+    assert all((batch["corruption"] > 0).all() for batch in found[2:])
+    np.testing.assert_array_equal(both.classes, first.classes)
+
+
+def test_one_thread_a_core_unless_more_are_asked_for(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(5)), raising=False)
+    assert (reading_threads(), reading_threads(3), reading_threads(40)) == (5, 3, 40)
+    assert DataConfig().read_threads == 0
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(96)))
+    assert reading_threads() == 16
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert reading_threads() == 7
+
+
 @pytest.mark.parametrize("sampler", ["pk", "shuffle"])
-def test_processes_share_one_global_batch(sampler):
+def test_processes_split_one_global_batch(sampler):
     config = dataclasses.replace(CONFIG, sampler=sampler)
     whole = TrainPipeline(image_set(), config, seed=1).batch(5)
     parts = [TrainPipeline(image_set(), config, 1, i, 4).batch(5) for i in range(4)]
     equal(whole, {key: np.concatenate([part[key] for part in parts]) for key in whole})
 
 
-def test_seed_and_step_matter():
+def test_batches_depend_on_seed_and_step():
     batches = [TrainPipeline(image_set(), CONFIG, seed).batch(step) for seed, step in ((0, 0),) * 2]
     equal(*batches)
     for seed, step in ((0, 1), (1, 0)):
@@ -71,7 +100,7 @@ def test_seed_and_step_matter():
         assert (other["image"] != batches[0]["image"]).any()
 
 
-def test_pk_takes_distinct_classes_and_images():
+def test_pk_samples_distinct_classes_and_images():
     pipeline = TrainPipeline(image_set(), CONFIG, seed=0)
     seen = set()
     for step in range(20):
@@ -92,7 +121,7 @@ def test_pk_repeats_the_images_of_a_small_class_evenly():
     assert len(set(index[index >= 2].tolist())) == 5
 
 
-def test_shuffle_shows_each_image_at_most_once_an_epoch():
+def test_shuffle_uses_each_image_at_most_once_per_epoch():
     config = dataclasses.replace(CONFIG, sampler="shuffle")
     pipeline = TrainPipeline(image_set(), config, seed=0)
     assert pipeline.steps_per_epoch == 2
@@ -102,7 +131,7 @@ def test_shuffle_shows_each_image_at_most_once_an_epoch():
     assert epochs[0] != epochs[1]
 
 
-def test_labels_and_corruptions_say_what_is_there():
+def test_labels_and_corruptions_match_the_images():
     config = dataclasses.replace(CONFIG, corruptions=("contrast", "salt_pepper"))
     pipeline = TrainPipeline(image_set(), config, seed=0)
     kinds = []
@@ -118,7 +147,7 @@ def test_labels_and_corruptions_say_what_is_there():
     assert 0.3 < share[0] < 0.7
 
 
-def test_no_corruption_without_names_or_probability():
+def test_no_corruption_without_names_or_with_probability_zero():
     for change in ({"corruptions": ()}, {"corrupt_probability": 0.0}):
         batch = TrainPipeline(image_set(), dataclasses.replace(CONFIG, **change), seed=0).batch(0)
         np.testing.assert_array_equal(batch["clean"], batch["image"])
@@ -140,25 +169,25 @@ def test_no_corruption_without_names_or_probability():
          "low_resolution, motion_blur, occlusion, salt_pepper, stripes)"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused_in_one_line(per_class, change, message):
+def test_impossible_settings_are_errors(per_class, change, message):
     with pytest.raises(UserError) as error:
         TrainPipeline(image_set(per_class), dataclasses.replace(CONFIG, **change), seed=0)
     assert str(error.value) == message
 
 
-def test_a_batch_that_processes_cannot_share_is_refused():
+def test_batch_size_not_divisible_by_processes_is_an_error():
     with pytest.raises(UserError, match=r"data\.batch_size=8 cannot be divided among 3 processes"):
         TrainPipeline(image_set(), CONFIG, 0, 0, 3)
 
 
-def test_an_image_damaged_later_is_named():
+def test_image_damaged_after_loading_is_an_error():
     damaged = image_set((2, 2, 2, 2))
     broken = ImageSet([b"nothing"] * 8, damaged.labels, damaged.ids, damaged.catalogue)
     with pytest.raises(UserError, match=r"c1\d/p\d: cannot be read \(not an image of a known for"):
         list(TrainPipeline(broken, CONFIG, 0).iterate(0, 1))
 
 
-def test_evaluation_views_come_in_order():
+def test_evaluation_views_are_in_order():
     images = image_set()
     batches = list(eval_batches(images, CONFIG, 6))
     assert [len(batch) for batch in batches] == [6, 6, 6, 2]
@@ -166,7 +195,7 @@ def test_evaluation_views_come_in_order():
     np.testing.assert_array_equal(np.concatenate(batches), expected)
 
 
-def test_a_corrupted_query_is_the_same_in_any_subset():
+def test_corrupted_query_is_the_same_in_any_subset():
     images = image_set()
     whole = np.concatenate(list(eval_batches(images, CONFIG, 7, ("occlusion", 3), seed=4)))
     index = np.array([11, 3, 8])
@@ -176,19 +205,19 @@ def test_a_corrupted_query_is_the_same_in_any_subset():
     assert (other != whole).any()
 
 
-def test_evaluation_refuses_an_unknown_corruption():
+def test_unknown_corruption_in_evaluation_is_an_error():
     with pytest.raises(UserError, match="corruption='fog' is unknown"):
         eval_batches(image_set(), CONFIG, 4, ("fog", 1))
 
 
-def test_preprocessing_says_what_decides_the_view():
+def test_preprocessing_record_holds_what_determines_the_view():
     stored = preprocessing(dataclasses.replace(CONFIG, crop_fraction=0.875))
     assert stored["image_size"] == 16
     assert stored["crop_fraction"] == 0.875
     assert stored["colour"] == "RGB"
 
 
-def test_crops_stay_inside_and_keep_their_share():
+def test_crops_are_inside_the_image_with_at_least_crop_scale():
     rng = np.random.default_rng(0)
     for _ in range(300):
         height, width = rng.integers(1, 60, 2).tolist()
@@ -202,7 +231,7 @@ def test_crops_stay_inside_and_keep_their_share():
     assert [round(h * w / 300**2, 1) for _, _, h, w in areas] == [0.5, 1.0]
 
 
-def test_augment_without_changes_is_the_image():
+def test_augment_without_changes_is_the_identity():
     image = np.random.default_rng(1).integers(0, 256, (12, 12, 3), dtype=np.uint8)
 
     class Half(np.random.Generator):
@@ -225,7 +254,7 @@ def test_colour_matrix_against_its_definition():
 
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "gaussian_blur", "motion_blur", "clutter"])
-def test_threads_do_not_disturb_each_other(name):
+def test_corruptions_are_thread_safe(name):
     image = np.random.default_rng(2).integers(0, 256, (96, 96, 3), dtype=np.uint8)
 
     def run(seed):

@@ -1,4 +1,4 @@
-"""The renderer: the same bytes everywhere, correct geometry, families of look-alikes."""
+"""The renderer: identical pixels on every machine, geometry, families of look-alikes."""
 
 import hashlib
 import math
@@ -39,7 +39,7 @@ def test_pixels_are_the_same_on_every_machine(arguments):
     assert hashlib.sha256(render(*arguments).tobytes()).hexdigest() == GOLDEN[arguments]
 
 
-def test_every_argument_matters():
+def test_images_depend_on_every_argument():
     images = [render(*a) for a in ((0, 9, 1, 24), (1, 9, 1, 24), (0, 8, 1, 24), (0, 9, 2, 24))]
     assert len({p.tobytes() for p in images}) == len(images)
 
@@ -52,7 +52,7 @@ def test_any_size(size):
         assert image.dtype == np.uint8
 
 
-def test_catalogue_views_show_the_object_on_plain_light_ground():
+def test_catalogue_views_have_a_plain_light_background():
     for o in range(0, 40, 7):
         image = render(0, o, 0, 48).astype(int)
         border = np.concatenate([image[0], image[:, 0]])
@@ -63,7 +63,7 @@ def test_catalogue_views_show_the_object_on_plain_light_ground():
         assert 0.6 <= extent <= 0.95
 
 
-def test_rendering_processes_start_with_numpy_alone():
+def test_rendering_imports_numpy_alone():
     heavy = ("jax", "tensorflow_datasets", "cv2", "rich", "PIL")
     code = f"import sys, afa.data.synthetic.render; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -96,7 +96,7 @@ def placed(kind, hole=0.0):
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "tube"])
-def test_first_hit_agrees_with_marching_along_the_ray(kind):
+def test_first_intersection_agrees_with_ray_marching(kind):
     p = placed("cylinder", HOLE) if kind == "tube" else placed(kind)
     ramp = np.linspace(-1.2, 1.2, 25, dtype=np.float32)
     x, y = (g.ravel() for g in np.meshgrid(ramp, ramp))
@@ -133,7 +133,7 @@ def test_normals_have_unit_length_and_face_the_viewer(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bounds_hold_the_part(kind):
+def test_bounds_contain_the_part(kind):
     p = placed(kind)
     centre_x, centre_y, half_x, half_y = bounds(p, FRAME)
     ramp = np.linspace(-1.5, 1.5, 80, dtype=np.float32)
@@ -147,7 +147,7 @@ def test_bounds_hold_the_part(kind):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_objects_are_assemblies_of_normal_size(name):
+def test_objects_are_centred_with_longest_side_2(name):
     for seed in range(4):
         parts = draw_shape(Draw(seed), name)
         assert 3 <= len(parts) <= 20
@@ -155,7 +155,7 @@ def test_objects_are_assemblies_of_normal_size(name):
         assert 0.9 < max(right - left, high - low) < 2.1
 
 
-def test_a_family_is_two_shapes_times_two_textures():
+def test_family_is_two_shapes_times_two_textures():
     ids = [cues(o) for o in range(2 * FAMILY)]
     assert ids[:4] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert len(set(ids)) == len(ids)

@@ -275,6 +275,9 @@ def full_page(name="Fused"):
         ],
         queries=[row], failures=[row],
         restorations=[Restoration(name, image(), image(), image(), 20.0, 19.0)],
+        restored={"clean": {"psnr_in": 60.0, "psnr_out": 36.25},
+                  "blur": {"psnr_in": 25.0, "psnr_out": 24.5},
+                  "noise": {"psnr_in": 20.0, "psnr_out": 23.0}},
         samples=[image(9, 32, 32)] * 3,
         history=[{"step": s, "time": 0, "stage": name, "loss": 1.0, name: 2.0} for s in (1, 2)],
         robustness={name: {name: {1: 0.5, 2: 0.4}}}, held_back=[name],
@@ -352,3 +355,12 @@ def test_large_images_become_small(tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (900, 1200, 3), np.uint8)
     read(tmp_path, page(samples=[image] * 8))
     assert (tmp_path / "report.html").stat().st_size < 120_000
+
+
+def test_the_page_says_which_images_the_generator_makes_worse(tmp_path):
+    text, _ = read(tmp_path, full_page())
+    rows = [re.sub(r"<[^>]*>", " ", row).split()
+            for row in re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)]  # fmt: skip
+    assert ["clean", "\N{EN DASH}", "36.2", "\N{EN DASH}"] in rows
+    assert ["blur", "25.0", "24.5", "-0.5:", "worse"] in rows
+    assert ["noise", "20.0", "23.0", "+3.0"] in rows

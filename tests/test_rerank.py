@@ -3,13 +3,14 @@
 import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from afa.data.types import ImageSet
 from afa.errors import UserError
 from afa.evaluation import reranking
-from afa.evaluation.protocols import drawn_evenly, protocols
+from afa.evaluation.protocols import drawn_evenly, halves
 from afa.models.heads import LocalFeatures
 from afa.retrieval import rerank
 from afa.retrieval.exact import normalise
@@ -257,7 +258,7 @@ def test_neighbours_are_limited_by_the_gallery():
 def test_manifold_methods_beat_the_similarity():
     vectors, labels = arcs()
     split = split_of(vectors, labels)
-    protocol = protocols(split.images)[0]
+    protocol = halves(split.images)
 
     def figure(reranker, settings):
         found = reranking.measure(contract.of_vectors(reranker), settings, split, protocol)[0]
@@ -284,7 +285,7 @@ def test_the_study_chooses_on_validation_and_measures_on_test():
         for name, part in zip(names, parts, strict=True)
     }
     told = []
-    lines = reranking.study(splits, "leave_one_out", told.append, VECTORS_ALONE)
+    lines = reranking.study(splits, "halves", told.append, VECTORS_ALONE)
     assert tuple(line.method for line in lines) == VECTORS_ALONE
     assert len(lines) == len(told) == len(rerank.METHODS) + 2
     assert (lines[0].gain.mean, lines[0].p) == (0, 1)
@@ -296,7 +297,7 @@ def test_the_study_chooses_on_validation_and_measures_on_test():
     # Whatever the test classes are, the same settings are chosen, by the same figures.
     other = unit(8, len(parts[2]), 4), labels[np.sort(parts[2])]
     splits["test"] = split_of(*other)
-    again = reranking.study(splits, "leave_one_out", told.append, VECTORS_ALONE)
+    again = reranking.study(splits, "halves", told.append, VECTORS_ALONE)
     for line, repeated in zip(lines, again, strict=True):
         assert (repeated.settings, repeated.validation) == (line.settings, line.validation)
     assert again[0].metrics.means != lines[0].metrics.means
@@ -335,9 +336,9 @@ def full_splits(test_seed=3):
 
 
 def test_settings_of_every_method_are_chosen_on_validation():
-    lines = reranking.study(full_splits(), "leave_one_out", lambda text: None)
+    lines = reranking.study(full_splits(), "halves", lambda text: None)
     assert tuple(line.method for line in lines) == reranking.NAMES
-    again = reranking.study(full_splits(test_seed=9), "leave_one_out", lambda text: None)
+    again = reranking.study(full_splits(test_seed=9), "halves", lambda text: None)
     by_name = {line.method: line for line in lines}
     for line, repeated in zip(lines, again, strict=True):
         assert (repeated.settings, repeated.validation) == (line.settings, line.validation)
@@ -354,19 +355,60 @@ def test_some_queries_are_searched_in_the_whole_gallery():
     """The metrics of a query do not depend on the other queries."""
     splits = full_splits()
     whole, few = (
-        reranking.study(splits, "leave_one_out", lambda text: None, ("plain",), queries)[0].metrics
-        for queries in (0, 12)
+        reranking.study(splits, "halves", lambda text: None, ("plain",), queries)[0].metrics
+        for queries in (0, 8)
     )
-    assert (whole.queries, few.queries) == (30, 12)
+    assert (whole.queries, few.queries) == (12, 8)
     test = splits["test"].images
-    drawn = drawn_evenly(test, np.arange(30), 12, seed=0)
+    asked = halves(test).queries
+    place = np.searchsorted(asked, drawn_evenly(test, asked, 8, seed=0))
     for name, values in few.per_query.items():
-        np.testing.assert_array_equal(values, whole.per_query[name][drawn])
+        np.testing.assert_array_equal(values, whole.per_query[name][place])
+
+
+def test_half_of_every_class_is_searched_among_the_other_half():
+    test = images(np.repeat([3, 5, 9], [4, 5, 1]))
+    protocol = halves(test)
+    assert sorted([*protocol.queries, *protocol.gallery]) == list(range(10))
+    assert test.labels[protocol.queries].tolist() == [3, 3, 5, 5]
+    assert test.labels[protocol.gallery].tolist() == [3, 3, 5, 5, 5, 9]
+    assert (protocol.exclude == -1).all()
+    np.testing.assert_array_equal(halves(test).queries, protocol.queries)
+
+
+@pytest.mark.parametrize("name", reranking.NAMES)
+def test_no_query_is_in_what_a_method_prepares(name):
+    """The rows of the queries may be anything: what is prepared, and so the scores of any fixed
+    query, stay as they are. By leave-one-out they would not."""
+    splits = full_splits()
+    test, train = splits["test"], splits["train"]
+    candidate = reranking._candidates(train)[name]
+    settings = dict(candidate.settings[0])
+    assert reranking.supported_protocols(test.images) == ["halves"]
+    protocol = halves(test.images)
+    asked = test.known.rows(protocol.queries[:3])
+    other = known(test.images.labels, 77).rows(protocol.queries)
+
+    def replaced(rows, fresh):
+        rows = np.array(rows)
+        rows[protocol.queries] = fresh
+        return rows
+
+    moved = jax.tree.map(replaced, _parts(test.known), _parts(other))
+    found = [
+        candidate.reranker(known_of.rows(protocol.gallery), **settings)(asked, np.full(3, -1))
+        for known_of in (test.known, contract.ImageFeatures(*moved))
+    ]
+    np.testing.assert_array_equal(*found)
+
+
+def _parts(of):
+    return of.vectors, of.posterior, dict(of.local_features), dict(of.multi_scale)
 
 
 def test_the_weight_of_evidence_is_the_best_of_all():
     split = full_splits()["validation"]
-    protocol = protocols(split.images)[0]
+    protocol = halves(split.images)
     candidate = reranking.Candidate(class_agreement, [{}], (3.0, 0.3, 0.03))
     figure, settings = reranking.choice(candidate, split, protocol)
     found = {
@@ -398,13 +440,14 @@ def test_methods_are_chosen_by_name():
 
 def test_the_command_writes_the_table(tiny_copy, tmp_path, capsys):
     out = tmp_path / "out.json"
-    assert command.main(["--run", str(tiny_copy), "--out", str(out)]) == 0
+    words = ["--run", str(tiny_copy), "--out", str(out)]
+    assert command.main([*words, "--protocol=catalogue"]) == 0
     printed = capsys.readouterr().out
     found = json.loads(out.read_text())
     assert found["lines"][0]["method"] == "plain"
     assert all(line["method"] in printed for line in found["lines"])
     run = json.loads((tiny_copy / "result.json").read_text())["metrics"]["test"]
-    expected = run["fused"]["leave_one_out"]["clean"]["map_at_r"]
+    expected = run["fused"]["catalogue"]["clean"]["map_at_r"]
     assert found["lines"][0]["metrics"]["map_at_r"] == pytest.approx(expected, abs=1e-6)
 
 
@@ -414,11 +457,11 @@ def test_the_command_measures_the_named_methods(tiny_finished, tmp_path, capsys,
         reranking, "embed_split", lambda *given: seen.append(given) or embed_split(*given)
     )
     out = tmp_path / "out.json"
-    words = ["--run", str(tiny_finished), "--protocol=catalogue", "--out", str(out)]
+    words = ["--run", str(tiny_finished), "--out", str(out)]
     assert command.main([*words, "--methods=class_posterior", "--scales=1,2"]) == 0
     printed = capsys.readouterr()
     found = json.loads(out.read_text())
-    assert found["protocol"] == "catalogue"
+    assert found["protocol"] == "halves"
     assert [line["method"] for line in found["lines"]] == ["plain", "class posterior"]
     assert "train images" not in printed.err  # only whitening is fitted
     assert "weight" in printed.out
@@ -440,3 +483,5 @@ def test_the_command_names_mistakes(tiny_finished, tmp_path, capsys):
     assert "there is no directory" in capsys.readouterr().err
     assert command.main([*words, "--protocol", "other"]) == 2
     assert "--protocol" in capsys.readouterr().err
+    assert command.main([*words, "--protocol", "query_gallery"]) == 2
+    assert "the test split allows halves, catalogue" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import tiny_run
 from afa import parallel
 from afa.errors import EXIT_PREEMPTED
 from afa.runs import run as job
-from experiments.run import guarded
+from experiments.cli import guarded
 
 PUBLIC = ("checkpoints", "config.json", "metrics.jsonl", "split.json", "tensorboard")
 

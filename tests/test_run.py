@@ -3,17 +3,23 @@
 import dataclasses
 import json
 import re
+import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 import tiny_run
 
+import afa
 from afa.config import ExperimentConfig, differences, flatten, from_dict
-from afa.errors import EXIT_DIVERGED
+from afa.errors import EXIT_DIVERGED, UserError
+from afa.evaluation.evaluator import Evaluator
 from afa.retrieval import index
 from afa.retrieval.export import read_export
+from afa.runs import run as job
+from afa.runs.tables import search_command
 from experiments import configs
 from experiments import run as command
 
@@ -24,8 +30,8 @@ HEALTH = {
     },
     "G and D": {
         "loss", "d_real", "d_fake", "discriminator_loss", "r1", "generator_loss", "g_mse",
-        "g_adversarial", "g_features", "g_noise", "psnr_in/clean", "psnr_out/clean",
-        "z_spread_restored", "z_spread_sampled", "recall_x", "recall_restored", "recall_fused",
+        "g_adversarial", "g_features", "g_noise", "g_code", "psnr_in/clean", "psnr_out/clean",
+        "spread_imagined", "spread_images", "recall_x", "recall_restored", "recall_fused",
         "generator_gradient_norm", "discriminator_gradient_norm",
     },
 }  # fmt: skip
@@ -171,11 +177,44 @@ def test_a_finished_run_is_only_evaluated_again(tiny_data, tiny_copy, capsys):
     assert (tiny_copy / "metrics.jsonl").read_bytes() == logged
 
 
-def test_the_best_checkpoint_can_be_evaluated_instead(tiny_data, tiny_copy):
-    line = tiny_run.words(tiny_data, tiny_copy, **{"evaluation.checkpoint": "best"})
-    assert tiny_run.main(*line) == 0
-    kept = {int(path.name) for path in (tiny_copy / "checkpoints").iterdir()}
-    assert tiny_run.result(tiny_copy)["step"] == min(kept)
+def test_the_best_checkpoint_has_a_trained_generator(tiny_data, tmp_path, monkeypatch):
+    """Validation falls all the time here: of the checkpoints of the last stage the first is best,
+    and those before it, whose G is untrained, are no candidates although they scored higher."""
+    asked = []
+
+    def falling(self, variables, generator=False):
+        asked.append(generator)
+        return dict.fromkeys(("map_at_r", "recall_at_1"), 1 - len(asked) / 100)
+
+    monkeypatch.setattr(Evaluator, "validation", falling)
+    changes = {"evaluation.checkpoint": "best", "train.evaluate_every": 2}
+    home = tmp_path / "run"
+    assert tiny_run.main(*tiny_run.words(tiny_data, home, **changes)) == 0
+    assert asked == [False] * 4 + [True] * 2  # after steps 2, 4, 6, 8; 10, 12
+    assert tiny_run.result(home)["step"] == 10
+    assert {int(path.name) for path in (home / "checkpoints").iterdir()} == {10, 12}
+
+
+def test_without_a_generator_every_checkpoint_can_be_the_best(tiny_data, tmp_path, monkeypatch):
+    figures = iter((0.2, 0.9, 0.5, 0.4))
+    monkeypatch.setattr(
+        Evaluator, "validation", lambda *_: dict.fromkeys(("map_at_r",), next(figures))
+    )
+    train, steps = job.train, []
+
+    def trained(*given):
+        found = train(*given)
+        steps.append(int(found[0].step))
+        raise UserError("enough")
+
+    monkeypatch.setattr(job, "train", trained)
+    settings = tiny_run.SETTINGS | {"data.path": str(tiny_data), "adversarial.enabled": False}
+    settings |= {"evaluation.checkpoint": "best", "train.evaluate_every": "2", "train.keep_best": 1}
+    for of_the_adversarial_part in ("generator.latent_dim", "train.plain"):
+        del settings[of_the_adversarial_part]
+    with pytest.raises(UserError, match="enough"):
+        afa.run(workdir=str(tmp_path / "run"), **settings)
+    assert steps == [4]
 
 
 def test_a_run_as_a_function_without_the_adversarial_part(tiny_data, tmp_path, capsys):
@@ -184,7 +223,7 @@ def test_a_run_as_a_function_without_the_adversarial_part(tiny_data, tmp_path, c
     settings |= {"train.keep_best": 1, "train.steps": "4", "retrieval.index": "exact://"}
     for of_the_adversarial_part in ("generator.latent_dim", "train.plain"):
         del settings[of_the_adversarial_part]
-    result = command.run(workdir=str(tmp_path / "run"), **settings)
+    result = afa.run(workdir=str(tmp_path / "run"), **settings)
     assert {"config", "commit", "data", "metrics", "timings"} <= result.keys()
     assert result["step"] == 4
     assert list(result["parameters"]) == ["embedder"]
@@ -352,3 +391,10 @@ def test_a_huge_learning_rate_is_reported_as_divergence(tiny_data, tmp_path, cap
     printed = capsys.readouterr().err
     assert printed.startswith("error: step ") and " is not finite; training stopped, " in printed
     assert printed.count("\n") == 1
+
+
+def test_the_search_command_is_quoted_for_the_shell():
+    for name in ("runs/mine", "runs/my own run", 'it\'s $HOME; `x` "y"', "-dash"):
+        line = search_command(Path(name))
+        assert shlex.split(line)[-2:] == [f"--run={name}", "YOUR_IMAGE.jpg"]
+    assert search_command(Path("runs/mine")).endswith("search --run=runs/mine YOUR_IMAGE.jpg")

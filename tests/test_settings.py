@@ -3,8 +3,8 @@
 import pytest
 import tiny_run
 
+import afa
 from afa.errors import EXIT_USER_ERROR, UserError
-from experiments import run as command
 
 
 @pytest.fixture
@@ -65,4 +65,4 @@ def test_more_than_one_field_that_does_not_fit(refused):
         **{"adversarial.generator": False},
     )
     with pytest.raises(UserError, match=r"generator\.width=3 changes nothing with adversarial\.e"):
-        command.run("debug", **{"adversarial.enabled": False, "generator.width": 3})
+        afa.run("debug", **{"adversarial.enabled": False, "generator.width": 3})

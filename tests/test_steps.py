@@ -225,15 +225,18 @@ def written_game(context, state, after, batch):
     networks, chosen = context.networks, context.config.adversarial
     clean, images = (jnp.asarray(batch[each]) / 255 for each in ("clean", "image"))
     split = jax.random.split(key_of(context.config, "game", STEP), 3)
-    restore, sample, augment = (row_keys(key, len(clean)) for key in split)
+    code, sample, augment = (row_keys(key, len(clean)) for key in split)
 
     def noise(keys):
         return jnp.stack([jax.random.normal(key, (networks.latent_dim,)) for key in keys])
 
     def generate(params):
         made = functools.partial(apply, networks.generator, {"params": params})
-        return (made(images, noise(restore), method="restore"),
-                made(noise(sample), method="sample"))  # fmt: skip
+        mean, log_variance = made(clean, method="encode")
+        coded = made(mean + jnp.exp(log_variance / 2) * noise(code), method="sample")
+        divergence = (mean**2 + jnp.exp(log_variance) - 1 - log_variance).sum(1).mean() / 2
+        return (made(images, method="restore"), made(noise(sample), method="sample"), coded,
+                divergence)  # fmt: skip
 
     def verdict(params, images):
         return apply(
@@ -241,7 +244,10 @@ def written_game(context, state, after, batch):
         ).logit
 
     params = state.variables["generator"]["params"]
-    restored, sampled = generate(params)
+    restored, sampled, _, _ = generate(params)
+
+    def error(found):
+        return jnp.sqrt(jnp.square(found - clean).mean((1, 2, 3)) + 1e-4).mean()
 
     def of_discriminator(params):
         fake = jnp.concatenate([verdict(params, restored), verdict(params, sampled)])
@@ -250,7 +256,7 @@ def written_game(context, state, after, batch):
         return loss + chosen.r1 * chosen.r1_every * penalty, (loss, penalty)
 
     def of_generator(params):
-        restored, sampled = generate(params)
+        restored, sampled, coded, divergence = generate(params)
         judge = after.variables["discriminator"]["params"]
         frozen = state.average["embedder"]
         found, target = (
@@ -260,7 +266,8 @@ def written_game(context, state, after, batch):
             jnp.mean(1 - jnp.sum(a * b, axis=1)) for a, b in zip(found, target, strict=True)
         )
         return (
-            chosen.lambda_mse * jnp.mean(jnp.square(restored - clean))
+            chosen.lambda_mse * error(restored)
+            + chosen.lambda_code * (error(coded) + game.CODE_PRIOR * divergence)
             + chosen.lambda_adversarial * jnp.mean(jax.nn.softplus(-verdict(judge, restored)))
             + chosen.lambda_noise * jnp.mean(jax.nn.softplus(-verdict(judge, sampled)))
             + chosen.lambda_features * distance
@@ -333,18 +340,16 @@ def test_the_gate_is_trained_by_the_metric_loss_of_the_fused_views():
     after, metrics = step(state, batch)
     networks, frozen = context.networks, state.average["embedder"]
     images, labels = jnp.asarray(batch["image"]) / 255, jnp.asarray(batch["label"])
-    keys = row_keys(jax.random.split(key_of(context.config, "game", STEP), 3)[0], len(labels))
 
     def written(params):
-        z = jax.vmap(lambda key: jax.random.normal(key, (networks.latent_dim,)))(keys)
-        restored = apply(networks.generator, state.variables["generator"], images, z,
-                                           method="restore")  # fmt: skip
+        # G as it serves: the average.
+        restored = apply(networks.generator, after.average["generator"], images, method="restore")
         x, r = (apply(networks.embedder, frozen, each, train=False).global_descriptor
                 for each in (images, restored))  # fmt: skip
         opened = apply(networks.gate, {"params": params}, x, r, jnp.zeros(16), jnp.zeros(16))
         proxies = apply(networks.embedder, frozen, method="proxies")["global"]
         both = {"global": 1.0, "restored": 1.0}
-        rows = fuse({"global": x, "restored": r}, both, {"restored": opened})
+        rows = fuse({"global": x, "restored": r}, both, {"global": 1 - opened, "restored": opened})
         targets = fuse({"global": proxies, "restored": proxies}, both)
         return norm_softmax(rows, labels, targets, 0.05)
 
@@ -370,7 +375,8 @@ def test_only_a_learned_gate_is_trained(kind):
 @pytest.mark.parametrize(
     ("off", "metric"),
     [("lambda_mse", "g_mse"), ("lambda_adversarial", "g_adversarial"),
-     ("lambda_features", "g_features"), ("lambda_noise", "g_noise")],
+     ("lambda_features", "g_features"), ("lambda_noise", "g_noise"),
+     ("lambda_code", "g_code")],
 )  # fmt: skip
 def test_a_term_of_weight_zero_is_not_computed(off, metric):
     context = tiny.context(tiny.config(**{f"adversarial.{off}": 0.0}))
@@ -378,7 +384,7 @@ def test_a_term_of_weight_zero_is_not_computed(off, metric):
         functools.partial(steps.generator_step, context=context), tiny.state(context), tiny.batch()
     )
     terms = {name for name in metrics if name.startswith("g_")}
-    assert terms == {"g_mse", "g_adversarial", "g_features", "g_noise"} - {metric}
+    assert terms == {"g_mse", "g_adversarial", "g_features", "g_noise", "g_code"} - {metric}
 
 
 def test_restoration_is_counted_for_every_corruption():
@@ -458,10 +464,10 @@ def test_probe_hands_the_state_back_as_it_is():
     assert equal(after, state)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert set(figures) == {
-        "recall_x", "recall_restored", "recall_fused", "z_spread_restored", "z_spread_sampled"
+        "recall_x", "recall_restored", "recall_fused", "spread_imagined", "spread_images"
     }  # fmt: skip
     assert all(np.isfinite(value) for value in figures.values())
-    assert figures["z_spread_sampled"] > 0
+    assert figures["spread_imagined"] > 0
 
 
 def test_a_few_steps_lower_the_loss():

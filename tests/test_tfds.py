@@ -1,4 +1,4 @@
-"""TFDS data sets: mocks with the features of the real ones, written as array_record on the spot."""
+"""TFDS data sets: mocks with the features of the real ones, written as array_record."""
 
 import importlib.util
 import io
@@ -170,7 +170,7 @@ def test_folds_of_the_training_classes(name, tmp_path):
         assert data.test_fingerprint == runs[0].test_fingerprint
 
 
-def test_names_come_from_the_data_where_there_are_some(tmp_path):
+def test_ids_come_from_the_name_feature(tmp_path):
     cifar = load_mock("cifar100", tmp_path)
     assert all(re.fullmatch(r"(train|test)/\1_\d+\.jpg", name) for name in cifar.test.ids)
     birds = load_mock("caltech_birds2011", tmp_path)
@@ -180,7 +180,7 @@ def test_names_come_from_the_data_where_there_are_some(tmp_path):
     assert cars.class_names[3] == "car3"
 
 
-def test_a_batch_comes_out(tmp_path):
+def test_batch_of_a_tfds_data_set(tmp_path):
     data = load_mock("cmaterdb", tmp_path)
     config = DataConfig(image_size=16, batch_size=4, images_per_class=2)
     pipeline = TrainPipeline(data.train, config, seed=0)
@@ -188,7 +188,7 @@ def test_a_batch_comes_out(tmp_path):
         np.testing.assert_array_equal(batch["image"], pipeline.batch(step)["image"])
 
 
-def test_the_version_can_be_named_and_the_newest_is_the_default(tmp_path):
+def test_version_can_be_chosen_and_defaults_to_the_newest(tmp_path):
     features, classes = MOCKS["cmaterdb"]
     write("cmaterdb", features, classes, tmp_path)
     (tmp_path / "cmaterdb" / "1.0.0").rename(tmp_path / "cmaterdb" / "0.9.0")
@@ -200,7 +200,7 @@ def test_the_version_can_be_named_and_the_newest_is_the_default(tmp_path):
     assert sizes == {"": 24, ":0.9.0": 16, ":1.0.0": 24}
 
 
-def test_several_configurations_have_to_be_told_apart(tmp_path):
+def test_ambiguous_configuration_is_an_error(tmp_path):
     features, classes = MOCKS["cmaterdb"]
     for config in ("bangla", "telugu"):
         write("cmaterdb", features, classes, tmp_path / config)
@@ -209,7 +209,7 @@ def test_several_configurations_have_to_be_told_apart(tmp_path):
     with pytest.raises(UserError) as error:
         load_tfds(DataConfig(name="tfds:cmaterdb", path=str(tmp_path)))
     assert str(error.value) == (
-        f"data.name='tfds:cmaterdb' has several configurations in {tmp_path}: name one of "
+        f"data.name='tfds:cmaterdb' has several configurations in {tmp_path}: choose one of "
         "tfds:cmaterdb/bangla, tfds:cmaterdb/telugu"
     )
     assert len(load_tfds(DataConfig(name="tfds:cmaterdb/telugu", path=str(tmp_path))).test) == 16
@@ -226,14 +226,14 @@ def as_tfrecord(data_dir):
         path.rename(folder / path.name.replace("array_record", "tfrecord"))
 
 
-def test_tfrecord_without_tensorflow_says_both_ways_out(tmp_path, monkeypatch):
+def test_tfrecord_without_tensorflow_is_an_error(tmp_path, monkeypatch):
     as_tfrecord(tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError) as error:
         load_tfds(DataConfig(name="tfds:cmaterdb", path=str(tmp_path)))
     assert str(error.value) == (
         f"data.name='tfds:cmaterdb' in {tmp_path}/cmaterdb/1.0.0 is stored as tfrecord, which "
-        "TensorFlow alone can read: install afa[tf], or prepare the data set again with "
+        "only TensorFlow can read: install afa[tf], or prepare the data set again with "
         "file_format='array_record'"
     )
 
@@ -247,7 +247,7 @@ def test_tfrecord_is_read_with_tensorflow(tmp_path):
     assert decode(data.test.images[0]).shape == (8, 8, 3)
 
 
-def test_an_unknown_name_gets_the_nearest(tmp_path):
+def test_unknown_name_suggests_the_nearest(tmp_path):
     with pytest.raises(UserError) as error:
         load_tfds(DataConfig(name="tfds:cars169", path=str(tmp_path)))
     assert str(error.value) == (
@@ -256,12 +256,12 @@ def test_an_unknown_name_gets_the_nearest(tmp_path):
     )
 
 
-def test_a_missing_data_dir_is_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere' is no directory"):
+def test_missing_data_dir_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="nowhere' is not a directory"):
         load_tfds(DataConfig(name="tfds:cars196", path=str(tmp_path / "nowhere")))
 
 
-def test_what_cannot_be_prepared_says_what_to_do(tmp_path, monkeypatch):
+def test_failed_preparation_is_an_error_with_advice(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise ConnectionError("no route to host")
 
@@ -270,11 +270,11 @@ def test_what_cannot_be_prepared_says_what_to_do(tmp_path, monkeypatch):
         load_tfds(DataConfig(name="tfds:cars196", path=str(tmp_path)))
     assert str(error.value) == (
         f"data.name='tfds:cars196' is not in {tmp_path} and could not be prepared (no route to "
-        "host): prepare it elsewhere as array_record and name that data_dir as data.path"
+        "host): prepare it elsewhere as array_record, and set data.path to that data_dir"
     )
 
 
-def test_without_a_network_it_ends_in_seconds_and_leaves_nothing(tmp_path, monkeypatch):
+def test_without_a_network_it_fails_quickly_and_leaves_no_files(tmp_path, monkeypatch):
     asked = []
 
     def nobody(host, *args, **kwargs):
@@ -291,7 +291,7 @@ def test_without_a_network_it_ends_in_seconds_and_leaves_nothing(tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folders_of_a_failed_preparation_go_and_files_stay(tmp_path, monkeypatch):
+def test_failed_preparation_removes_empty_folders_and_keeps_files(tmp_path, monkeypatch):
     class Failing:
         url_infos = ()
 
@@ -308,7 +308,7 @@ def test_folders_of_a_failed_preparation_go_and_files_stay(tmp_path, monkeypatch
     assert (tmp_path / "downloads" / "kept" / "part").exists()
 
 
-def test_a_set_without_classes_lists_its_features(tmp_path):
+def test_data_set_without_classes_is_an_error_with_its_features(tmp_path):
     write("caption", {"image": PICTURE(), "text": TEXT()}, {"train": range(4)}, tmp_path)
     with pytest.raises(UserError) as error:
         load_tfds(DataConfig(name="tfds:caption", path=str(tmp_path)))
@@ -318,7 +318,7 @@ def test_a_set_without_classes_lists_its_features(tmp_path):
     )
 
 
-def test_given_splits_must_not_share_classes(tmp_path):
+def test_given_splits_with_shared_classes_are_an_error(tmp_path):
     features, _ = MOCKS["omniglot"]
     write("omniglot", features, {"train": range(6), "test": range(5, 9)}, tmp_path)
     with pytest.raises(UserError, match="found train, test with 1 classes in common"):

@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
+from afa import io
 from afa.train import logging as writers
 
 
@@ -95,7 +96,7 @@ class Config:
 
 def test_write_json_takes_what_a_result_holds(tmp_path):
     config = Config(Path("a/b"), (0.5, math.nan))
-    writers.write_json(
+    io.write_json(
         tmp_path / "x.json",
         {"config": config, 4: np.arange(2), "r": jnp.float32(0.5), "n": None, "b": np.bool_(True)},
     )
@@ -110,16 +111,16 @@ def test_write_json_takes_what_a_result_holds(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "x.json"
-    writers.write_json(path, {"a": 1})
+    io.write_json(path, {"a": 1})
     with pytest.raises(TypeError, match="object"):
-        writers.write_json(path, {"a": object()})
+        io.write_json(path, {"a": object()})
 
     def disk_full(file):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        writers.write_atomically(path, disk_full)
+        io.write_atomically(path, disk_full)
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 

@@ -42,7 +42,7 @@ def networks(chosen: ExperimentConfig) -> Networks:
     """An embedder of two blocks (mid map 4x4, last map 2x2), and a generator and discriminator of
     two levels."""
     embedder = Embedder(ResNet("basic", (1, 1), width=8), 12, 6, CLASSES, 0.2)
-    generator = Generator(4, 2, 5, SIDE)
+    generator = Generator(4, 2, 1, 5, SIDE)
     discriminator = Discriminator(4, 2, chosen.discriminator.spectral_norm)
     joint = chosen.train.schedule == "joint" and chosen.adversarial.generated_views > 0
     return Networks(
@@ -91,6 +91,7 @@ def state(of: StepContext, seed: int = 0) -> TrainState:
             name: jax.tree.map(lambda leaf: 1.1 * leaf, variables[name]) for name in empty.average
         },
         loss_memory={name: each.memory for name, each in kept.items()},
+        updates={name: jnp.zeros((), jnp.int32) for name in variables},
     )
 
 

@@ -4,7 +4,6 @@ In this process: `main(*words(...))`. In one of its own, to be killed: `start(*w
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 
 from afa.data.images import encode_jpeg
+from afa.io import locked
 from afa.models import backbones
 from afa.models.backbones.contract import Member
 from afa.models.backbones.resnet import ResNet
@@ -215,8 +215,7 @@ def once(folder: Path) -> Iterator[bool]:
     """Whether this test process is to make `folder`; another one that is at it is waited for."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     done = folder.with_name(folder.name + ".done")
-    with folder.with_name(folder.name + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder.with_name(folder.name + ".lock")):
         yield not done.exists()
         done.touch()
 

@@ -1,1 +1,1 @@
-"""Images in, batches out: data sets and their splits, corruptions, augmentation, the pipeline."""
+"""Data sets and their splits, image decoding, corruptions, augmentation, and the input pipeline."""

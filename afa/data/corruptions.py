@@ -1,10 +1,10 @@
-"""What spoils an image in the wild: a table of corruptions, each at severity 1 to 5.
+"""Image corruptions, each at severity 1 to 5.
 
-Every corruption is a pure function of (image, severity, generator). Strengths are stated for an
-image whose shorter side is 64 pixels and grow with the image, so that a severity is about as
-hard at 224 pixels as at 64. Noise follows the published tables in this: the strongest Gaussian
-noise of ImageNet-C (Hendrycks and Dietterich 2019, 224 pixels) is about 0.38, of Tiny ImageNet-C
-(64 pixels) 0.10; ours is 0.38 at 224 and 0.18 at 64.
+A corruption is a pure function of (image, severity, random generator). Strengths are given for a
+shorter side of 64 pixels and scale with the image size, so that a severity is about equally hard at
+64 and at 224 pixels. Published benchmarks scale noise likewise: at the highest severity, the
+standard deviation of Gaussian noise is 0.38 in ImageNet-C (Hendrycks and Dietterich 2019, 224
+pixels) and 0.10 in Tiny ImageNet-C (64 pixels). Here it is 0.38 at 224 and 0.18 at 64 pixels.
 """
 
 import functools
@@ -24,34 +24,34 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 Corruption = Callable[[Pixels, int, np.random.Generator], Pixels]
 
 SEVERITIES = (1, 2, 3, 4, 5)
-REFERENCE_SIDE = 64  # shorter side, in pixels, for which the strengths below are stated
+REFERENCE_SIDE = 64  # shorter side, in pixels, for which the strengths below are given
 
-# One strength for each severity.
+# One strength per severity.
 NOISE_SIGMA = (9.0, 14.0, 22.0, 32.0, 46.0)  # grey levels
-NOISE_GROWTH = 0.6  # exponent of the side: between equal at the pixel and equal after averaging
+NOISE_GROWTH = 0.6  # exponent of the side: 0 is equal noise per pixel, 1 equal after downscaling
 BLUR_SIGMA = (0.6, 1.0, 1.5, 2.1, 3.0)  # pixels
 OCCLUDED_SHARE = (0.08, 0.16, 0.25, 0.35, 0.45)  # of the area
-LOW_SIDE = (40, 28, 20, 15, 11)  # shorter side that is left, whatever the size of the image
+LOW_SIDE = (40, 28, 20, 15, 11)  # shorter side after downscaling, for any image size
 IMPULSE_SHARE = (0.015, 0.03, 0.06, 0.11, 0.19)  # of the pixels
-IMPULSE_GROWTH = 0.5  # likewise
+IMPULSE_GROWTH = 0.5  # exponent of the side
 MOTION_LENGTH = (3.0, 5.0, 8.0, 11.0, 15.0)  # pixels
 CLUTTER_PIECES = (4, 8, 13, 20, 28)
 CONTRAST_KEPT = (0.6, 0.45, 0.33, 0.22, 0.14)  # of the deviation from the mean grey
 JPEG_QUALITY = (30.0, 20.0, 14.0, 9.5, 6.5)
-JPEG_GROWTH = 0.7  # blocks have 8 pixels at any size, so a large image needs a lower quality
+JPEG_GROWTH = 0.7  # blocks are 8 pixels at any image size: larger images need a lower quality
 JPEG_WORST = 2
 STRIPE_OPACITY = (0.25, 0.4, 0.55, 0.75, 0.95)
 
 BYTE = 256
-NORMAL_STEPS = 65536  # quantiles of the normal table: one for each 16-bit number, up to 4.3 sigma
-WIDEST_BLUR = 3.0  # sigma in pixels from which a blur works on a smaller copy
+NORMAL_STEPS = 65536  # entries of the table of normal quantiles, indexed by 16 random bits
+WIDEST_BLUR = 3.0  # largest sigma, in pixels, that is applied at full resolution
 
 
 def corrupt(image: Pixels, name: str, severity: int, rng: np.random.Generator) -> Pixels:
-    """Applies the corruption `name` of the table.
+    """Applies the corruption `name` of `CORRUPTIONS`.
 
     Raises:
-      UserError: no such corruption, or a severity outside 1..5.
+      UserError: unknown corruption, or severity outside 1..5.
     """
     function = choose("corruption", name, CORRUPTIONS)
     if severity not in SEVERITIES:
@@ -60,7 +60,7 @@ def corrupt(image: Pixels, name: str, severity: int, rng: np.random.Generator) -
 
 
 def held_back(trained: tuple[str, ...]) -> tuple[str, ...]:
-    """The corruptions that training does not see, in the order of the table."""
+    """Returns the corruptions that are not trained on, in the order of `CORRUPTIONS`."""
     return tuple(name for name in CORRUPTIONS if name not in trained)
 
 
@@ -69,10 +69,10 @@ def _scale(image: Pixels) -> float:
 
 
 def gaussian_noise(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    """Adds independent normal noise to every channel of every pixel."""
+    """Adds independent Gaussian noise to every channel of every pixel."""
     sigma = NOISE_SIGMA[severity - 1] * _scale(image) ** NOISE_GROWTH
     uniform = rng.integers(0, NORMAL_STEPS, image.shape, dtype=np.uint16)
-    noise = _normal_quantiles().take(uniform)  # four times as fast as drawing normal numbers
+    noise = _normal_quantiles().take(uniform)  # four times as fast as rng.normal
     noise *= np.float32(sigma)
     return cv2.add(image, noise, dtype=cv2.CV_8U)
 
@@ -84,24 +84,24 @@ def _normal_quantiles() -> Float32[np.ndarray, "steps"]:
 
 
 def gaussian_blur(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    """Out of focus."""
+    """Blurs with a Gaussian kernel."""
     sigma = BLUR_SIGMA[severity - 1] * _scale(image)
     height, width = image.shape[:2]
     factor = 2 ** max(0, math.ceil(math.log2(sigma / WIDEST_BLUR)))
-    if factor > 1:  # what a wide blur leaves fits into a smaller image
+    if factor > 1:  # a wide blur removes the detail that downscaling loses
         image = resize(image, max(1, height // factor), max(1, width // factor))
-        # Shrinking by averages and enlarging by interpolation blur as well: variances add up.
+        # Downscaling and upscaling blur too: subtract their variance.
         sigma = math.sqrt(sigma**2 - (factor**2 - 1) / 4) / factor
     blurred = cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
     return resize(blurred, height, width)
 
 
 def occlusion(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    """An opaque, randomly turned rectangle or ellipse of one colour hides part of the image."""
+    """Covers part of the image with an opaque, randomly rotated rectangle or ellipse."""
     height, width = image.shape[:2]
     out = image.copy()
     area = OCCLUDED_SHARE[severity - 1] * height * width
-    # The centre stays inside, so part of a large piece may fall outside of the image.
+    # The centre lies inside the image; a large occluder may extend beyond the border.
     x, y = rng.uniform(0.25, 0.75, 2) * (width, height)
     stretch = rng.uniform(0.7, 1.4)
     a, b = np.sqrt(area) * stretch, np.sqrt(area) / stretch
@@ -110,13 +110,13 @@ def occlusion(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     if rng.random() < 0.5:
         cv2.fillConvexPoly(out, np.rint(cv2.boxPoints(box)).astype(np.int32), colour)
     else:
-        to_ellipse = np.sqrt(4 / np.pi)  # the same area as the rectangle
+        to_ellipse = np.sqrt(4 / np.pi)  # gives the ellipse the area of the rectangle
         cv2.ellipse(out, (box[0], (a * to_ellipse, b * to_ellipse), box[2]), colour, cv2.FILLED)
     return out
 
 
 def low_resolution(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    """Taken from far away, then enlarged again."""
+    """Downscales the image and upscales it again."""
     height, width = image.shape[:2]
     factor = min(1.0, LOW_SIDE[severity - 1] / min(height, width))
     small = resize(image, max(1, round(height * factor)), max(1, round(width * factor)))
@@ -124,7 +124,7 @@ def low_resolution(image: Pixels, severity: int, rng: np.random.Generator) -> Pi
 
 
 def salt_pepper(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    """Single pixels turn white or black."""
+    """Sets random pixels to white or black (impulse noise)."""
     out = image.copy()
     pixels = out.reshape(-1, 3)
     share = min(0.5, IMPULSE_SHARE[severity - 1] * _scale(image) ** IMPULSE_GROWTH)
@@ -135,21 +135,21 @@ def salt_pepper(image: Pixels, severity: int, rng: np.random.Generator) -> Pixel
 
 
 def motion_blur(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    """The camera moves along a straight line while the shutter is open."""
+    """Blurs along a straight line at a random angle."""
     length = MOTION_LENGTH[severity - 1] * _scale(image)
     angle = rng.uniform(0, np.pi)
     along = np.array((np.sin(angle), np.cos(angle)))  # (down, across)
-    # Averaging with a copy moved by 1/2, 1/4, 1/8, ... of the path gives the mean over the path in
-    # logarithmically many passes.
+    # Averaging with copies shifted by 1/2, 1/4, 1/8, ... of the path gives the mean over the path
+    # in a logarithmic number of passes.
     halvings = range(1, max(1, math.ceil(math.log2(length))) + 1)
-    moves = [np.rint(along * length / 2**level).astype(int) for level in halvings]
+    shifts = [np.rint(along * length / 2**level).astype(int) for level in halvings]
     height, width = image.shape[:2]
-    down, across = np.sum(np.abs(moves), axis=0).tolist()
+    down, across = np.sum(np.abs(shifts), axis=0).tolist()
     before = (down // 2, across // 2)
     out = cv2.copyMakeBorder(
         image, before[0], down - before[0], before[1], across - before[1], cv2.BORDER_REFLECT
     )
-    for dy, dx in moves:
+    for dy, dx in shifts:
         h, w = out.shape[0] - abs(dy), out.shape[1] - abs(dx)
         left, right = max(0, -dx), max(0, dx)
         out = cv2.addWeighted(out[:h, left : left + w], 0.5, out[dy:, right : right + w], 0.5, 0)
@@ -157,7 +157,7 @@ def motion_blur(image: Pixels, severity: int, rng: np.random.Generator) -> Pixel
 
 
 def clutter(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    """Many small things lie about: scraps of the image itself, bars, blobs and shards."""
+    """Covers the image with small patches of itself, bars, ellipses and triangles."""
     out = image.copy()
     height, width = image.shape[:2]
     side = min(height, width)
@@ -167,7 +167,7 @@ def clutter(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
         centre = (round(x * (width - 1)), round(y * (height - 1)))
         colour = rng.integers(0, BYTE, 3).tolist()
         if kind < 0.4:
-            _paste_scrap(out, image, centre, (from_x, from_y), radius)
+            _paste_patch(out, image, centre, (from_x, from_y), radius)
         elif kind < 0.6:
             arm = 3 * radius * np.array((np.cos(np.pi * turn), np.sin(np.pi * turn)))
             ends = [np.rint(np.array(centre) + sign * arm).astype(int).tolist() for sign in (-1, 1)]
@@ -181,10 +181,10 @@ def clutter(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     return out
 
 
-def _paste_scrap(
+def _paste_patch(
     out: Pixels, image: Pixels, centre: tuple[int, int], origin: tuple[float, float], radius: int
 ) -> None:
-    """Copies a square of `image` to `centre` in `out`, cut off at the border."""
+    """Copies a square of `image` to `centre` in `out`, clipped at the border."""
     height, width = image.shape[:2]
     left, top = max(0, centre[0] - radius), max(0, centre[1] - radius)
     right, bottom = min(width, centre[0] + radius), min(height, centre[1] + radius)
@@ -194,7 +194,7 @@ def _paste_scrap(
 
 
 def contrast(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    """Haze: every pixel moves towards the mean grey of the image."""
+    """Lowers the contrast: scales the deviation of every pixel from the mean grey level."""
     kept = CONTRAST_KEPT[severity - 1]
     mean = np.mean(cv2.mean(image)[:3])
     levels = np.arange(BYTE)
@@ -202,13 +202,13 @@ def contrast(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
 
 
 def jpeg(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    """Compressed too far."""
+    """Compresses with JPEG at low quality."""
     quality = round(JPEG_QUALITY[severity - 1] / _scale(image) ** JPEG_GROWTH)
     return decode_image(encode_jpeg(image, max(JPEG_WORST, min(100, quality))))
 
 
 def stripes(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    """Parallel bars of one colour in front of the image, as of a blind or a fence."""
+    """Overlays parallel bars of one colour, such as those of a blind or a fence."""
     height, width = image.shape[:2]
     period = min(height, width) * rng.uniform(0.1, 0.2)
     covered = rng.uniform(0.35, 0.5)
@@ -216,11 +216,11 @@ def stripes(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     colour = rng.integers(0, BYTE, 3).astype(np.uint8)
     across = np.float32(np.cos(angle) / period) * np.arange(width, dtype=np.float32)
     down = np.float32(np.sin(angle) / period) * np.arange(height, dtype=np.float32)
-    place = across[None, :] + (down[:, None] + np.float32(phase))
-    mask = ((place - np.floor(place)) < covered).astype(np.uint8)
+    position = across[None, :] + (down[:, None] + np.float32(phase))  # in periods
+    mask = ((position - np.floor(position)) < covered).astype(np.uint8)
     opacity = STRIPE_OPACITY[severity - 1]
-    barred = cv2.addWeighted(image, 1 - opacity, np.broadcast_to(colour, image.shape), opacity, 0)
-    return cv2.copyTo(barred, mask, image.copy())
+    overlaid = cv2.addWeighted(image, 1 - opacity, np.broadcast_to(colour, image.shape), opacity, 0)
+    return cv2.copyTo(overlaid, mask, image.copy())
 
 
 CORRUPTIONS: dict[str, Corruption] = {

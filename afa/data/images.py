@@ -1,4 +1,4 @@
-"""Encoded images to RGB arrays and back, and the fixed resize of evaluation."""
+"""Image decoding and encoding, and the resize and centre crop of evaluation."""
 
 import importlib
 import importlib.util
@@ -18,29 +18,29 @@ from PIL import Image
 
 from afa.data.types import RawImage
 
-# Images are small and several read threads run at once: OpenCV's own pool would only add waits.
+# Several reader threads decode small images at once; OpenCV's own threads would slow them down.
 cv2.setNumThreads(1)
 
-MAX_PIXELS = 2**27  # 134 million, 403 MB of RGB: above what cameras make, below what hurts
+MAX_PIXELS = 2**27  # 134 million, 403 MB of RGB: above camera resolutions; bounds the memory
 WHITE = 255
-BYTE = 8  # bits of a channel of the result
+BYTE = 8  # bits per channel of the result
 EXIF_ORIENTATION = 0x0112
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 MIN_IS_WHITE, UNSIGNED = 0, 1
-# Where none of these stands in a JPEG or PNG, nothing in it turns the image: EXIF in its own
-# segment or chunk, or in the text chunk that older programs write, and XMP.
+# A JPEG or PNG without any of these byte strings has no orientation: EXIF in its own segment or
+# chunk, EXIF in the text chunk that older programs write, and XMP.
 ORIENTATION_MARKS = (b"Exif\0", b"eXIf", b"Raw profile type", b"tiff:Orientation", b"adobe.xmp")
-HARMLESS = "extraneous bytes"  # stray bytes between JPEG segments, common in the wild
+HARMLESS = "extraneous bytes"  # extra bytes between JPEG segments, common in practice
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 AVIF_BRANDS = (b"avif", b"avis")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-GREY = 0  # colour type of a PNG
+GREY = 0  # PNG colour type
 
-# What Pillow remarks on odd metadata is of no use to someone who gave a folder of images.
+# Pillow's warnings on unusual metadata do not help a user who gave a folder of images.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
-TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -> upright
+TO_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -> upright
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
     4: lambda pixels: pixels[::-1],
@@ -52,28 +52,29 @@ TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation ->
 
 
 class UnreadableImage(ValueError):
-    """An image that cannot be decoded completely; the text is the reason."""
+    """An image cannot be decoded completely; the message is the reason."""
 
 
 def decode(image: RawImage, min_side: int = 0) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB pixels of an image, upright, as 8 bits a channel.
+    """Decodes an image to upright 8-bit RGB.
 
-    - Orientation: as EXIF (or XMP) says, in every format that carries it.
-    - Transparency: over white, in every mode.
-    - Grey and CMYK become RGB.
-    - 16 bits: 65535 is white, whatever the image holds. Fewer bits that a PNG (sBIT) or a TIFF
-      (BitsPerSample) declares: their largest value is white.
-    - Floating point: 0 is black, 1 is white; values outside are refused.
-    - Integers of 32 bits or with a sign are refused: no value of theirs is white.
+    - Orientation: applied from EXIF or XMP, in every format that has it.
+    - Transparency: composed over white, in every mode.
+    - Greyscale and CMYK: converted to RGB.
+    - 16 bits: 65535 is white. If a PNG (sBIT) or TIFF (BitsPerSample) declares fewer bits, their
+      largest value is white.
+    - Floating point: 0 is black, 1 is white; other values are an error.
+    - Signed or 32-bit integers: an error, because their white level is not defined.
 
     Args:
-      image: encoded (anything OpenCV or Pillow reads) or already decoded, then returned as is.
-      min_side: a large JPEG may come back smaller by a factor of up to 8 as long as both sides
-        keep this many pixels; 0 keeps the full size.
+      image: encoded (any format that OpenCV or Pillow reads), or already decoded, which is
+        returned unchanged.
+      min_side: a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if both sides keep at
+        least this many pixels; 0 decodes at full size.
 
     Raises:
-      UnreadableImage: not an image, damaged, truncated, of a kind that is refused, or of more
-        than `MAX_PIXELS` pixels, which is found before any of them is decoded.
+      UnreadableImage: not an image, damaged, truncated, unsupported, or larger than `MAX_PIXELS`,
+        which is checked before decoding.
     """
     if isinstance(image, np.ndarray):
         return image
@@ -88,14 +89,14 @@ def decode(image: RawImage, min_side: int = 0) -> UInt8[np.ndarray, "h w 3"]:
     except Image.UnidentifiedImageError:
         reason = "not an image of a known format" if image else "empty file"
         raise UnreadableImage(reason) from None
-    except Image.DecompressionBombError:  # Pillow's own limit, above ours
+    except Image.DecompressionBombError:  # Pillow's own limit, above MAX_PIXELS
         raise UnreadableImage(f"more than {MAX_PIXELS:,} pixels") from None
     except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error) as error:
         raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def heif_installed() -> bool:
-    """Whether HEIF images (.heic) can be decoded here."""
+    """Returns whether HEIF images (.heic) can be decoded (pillow-heif is installed)."""
     return importlib.util.find_spec("pillow_heif") is not None
 
 
@@ -106,8 +107,8 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
-def _oriented(data: bytes) -> int:
-    """EXIF orientation of a JPEG or PNG; 1, upright, where nothing says otherwise."""
+def _read_orientation(data: bytes) -> int:
+    """Returns the EXIF orientation of a JPEG or PNG; 1 (upright) by default."""
     if not any(mark in data for mark in ORIENTATION_MARKS):
         return 1
     with Image.open(io.BytesIO(data)) as image:
@@ -117,13 +118,13 @@ def _oriented(data: bytes) -> int:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception:  # damaged metadata, in any of many ways: the pixels are as good without
+    except Exception:  # damaged metadata of any kind: the pixels can still be decoded
         return 1
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    turn = TURNED.get(orientation)
-    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+    transform = TO_UPRIGHT.get(orientation)
+    return pixels if transform is None else np.ascontiguousarray(transform(pixels))
 
 
 # ---- JPEG ---------------------------------------------------------------------------------------
@@ -132,16 +133,16 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 def _decode_jpeg(data: bytes, min_side: int) -> Pixels:
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except (ValueError, KeyError):  # the second where the frame is missing
+    except (ValueError, KeyError):  # KeyError: no frame header
         return _decode_any(data)
     _check_size(int(width), int(height))
     try:
         pixels = _turbo(data, min_side, strict=True)
     except ValueError as error:
         if HARMLESS not in str(error):
-            return _decode_any(data)  # CMYK and rare encodings; raises for damaged ones
+            return _decode_any(data)  # CMYK and rare encodings; raises for damaged files
         pixels = _turbo(data, min_side, strict=False)
-    return _upright(pixels, _oriented(data))
+    return _upright(pixels, _read_orientation(data))
 
 
 def _turbo(data: bytes, min_side: int, strict: bool) -> Pixels:
@@ -160,13 +161,13 @@ def _decode_png(data: bytes) -> Pixels:
     width, height, depth, kind = struct.unpack(">IIBB", chunks[b"IHDR"][:10])
     _check_size(width, height)
     if b"IEND" not in chunks:
-        return _decode_any(data)  # OpenCV fills what is missing in silence, Pillow refuses
+        return _decode_any(data)  # OpenCV fills missing rows without an error; Pillow raises
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype not in (np.uint8, np.uint16):
         return _decode_any(data)
     alpha = None
     if pixels.ndim == 2:
-        if b"tRNS" in chunks and kind == GREY:  # OpenCV leaves it out for grey alone
+        if b"tRNS" in chunks and kind == GREY:  # OpenCV ignores tRNS of greyscale images
             clear = int.from_bytes(chunks[b"tRNS"][:2], "big")
             clear *= WHITE // (2**depth - 1) if depth < BYTE else 1
             alpha = np.where(pixels == clear, 0, WHITE).astype(np.uint8)
@@ -176,46 +177,46 @@ def _decode_png(data: bytes) -> Pixels:
         alpha = alpha if alpha.dtype == np.uint8 else _byte(alpha, 2 * BYTE)
     colours = np.ascontiguousarray(pixels[:, :, 2::-1])
     if colours.dtype == np.uint16:
-        colours = _byte(colours, _right_aligned(colours, chunks.get(b"sBIT", b"")[:3]))
+        colours = _byte(colours, _value_bits(colours, chunks.get(b"sBIT", b"")[:3]))
     if alpha is not None:
         colours = _over_white(colours, alpha)
-    return _upright(colours, _oriented(data))
+    return _upright(colours, _read_orientation(data))
 
 
 def _chunks(data: bytes) -> dict[bytes, bytes]:
-    """The first chunk of each type, but for the pixels; those before the first damaged one."""
+    """Returns the first chunk of each type except IDAT, up to the first damaged chunk."""
     found: dict[bytes, bytes] = {}
-    place = len(PNG_SIGNATURE)
-    while place + 12 <= len(data):  # length, type and checksum
-        size, name = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
-        end = place + 8 + size
-        if zlib.crc32(data[place + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            break  # Pillow says what is wrong; OpenCV writes it on the terminal
+    offset = len(PNG_SIGNATURE)
+    while offset + 12 <= len(data):  # length, type and checksum
+        size, name = int.from_bytes(data[offset : offset + 4], "big"), data[offset + 4 : offset + 8]
+        end = offset + 8 + size
+        if zlib.crc32(data[offset + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            break  # Pillow raises with a reason; OpenCV would print to the terminal
         if name != b"IDAT":
-            found.setdefault(name, data[place + 8 : end])
+            found.setdefault(name, data[offset + 8 : end])
         if name == b"IEND":
             break
-        place = end + 4
+        offset = end + 4
     return found
 
 
-def _right_aligned(values: UInt16[np.ndarray, "..."], significant: bytes) -> int:
-    """Bits of a 16-bit PNG's values, of which the largest is white.
+def _value_bits(values: UInt16[np.ndarray, "..."], significant: bytes) -> int:
+    """Returns the number of bits that the values of a 16-bit PNG use; the largest value is white.
 
-    sBIT says how many bits the source had. The standard (PNG 3, section 12.4) has them moved to the
-    top of the 16, filled up with zeros or with the top bits again; then 16 is the answer. Many
-    programs write sBIT and leave the values as they are: then it is what sBIT says.
+    sBIT gives the bits of the source. The standard (PNG 3, section 12.4) scales them to 16 bits
+    with zeros or repeated top bits in the low bits: then the result is 16. Many programs write sBIT
+    without scaling the values: then the result is sBIT.
     """
     bits = max(significant, default=2 * BYTE)
     if not BYTE <= bits < 2 * BYTE:
         return 2 * BYTE
-    filling = values & (2 ** (2 * BYTE - bits) - 1)
-    if not filling.any() or np.array_equal(filling, values >> bits) or values.max() >> bits:
+    low_bits = values & (2 ** (2 * BYTE - bits) - 1)
+    if not low_bits.any() or np.array_equal(low_bits, values >> bits) or values.max() >> bits:
         return 2 * BYTE
     return bits
 
 
-# ---- everything else ----------------------------------------------------------------------------
+# ---- other formats ------------------------------------------------------------------------------
 
 
 def _decode_any(data: bytes) -> Pixels:
@@ -224,12 +225,12 @@ def _decode_any(data: bytes) -> Pixels:
         image.load()
         orientation = _orientation(image)
         if image.mode == "F" or image.mode.startswith("I"):
-            grey = _levels(image)
+            grey = _to_grey(image)
             return _upright(np.repeat(grey[:, :, None], 3, axis=2), orientation)
         if not image.has_transparency_data:
             return _upright(np.array(image.convert("RGB")), orientation)
-        whole = np.asarray(image.convert("RGBA"))
-        return _upright(_over_white(whole[:, :, :3], whole[:, :, 3]), orientation)
+        rgba = np.asarray(image.convert("RGBA"))
+        return _upright(_over_white(rgba[:, :, :3], rgba[:, :, 3]), orientation)
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -250,22 +251,22 @@ def _opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
 
 
-def _levels(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
-    """Grey of a single channel of more than 8 bits; `decode` says by which rule.
+def _to_grey(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
+    """Converts a single channel of more than 8 bits to 8 bits, by the rules of `decode`.
 
     Raises:
-      UnreadableImage: no rule holds.
+      UnreadableImage: the white level is not defined.
     """
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
     values = np.asarray(image)
     if image.mode == "F":
         if not np.all((values >= 0) & (values <= 1)):
-            raise UnreadableImage("floating-point values beyond 0..1, where 1 is white")
+            raise UnreadableImage("floating-point values outside 0..1")
         grey = np.round(values * WHITE).astype(np.uint8)
-    elif image.mode == "I" and image.format not in ("PNG", "PPM"):  # these two: 16 bits, widened
-        raise UnreadableImage("integers of 32 bits or with a sign: save it with 8 or 16 bits")
+    elif image.mode == "I" and image.format not in ("PNG", "PPM"):  # these two are 16 bits
+        raise UnreadableImage("signed or 32-bit integers: convert it to 8 or 16 bits")
     elif tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] != UNSIGNED:
-        raise UnreadableImage("integers with a sign: save it with 8 or 16 bits")
+        raise UnreadableImage("signed integers: convert it to 8 or 16 bits")
     else:
         bits = tags.get(BITS_PER_SAMPLE, (2 * BYTE,))[0]
         grey = _byte(values.astype(np.uint16), max(bits, BYTE))
@@ -277,15 +278,15 @@ def _byte(values: UInt16[np.ndarray, "..."], bits: int) -> UInt8[np.ndarray, "..
 
 
 def _over_white(colours: Pixels, alpha: UInt8[np.ndarray, "_ _"]) -> Pixels:
-    share = alpha[:, :, None].astype(np.uint16)
-    mixed = colours.astype(np.uint16) * share + WHITE * (WHITE - share)
+    opacity = alpha[:, :, None].astype(np.uint16)
+    mixed = colours.astype(np.uint16) * opacity + WHITE * (WHITE - opacity)
     return ((mixed + WHITE // 2) // WHITE).astype(np.uint8)
 
 
 def resize(
     image: UInt8[np.ndarray, "h w 3"], height: int, width: int
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
-    """Resamples: area averages when it shrinks, so that nothing aliases, bilinear when it grows."""
+    """Resizes with area averaging when shrinking (no aliasing), and bilinearly when enlarging."""
     if image.shape[:2] == (height, width):
         return np.ascontiguousarray(image)
     shrinks = image.shape[0] > height or image.shape[1] > width
@@ -297,9 +298,9 @@ def resize(
 def resize_crop(
     image: UInt8[np.ndarray, "h w 3"], size: int, crop_fraction: float
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """The centre square of an image: shorter side to `size / crop_fraction`, then centre crop.
+    """Resizes the shorter side to `size / crop_fraction`, then takes the centre crop.
 
-    Cropping comes first here, which gives the same view (up to half a pixel) for less work.
+    Implemented as crop, then resize: the same result up to half a pixel, and faster.
     """
     height, width = image.shape[:2]
     side = max(1, round(min(height, width) * crop_fraction))
@@ -308,24 +309,24 @@ def resize_crop(
 
 
 def evaluation_side(size: int, crop_fraction: float) -> int:
-    """The pixels that both sides of a decoded image have to keep for `resize_crop`."""
+    """Returns the shortest side, in pixels, that a decoded image needs for `resize_crop`."""
     return math.ceil(size / crop_fraction)
 
 
 def evaluation_view(
     image: RawImage, size: int, crop_fraction: float
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """What the networks see of an image at evaluation and search.
+    """Decodes, resizes and crops an image as in evaluation and search.
 
     Raises:
-      UnreadableImage: it cannot be decoded.
+      UnreadableImage: the image cannot be decoded.
     """
     pixels = decode(image, evaluation_side(size, crop_fraction))
     return resize_crop(pixels, size, crop_fraction)
 
 
 def encode_jpeg(image: UInt8[np.ndarray, "h w 3"], quality: int = 92) -> bytes:
-    """JPEG bytes of an RGB image, `quality` 1..100."""
+    """Encodes an RGB image as JPEG, at `quality` 1 to 100."""
     return simplejpeg.encode_jpeg(
         np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="420"
     )

@@ -1,15 +1,15 @@
-"""Which files of a folder are its images: one rule, for training, galleries, queries, distractors.
+"""Lists the images in a folder, by one rule for training sets, galleries, queries and distractors.
 
-All folders below are read, links to files and folders are followed, and a file is an image when its
-suffix is one of an image format. Left out, and told by `Found.told`:
+Folders are read recursively, symbolic links are followed, and a file is an image if it has the
+suffix of an image format. Skipped, and reported by `Found.summaries`:
 
-- hidden files and folders: a dot first, or what systems add (`@eaDir`, `__MACOSX`);
-- image formats that cannot be decoded here: HEIF without pillow-heif, camera raw files, ...;
+- hidden files and folders: names with a leading dot, and system folders (`@eaDir`, `__MACOSX`);
+- image formats that cannot be decoded: HEIF without pillow-heif, camera raw files, ...;
 - names that are not UTF-8, because ids are stored as text;
-- links that lead nowhere, and links to a folder that is read anyhow, so that no image comes twice
-  and no loop is followed;
-- folders that may not be read;
-- results of this program: folders that hold a run or an index, or that a command writes to.
+- broken links, and links to a folder that is read anyway, so that no image is listed twice and no
+  loop is followed;
+- folders that cannot be read;
+- folders with results of this program: those of a run or an index, or that a command writes to.
 """
 
 import os
@@ -38,15 +38,15 @@ SYSTEM = frozenset(
 )
 RUN_FILES = frozenset(("config.json", "split.json"))
 INDEX_FILE, INDEX_PREFIX = "index.json", "embeddings-"
-SHOWN = 3  # names of each kind that are told
+SHOWN = 3  # names of each kind that are printed
 
 HIDDEN = "hidden files and folders"
-FORMAT = "images of formats that are not decoded here"
+FORMAT = "images in unsupported formats"
 NOT_UTF8 = "names that are not UTF-8"
-NOWHERE = "links that lead nowhere"
-AGAIN = "links to folders that are read already"
-CLOSED = "folders that may not be read"
-OURS = "folders of results"
+BROKEN = "broken links"
+DUPLICATE = "links to folders that are read already"
+UNREADABLE = "folders that cannot be read"
+RESULTS = "folders of results"
 
 Parts = tuple[str, ...]
 
@@ -57,14 +57,14 @@ class Found:
 
     Attributes:
       root: the folder.
-      files: each image as the names on the way to it, sorted.
-      left_out: why -> names, relative to `root`, of what is not among them.
-      folders: names of the folders right below `root` that were read.
+      files: path of each image relative to `root`, as its parts; sorted.
+      skipped: reason -> paths, relative to `root`, that were skipped.
+      folders: names of the folders directly below `root` that were read.
     """
 
     root: Path
     files: list[Parts] = field(default_factory=list)
-    left_out: dict[str, list[Parts]] = field(default_factory=dict)
+    skipped: dict[str, list[Parts]] = field(default_factory=dict)
     folders: list[str] = field(default_factory=list)
 
     @property
@@ -74,89 +74,89 @@ class Found:
 
     @property
     def ids(self) -> list[str]:
-        """Names of the files, relative to the folder, with slashes."""
+        """Paths of the files relative to the folder, with slashes."""
         return ["/".join(parts) for parts in self.files]
 
-    def told(self) -> list[str]:
-        """A line for each reason for which something is left out: how many, and the first."""
-        return [told(why, names) for why, names in self.left_out.items()]
+    def summaries(self) -> list[str]:
+        """Returns one line per reason to skip: the number of paths, and the first of them."""
+        return [summary(reason, names) for reason, names in self.skipped.items()]
 
-    def note(self, why: str, parts: Parts) -> None:
-        """Keeps what is left out, and why."""
-        self.left_out.setdefault(why, []).append(parts)
+    def skip(self, reason: str, parts: Parts) -> None:
+        """Records a skipped path."""
+        self.skipped.setdefault(reason, []).append(parts)
 
 
-def images_under(root: Path, apart: Iterable[Path] = ()) -> Found:
-    """The images in a folder and all folders below, by the rule above; none may be there.
+def images_under(root: Path, exclude: Iterable[Path] = ()) -> Found:
+    """Lists the images in a folder and its subfolders, by the rule above. The list may be empty.
 
     Args:
-      apart: folders of results, which may not exist yet.
+      exclude: folders of results, which may not exist yet.
 
     Raises:
-      UserError: no such folder, one that may not be read, or one whose name is not UTF-8.
+      UserError: `root` is not a folder, cannot be read, or has a name that is not UTF-8.
     """
     try:
         if not root.is_dir():
-            what = "is no directory" if root.exists() else "does not exist"
+            what = "is not a directory" if root.exists() else "does not exist"
             raise UserError(f"{root}: {what}")
-    except OSError as error:  # below a folder that may not be entered
-        raise UserError(f"{root}: may not be read ({error.strerror})") from None
+    except OSError as error:  # inside a folder without search permission
+        raise UserError(f"{root}: cannot be read ({error.strerror})") from None
     if not is_text(str(root.absolute())):
         raise UserError(f"{root}: its name is not UTF-8, and ids and paths are stored as text")
     found = Found(root)
-    others = {_identity(path) for path in apart if path.is_dir()}
+    excluded = {_identity(path) for path in exclude if path.is_dir()}
     seen: set[tuple[int, int]] = set()
     folders: list[Parts] = [()]
     links: list[Parts] = []
-    while folders or links:  # links last: a folder keeps its own name
+    while folders or links:  # links last: a folder is listed under its own path
         linked = not folders
         parts = links.pop(0) if linked else folders.pop()
-        place = root.joinpath(*parts)
+        path = root.joinpath(*parts)
         try:
-            identity = _identity(place)
-            with os.scandir(place) as entries:
+            identity = _identity(path)
+            with os.scandir(path) as entries:
                 content = list(entries)
         except OSError as error:
             if not parts:
-                raise UserError(f"{root}: may not be read ({error.strerror})") from None
-            found.note(CLOSED, parts)
+                raise UserError(f"{root}: cannot be read ({error.strerror})") from None
+            found.skip(UNREADABLE, parts)
             continue
         if identity in seen:
-            found.note(AGAIN, parts)
-        elif parts and (identity in others or _is_ours(content)):
-            found.note(OURS, parts)
+            found.skip(DUPLICATE, parts)
+        elif parts and (identity in excluded or _holds_results(content)):
+            found.skip(RESULTS, parts)
         else:
-            _sort(content, parts, found, folders, links)
+            _classify(content, parts, found, folders, links)
             found.folders += parts if len(parts) == 1 else ()
         seen.add(identity)
         links.sort()
     found.files.sort()
-    for names in found.left_out.values():
+    for names in found.skipped.values():
         names.sort()
     return found
 
 
-def some_under(root: Path, apart: Sequence[Path] = ()) -> Found:
-    """As `images_under`, where there must be images.
+def some_under(root: Path, exclude: Sequence[Path] = ()) -> Found:
+    """As `images_under`, but requires at least one image.
 
     Raises:
-      UserError: also when there are none; what was left out is told.
+      UserError: as `images_under`, or no images; the message says what was skipped.
     """
-    found = images_under(root, apart)
+    found = images_under(root, exclude)
     if not found.files:
-        lines = "".join(f"; left out: {line}" for line in found.told())
+        lines = "".join(f"; skipped: {line}" for line in found.summaries())
         raise UserError(f"{root}: holds no images{lines}")
     return found
 
 
 def class_name(folder: str) -> str:
-    """The name of a class from that of its folder: composed Unicode, so that `café` is one class
-    however a file system writes it."""
+    """Returns the class name of a folder: NFC-normalised, because file systems differ in how they
+    encode names such as `café`."""
     return unicodedata.normalize("NFC", folder)
 
 
 def near_equal(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of class names that differ in case, blanks, dashes or underscores only."""
+    """Returns pairs of class names that differ only in case, blanks, dashes or underscores."""
     first: dict[str, str] = {}
     pairs = []
     for name in sorted(names):
@@ -167,40 +167,40 @@ def near_equal(names: Iterable[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def told(what: str, names: Sequence[Parts]) -> str:
-    """A line that counts what it names, and names the first of them."""
+def summary(what: str, names: Sequence[Parts]) -> str:
+    """Returns one line with the number of paths and the first of them."""
     shown = ", ".join(printable("/".join(parts)) for parts in names[:SHOWN])
     more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{what} ({len(names)}): {shown}{more}"
 
 
-def _sort(
+def _classify(
     content: list["os.DirEntry[str]"],
     parts: Parts,
     found: Found,
     folders: list[Parts],
     links: list[Parts],
 ) -> None:
-    """Puts the entries of one folder where they belong."""
+    """Sorts the entries of one folder into images, folders, links and skipped paths."""
     for entry in content:
-        here = (*parts, entry.name)
+        path = (*parts, entry.name)
         suffix = os.path.splitext(entry.name.lstrip("."))[1].lower()  # noqa: PTH122 (much faster)
         image = suffix in DECODED or suffix in HEIF or suffix in AVIF or suffix in OTHER
         folder = _is_folder(entry)
         if not folder and not image:
             continue
         if entry.name.startswith(".") or entry.name.lower() in SYSTEM:
-            found.note(HIDDEN, here)
+            found.skip(HIDDEN, path)
         elif not is_text(entry.name):
-            found.note(NOT_UTF8, here)
+            found.skip(NOT_UTF8, path)
         elif folder:
-            (links if entry.is_symlink() else folders).append(here)
+            (links if entry.is_symlink() else folders).append(path)
         elif not _decodable(suffix):
-            found.note(FORMAT, here)
+            found.skip(FORMAT, path)
         elif _is_file(entry):
-            found.files.append(here)
+            found.files.append(path)
         elif entry.is_symlink():
-            found.note(NOWHERE, here)
+            found.skip(BROKEN, path)
 
 
 def _decodable(suffix: str) -> bool:
@@ -209,7 +209,7 @@ def _decodable(suffix: str) -> bool:
     return suffix in DECODED or (suffix in AVIF and bool(features.check("avif")))
 
 
-def _is_ours(content: Iterable["os.DirEntry[str]"]) -> bool:
+def _holds_results(content: Iterable["os.DirEntry[str]"]) -> bool:
     names = {entry.name for entry in content}
     stored = any(name.startswith(INDEX_PREFIX) for name in names)
     return names >= RUN_FILES or (INDEX_FILE in names and stored)
@@ -218,7 +218,7 @@ def _is_ours(content: Iterable["os.DirEntry[str]"]) -> bool:
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or through a folder that may not be read
+    except OSError:  # a link to itself, or through a folder that cannot be read
         return False
 
 
@@ -235,7 +235,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def is_text(name: str) -> bool:
-    """Whether a name can be stored as UTF-8."""
+    """Returns whether a name can be encoded as UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""From an image set to batches. A training batch is a pure function of (seed, step)."""
+"""Batches of an image set. A training batch is a pure function of (seed, step)."""
 
 import functools
 import hashlib
@@ -15,23 +15,24 @@ from afa.data.augment import ASPECT, augment
 from afa.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from afa.data.images import UnreadableImage, decode, evaluation_side, resize_crop
 from afa.data.images import evaluation_view as evaluation_view_of
+from afa.data.readable import reading_threads
 from afa.data.types import ImageSet, RawImage
 from afa.errors import UserError, choose
 
-# Streams of random numbers, so that no two uses share one.
+# Random streams: a different one for each use.
 SAMPLE, VIEW = 0, 1
 
-PREFETCH_PER_THREAD = 2  # batches waiting for the training step
+PREFETCH_PER_THREAD = 2  # batches prefetched per thread
 
 Result = TypeVar("Result")
 Corruption = tuple[str, int]  # name and severity
 
 
 class Batch(TypedDict):
-    """One process's share of a training batch.
+    """One process's part of a training batch.
 
-    clean: augmented images. image: the same, some of them corrupted. label: index among the
-    training classes. corruption: 0 for none, i + 1 for `config.corruptions[i]`.
+    clean: augmented images. image: the same images, some of them corrupted. label: training class
+    index. corruption: 0 for none, i + 1 for `config.corruptions[i]`.
     """
 
     clean: UInt8[np.ndarray, "b s s 3"]
@@ -44,8 +45,8 @@ class TrainPipeline:
     """Training batches of an image set.
 
     Attributes:
-      steps_per_epoch: batches in which about as many images are seen as the set has.
-      classes: class id of each training label.
+      steps_per_epoch: batches per epoch, rounded down.
+      classes: class id of each training class index.
     """
 
     def __init__(
@@ -56,14 +57,18 @@ class TrainPipeline:
         process_index: int = 0,
         process_count: int = 1,
         small: tuple[int, int] = (0, 0),
+        later: tuple[int, DataConfig] | None = None,
     ) -> None:
-        """Checks that the sampler can do its work with these images.
+        """Checks that the sampler can fill batches from these images.
 
         Args:
-          small: (steps, side): the first steps have images of another side, in pixels.
+          images: training images.
+          process_index, process_count: this process and the number of processes.
+          small: (steps, side): number of first steps with images of another side, in pixels.
+          later: (step, settings): from this step on, batches are made by other settings.
 
         Raises:
-          UserError: an unknown corruption, or too few classes or images for the batch.
+          UserError: unknown corruption, or too few classes or images for the batch.
         """
         for name in config.corruptions:
             choose("data.corruptions", name, CORRUPTIONS)
@@ -81,8 +86,12 @@ class TrainPipeline:
         self.steps_per_epoch = steps_per_epoch(images, config)
         rows = config.batch_size // process_count
         self._rows = range(process_index * rows, (process_index + 1) * rows)
-        # A crop keeps at least this share of a side, so a large JPEG may be decoded smaller.
-        self._kept = math.sqrt(config.crop_scale / ASPECT)
+        # Shortest crop side, as a fraction of the image side: large JPEGs may be decoded smaller.
+        self._least_side = math.sqrt(config.crop_scale / ASPECT)
+        self._change, self._later = 0, None
+        if later is not None:
+            self._change = later[0]
+            self._later = TrainPipeline(images, later[1], seed, process_index, process_count)
 
     def _check_sampler(self) -> None:
         size, per_class = self.config.batch_size, self.config.images_per_class
@@ -110,44 +119,48 @@ class TrainPipeline:
                 )
 
     def indices(self, step: int) -> Int64[np.ndarray, "batch"]:
-        """Images of the global batch of `step` (from 0), as indices into the image set."""
+        """Returns the indices of the images in the global batch of `step` (from 0)."""
+        if self._later is not None and step >= self._change:
+            return self._later.indices(step)
         if self.config.sampler == "shuffle":
-            epoch, place = divmod(step, self.steps_per_epoch)
+            epoch, position = divmod(step, self.steps_per_epoch)
             order = _permutation(self.seed, epoch, len(self.images))
-            return order[place * self.config.batch_size :][: self.config.batch_size]
+            return order[position * self.config.batch_size :][: self.config.batch_size]
         per_class = self.config.images_per_class
         count = self.config.batch_size // per_class
-        # Classes go round: each is drawn once before any is drawn again, up to a remainder.
-        epoch, place = divmod(step, len(self.classes) // count)
-        chosen = _permutation(self.seed, epoch, len(self.classes))[place * count :][:count]
+        # Each epoch draws every class once, up to a remainder.
+        epoch, position = divmod(step, len(self.classes) // count)
+        chosen = _permutation(self.seed, epoch, len(self.classes))[position * count :][:count]
         rng = _generator(self.seed, SAMPLE, step)
         return np.concatenate(
             [np.resize(rng.permutation(self._members[c]), per_class) for c in chosen]
         ).astype(np.int64)
 
     def batch(self, step: int) -> Batch:
-        """This process's rows of the batch of `step` (from 0); depends on nothing else.
+        """Returns this process's part of the batch of `step` (from 0).
 
         Raises:
-          UserError: an image cannot be read, named by its path.
+          UserError: an image cannot be read.
         """
+        if self._later is not None and step >= self._change:
+            return self._later.batch(step)
         index = self.indices(step)[self._rows.start : self._rows.stop]
         size = self._small[1] if step < self._small[0] else self.config.image_size
         shape = (len(index), size, size, 3)
         clean, image = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
         corruption = np.zeros(len(index), np.int32)
-        for place, (row, i) in enumerate(zip(self._rows, index, strict=True)):
+        for k, (row, i) in enumerate(zip(self._rows, index, strict=True)):
             rng = _generator(self.seed, VIEW, step, row)
-            clean[place], image[place], corruption[place] = self._views(int(i), size, rng)
+            clean[k], image[k], corruption[k] = self._views(int(i), size, rng)
         label = self._labels[index].astype(np.int32)
         return Batch(clean=clean, image=image, label=label, corruption=corruption)
 
     def _views(
         self, index: int, size: int, rng: np.random.Generator
     ) -> tuple[UInt8[np.ndarray, "s s 3"], UInt8[np.ndarray, "s s 3"], int]:
-        """A clean view of an image, the view to learn from, and what spoiled the latter."""
+        """Returns a clean view of an image, its possibly corrupted copy, and the corruption."""
         config = self.config
-        min_side = math.ceil(size / self._kept) if self._kept else 0
+        min_side = math.ceil(size / self._least_side) if self._least_side else 0
         pixels = _read(self.images, index, min_side)
         clean = augment(pixels, size, rng, config.crop_scale, config.flip, config.jitter)
         if not config.corruptions or rng.random() >= config.corrupt_probability:
@@ -157,12 +170,12 @@ class TrainPipeline:
         return clean, corrupt(clean, config.corruptions[which], severity, rng), which + 1
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps `start` to `stop` - 1, read ahead by `data.read_threads` threads."""
-        return _in_threads(self.batch, start, stop, self.config.read_threads)
+        """Yields the batches of steps `start` to `stop` - 1, prefetched by `data.read_threads`."""
+        return _in_threads(self.batch, start, stop, reading_threads(self.config.read_threads))
 
 
 def steps_per_epoch(images: ImageSet, config: DataConfig) -> int:
-    """Batches in which about as many images are seen as the set has."""
+    """Returns the number of batches per epoch, rounded down, at least 1."""
     return max(1, len(images) // config.batch_size)
 
 
@@ -173,15 +186,15 @@ def eval_batches(
     corruption: Corruption | Sequence[Corruption] | None = None,
     seed: int = 0,
 ) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
-    """The evaluation view of every image, in order; the last batch may be short.
+    """Yields the evaluation views of all images, in order; the last batch may be smaller.
 
     Args:
-      corruption: (name, severity) applied to the views; a list has one an image. Its random
-        numbers come from the seed, the image's id and the corruption, so an image looks the
-        same in any subset or order.
+      corruption: (name, severity) applied to all views, or one per image. The random numbers
+        depend on the seed, the image id and the corruption, so that an image is corrupted
+        identically in any subset or order.
 
     Raises:
-      UserError: an image cannot be read, or there is no such corruption.
+      UserError: an image cannot be read, or the corruption is unknown.
     """
     each = cast(
         Sequence[Corruption] | None,
@@ -196,26 +209,27 @@ def eval_batches(
         if each is None:
             return pixels
         name, severity = each[index]
-        return corrupt(pixels, name, severity, _keyed(seed, images.ids[index], name, severity))
+        return corrupt(pixels, name, severity, _rng_for(seed, images.ids[index], name, severity))
 
     def batch(number: int) -> UInt8[np.ndarray, "b s s 3"]:
         begin = number * batch_size
         return np.stack([view(i) for i in range(begin, min(begin + batch_size, len(images)))])
 
-    return _in_threads(batch, 0, math.ceil(len(images) / batch_size), config.read_threads)
+    batches, threads = math.ceil(len(images) / batch_size), reading_threads(config.read_threads)
+    return _in_threads(batch, 0, batches, threads)
 
 
 def evaluation_view(image: RawImage, config: DataConfig) -> UInt8[np.ndarray, "s s 3"]:
-    """What the networks see of an image at evaluation and search.
+    """Decodes, resizes and crops an image as in evaluation and search.
 
     Raises:
-      UnreadableImage: it cannot be decoded.
+      UnreadableImage: the image cannot be decoded.
     """
     return evaluation_view_of(image, config.image_size, config.crop_fraction)
 
 
 def preprocessing(config: DataConfig) -> dict[str, int | float | str]:
-    """What whoever embeds a new image has to do to it; stored with an index."""
+    """Returns the preprocessing that an image needs before it is embedded; stored with an index."""
     return {
         "image_size": config.image_size,
         "crop_fraction": config.crop_fraction,
@@ -237,16 +251,16 @@ def _generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
 
 
-def _keyed(*key: int | str) -> np.random.Generator:
-    """A generator for a key of any printable parts, the same in every process and run."""
+def _rng_for(*key: int | str) -> np.random.Generator:
+    """Returns a random generator seeded by any printable values, the same in every process."""
     digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
     return _generator(*np.frombuffer(digest, "<u4").tolist())
 
 
 @functools.lru_cache(maxsize=8)
 def _permutation(seed: int, epoch: int, count: int) -> Int64[np.ndarray, "count"]:
-    """A random order for an epoch, kept because every step of the epoch asks for it."""
-    order = _keyed("epoch", seed, epoch).permutation(count)
+    """Returns the random order of an epoch, cached because every step of the epoch uses it."""
+    order = _rng_for("epoch", seed, epoch).permutation(count)
     order.setflags(write=False)
     return order
 
@@ -254,7 +268,7 @@ def _permutation(seed: int, epoch: int, count: int) -> Int64[np.ndarray, "count"
 def _in_threads(
     function: Callable[[int], Result], start: int, stop: int, threads: int
 ) -> Iterator[Result]:
-    """`function` of every number from `start` to `stop` - 1, in order, computed ahead."""
+    """Yields `function(i)` for i from `start` to `stop` - 1, in order, prefetched by threads."""
     if start >= stop:
         return iter(())
     options = grain.ReadOptions(threads, PREFETCH_PER_THREAD * threads)

@@ -1,5 +1,6 @@
-"""Which images of a user's files can be read: a few bad ones are left out, many are refused."""
+"""Checks which image files can be decoded. A few unreadable ones are skipped; many are an error."""
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,27 +12,36 @@ from afa.config import DataConfig
 from afa.data.images import UnreadableImage, decode
 from afa.errors import UserError
 
-PROGRESS_FROM = 5000  # images; checking fewer is over before a bar would be read
+PROGRESS_FROM = 5000  # images; checking fewer is too quick for a progress bar
 SHOWN = 3  # unreadable images named in the error
+MOST_THREADS = 16  # unless more are asked for; every one keeps batches in memory
 
 
 def readable(
     paths: Sequence[Path], ids: Sequence[str], config: DataConfig
 ) -> tuple[list[int], list[str]]:
-    """Places of the images that decode completely, and the others as "id: reason".
+    """Returns the indices of the images that decode completely, and "id: reason" of the others.
 
     Raises:
-      UserError: more of them than `config.max_unreadable` allows.
+      UserError: more unreadable images than `config.max_unreadable` allows.
     """
-    reasons = why_not(paths, config.read_threads)
-    told = [f"{name}: {reason}" for name, reason in zip(ids, reasons, strict=True) if reason]
-    _refuse_too_many(told, len(paths), config)
-    return [i for i, reason in enumerate(reasons) if not reason], told
+    reasons = why_not(paths, reading_threads(config.read_threads))
+    skipped = [f"{name}: {reason}" for name, reason in zip(ids, reasons, strict=True) if reason]
+    _refuse_too_many(skipped, len(paths), config)
+    return [i for i, reason in enumerate(reasons) if not reason], skipped
+
+
+def reading_threads(requested: int = 0) -> int:
+    """Number of threads that read images: the requested one, or for 0 one per available core."""
+    if requested:
+        return requested
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return min(len(affinity(0)) if affinity else os.cpu_count() or 1, MOST_THREADS)
 
 
 def why_not(paths: Sequence[Path], threads: int) -> list[str]:
-    """Why each of these images cannot be used, or "" when it decodes completely."""
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    """Returns for each image why it cannot be decoded, or "" if it can."""
+    with ThreadPoolExecutor(threads) as pool:
         return list(
             track(
                 pool.map(_reason, paths),
@@ -44,11 +54,11 @@ def why_not(paths: Sequence[Path], threads: int) -> list[str]:
         )
 
 
-_checked: dict[tuple[str, int, int], str] = {}  # (path, size, mtime) -> reason, "" when readable
+_checked: dict[tuple[str, int, int], str] = {}  # (path, size, mtime) -> reason, "" if readable
 
 
 def _reason(path: Path) -> str:
-    """Why an image cannot be used, or "" when it decodes completely."""
+    """Returns why an image cannot be decoded, or "" if it can."""
     try:
         state = path.stat()
         key = (str(path), state.st_size, state.st_mtime_ns)

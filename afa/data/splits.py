@@ -1,4 +1,4 @@
-"""How classes are shared out: train, validation and test never have one in common."""
+"""Class-disjoint splits: training, validation and test share no class."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,31 +11,31 @@ from afa.config import DataConfig
 from afa.data.types import Dataset, ImageSet, RawImage, fingerprint
 from afa.errors import UserError
 
-LEAST_CLASSES = 2  # in a split: with one class every answer would be right
-LEAST_PICTURES = 2  # in a class: a query and something to find
+LEAST_CLASSES = 2  # per split: with one class every answer is correct
+LEAST_IMAGES = 2  # per class: a query and a positive
 
-SHOWN = 3  # lines on what was left out that an error repeats
+SHOWN = 3  # lines on skipped files that an error repeats
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
-Class = TypeVar("Class", str, int)  # a class by its name, or by its id
+Class = TypeVar("Class", str, int)  # class name or class id
 
 
 def halves(classes: Sequence[Class]) -> tuple[list[Class], list[Class]]:
-    """First half (the larger one) and rest of the classes in sorted order."""
+    """Returns the first half of the sorted classes, rounded up, and the rest."""
     ordered = sorted(classes)
     middle = (len(ordered) + 1) // 2
     return ordered[:middle], ordered[middle:]
 
 
 def hold_out(classes: Sequence[Class], config: DataConfig) -> tuple[list[Class], list[Class]]:
-    """Training and validation classes, both in the order given.
+    """Splits classes into training and validation classes, both in the given order.
 
-    `config.validation_fraction` of the classes, rounded, are drawn with `config.split_seed`; at
-    least two. With `config.folds` it is one part of the classes instead (`fold`).
+    Draws a random `config.validation_fraction` of the classes, rounded, with `config.split_seed`;
+    at least two. With `config.folds`, one fold validates instead (see `fold`).
 
     Raises:
-      UserError: fewer than two classes are left on either side.
+      UserError: a split would have fewer than two classes.
     """
     if config.folds:
         part = set(fold(len(classes), config).tolist())
@@ -63,23 +63,23 @@ def hold_out(classes: Sequence[Class], config: DataConfig) -> tuple[list[Class],
 def fold(
     count: int, config: DataConfig, least: int = LEAST_CLASSES, what: str = "classes"
 ) -> Int64[np.ndarray, "m"]:
-    """Places of the classes that validate in this run of a cross-validation, ascending.
+    """Returns the indices of the validation classes of a cross-validation fold, ascending.
 
-    The classes are divided in `config.folds` parts of about the same size, at random
-    (`config.split_seed`); part `config.fold` validates, so that over all runs each class validates
-    once (class-disjoint cross-validation: Musgrave et al. 2020, section 3.3).
+    The classes are split at random (`config.split_seed`) into `config.folds` folds of about equal
+    size; fold `config.fold` is used for validation (class-disjoint cross-validation, Musgrave et
+    al. 2020, section 3.3).
 
     Args:
-      count: number of classes that are not tested.
-      least: classes that a part must have.
-      what: their name in the error.
+      count: number of training and validation classes.
+      least: smallest allowed number of classes per fold.
+      what: what is counted, for the error message.
 
     Raises:
-      UserError: the parts are too small.
+      UserError: the folds are too small.
     """
     if count // config.folds < least:
         raise UserError(
-            f"data.folds={config.folds} divides {count} {what} in parts of {count // config.folds}"
+            f"data.folds={config.folds} splits {count} {what} into folds of {count // config.folds}"
             f", and {least} {'is' if least == 1 else 'are'} needed in each: lower it, or add {what}"
         )
     order = np.random.default_rng(config.split_seed).permutation(count)
@@ -87,7 +87,7 @@ def fold(
 
 
 def held_out_text(count: int, config: DataConfig) -> str:
-    """The part of a protocol sentence that tells of `hold_out`."""
+    """Returns the part of a protocol sentence that describes `hold_out`."""
     if config.folds:
         return (
             f"{count} of them, fold {config.fold} of {config.folds} with "
@@ -109,13 +109,15 @@ def assemble(
     skipped: Sequence[str] = (),
     gallery: Bool[np.ndarray, "n"] | None = None,
 ) -> Dataset:
-    """Cuts one pool of images into the three splits; images of other classes are left out.
+    """Splits a pool of images by class; images of classes in no split are dropped.
 
     Args:
-      sizes: bytes of each encoded image, for the fingerprint.
+      ids, labels, catalogue: see `ImageSet`, one per image.
+      sizes: size of each encoded image in bytes, for the fingerprint.
       split_of_class: class id -> "train", "validation" or "test".
-      gallery: whether an image is searched or a query, for the test split of sets that say so.
-        A class may then be in the gallery alone.
+      protocol, skipped: see `Dataset`.
+      gallery: True for gallery images, False for queries; only the test split uses it. A test class
+        may then have gallery images alone.
 
     Raises:
       UserError: a split with fewer than two classes, or a class with fewer than two images.
@@ -124,26 +126,26 @@ def assemble(
     parts = {}
     pool = ImageSet(images, labels, tuple(ids), catalogue, gallery)
     for split in (TRAIN, VALIDATION, TEST):
-        classes = [c for c, place in split_of_class.items() if place == split]
+        classes = [c for c, its_split in split_of_class.items() if its_split == split]
         if len(classes) < LEAST_CLASSES:
             raise UserError(
                 f"{name}: {len(classes)} {split} classes, and at least {LEAST_CLASSES} are needed"
             )
         for c in classes:
-            if counts[c] < LEAST_PICTURES and (gallery is None or split != TEST):
+            if counts[c] < LEAST_IMAGES and (gallery is None or split != TEST):
                 raise UserError(
                     f"{name}: class {class_names[c]!r} has {counts[c]} readable "
-                    f"{'image' if counts[c] == 1 else 'images'}, and at least {LEAST_PICTURES} "
+                    f"{'image' if counts[c] == 1 else 'images'}, and at least {LEAST_IMAGES} "
                     "are needed in every class: add some, or remove the class"
                     + "".join(f"; {line}" for line in skipped[:SHOWN])
                 )
         parts[split] = pool.subset(np.flatnonzero(np.isin(labels, classes)))
         if split != TEST:
             parts[split] = dataclasses.replace(parts[split], gallery=None)
-    searched = np.zeros(len(ids), bool) if gallery is None else gallery
+    in_gallery = np.zeros(len(ids), bool) if gallery is None else gallery
     rows = [
-        (image, int(label), split_of_class[int(label)] + "/gallery" * bool(place), size)
-        for image, label, place, size in zip(ids, labels, searched, sizes, strict=True)
+        (image, int(label), split_of_class[int(label)] + "/gallery" * bool(is_gallery), size)
+        for image, label, is_gallery, size in zip(ids, labels, in_gallery, sizes, strict=True)
         if int(label) in split_of_class
     ]
     return Dataset(

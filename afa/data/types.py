@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the code: images of three class-disjoint splits."""
+"""Types of a data set: images in three class-disjoint splits."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ RawImage = bytes | UInt8[np.ndarray, "h w 3"]
 
 
 class Files(Sequence[bytes]):
-    """The bytes of files, read when asked for."""
+    """The contents of files, read on access."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         self.paths = tuple(paths)
@@ -32,27 +32,27 @@ class Files(Sequence[bytes]):
             return file.read()
 
 
-class Chosen(Sequence[RawImage]):
-    """Some elements of another sequence, still read when asked for."""
+class Subset(Sequence[RawImage]):
+    """The elements of a sequence at given indices, read on access."""
 
-    def __init__(self, source: Sequence[RawImage], chosen: Int[np.ndarray, "m"]) -> None:
-        self.source, self.chosen = source, chosen
+    def __init__(self, source: Sequence[RawImage], index: Int[np.ndarray, "m"]) -> None:
+        self.source, self.rows = source, index
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.rows)
 
     @overload
     def __getitem__(self, index: int) -> RawImage: ...
     @overload
-    def __getitem__(self, index: slice) -> "Chosen": ...
-    def __getitem__(self, index: int | slice) -> "RawImage | Chosen":
+    def __getitem__(self, index: slice) -> "Subset": ...
+    def __getitem__(self, index: int | slice) -> "RawImage | Subset":
         if isinstance(index, slice):
-            return Chosen(self.source, self.chosen[index])
-        return self.source[int(self.chosen[index])]
+            return Subset(self.source, self.rows[index])
+        return self.source[int(self.rows[index])]
 
 
 class Joined(Sequence[RawImage]):
-    """Several sequences one after the other, still read when asked for."""
+    """Concatenation of sequences, read on access."""
 
     def __init__(self, parts: Sequence[Sequence[RawImage]]) -> None:
         self.parts = parts
@@ -64,10 +64,10 @@ class Joined(Sequence[RawImage]):
     @overload
     def __getitem__(self, index: int) -> RawImage: ...
     @overload
-    def __getitem__(self, index: slice) -> Chosen: ...
-    def __getitem__(self, index: int | slice) -> RawImage | Chosen:
+    def __getitem__(self, index: slice) -> Subset: ...
+    def __getitem__(self, index: int | slice) -> RawImage | Subset:
         if isinstance(index, slice):
-            return Chosen(self, np.arange(len(self))[index])
+            return Subset(self, np.arange(len(self))[index])
         if not 0 <= index < len(self):
             raise IndexError(index)
         part = int(np.searchsorted(self._ends, index, side="right"))
@@ -76,15 +76,15 @@ class Joined(Sequence[RawImage]):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The images of one split: random access, read from disk and decoded only when needed.
+    """The images of one split, with random access; read from disk and decoded on access.
 
     Attributes:
-      images: encoded images or decoded RGB ones; indexing may read from disk, from any thread.
-      labels: class ids, unique over all splits of the data set.
-      ids: unique over the data set and stable: the user's own names of the images.
+      images: encoded or decoded RGB images; indexing may read from disk and is thread-safe.
+      labels: class ids, numbered over all splits of the data set.
+      ids: names of the images, unique in the data set and stable.
       catalogue: True for a clean catalogue image, False for one taken in the wild.
-      gallery: True for an image that is searched, False for a query, where the data set itself
-        tells them apart; None where it does not.
+      gallery: True for a gallery image, False for a query; None if the data set does not separate
+        them.
     """
 
     images: Sequence[RawImage]
@@ -104,39 +104,39 @@ class ImageSet:
 
     @property
     def classes(self) -> Int64[np.ndarray, "c"]:
-        """The class ids present, ascending."""
+        """The class ids that occur, in ascending order."""
         return np.unique(self.labels)
 
     def subset(self, index: Int[np.ndarray, "m"]) -> "ImageSet":
-        """The images at `index`, in that order, without reading any."""
+        """Returns the images at `index`, in that order, without reading them."""
         images = self.images
         if isinstance(images, Files):
             images = Files(images.paths[i] for i in index)
-        elif isinstance(images, Chosen):
-            images = Chosen(images.source, images.chosen[index])
+        elif isinstance(images, Subset):
+            images = Subset(images.source, images.rows[index])
         else:
-            images = Chosen(images, index)
+            images = Subset(images, index)
         ids = tuple(self.ids[i] for i in index)
         gallery = None if self.gallery is None else self.gallery[index]
         return ImageSet(images, self.labels[index], ids, self.catalogue[index], gallery)
 
     def path(self, index: int) -> str:
-        """The file of an image where it is a file, else its id."""
+        """Returns the path of an image if it is a file, otherwise its id."""
         return self.images.paths[index] if isinstance(self.images, Files) else self.ids[index]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits that share no class.
+    """A data set in three splits that share no class.
 
     Attributes:
-      name: what the user called it.
-      class_names: index = class id.
-      protocol: one sentence that says how the split was made.
+      name: `data.name`, or the name of the directory.
+      class_names: name of each class, indexed by class id.
+      protocol: one sentence that describes the split.
       fingerprint: hex digest that changes when ids, labels, splits or image sizes change.
-      test_fingerprint: the same of the test split alone: runs with one of these can be compared.
-      skipped: lines on what is left out: each unreadable image as "path: reason", and what the
-        rule of `afa.data.listing` leaves out.
+      test_fingerprint: the same for the test split alone; runs that share it are comparable.
+      skipped: one line per unreadable image ("path: reason") and per kind of file that
+        `afa.data.listing` skips.
     """
 
     name: str
@@ -155,7 +155,7 @@ class Dataset:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     def everything(self) -> ImageSet:
-        """All images as one set: training, validation, then test classes; all are searched."""
+        """Returns all images as one gallery: training, validation, then test classes."""
         parts = list(self.splits.values())
         return ImageSet(
             Joined([part.images for part in parts]),
@@ -166,10 +166,10 @@ class Dataset:
 
 
 def fingerprint(rows: Iterable[tuple[str, int, str, int]]) -> str:
-    """Digest of a data set from one row an image: (id, label, split, size in bytes).
+    """Returns a digest of a data set from one (id, label, split, size in bytes) per image.
 
-    Sizes stand in for the images' contents, so that a large set is not read in full. The order
-    of the rows does not matter.
+    File sizes are used instead of contents, so that no image has to be read. The order of the rows
+    does not matter.
     """
     digest = hashlib.sha256()
     for name, label, split, size in sorted(rows):

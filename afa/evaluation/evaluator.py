@@ -22,11 +22,14 @@ from afa.evaluation.metrics.retrieval import Metrics, metrics_from_ranks
 from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
 from afa.evaluation.variants import Score, Variant, Weights, build_variants, costs
 from afa.inference.embed import DescriptorBlocks, Embedding, pixels
+from afa.models.embedder import FUSED
 from afa.models.networks import Networks
 from afa.retrieval.exact import positive_ranks
 
 CHOICE_SEVERITY = 3  # severity of the trained corruptions when fusion weights are chosen
 SHORT = ("recall_at_1", "map_at_r")  # metrics stored for each corruption and severity
+# Blocks of the fused descriptor in validation once G is trained, with their weights.
+WITH_GENERATOR = FUSED | {"restored": 1.0}
 EXTRA_VARIANTS = ("F", "fused")  # variants that also get the extra metrics
 
 Embed = Callable[[ImageSet, Corruption | None], DescriptorBlocks]
@@ -89,24 +92,34 @@ class Evaluator:
         self.networks, self.config, self.dataset = networks, config, dataset
         self.embedding = Embedding(networks, config)
 
-    def validation(self, variables: PyTree) -> dict[str, float]:
+    def validation(self, variables: PyTree, generator: bool = False) -> dict[str, float]:
         """Computes R@1 and MAP@R on validation classes (leave-one-out, clean queries).
 
+        Args:
+          variables: variables of the networks.
+          generator: whether G has been trained; its view is then fused with the global and the
+            local view.
+
         Returns:
-          "recall_at_1" and "map_at_r" of the fused global and local view, and the same with the
-          prefix "global_" for the global view alone. "map_at_r" selects the best checkpoint.
+          "recall_at_1" and "map_at_r" of the fused descriptor, and the same with the prefix
+          "global_" for the global view alone. "map_at_r" selects the best checkpoint.
         """
         images = self.dataset.validation
         count = self.config.evaluation.validation_queries
         wild = self._drawn(images, np.flatnonzero(~images.catalogue), count)
         images = images.subset(wild)
-        blocks = self.embedding.plain(variables, images).blocks
+        if generator:
+            embedded = self.embedding.some(variables, images, tuple(WITH_GENERATOR))
+            fused_vectors = embedded.fused(WITH_GENERATOR)
+        else:
+            embedded = self.embedding.plain(variables, images)
+            fused_vectors = embedded.blocks["fused"]
         protocol = protocols(images, "leave_one_out")[0]
 
         def metrics(vectors: np.ndarray) -> Mapping[str, float]:
             return ranked_metrics(vectors, vectors, images, protocol).means
 
-        global_only, fused = metrics(blocks["global"]), metrics(blocks["fused"])
+        global_only, fused = metrics(embedded.blocks["global"]), metrics(fused_vectors)
         return {
             "recall_at_1": fused["recall_at_1"],
             "map_at_r": fused["map_at_r"],
@@ -141,7 +154,7 @@ class Evaluator:
         conditions = [gallery.rows(at), *(embed(images.subset(drawn), c) for c in trained)]
 
         def score(weights: Weights) -> float:
-            vectors = gallery.fused(weights)
+            vectors = gallery.fused(weights, "gallery")
             found = [
                 ranked_metrics(each.fused(weights), vectors, images, protocol, at)
                 for each in conditions
@@ -174,7 +187,7 @@ class Evaluator:
         embed = self._sources(variables, initial, variants)
         clean = {source: function(images, None) for source, function in embed.items()}
         galleries = {
-            (v.name, p.name): clean[v.source].rows(p.gallery).fused(v.weights)
+            (v.name, p.name): clean[v.source].rows(p.gallery).fused(v.weights, "gallery")
             for v in variants
             for p in listed
         }

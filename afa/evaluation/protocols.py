@@ -69,6 +69,23 @@ def protocols(images: ImageSet, choice: str = "auto") -> list[Protocol]:
     return [found[choice]]
 
 
+def halves(images: ImageSet, seed: int = 0) -> Protocol:
+    """Splits every class in halves, without catalogue images: queries and gallery.
+
+    Like leave-one-out it needs no queries and gallery of the data set, but no query is in the
+    gallery, as methods that prepare the gallery require. A class with an odd number of images has
+    one more in the gallery.
+
+    Args:
+      images: the split.
+      seed: the same seed gives the same halves.
+    """
+    wild = np.flatnonzero(~images.catalogue)
+    shuffled, position = _positions(images, wild, seed)
+    queries, gallery = (np.sort(shuffled[position % 2 == half]) for half in (1, 0))
+    return Protocol("halves", queries, gallery, np.full(len(queries), -1))
+
+
 def drawn_evenly(images: ImageSet, index: Index, count: int, seed: int) -> Index:
     """Draws at most `count` images, spread evenly over the classes.
 
@@ -83,12 +100,16 @@ def drawn_evenly(images: ImageSet, index: Index, count: int, seed: int) -> Index
     """
     if count == 0 or count >= len(index):
         return index
-    rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(index)
+    shuffled, position = _positions(images, index, seed)
+    return np.sort(shuffled[np.argsort(position, kind="stable")[:count]])
+
+
+def _positions(images: ImageSet, index: Index, seed: int) -> tuple[Index, Index]:
+    """The images at `index` in random order, and the position of each within its class."""
+    shuffled = np.random.default_rng(seed).permutation(index)
     labels = images.labels[shuffled]
-    # Position of each image within its class; images with lower positions are taken first.
     order = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[order], labels[order], side="left")
     position = np.empty(len(order), np.int64)
     position[order] = np.arange(len(order)) - starts
-    return np.sort(shuffled[np.argsort(position, kind="stable")[:count]])
+    return shuffled, position

@@ -19,9 +19,10 @@ from afa.data.types import ImageSet
 from afa.errors import choose
 from afa.evaluation import statistics
 from afa.evaluation.metrics.retrieval import Metrics, Ranked, metrics_of, pad
-from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
+from afa.evaluation.protocols import Protocol, drawn_evenly, halves, protocols
 from afa.evaluation.statistics import Estimate
 from afa.inference.embed import ONE_SIZE, Embedding, Pyramid
+from afa.models.fusion import Role
 from afa.retrieval.rerank import EVIDENCE, LOCAL_SCALES, METHODS, combinations, plain, word
 from afa.retrieval.rerank.contract import (
     ImageFeatures,
@@ -34,6 +35,7 @@ from afa.retrieval.rerank.whitening import Whitening, learned_whitening, pca_whi
 
 BLOCK = 256  # queries whose scores for the whole gallery are in memory at a time
 CHOSEN_BY = "map_at_r"
+HALVES = "halves"
 SHRINKAGE = (0.03, 0.1, 0.3)
 SHARES = (0.25, 0.5, 1.0)  # shares of the dimensions that whitening keeps
 LOCAL_FEATURES = 128  # local features per image
@@ -56,11 +58,18 @@ class Split:
       known: their features.
       milliseconds: time to embed one image of a batch: DESCRIPTOR for the descriptor that every
         method needs, and one entry per key of `known.local_features` and `known.multi_scale`.
+      query_features: their features as queries, if they differ (a gate that is not fixed,
+        `afa.models.fusion`); else None.
     """
 
     images: ImageSet
     known: ImageFeatures
     milliseconds: Mapping[Any, float] = field(default_factory=dict)
+    query_features: ImageFeatures | None = None
+
+    def queries(self, index: np.ndarray) -> ImageFeatures:
+        """Features of the images at `index` as queries."""
+        return (self.known if self.query_features is None else self.query_features).rows(index)
 
 
 @dataclass(frozen=True)
@@ -145,8 +154,15 @@ def embed_split(
     """
     clock = _Clock(images)
     single = tuple(scales) == (1.0,)
-    embed = embedding.fused(weights) if single else embedding.multi_scale(weights, scales)
-    vectors = clock.of(DESCRIPTOR, lambda part: embed(variables, part))
+    roles: tuple[Role, ...] = ("query", "gallery") if embedding.networks.gated else ("query",)
+    embed = [
+        embedding.fused(weights, role)
+        if single
+        else embedding.multi_scale(weights, scales, role=role)
+        for role in roles
+    ]
+    vectors = [clock.of(DESCRIPTOR, lambda part: embed[0](variables, part))]
+    vectors += [each(variables, images) for each in embed[1:]]
     posterior = np.zeros((len(images), 0), np.float32)
     if POSTERIOR in names:
         unit = embedding.some(variables, images, ("posterior",)).blocks["posterior"]
@@ -157,12 +173,16 @@ def embed_split(
         local_features[scale] = clock.of(
             scale, lambda p, s=scaled: s.local_features(variables, p, LOCAL_FEATURES)
         )
-    multi = {}
+    multi = [{} for _ in roles]
     if MULTI_SCALE in names:
-        multi = _multi_scale_vectors(clock, embedding, variables, weights)
-    return Split(
-        images, ImageFeatures(vectors, posterior, local_features, multi), clock.milliseconds
+        multi = _multi_scale_vectors(clock, embedding, variables, weights, roles)
+    as_query, *as_gallery = (
+        ImageFeatures(rows, posterior, local_features, scaled)
+        for rows, scaled in zip(vectors, multi, strict=True)
     )
+    if not as_gallery:
+        return Split(images, as_query, clock.milliseconds)
+    return Split(images, as_gallery[0], clock.milliseconds, as_query)
 
 
 class _Clock:
@@ -180,9 +200,13 @@ class _Clock:
 
 
 def _multi_scale_vectors(
-    clock: _Clock, embedding: Embedding, variables: PyTree, weights: Mapping[str, float]
-) -> dict[Any, Float32[np.ndarray, "n d"]]:
-    """(scales, power) -> descriptors; each scale is embedded once."""
+    clock: _Clock,
+    embedding: Embedding,
+    variables: PyTree,
+    weights: Mapping[str, float],
+    roles: Sequence[Role],
+) -> list[dict[Any, Float32[np.ndarray, "n d"]]]:
+    """For each role: (scales, power) -> descriptors; each scale is embedded once."""
     scaled_blocks = tuple(name for name in weights if name not in ONE_SIZE)
     fixed_blocks = tuple(name for name in weights if name in ONE_SIZE)
     parts = {}
@@ -191,9 +215,11 @@ def _multi_scale_vectors(
         key = "scale", scale
         parts[scale] = clock.of(key, lambda p, s=scaled: s.some(variables, p, scaled_blocks))
     rest = clock.of("rest", lambda p: embedding.some(variables, p, fixed_blocks))
-    pyramid, found = Pyramid(parts, rest), {}
+    pyramid = Pyramid(parts, rest)
+    found: list[dict[Any, Float32[np.ndarray, "n d"]]] = [{} for _ in roles]
     for scales, power in itertools.product(SCALES, POWERS):
-        found[scales, power] = pyramid.fused(weights, scales, power)
+        for role, vectors in zip(roles, found, strict=True):
+            vectors[scales, power] = pyramid.fused(weights, scales, power, role)
         keys = ["rest", *(("scale", each) for each in scales)]
         clock.milliseconds[scales, power] = sum(clock.milliseconds[key] for key in keys)
     return found
@@ -213,8 +239,8 @@ def study(
 
     Args:
       splits: "validation", "test", and for whitening "train".
-      protocol: protocol of the test queries (`afa.evaluation.protocols`). Settings are chosen with
-        leave-one-out, which every split supports.
+      protocol: protocol of the test queries, in which no query is in the gallery: one of
+        `supported_protocols`. Settings are chosen with halves, which every split supports.
       note: receives one line of progress per method.
       names: methods, from `NAMES`.
       queries: number of queries of each split, drawn evenly over the classes; 0 for all.
@@ -223,7 +249,7 @@ def study(
       One result per method, the plain ranking first.
     """
     test = splits["test"]
-    validation_protocol = _with_queries(splits["validation"].images, "leave_one_out", queries)
+    validation_protocol = _with_queries(splits["validation"].images, HALVES, queries)
     test_protocol = _with_queries(test.images, protocol, queries)
     labels = test.images.labels[test_protocol.queries]
     lines: list[Line] = []
@@ -251,9 +277,19 @@ def study(
     return lines
 
 
+def supported_protocols(images: ImageSet) -> list[str]:
+    """Returns the protocols of a split that re-ranking can be measured with, the main one first.
+
+    Methods that prepare the gallery use the neighbours of its images. With leave-one-out the query
+    is one of them and would change its own result, so halves replace it.
+    """
+    found = [each.name for each in protocols(images) if each.name != "leave_one_out"]
+    return sorted({HALVES, *found}, key=("query_gallery", HALVES, "catalogue").index)
+
+
 def _with_queries(images: ImageSet, name: str, count: int) -> Protocol:
     """The protocol with `count` of its queries (0: all)."""
-    full = protocols(images, name)[0]
+    full = halves(images) if name == HALVES else protocols(images, name)[0]
     drawn = drawn_evenly(images, full.queries, count, seed=0)
     at = np.searchsorted(full.queries, drawn)
     return dataclasses.replace(full, queries=drawn, exclude=full.exclude[at])
@@ -314,7 +350,7 @@ def added_to_similarity(evidence: ImageReranker) -> ImageReranker:
 def _blocks(split: Split, protocol: Protocol) -> Iterator[tuple[slice, ImageFeatures, np.ndarray]]:
     for begin in range(0, len(protocol.queries), BLOCK):
         rows = slice(begin, begin + BLOCK)
-        yield rows, split.known.rows(protocol.queries[rows]), protocol.exclude[rows]
+        yield rows, split.queries(protocol.queries[rows]), protocol.exclude[rows]
 
 
 def _scores(

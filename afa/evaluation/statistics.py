@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
+from scipy.special import stdtrit
 
 from afa.errors import UserError
 from afa.evaluation.metrics.retrieval import check_finite
@@ -18,7 +19,6 @@ from afa.evaluation.metrics.retrieval import check_finite
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 CHUNK = 1000  # resamples at a time
-BISECTIONS = 60  # enough for the precision of a double
 
 
 @dataclass(frozen=True)
@@ -112,34 +112,7 @@ def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
         raise UserError(f"an interval needs at least 2 values, not {len(sample)}")
     check_finite("values", sample)
     spread = sample.std(ddof=1) / math.sqrt(len(sample))
-    return float(sample.mean()), float(student_t(len(sample) - 1) * spread)
-
-
-def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """Quantile t of Student's distribution with P(|T| < t) = `confidence`.
-
-    With tan(a) = t/sqrt(freedom), P(|T| < t) is a finite sum of powers of cos(a) for an integer
-    number of degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4); a is found by bisection.
-
-    Args:
-      freedom: degrees of freedom.
-    """
-    odd = freedom % 2
-    step = np.arange(1, (freedom - odd) // 2)
-    ratio = (2 * step) / (2 * step + 1) if odd else (2 * step - 1) / (2 * step)
-
-    def within(angle: float) -> float:
-        series = 1.0 + np.cumprod(ratio * math.cos(angle) ** 2).sum()
-        if not odd:
-            return math.sin(angle) * series
-        tail = math.sin(angle) * math.cos(angle) * series if freedom > 1 else 0.0
-        return (angle + tail) * 2 / math.pi
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if within(middle) < confidence else (low, middle)
-    return math.tan(low) * math.sqrt(freedom)
+    return float(sample.mean()), float(stdtrit(len(sample) - 1, (1 + CONFIDENCE) / 2) * spread)
 
 
 # ---- helpers -----------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def flops(function: Callable, *args: PyTree) -> float:
 def costs(networks: Networks, variables: Mapping[str, PyTree], config: ExperimentConfig) -> Costs:
     """Counts the FLOPs of every network for one image."""
     size = config.data.image_size
-    image, z = jnp.zeros((1, size, size, 3)), jnp.zeros((1, networks.latent_dim))
+    image = jnp.zeros((1, size, size, 3))
 
     def count(module: object, name: str, *args: PyTree, **kwargs: object) -> float:
         if module is None:
@@ -144,7 +144,7 @@ def costs(networks: Networks, variables: Mapping[str, PyTree], config: Experimen
 
     return Costs(
         count(networks.embedder, "embedder", image, train=False),
-        count(networks.generator, "generator", image, z, method="restore"),
+        count(networks.generator, "generator", image, method="restore"),
         count(networks.discriminator, "discriminator", image, train=False),
         config.adversarial.gate != "fixed",
     )

@@ -16,7 +16,7 @@ from afa.data.types import ImageSet
 from afa.errors import UserError
 from afa.models import backbones, layers
 from afa.models.embedder import named
-from afa.models.fusion import fuse
+from afa.models.fusion import Role, fuse
 from afa.models.heads import LocalFeatures
 from afa.models.networks import Networks
 from afa.train.steps import to_unit
@@ -38,9 +38,11 @@ class DescriptorBlocks:
     blocks: dict[str, Float32[np.ndarray, "n _"]]
     gates: dict[str, Float32[np.ndarray, "n"]]
 
-    def fused(self, weights: Mapping[str, float]) -> Float32[np.ndarray, "n d"]:
+    def fused(
+        self, weights: Mapping[str, float], role: Role = "query"
+    ) -> Float32[np.ndarray, "n d"]:
         """Fuses the blocks into one unit vector per image (`afa.models.fusion.fuse`)."""
-        return np.asarray(_fuse(self.blocks, weights, self.gates))
+        return np.asarray(_fuse(self.blocks, weights, self.gates, role))
 
     def rows(self, index: np.ndarray) -> "DescriptorBlocks":
         """The images at `index`."""
@@ -60,7 +62,11 @@ class Pyramid:
     rest: DescriptorBlocks
 
     def fused(
-        self, weights: Mapping[str, float], scales: Sequence[float], power: float = 1.0
+        self,
+        weights: Mapping[str, float],
+        scales: Sequence[float],
+        power: float = 1.0,
+        role: Role = "query",
     ) -> Float32[np.ndarray, "n d"]:
         """Fuses the blocks into one unit vector per image; each block is averaged over scales.
 
@@ -75,7 +81,7 @@ class Pyramid:
             name: _mean([self.scales[each].blocks[name] for each in scales], power)
             for name in names
         }
-        return DescriptorBlocks(blocks | self.rest.blocks, self.rest.gates).fused(weights)
+        return DescriptorBlocks(blocks | self.rest.blocks, self.rest.gates).fused(weights, role)
 
 
 def _mean(blocks: Sequence[Float32[np.ndarray, "n d"]], power: float) -> Float32[np.ndarray, "n d"]:
@@ -92,12 +98,14 @@ def _signed_power(x: Float32[np.ndarray, "n d"], power: float) -> Float32[np.nda
     return np.sign(x) * np.abs(x) ** np.float32(power)
 
 
-@functools.partial(jax.jit, static_argnames="names")
-def _fuse_named(blocks: PyTree, weights: PyTree, gates: PyTree, names: tuple[str, ...]) -> Array:
-    return fuse(blocks, {name: weights[name] for name in names}, gates)
+@functools.partial(jax.jit, static_argnames=("names", "role"))
+def _fuse_named(
+    blocks: PyTree, weights: PyTree, gates: PyTree, names: tuple[str, ...], role: Role
+) -> Array:
+    return fuse(blocks, {name: weights[name] for name in names}, gates, role)
 
 
-def _fuse(blocks: PyTree, weights: Mapping[str, float], gates: PyTree) -> Array:
+def _fuse(blocks: PyTree, weights: Mapping[str, float], gates: PyTree, role: Role) -> Array:
     # Weights are traced, so that trying many weights needs one compilation.
     names = tuple(weights)
     return _fuse_named(
@@ -105,6 +113,7 @@ def _fuse(blocks: PyTree, weights: Mapping[str, float], gates: PyTree) -> Array:
         {name: np.float32(weight) for name, weight in weights.items()},
         {name: gate for name, gate in gates.items() if name in names},
         names,
+        role,
     )
 
 
@@ -131,7 +140,7 @@ class Embedding:
         self._blocks = parallel.map_rows(all_blocks)
         self._plain = parallel.map_rows(plain)
         self._restore = parallel.map_rows(restore)
-        self._fused: dict[tuple[tuple[str, float], ...], Callable] = {}
+        self._fused: dict[tuple[tuple[tuple[str, float], ...], Role], Callable] = {}
         self._some: dict[tuple[str, ...], Callable] = {}
         self._pooled: dict[tuple[str, ...], Callable] = {}
         self._local_features: dict[int, Callable] = {}
@@ -184,18 +193,20 @@ class Embedding:
         """Returns the input images and the images restored by G, both in [0, 1]."""
         return self._over(self._restore, variables, images, corruption)
 
-    def fused(self, weights: Mapping[str, float]) -> Callable[..., Float32[np.ndarray, "n d"]]:
+    def fused(
+        self, weights: Mapping[str, float], role: Role = "query"
+    ) -> Callable[..., Float32[np.ndarray, "n d"]]:
         """Returns the function (variables, images, corruption=None) -> fused unit vectors.
 
         This is the function that search uses. Only blocks with a weight are computed; each choice
         of weights is compiled once.
         """
-        key = tuple(weights.items())
+        key = tuple(weights.items()), role if self.networks.gated else "query"
         if key not in self._fused:
 
             def embed(variables: PyTree, images: Array) -> Array:
                 blocks, gates = self.networks.blocks(variables, to_unit(images), tuple(weights))
-                return fuse(blocks, weights, gates)
+                return fuse(blocks, weights, gates, role)
 
             self._fused[key] = parallel.map_rows(embed)
         mapped = self._fused[key]
@@ -203,8 +214,25 @@ class Embedding:
             mapped, variables, images, corruption
         )
 
+    def in_both_roles(
+        self, weights: Mapping[str, float]
+    ) -> Callable[..., tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n d"]]]:
+        """As `fused`, but returns the vectors of the images as queries and as gallery."""
+
+        def embed(variables: PyTree, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+            as_query = self.fused(weights)(variables, images)
+            if not self.networks.gated:
+                return as_query, as_query
+            return as_query, self.fused(weights, "gallery")(variables, images)
+
+        return embed
+
     def multi_scale(
-        self, weights: Mapping[str, float], scales: Sequence[float], power: float = 1.0
+        self,
+        weights: Mapping[str, float],
+        scales: Sequence[float],
+        power: float = 1.0,
+        role: Role = "query",
     ) -> Callable[..., Float32[np.ndarray, "n d"]]:
         """As `fused`, with images at several scales (`Pyramid.fused`)."""
 
@@ -212,7 +240,7 @@ class Embedding:
             variables: PyTree, images: ImageSet, corruption: Corruptions = None
         ) -> Float32[np.ndarray, "n d"]:
             pyramid = self.pyramid(variables, images, weights, scales, corruption)
-            return pyramid.fused(weights, scales, power)
+            return pyramid.fused(weights, scales, power, role)
 
         return embed
 
@@ -265,15 +293,22 @@ class Embedding:
     def _over(
         self, function: Callable, variables: PyTree, images: ImageSet, corruption: Corruptions
     ) -> PyTree:
-        """Applies a mapped function to all images, in batches of one shape."""
-        size = self.config.evaluation.batch_size
+        """Applies a mapped function to all images, in batches of one shape, shared among
+        processes."""
+        size, mine = self.config.evaluation.batch_size, parallel.share(len(images))
+        part = (
+            images if mine == slice(0, len(images)) else images.subset(np.arange(len(images))[mine])
+        )
+        if corruption is not None and not isinstance(corruption, tuple):
+            corruption = corruption[mine]
         outputs = []
         seed = self.config.evaluation.corruption_seed
-        for batch in eval_batches(images, self.config.data, size, corruption, seed):
+        for batch in eval_batches(part, self.config.data, size, corruption, seed):
             padding = np.repeat(batch[-1:], size - len(batch), axis=0)
             out = function(variables, np.concatenate([batch, padding]))
             outputs.append(jax.tree.map(functools.partial(_first, len(batch)), out))
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+        return parallel.gather_shares(joined, len(images))
 
 
 def scaled_side(config: ExperimentConfig, scale: float) -> int:

@@ -1,6 +1,13 @@
-"""Losses: one file a metric loss, found by name in `LOSSES`; `adversarial` for G and D.
+"""Losses: one file per metric loss, registered in `LOSSES`; `adversarial` holds those of G and D.
 
-Each is a frozen dataclass with its published settings; see `base`.
+A metric loss is a frozen dataclass whose defaults are the published settings; see `base`.
+
+>>> import afa
+>>> sorted(afa.losses.LOSSES)[:3]
+['arcface', 'contrastive', 'multi_similarity']
+>>> loss = afa.losses.LOSSES["arcface"](margin=0.3)
+>>> loss.scale, loss.margin
+(64.0, 0.3)
 """
 
 from afa.errors import choose
@@ -30,13 +37,13 @@ LOSSES: dict[str, type[Loss]] = {
 
 
 def named(name: str, like: Loss) -> Loss:
-    """The loss of that name with its published settings; `like` itself when it has that name.
+    """Returns the named loss with its published settings, or `like` if it has that name.
 
     Args:
-      like: gives the weights of the descriptor blocks, which all losses have.
+      like: source of the weights of the descriptor blocks, which all losses share.
 
     Raises:
-      UserError: there is no such loss.
+      UserError: unknown loss.
     """
     chosen = choose("loss.name", name, LOSSES)
     if name == like.name:

@@ -1,9 +1,9 @@
-"""What every metric loss is: a frozen dataclass with the published settings and two functions.
+"""Base class of the metric losses: a frozen dataclass of settings with `init` and `apply`.
 
-Symbols of all losses: x_i unit descriptor with label y_i, p_c unit proxy of class c,
-s_ij = x_i . x_j the cosine, P(i) the other rows of the same class, N(i) the rows of other classes.
+Notation: x_i unit descriptor with label y_i, p_c unit proxy of class c, s_ij = x_i . x_j the cosine
+similarity, P(i) the other samples of the same class, N(i) the samples of other classes.
 
-A loss of your own is one file with one subclass of `Loss` and one line of `afa.losses.LOSSES`.
+To add a loss, write a subclass of `Loss` in a new file and add it to `afa.losses.LOSSES`.
 """
 
 import abc
@@ -22,17 +22,16 @@ Labels = Int[Array, "n"]
 Proxies = Float[Array, "c d"]
 Scalar = Float[Array, ""]
 
-FAR = -1e9  # stands for "not a candidate" in a maximum
+FAR = -1e9  # masks entries that are not candidates of a maximum
 
 
 class State(flax.struct.PyTreeNode):
-    """What a loss keeps from step to step, for one descriptor block. Dictionaries of arrays, so
-    that checkpoints can hold them.
+    """State of a loss for one descriptor block. Nested dictionaries of arrays, for checkpointing.
 
     Attributes:
-      params: learned with F's optimiser settings, without weight decay but on leaves named
+      params: trained with the optimiser settings of F; weight decay applies only to leaves named
         "kernel".
-      memory: no gradient reaches it; a step replaces it by what `apply` returns.
+      memory: not trained; each step replaces it by the value that `apply` returns.
     """
 
     params: PyTree = flax.struct.field(default_factory=dict)
@@ -44,44 +43,44 @@ class Loss(abc.ABC):
     """A metric loss and its settings.
 
     Class attributes:
-      uses_proxies: the loss trains the class head. Otherwise the class head, which also gives the
-        posterior, is trained beside it (`afa.losses.metric`).
+      uses_proxies: whether the loss trains the class head. If not, a normalised softmax trains it
+        for the class posterior (`afa.losses.metric`).
     """
 
     uses_proxies: ClassVar[bool] = False
 
     name: str = ""
-    """Metric loss; its settings follow, and those of another with `--loss.name=NAME --help`."""
+    """Metric loss; its settings follow. `--loss.name=NAME --help` shows those of another loss."""
     local_weight: float = bounded(0.5, least=0)
-    """Weight of the loss of the local descriptor beside the global one (weight 1)."""
+    """Weight of the loss on the local descriptor; the global descriptor has weight 1."""
     fused_weight: float = bounded(0.5, least=0)
-    """Weight of the loss of the fused (global, local) descriptor."""
+    """Weight of the loss on the fused (global and local) descriptor."""
 
     @property
     def posterior_temperature(self) -> float:
-        """Divides the cosines to the class head in the posterior; 0.05 is that of normalised
-        softmax, which trains the class head of a loss without proxies."""
+        """Temperature of the class posterior. 0.05 is that of the normalised softmax, which trains
+        the class head for losses without proxies."""
         return 0.05
 
     def init(self, key: Key[Array, ""], classes: int, dim: int) -> State:
-        """The state before the first step; empty unless a loss has one.
+        """Returns the initial state; empty by default.
 
         Args:
-          key: for random first values; another for every descriptor block.
+          key: for random initial values; different for each descriptor block.
           classes: number of training classes.
-          dim: length of the descriptors.
+          dim: descriptor dimension.
         """
         return State()
 
     @abc.abstractmethod
     def apply(self, state: State, x: Rows, y: Labels, proxies: Proxies) -> tuple[Scalar, State]:
-        """The loss of a global batch, the same on every device, and the next state.
+        """Returns the loss of the global batch and the next state, the same on every device.
 
         Args:
-          state: as `init` or the step before made it.
-          x: unit descriptors of all devices' rows.
-          y: their training classes, 0 to c - 1.
-          proxies: unit rows of the class head, one a class. Gradients reach them.
+          state: from `init` or the previous step.
+          x: unit descriptors of the global batch, gathered from all devices.
+          y: training class indices, 0 to c - 1.
+          proxies: unit proxy of each class, the rows of the class head. They receive gradients.
         """
 
 
@@ -91,21 +90,21 @@ def pairs(labels: Labels) -> tuple[Bool[Array, "n n"], Bool[Array, "n n"]]:
     return same & ~jnp.eye(len(labels), dtype=bool), ~same
 
 
-def mean_over(values: Float[Array, "..."], chosen: Bool[Array, "..."]) -> Scalar:
-    """Mean of the chosen values; 0 when there are none."""
-    return jnp.sum(jnp.where(chosen, values, 0)) / jnp.maximum(jnp.sum(chosen), 1)
+def mean_over(values: Float[Array, "..."], selected: Bool[Array, "..."]) -> Scalar:
+    """Mean of the selected values; 0 if none is selected."""
+    return jnp.sum(jnp.where(selected, values, 0)) / jnp.maximum(jnp.sum(selected), 1)
 
 
 def log1p_sum(
-    exponents: Float[Array, "..."], chosen: Bool[Array, "..."], axis: int
+    exponents: Float[Array, "..."], selected: Bool[Array, "..."], axis: int
 ) -> Float[Array, "..."]:
-    """log(1 + sum exp(exponent)) of the chosen entries along an axis, without overflow."""
-    terms = jnp.where(chosen, exponents, FAR)
+    """log(1 + sum exp(exponent)) of the selected entries along an axis, without overflow."""
+    terms = jnp.where(selected, exponents, FAR)
     zero = jnp.zeros_like(jax.lax.slice_in_dim(terms, 0, 1, axis=axis))
     return jax.nn.logsumexp(jnp.concatenate([zero, terms], axis), axis=axis)
 
 
 def cross_entropy(logits: Float[Array, "n c"], labels: Labels) -> Scalar:
     """mean_i -log softmax(logits_i)[y_i]."""
-    chosen = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
+    target = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - target)

@@ -1,4 +1,4 @@
-"""Contrastive loss on cosines."""
+"""Contrastive loss on cosine similarities."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ class Contrastive(Loss):
 
     name: str = "contrastive"
     margin: float = bounded(0.5, least=-1, most=1)
-    """m, the cosine that negatives should stay below (0.5: Wang et al. 2020, cross-batch memory,
+    """m, upper bound on the cosine of negatives (0.5: Wang et al. 2020, cross-batch memory,
     authors' code)."""
 
     def apply(self, state: State, x: Rows, y: Labels, proxies: Proxies) -> tuple[Scalar, State]:

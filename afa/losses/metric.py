@@ -1,4 +1,4 @@
-"""The metric loss of a step: the chosen loss over the global, local and fused descriptors."""
+"""Metric loss of a training step, over the global, local and fused descriptors."""
 
 from collections.abc import Mapping
 
@@ -17,11 +17,11 @@ def _weights(loss: Loss) -> dict[str, float]:
 def init(
     loss: Loss, key: Key[Array, ""], classes: int, dims: Mapping[str, int]
 ) -> dict[str, State]:
-    """The loss's state for every descriptor block that it weighs above 0.
+    """Returns the initial state of the loss for each descriptor block of positive weight.
 
     Args:
       classes: number of training classes.
-      dims: length of the descriptors of every block: "global", "local", "fused".
+      dims: dimension of each block: "global", "local", "fused".
     """
     blocks = [name for name, weight in _weights(loss).items() if weight > 0]
     keys = jax.random.split(key, len(blocks))
@@ -35,24 +35,24 @@ def metric_loss(
     labels: Labels,
     proxies: Mapping[str, Proxies],
 ) -> tuple[Scalar, dict[str, State]]:
-    """The chosen loss over the descriptor blocks, weighted, and the next state of each.
+    """Returns the weighted mean of the loss over the descriptor blocks, and the next states.
 
-    A loss without proxies leaves the class head to normalised softmax on descriptors that pass no
-    gradient on: the posterior is part of the method.
+    For a loss without proxies, a normalised softmax trains the class head, which gives the class
+    posterior. It sees the descriptors through a stop-gradient, so it does not train F.
 
     Args:
-      states: block -> state, of `init`.
+      states: block -> state, from `init` or the previous step.
       blocks: block -> unit descriptors of the global batch.
-      labels: their training classes.
-      proxies: block -> unit rows of the class head.
+      labels: training class indices.
+      proxies: block -> unit proxies, the rows of the class head.
     """
-    weights, after = _weights(loss), {}
+    weights, new_states = _weights(loss), {}
     total = jnp.zeros(())
     for name, weight in weights.items():
         if weight > 0:
-            value, after[name] = loss.apply(states[name], blocks[name], labels, proxies[name])
+            value, new_states[name] = loss.apply(states[name], blocks[name], labels, proxies[name])
             total += weight * value
         if not loss.uses_proxies:
-            fixed = jax.lax.stop_gradient(blocks[name])
-            total += norm_softmax(fixed, labels, proxies[name], loss.posterior_temperature)
-    return total / sum(weights.values()), after
+            detached = jax.lax.stop_gradient(blocks[name])
+            total += norm_softmax(detached, labels, proxies[name], loss.posterior_temperature)
+    return total / sum(weights.values()), new_states

@@ -1,4 +1,4 @@
-"""Normalised softmax: classification by cosines."""
+"""Normalised softmax: cross-entropy over cosine similarities to the proxies."""
 
 import dataclasses
 from typing import ClassVar

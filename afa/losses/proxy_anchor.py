@@ -1,4 +1,4 @@
-"""Proxy-Anchor: every proxy is an anchor that sees the whole batch."""
+"""Proxy-Anchor: compares every proxy, as an anchor, with the whole batch."""
 
 import dataclasses
 from typing import ClassVar
@@ -21,7 +21,7 @@ class ProxyAnchor(Loss):
 
     name: str = "proxy_anchor"
     scale: float = bounded(32.0, above=0)
-    """alpha, multiplies the cosine (published: 32)."""
+    """alpha, factor on the cosine (published: 32)."""
     margin: float = bounded(0.1, least=0, most=2)
     """delta, on the cosine (published: 0.1)."""
 
@@ -31,7 +31,7 @@ class ProxyAnchor(Loss):
 
     def apply(self, state: State, x: Rows, y: Labels, proxies: Proxies) -> tuple[Scalar, State]:
         cosine, a, d = x @ proxies.T, self.scale, self.margin
-        own = jax.nn.one_hot(y, len(proxies), dtype=bool)
-        positive = log1p_sum(-a * (cosine - d), own, axis=0)
-        negative = log1p_sum(a * (cosine + d), ~own, axis=0)
-        return mean_over(positive, own.any(0)) + negative.mean(), state
+        is_own = jax.nn.one_hot(y, len(proxies), dtype=bool)
+        positive = log1p_sum(-a * (cosine - d), is_own, axis=0)
+        negative = log1p_sum(a * (cosine + d), ~is_own, axis=0)
+        return mean_over(positive, is_own.any(0)) + negative.mean(), state

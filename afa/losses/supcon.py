@@ -22,7 +22,7 @@ class SupCon(Loss):
 
     def apply(self, state: State, x: Rows, y: Labels, proxies: Proxies) -> tuple[Scalar, State]:
         logits = jnp.where(jnp.eye(len(y), dtype=bool), FAR, x @ x.T / self.temperature)
-        log_share = logits - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+        log_prob = logits - jax.nn.logsumexp(logits, axis=1, keepdims=True)
         positive, _ = pairs(y)
-        share = jnp.sum(jnp.where(positive, log_share, 0), 1) / jnp.maximum(positive.sum(1), 1)
-        return mean_over(-share, positive.any(1)), state
+        mean = jnp.sum(jnp.where(positive, log_prob, 0), 1) / jnp.maximum(positive.sum(1), 1)
+        return mean_over(-mean, positive.any(1)), state

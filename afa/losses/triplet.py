@@ -1,4 +1,4 @@
-"""Triplet loss with the hardest pairs of the batch."""
+"""Triplet loss with batch-hard mining."""
 
 import dataclasses
 
@@ -11,8 +11,8 @@ from afa.losses.base import FAR, Labels, Loss, Proxies, Rows, Scalar, State, mea
 
 @dataclasses.dataclass(frozen=True)
 class Triplet(Loss):
-    """Triplet loss with the hardest positive and negative of the batch (Hermans et al. 2017,
-    equation 5) on cosines: mean_i max(0, max_N s - min_P s + m)."""
+    """Triplet loss with batch-hard mining (Hermans et al. 2017, equation 5) on cosines:
+    mean_i max(0, max_N s - min_P s + m)."""
 
     name: str = "triplet"
     margin: float = bounded(0.1, least=0, most=2)
@@ -24,6 +24,6 @@ class Triplet(Loss):
         positive, negative = pairs(y)
         hardest_positive = jnp.min(jnp.where(positive, s, -FAR), axis=1)
         hardest_negative = jnp.max(jnp.where(negative, s, FAR), axis=1)
-        usable = positive.any(1) & negative.any(1)
+        valid = positive.any(1) & negative.any(1)
         excess = jax.nn.relu(hardest_negative - hardest_positive + self.margin)
-        return mean_over(excess, usable), state
+        return mean_over(excess, valid), state

@@ -1,2 +1,2 @@
-"""The networks: backbones, pooling heads, generator, discriminator, fusion, and the embedder that
-composes them. Pure linen modules: `module.apply(variables, x)`."""
+"""Networks as linen modules: backbones, pooling heads, the embedder that composes them, generator,
+discriminator, and fusion."""

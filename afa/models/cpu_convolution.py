@@ -1,9 +1,9 @@
 """Convolution that is fast on CPUs too.
 
-On an accelerator it is `lax.conv_general_dilated`. XLA's CPU convolution reaches half of the speed
-of its matrix products, its gradient to the kernel a quarter to a seventh, and on maps smaller than
-the kernel it is a hundred times too slow. A convolution is also a product of matrices over cut-out
-windows: here it is that, of as many images at a time as have their windows in the cache.
+On an accelerator it is `lax.conv_general_dilated`. On CPUs, XLA's convolution reaches half of the
+speed of its matrix products, its kernel gradient a quarter to a seventh, and on maps smaller than
+the kernel it is a hundred times slower. Here a convolution is a matrix product over windows
+(im2col), in blocks of as many images as have their windows in the CPU cache.
 """
 
 import functools
@@ -18,10 +18,10 @@ from jaxtyping import Array, Float
 
 from afa import parallel
 
-# Bytes of windows that the cache holds: on two cores the training step of the ResNets is slower
-# with 2.5 and with 10 MiB, and other backbones are on the whole no faster with 3 or 8.
+# Bytes of windows per block. Measured on two cores: training steps of ResNets are slower with 2.5
+# and 10 MiB, those of other backbones not faster overall with 3 or 8 MiB.
 CACHE = 5 << 20
-# Channels of the convolution that several groups of a grouped one share.
+# Channels of the convolutions into which small groups of a grouped convolution are merged.
 GROUPED_CHANNELS = 32
 
 Pads = tuple[tuple[int, int], ...]
@@ -30,28 +30,31 @@ Steps = tuple[int, ...]
 
 @jax.custom_vjp
 def product(rows: Float[Array, "n k"], kernel: Float[Array, "k d"]) -> Float[Array, "n d"]:
-    """`rows @ kernel`, with a gradient that is fast on the CPU."""
+    """`rows @ kernel`, with a gradient that is fast on CPUs."""
     return rows @ kernel
 
 
 product.defvjp(
     lambda rows, kernel: (rows @ kernel, (rows, kernel)),
-    lambda kept, cotangent: (cotangent @ kept[1].T, _over_rows([kept[0]], cotangent)[0]),
+    lambda kept, cotangent: (cotangent @ kept[1].T, _transposed_products([kept[0]], cotangent)[0]),
 )
 
 
-def _over_rows(
+def _transposed_products(
     taps: Sequence[Float[Array, "n k"]], cotangent: Float[Array, "n d"]
 ) -> Float[Array, "taps k d"]:
-    """`rows.T @ slope` of every tap. XLA has a fast product of matrices but none over rows, so one
-    side is turned over in memory first: every tap, or the slope and then what comes of it, which of
-    the two moves less. The barriers keep XLA from merging the turns into what uses them."""
-    fixed = lax.optimization_barrier
+    """Returns `tap.T @ cotangent` for every tap.
+
+    XLA's matrix product over rows is slow, so one operand is transposed in memory first: the taps,
+    or the cotangent and then the result, whichever moves less data. The barriers keep XLA from
+    fusing the transposes into the products.
+    """
+    barrier = lax.optimization_barrier
     (rows, depth), width = taps[0].shape, cotangent.shape[1]
     if rows * depth * len(taps) < rows * width + len(taps) * depth * width:
-        return jnp.stack([fixed(fixed(tap).T) @ cotangent for tap in taps])
-    turned = fixed(fixed(cotangent).T)
-    return fixed(jnp.stack([turned @ fixed(tap) for tap in taps]).swapaxes(1, 2))
+        return jnp.stack([barrier(barrier(tap).T) @ cotangent for tap in taps])
+    transposed = barrier(barrier(cotangent).T)
+    return barrier(jnp.stack([transposed @ barrier(tap) for tap in taps]).swapaxes(1, 2))
 
 
 def _flat(maps: Float[Array, "b h w c"]) -> Float[Array, "n c"]:
@@ -59,10 +62,10 @@ def _flat(maps: Float[Array, "b h w c"]) -> Float[Array, "n c"]:
 
 
 def _windows(lhs: Array, kernel: Sequence[int], steps: Steps, pads: Pads) -> list[Array]:
-    """What every tap of the kernel sees: maps of the convolved size, taps row by row."""
+    """Returns the input of every kernel tap, row by row, as maps of the output size."""
     if any(sum(pair) for pair in pads):
         lhs = jnp.pad(lhs, ((0, 0), *pads, (0, 0)))
-    height, width = _convolved(lhs.shape[1:3], kernel, steps, ((0, 0), (0, 0)))
+    height, width = _output_size(lhs.shape[1:3], kernel, steps, ((0, 0), (0, 0)))
     (sy, sx) = steps
     return [
         lhs[:, dy : dy + (height - 1) * sy + 1 : sy, dx : dx + (width - 1) * sx + 1 : sx]
@@ -71,8 +74,8 @@ def _windows(lhs: Array, kernel: Sequence[int], steps: Steps, pads: Pads) -> lis
     ]
 
 
-def _convolved(size: Sequence[int], kernel: Sequence[int], steps: Steps, pads: Pads) -> list[int]:
-    """Sides of the convolved map."""
+def _output_size(size: Sequence[int], kernel: Sequence[int], steps: Steps, pads: Pads) -> list[int]:
+    """Returns height and width of the output map."""
     each = zip(size, kernel, steps, pads, strict=True)
     return [(side + sum(pad) - k) // step + 1 for side, k, step, pad in each]
 
@@ -80,7 +83,7 @@ def _convolved(size: Sequence[int], kernel: Sequence[int], steps: Steps, pads: P
 def im2col(
     lhs: Float[Array, "b h w c"], rhs: Float[Array, "kh kw c d"], steps: Steps, pads: Pads
 ) -> Float[Array, "b y x d"]:
-    """The convolution as one matrix product over cut-out windows laid side by side."""
+    """The convolution as one matrix product over concatenated windows."""
     windows = _windows(lhs, rhs.shape[:2], steps, pads)
     columns = windows[0] if len(windows) == 1 else jnp.concatenate(windows, axis=-1)
     return product(_flat(columns), _flat(rhs)).reshape(*columns.shape[:3], rhs.shape[-1])
@@ -89,15 +92,15 @@ def im2col(
 def xla(
     lhs: Float[Array, "b h w c"], rhs: Float[Array, "kh kw c d"], steps: Steps, pads: Pads
 ) -> Float[Array, "b y x d"]:
-    """The convolution as XLA has it."""
+    """XLA's own convolution."""
     dimensions = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(lhs, rhs, steps, pads, dimension_numbers=dimensions)
 
 
 def _block(lhs: Array, rhs: Array, steps: Steps, pads: Pads) -> int:
-    """How many images' windows fit into the cache: a divisor of the batch, or 0 if not even one
-    image's do."""
-    sides = _convolved(lhs.shape[1:3], rhs.shape[:2], steps, pads)
+    """Returns how many images have windows that fit into `CACHE`: a divisor of the batch size, or 0
+    if those of one image do not fit."""
+    sides = _output_size(lhs.shape[1:3], rhs.shape[:2], steps, pads)
     image = math.prod(sides) * math.prod(rhs.shape[:3]) * lhs.dtype.itemsize
     fitting = range(1, min(len(lhs), CACHE // image) + 1)
     return max((n for n in fitting if len(lhs) % n == 0), default=0)
@@ -111,7 +114,7 @@ def _in_blocks(maps: Array, block: int) -> Array:
 def on_cpu(
     lhs: Float[Array, "b h w c"], rhs: Float[Array, "kh kw c d"], steps: Steps, pads: Pads
 ) -> Float[Array, "b y x d"]:
-    """The convolution and its gradients, each in its faster form; equal up to rounding."""
+    """The convolution and its gradients, each in the faster form; equal up to rounding."""
     block = _block(lhs, rhs, steps, pads)
     if block == 0:
         return xla(lhs, rhs, steps, pads)
@@ -125,14 +128,14 @@ def _forward(lhs: Array, rhs: Array, steps: Steps, pads: Pads) -> tuple[Array, t
     return on_cpu(lhs, rhs, steps, pads), (lhs, rhs)
 
 
-def _to_input(form: Callable, lhs: Array, rhs: Array, cotangent: Array) -> Array:
+def _input_cotangent(form: Callable, lhs: Array, rhs: Array, cotangent: Array) -> Array:
     return jax.vjp(lambda x: form(x, rhs), jnp.zeros_like(lhs))[1](cotangent)[0]
 
 
-def _to_kernel(lhs: Array, rhs: Array, steps: Steps, pads: Pads, cotangent: Array) -> Array:
-    # Tap by tap: laying the windows side by side would only move memory.
+def _kernel_cotangent(lhs: Array, rhs: Array, steps: Steps, pads: Pads, cotangent: Array) -> Array:
+    # Per tap: concatenating the windows would only move memory.
     taps = [_flat(window) for window in _windows(lhs, rhs.shape[:2], steps, pads)]
-    return _over_rows(taps, _flat(cotangent)).reshape(rhs.shape)
+    return _transposed_products(taps, _flat(cotangent)).reshape(rhs.shape)
 
 
 def _backward(
@@ -142,18 +145,20 @@ def _backward(
     block = _block(lhs, rhs, steps, pads)
     form = functools.partial(im2col if block else xla, steps=steps, pads=pads)
     if block == len(lhs):
-        return _to_input(form, lhs, rhs, cotangent), _to_kernel(lhs, rhs, steps, pads, cotangent)
+        return _input_cotangent(form, lhs, rhs, cotangent), _kernel_cotangent(
+            lhs, rhs, steps, pads, cotangent
+        )
 
-    def one(total: Array, both: tuple[Array, Array]) -> tuple[Array, Array | None]:
-        x, s = both
-        to_input = _to_input(form, x, rhs, s) if block else None
-        return total + _to_kernel(x, rhs, steps, pads, s), to_input
+    def one_block(total: Array, both: tuple[Array, Array]) -> tuple[Array, Array | None]:
+        x, dy = both
+        input_cotangent = _input_cotangent(form, x, rhs, dy) if block else None
+        return total + _kernel_cotangent(x, rhs, steps, pads, dy), input_cotangent
 
     blocks = (_in_blocks(lhs, block or 1), _in_blocks(cotangent, block or 1))
-    to_kernel, to_input = lax.scan(one, jnp.zeros_like(rhs), blocks)
-    if to_input is None:
-        return _to_input(form, lhs, rhs, cotangent), to_kernel
-    return to_input.reshape(lhs.shape), to_kernel
+    kernel_cotangent, input_cotangent = lax.scan(one_block, jnp.zeros_like(rhs), blocks)
+    if input_cotangent is None:
+        return _input_cotangent(form, lhs, rhs, cotangent), kernel_cotangent
+    return input_cotangent.reshape(lhs.shape), kernel_cotangent
 
 
 on_cpu.defvjp(_forward, _backward)
@@ -163,11 +168,11 @@ def grouped(
     lhs: Float[Array, "b h w c"], rhs: Float[Array, "kh kw cg d"], steps: Steps, pads: Pads,
     groups: int,
 ) -> Float[Array, "b y x d"]:  # fmt: skip
-    """A convolution whose channels fall into groups that do not see each other.
+    """Grouped convolution on the CPU.
 
-    XLA's own gradient takes seconds. Here several groups share a convolution with zeros between
-    them, since a product of four channels costs as much as one of thirty; where every channel is a
-    group of its own (depthwise), the windows are weighed and summed as they are.
+    XLA's own gradient takes seconds. Here several small groups are merged into one convolution with
+    a block-diagonal kernel, because a matrix product with 4 channels costs as much as with 30. A
+    depthwise convolution is a weighted sum of the windows.
     """
     inside, out = rhs.shape[2], rhs.shape[3] // groups
     if inside == out == 1:
@@ -197,9 +202,10 @@ def convolution(
     feature_group_count: int = 1,
     **rest: Any,
 ) -> Float[Array, "b y x d"]:
-    """`lax.conv_general_dilated` of NHWC maps, by `on_cpu` where there is no accelerator.
+    """Drop-in for `lax.conv_general_dilated` on NHWC maps; uses `on_cpu` without an accelerator.
 
-    `padding` is "SAME", "VALID" or one (before, after) pair a side.
+    Args:
+      padding: "SAME", "VALID" or a (before, after) pair per spatial dimension.
     """
     dilated = any(step != 1 for step in (*(lhs_dilation or ()), *(rhs_dilation or ())))
     if parallel.accelerated() or dilated:
@@ -219,6 +225,6 @@ def convolution(
     pads = tuple((int(before), int(after)) for before, after in padding)
     if feature_group_count > 1:
         return grouped(lhs, rhs, steps, pads, feature_group_count)
-    if kernel == (1, 1):  # a product of matrices as it stands
+    if kernel == (1, 1):  # a plain matrix product
         return im2col(lhs, rhs, steps, pads)
     return on_cpu(lhs, rhs, steps, pads)

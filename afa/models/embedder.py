@@ -1,4 +1,4 @@
-"""The embedder F: backbone and heads composed, image -> unit descriptors."""
+"""The embedder F: backbone and heads, image -> unit descriptors."""
 
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ Proxies = dict[str, Float[Array, "classes _"]]
 
 
 class Descriptors(NamedTuple):
-    """Unit descriptors of a batch: the global view (b, d) and the local view (b, l)."""
+    """Unit descriptors of a batch: global (b, d) and local (b, l)."""
 
     global_descriptor: Float[Array, "b d"]
     local: Float[Array, "b l"]
@@ -28,8 +28,8 @@ class Descriptors(NamedTuple):
 class Embedder(nn.Module):
     """F with its heads: image in [0, 1] -> mid map -> unit descriptors.
 
-    The rows of the class head are unit directions, one a training class ("proxies"), for either
-    view; the proxy losses train them, and they give the class posterior.
+    The rows of the two class heads (global and local), normalised to unit length, are the proxies
+    of the training classes. Proxy losses train them, and they give the class posterior.
     """
 
     backbone: Any
@@ -48,8 +48,8 @@ class Embedder(nn.Module):
         self.local_head = LocalHead(self.local_dim, self.dtype)
 
         def proxies(name: str, dim: int) -> Float[Array, "classes d"]:
-            # Of length about 1: only directions matter, and the shorter a proxy, the faster an
-            # optimiser with steps of fixed size can turn it.
+            # Length about 1: only the direction matters, and with update steps of fixed size a
+            # shorter proxy changes its direction faster.
             return self.param(name, nn.initializers.normal(dim**-0.5), (self.classes, dim))
 
         self.class_head = proxies("class_head", self.embedding_dim)
@@ -58,7 +58,7 @@ class Embedder(nn.Module):
     def lower(
         self, images: Images, *, train: bool, branch: layers.Branch = "clean"
     ) -> Float[Array, "b y x c"]:
-        """Image -> mid map."""
+        """Computes the mid map of an image."""
         expected = self.preprocessing
         images = views.level(images) if self.standardise else images
         images = images if expected.channels == "rgb" else images[..., ::-1]
@@ -69,22 +69,24 @@ class Embedder(nn.Module):
     def upper(
         self, mid: Float[Array, "b y x c"], *, train: bool, branch: layers.Branch = "clean"
     ) -> Descriptors:
-        """Mid map -> descriptors."""
+        """Computes the descriptors from the mid map."""
         with self.frozen.statistics(self.backbone):
             last = self.backbone.upper(mid, train, branch)
         if self.is_initializing() and self.backbone.options.classes:
-            self.backbone.logits(last)  # training never calls it, and its parameters have to be
-        return Descriptors(self.global_head(self._whole(last)), self.local_head(self._grid(mid)))
+            self.backbone.logits(last)  # creates its parameters, which training does not use
+        return Descriptors(
+            self.global_head(self._global_input(last)), self.local_head(self._local_input(mid))
+        )
 
-    def _whole(self, last: Float[Array, "b v u d"]) -> Float[Array, "b *places d"]:
+    def _global_input(self, last: Float[Array, "b v u d"]) -> Float[Array, "b *places d"]:
         return self.backbone.pool(last) if hasattr(self.backbone, "pool") else last
 
-    def _grid(self, mid: Float[Array, "b y x c"]) -> Float[Array, "b h w c"]:
+    def _local_input(self, mid: Float[Array, "b y x c"]) -> Float[Array, "b h w c"]:
         return self.backbone.grid(mid) if hasattr(self.backbone, "grid") else mid
 
     def local_features(self, images: Images, count: int) -> LocalFeatures:
-        """Image -> the strongest places of its local view, for geometric verification."""
-        return self.local_head.strongest(self._grid(self.lower(images, train=False)), count)
+        """Computes the `count` strongest local features of an image, for geometric verification."""
+        return self.local_head.strongest(self._local_input(self.lower(images, train=False)), count)
 
     def __call__(
         self, images: Images, *, train: bool, branch: layers.Branch = "clean"
@@ -93,21 +95,22 @@ class Embedder(nn.Module):
         return self.upper(mid, train=train, branch=branch)
 
     def logits(self, images: Images) -> Float[Array, "b n"]:
-        """Image -> scores of the classes that the published backbone was trained on."""
+        """Computes the logits of the published classifier."""
         mid = self.lower(images, train=False)
         return self.backbone.logits(self.backbone.upper(mid, False, "clean"))
 
     def pooled(self, images: Images) -> Descriptors:
-        """Image -> means of its last map and of its mid map, at unit length: F without heads."""
+        """Computes unit descriptors without the heads: means of the last map and of the mid map."""
         mid = self.lower(images, train=False)
-        last = self._whole(self.backbone.upper(mid, False, "clean"))
+        last = self._global_input(self.backbone.upper(mid, False, "clean"))
         means = (
-            x.astype(jnp.float32).mean(tuple(range(1, x.ndim - 1))) for x in (last, self._grid(mid))
+            x.astype(jnp.float32).mean(tuple(range(1, x.ndim - 1)))
+            for x in (last, self._local_input(mid))
         )
         return Descriptors(*map(layers.l2_normalise, means))
 
     def proxies(self) -> Proxies:
-        """Unit proxies of the training classes: global, local and fused."""
+        """Returns the unit proxies of the training classes: global, local and fused."""
         blocks = {
             "global": layers.l2_normalise(self.class_head),
             "local": layers.l2_normalise(self.local_class_head),
@@ -115,22 +118,22 @@ class Embedder(nn.Module):
         return blocks | {"fused": fuse(blocks, FUSED)}
 
     def posterior(self, global_descriptor: Float[Array, "b d"]) -> Float[Array, "b classes"]:
-        """Class decision: softmax of the cosines to the global proxies."""
+        """Computes the class posterior: softmax of the cosines to the global proxies."""
         return nn.softmax(global_descriptor @ self.proxies()["global"].T / self.temperature)
 
 
-# What the metric loss trains as the fused descriptor; the weights of a search are chosen later, on
-# validation classes, over more blocks.
+# Weights of the fused descriptor in the metric loss. The weights for search are chosen later, on
+# validation classes, for more blocks.
 FUSED = {"global": 1.0, "local": 0.5}
 
 
 def dims(embedder: Embedder) -> dict[str, int]:
-    """Length of each of the descriptors that a metric loss is applied to."""
+    """Returns the dimension of each descriptor that the metric loss is applied to."""
     parts = {"global": embedder.embedding_dim, "local": embedder.local_dim}
     return parts | {"fused": sum(parts.values())}
 
 
 def named(descriptors: Descriptors) -> dict[str, Float[Array, "b _"]]:
-    """The descriptors a metric loss is applied to, by the names of their proxies."""
+    """Returns the descriptors that the metric loss is applied to, keyed as their proxies."""
     blocks = {"global": descriptors.global_descriptor, "local": descriptors.local}
     return blocks | {"fused": fuse(blocks, FUSED)}

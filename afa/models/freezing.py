@@ -1,4 +1,4 @@
-"""What of a pretrained backbone stays as it is."""
+"""Freezing parts of a pretrained backbone."""
 
 import re
 from collections.abc import Iterator
@@ -16,34 +16,37 @@ class Frozen:
     """Frozen parts of a backbone.
 
     Attributes:
-      stages: how many, from the image upwards; their parameters and statistics do not move.
-      norm: whether the statistics of all other stages keep still too.
+      stages: number of frozen stages, from the input on; their parameters and BatchNorm statistics
+        are not updated.
+      norm: also freeze the BatchNorm statistics of all other stages.
     """
 
     stages: int = 0
     norm: bool = False
 
     def holds(self, backbone: Any, name: str) -> bool:
-        """Whether a part of the backbone is not trained: one of a frozen stage, or of the published
-        classifier, which belongs to no stage."""
+        """Returns whether a part of the backbone is frozen: it belongs to a frozen stage, or to the
+        published classifier, which belongs to no stage."""
         stages = [re.compile(each) for each in backbone.STAGES]
-        at = next((i for i, stage in enumerate(stages) if stage.fullmatch(name)), -1)
-        return at < self.stages
+        index = next((i for i, stage in enumerate(stages) if stage.fullmatch(name)), -1)
+        return index < self.stages
 
     @contextmanager
     def statistics(self, backbone: Any) -> Iterator[None]:
-        """Inside, every BatchNorm of a still part takes its stored statistics in training too."""
+        """Context in which frozen BatchNorm layers use their stored statistics in training too."""
         if not (self.stages or self.norm):
             yield
             return
         depth = len(backbone.path)
 
-        def still(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        def intercept(
+            call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
+        ) -> Any:
             if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
                 name = context.module.path[depth]
                 if self.norm or self.holds(backbone, name):
                     kwargs = kwargs | {"train": False}
             return call(*args, **kwargs)
 
-        with nn.intercept_methods(still):
+        with nn.intercept_methods(intercept):
             yield

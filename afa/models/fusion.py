@@ -1,8 +1,12 @@
-"""Fusion: the descriptors of one image become one unit vector, so that any index can search it.
+"""Fusion of the descriptors of an image into one unit vector, which any index can search.
 
-The vector is the concatenation of unit blocks, block i scaled by sqrt(w_i g_i): w_i is the weight
-of the block (chosen on validation classes), g_i in [0, 1] the gate of this image. With gates of
-one, the dot product of two fused vectors is the weighted mean of the blocks' similarities.
+The vector concatenates unit blocks, block i scaled by sqrt(w_i g_i), where w_i is the weight of the
+block (chosen on validation classes) and g_i in [0, 1] the gate of this image. If all gates are 1,
+the dot product of two fused vectors is the weighted mean of the cosine similarities of the blocks.
+
+A gate that is not fixed belongs to the query x alone: its restored view x^ takes the share g and x
+the rest, and a gallery image y has F(y) in both blocks. The dot product is then, up to a factor of
+each image, w_x sqrt(1 - g) s(x, y) + w_r sqrt(g) s(x^, y): the gate can close either.
 """
 
 from collections.abc import Mapping
@@ -16,27 +20,48 @@ from afa.models import layers
 
 Blocks = Mapping[str, Float[Array, "b _"]]
 Gate = Literal["fixed", "learned", "verdict"]
+Role = Literal["query", "gallery"]  # of an image in a search
 
 
 def fuse(
     blocks: Blocks,
     weights: Mapping[str, float | Float[Array, ""]],
     gates: Mapping[str, Float[Array, "b"]] | None = None,
+    role: Role = "query",
 ) -> Float[Array, "b d"]:
-    """One unit vector an image: sqrt(weight * gate) times every block named in `weights`."""
+    """Fuses descriptor blocks into one unit vector per image.
+
+    Args:
+      blocks: block name -> unit descriptors.
+      weights: block name -> weight; blocks without a weight are not used.
+      gates: of the query's blocks (`shares`), 1 by default; "global" among them says that the gate
+        is not fixed, and that a gallery image has its global descriptor in both blocks.
+      role: of the images.
+    """
+    gates = {} if gates is None else gates
+    if role == "gallery" and "global" in gates:
+        blocks, gates = {**blocks, "restored": blocks["global"]}, {}
     parts = []
     for name, weight in weights.items():
-        gate = 1.0 if gates is None or name not in gates else gates[name][:, None]
-        # The epsilon keeps the gradient of the root finite where a gate closes.
+        gate = gates[name][:, None] if name in gates else 1.0
+        # The epsilon keeps the gradient of the square root finite at a gate of 0.
         parts.append(jnp.sqrt(weight * gate + 1e-12) * blocks[name])
     return layers.l2_normalise(jnp.concatenate(parts, axis=-1))
 
 
-class RestorationGate(nn.Module):
-    """How far to trust the restored image x^ beside the image x itself, in [0, 1].
+def shares(kind: Gate, gate: Float[Array, "b"]) -> dict[str, Float[Array, "b"]]:
+    """Gates of a query's blocks: x^ takes the share of the gate, and x the rest of it unless the
+    gate is fixed."""
+    return {"restored": gate} if kind == "fixed" else {"global": 1 - gate, "restored": gate}
 
-    fixed: 1. verdict: sigmoid(D(x^) - D(x)): the discriminator finds x^ closer to the ideal than x.
-    learned: a linear function of both global descriptors, trained with the metric loss.
+
+class RestorationGate(nn.Module):
+    """Gate of the block of the restored image x^, in [0, 1].
+
+    Kinds:
+      fixed: 1.
+      verdict: sigmoid(D(x^) - D(x)), from the discriminator logits of x^ and of the image x.
+      learned: sigmoid of a linear function of both global descriptors, trained by the metric loss.
     """
 
     kind: Gate

@@ -1,4 +1,4 @@
-"""From maps to descriptors: the global view and the local view of an image."""
+"""Pooling heads: feature maps to the global and the local descriptor of an image."""
 
 from typing import NamedTuple
 
@@ -12,11 +12,11 @@ from afa.models import layers
 
 
 class LocalFeatures(NamedTuple):
-    """The strongest places of images, strongest first.
+    """The strongest local features of images, in descending order of attention.
 
     Attributes:
-      strength: attention, as a share of the whole map's.
-      position: centre (x, y), as a share of the map's width and height.
+      strength: attention; all positions of a map sum to 1.
+      position: centre (x, y), as fractions of the width and height of the map.
       descriptor: unit vectors.
     """
 
@@ -26,12 +26,12 @@ class LocalFeatures(NamedTuple):
 
 
 class GlobalHead(nn.Module):
-    """Map (or vector, of a network that pools itself) to descriptor.
+    """Global descriptor of a map, or of a vector if the network pools itself.
 
-    Generalised-mean pooling (Radenovic et al. 2018, equation 3), layer normalisation without
-    affine part (Zhai & Wu 2019, section 3.2), linear map, unit length.
+    Generalised-mean (GeM) pooling (Radenovic et al. 2018, equation 3), layer normalisation without
+    scale and bias (Zhai & Wu 2019, section 3.2), linear layer, L2 normalisation.
 
-    f = (mean_i max(x_i, eps)^p)^(1/p), computed in float32; p is learned.
+    GeM: f = (mean_i max(x_i, eps)^p)^(1/p), computed in float32; p is learned.
     """
 
     dim: int
@@ -42,9 +42,9 @@ class GlobalHead(nn.Module):
         pooled = x.astype(jnp.float32)
         if x.ndim == 4:
             p = self.param("power", nn.initializers.constant(self.power), ())
-            # The floor keeps the gradient of x^p finite where a whole map is zero.
+            # The lower bound keeps the gradient of x^p finite for maps of zeros.
             pooled = jnp.mean(jnp.maximum(pooled, 1e-4) ** p, axis=(1, 2)) ** (1 / p)
-        # Pooled maps are positive and share a large mean, which would make all cosines alike.
+        # Pooled maps are positive with a large common mean, which would make all cosines similar.
         centred = nn.LayerNorm(use_scale=False, use_bias=False, name="norm")(pooled)
         return layers.l2_normalise(nn.Dense(self.dim, name="linear")(centred))
 
@@ -52,8 +52,8 @@ class GlobalHead(nn.Module):
 class LocalHead(nn.Module):
     """Attention-pooled local descriptors of the mid map (after DELF, Noh et al. 2017).
 
-    Each place of the map gets a unit descriptor d_i and an attention a_i = softplus(x_i) / sum; the
-    local view is sum_i a_i d_i at unit length. The pairs (a_i, d_i) themselves serve re-ranking.
+    Each position i of the map has a unit descriptor d_i and an attention a_i = softplus(x_i) / sum.
+    The local descriptor is the L2-normalised sum_i a_i d_i. Re-ranking uses the pairs (a_i, d_i).
     """
 
     dim: int
@@ -66,24 +66,24 @@ class LocalHead(nn.Module):
     def local_features(
         self, mid: Float[Array, "b h w c"]
     ) -> tuple[Float[Array, "b p"], Float[Array, "b p d"]]:
-        """Attention (of sum 1) and unit descriptor of every place of the map."""
+        """Returns the attention (with sum 1) and the unit descriptor of every map position."""
         batch = mid.shape[0]
         x = self.attend(mid).astype(jnp.float32).reshape(batch, -1)
-        # In logarithms, where softplus(x) ~ e^x: an image without anything to attend to would
-        # else have a descriptor of length 0.
-        logarithm = jnp.where(x < -15, x, jnp.log(nn.softplus(jnp.maximum(x, -15))))
-        attention = nn.softmax(logarithm)
+        # In log space, where softplus(x) ~ e^x for small x. Otherwise all attentions could round to
+        # 0, and the descriptor would have length 0.
+        log_attention = jnp.where(x < -15, x, jnp.log(nn.softplus(jnp.maximum(x, -15))))
+        attention = nn.softmax(log_attention)
         descriptors = layers.l2_normalise(self.describe(mid).reshape(batch, -1, self.dim))
         return attention, descriptors
 
     def strongest(self, mid: Float[Array, "b h w c"], count: int) -> LocalFeatures:
-        """The places with the most attention: `count` of them, or all when the map has fewer."""
+        """Returns the `count` local features of highest attention; all if the map has fewer."""
         attention, descriptors = self.local_features(mid)
         _, height, width, _ = mid.shape
-        strength, which = lax.top_k(attention, min(count, height * width))
-        centre = jnp.stack([(which % width + 0.5) / width, (which // width + 0.5) / height], -1)
+        strength, index = lax.top_k(attention, min(count, height * width))
+        centre = jnp.stack([(index % width + 0.5) / width, (index // width + 0.5) / height], -1)
         return LocalFeatures(
-            strength, centre, jnp.take_along_axis(descriptors, which[..., None], axis=1)
+            strength, centre, jnp.take_along_axis(descriptors, index[..., None], axis=1)
         )
 
     def __call__(self, mid: Float[Array, "b h w c"]) -> Float[Array, "b {self.dim}"]:

@@ -1,5 +1,5 @@
-"""Layers every network here is made of: convolutions, and BatchNorm with a second set of
-statistics."""
+"""Shared layers: convolution, BatchNorm and LayerNorm with a second set for the adversarial branch,
+pooling."""
 
 import functools
 from collections.abc import Callable
@@ -19,9 +19,10 @@ Dtype = Any
 
 
 def apply(module: nn.Module | None, variables: Any, *args: Any, **kwargs: Any) -> Any:
-    """`module.apply`, whose declared type in linen (a union with mutated variables) fits no caller.
+    """Calls `module.apply`, with a return type that suits all callers (linen declares a union).
 
-    A module that may be missing, because the run has no adversarial part, has to be there.
+    `module` must not be None. The type allows it because networks of the adversarial part are
+    optional.
     """
     assert module is not None
     return module.apply(variables, *args, **kwargs)
@@ -42,8 +43,8 @@ def conv(
     name: str | None = None,
     kernel_init: Callable = he_normal,
 ) -> nn.Conv:
-    """A convolution; unless told otherwise its padding is (kernel - 1) / 2 on every side, so that
-    a stride of 2 halves exactly."""
+    """Returns a convolution; the default padding is (kernel - 1) / 2 on each side, so that a stride
+    of 2 halves even sides exactly."""
     sides = (kernel, kernel) if isinstance(kernel, int) else kernel
     pads = [(side - 1) // 2 if padding is None else padding for side in sides]
     return nn.Conv(
@@ -61,11 +62,11 @@ def conv(
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all devices, with one set of statistics a branch.
+    """Batch normalisation over all devices, with separate statistics for each branch.
 
-    The clean and the adversarial branch share scale and bias and keep means and variances apart,
-    because their inputs are distributed differently (AdvProp, Xie et al. 2020, section 4; there
-    the affine part is doubled too, which would double what a pretrained file must fill).
+    The clean and the adversarial branch share scale and bias but have separate means and variances,
+    because their inputs are distributed differently (AdvProp, Xie et al. 2020, section 4). AdvProp
+    also duplicates scale and bias; here they are shared, as in pretrained weights.
     """
 
     momentum: float = 0.9
@@ -101,7 +102,7 @@ class BatchNorm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, BatchNorm, ReLU: the brick of the Inception networks."""
+    """Convolution, BatchNorm, ReLU: the basic unit of the Inception networks."""
 
     features: int
     kernel: int | tuple[int, int] = 1
@@ -123,10 +124,10 @@ class ConvNorm(nn.Module):
 class LayerNorm(nn.Module):
     """Layer normalisation, with a second scale and bias for the adversarial branch.
 
-    There are no statistics to keep apart, as BatchNorm has; what AdvProp's second set is there for,
-    a normalisation that the adversarial branch cannot spoil for the clean one, is done by an affine
-    part of its own. It is stored as the difference from the clean one and starts at zero, so that a
-    pretrained file fills both.
+    LayerNorm has no running statistics to separate, as BatchNorm has (AdvProp, Xie et al. 2020).
+    Instead the adversarial branch has its own scale and bias, so that it does not affect the
+    normalisation of the clean branch. They are stored as differences from the clean ones and start
+    at zero, so that pretrained weights apply to both branches.
     """
 
     epsilon: float = 1e-6
@@ -139,10 +140,10 @@ class LayerNorm(nn.Module):
         shape = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
-        more_scale = self.param("adversarial_scale", nn.initializers.zeros, shape)
-        more_bias = self.param("adversarial_bias", nn.initializers.zeros, shape)
+        delta_scale = self.param("adversarial_scale", nn.initializers.zeros, shape)
+        delta_bias = self.param("adversarial_bias", nn.initializers.zeros, shape)
         if branch == "adversarial":
-            scale, bias = scale + more_scale, bias + more_bias
+            scale, bias = scale + delta_scale, bias + delta_bias
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
@@ -156,13 +157,13 @@ def max_pool(
     padding: int = 1,
     ceil: bool = False,
 ) -> Float[Array, "b y x c"]:
-    """Maximum over square windows; of equal places the first gets the slope.
+    """Max pooling over square windows; among equal values, the first receives the gradient.
 
-    On the CPU by comparing shifted maps, along rows and then along columns: XLA's gradient of a
-    pooling window takes as long there as ten convolutions.
+    On the CPU it compares shifted maps, along rows and then along columns, because XLA's gradient
+    of a pooling window takes as long there as ten convolutions.
 
     Args:
-      ceil: a last window that hangs over the edge counts too (`ceil_mode` of PyTorch).
+      ceil: also use a last window that extends beyond the edge (`ceil_mode` of PyTorch).
     """
     pads = [_pads(side, kernel, strides, padding, ceil) for side in x.shape[1:3]]
     if parallel.accelerated():
@@ -175,7 +176,7 @@ def max_pool(
 def avg_pool(
     x: Float[Array, "b h w c"], kernel: int, strides: int, padding: int = 0
 ) -> Float[Array, "b y x c"]:
-    """Mean over square windows, the zeros of the padding among them; on the CPU as `max_pool`."""
+    """Average pooling over square windows, including zero padding; on the CPU as `max_pool`."""
     pads = [_pads(side, kernel, strides, padding, False) for side in x.shape[1:3]]
     if parallel.accelerated():
         return nn.avg_pool(x, (kernel, kernel), (strides, strides), padding=pads)  # pyright: ignore
@@ -185,7 +186,7 @@ def avg_pool(
 
 
 def _pads(side: int, kernel: int, strides: int, padding: int, ceil: bool) -> tuple[int, int]:
-    """Padding before and after; a window must begin inside the map or its padding before."""
+    """Returns the padding before and after; a window must not begin in the padding after."""
     steps = (side + 2 * padding - kernel + (strides - 1 if ceil else 0)) // strides
     if ceil and steps * strides >= side + padding:
         steps -= 1
@@ -195,7 +196,7 @@ def _pads(side: int, kernel: int, strides: int, padding: int, ceil: bool) -> tup
 def _shifted(
     x: Array, axis: int, kernel: int, strides: int, pads: tuple[int, int], fill: float
 ) -> list[Array]:
-    """What each place of a window sees along one axis, over all windows."""
+    """Returns the input of each window position along one axis, over all windows."""
     if any(pads):
         around = [pads if each == axis else (0, 0) for each in range(x.ndim)]
         x = jnp.pad(x, around, constant_values=fill)
@@ -204,16 +205,16 @@ def _shifted(
 
 
 def _larger(a: Array, b: Array) -> Array:
-    # No `jnp.maximum`: it would share the slope among equal places.
+    # Not `jnp.maximum`, which would split the gradient between equal values.
     return jnp.where(a >= b, a, b)
 
 
 def adaptive_avg_pool(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b side side c"]:
-    """Mean over `side` x `side` windows that cover a map of any size, as PyTorch cuts them."""
+    """Adaptive average pooling to `side` x `side`, with the windows of PyTorch."""
 
     def windows(length: int) -> np.ndarray:
-        place, at = np.arange(length), np.arange(side)[:, None]
-        inside = (place >= at * length // side) & (place < -(-(at + 1) * length // side))
+        i, k = np.arange(length), np.arange(side)[:, None]
+        inside = (i >= k * length // side) & (i < -(-(k + 1) * length // side))
         return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
 
     down, across = windows(x.shape[1]), windows(x.shape[2])
@@ -221,7 +222,7 @@ def adaptive_avg_pool(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b 
 
 
 def l2_normalise(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-    """Unit vectors in float32; the epsilon inside the root keeps the gradient of 0 finite."""
+    """L2 normalisation in float32; the epsilon keeps the gradient finite at 0."""
     x = x.astype(jnp.float32)
     return x * lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
 

@@ -1,4 +1,4 @@
-"""Every network of a run, built from its configuration, and what search computes with them."""
+"""The networks of a run, built from its configuration, and the descriptors for search."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -17,16 +17,16 @@ from afa.models.backbones.contract import Options, Preprocessing
 from afa.models.discriminator import Discriminator, Verdict
 from afa.models.embedder import IMAGENET_CLASSES, Descriptors, Embedder, Images
 from afa.models.freezing import Frozen
-from afa.models.fusion import RestorationGate
+from afa.models.fusion import RestorationGate, shares
 from afa.models.generator import Generator
 from afa.models.heads import LocalFeatures
 
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """The modules of one run; their variables live in `afa.train.state.TrainState`.
+    """The modules of one run; their variables are in `afa.train.state.TrainState`.
 
-    Without the adversarial part `generator`, `discriminator` and `gate` are None.
+    Without the adversarial part, `generator`, `discriminator` and `gate` are None.
     """
 
     embedder: Embedder
@@ -38,33 +38,40 @@ class Networks:
     restored_branch: layers.Branch
 
     def init(self, key: Key[Array, ""], image_size: int) -> dict[str, PyTree]:
-        """Fresh variables of every network: name -> {"params": ..., "batch_stats": ...}."""
+        """Initialises all networks: name -> {"params": ..., "batch_stats": ...}."""
         images = jnp.zeros((1, image_size, image_size, 3))
         z = jnp.zeros((1, self.latent_dim))
         names = ("embedder", "generator", "discriminator", "gate")
         keys = jax.random.split(key, len(names))
 
-        def fresh(name: str, module: nn.Module | None, *args: Any, **kwargs: Any) -> PyTree:
+        def initialise(name: str, module: nn.Module | None, *args: Any, **kwargs: Any) -> PyTree:
             assert module is not None
             init = parallel.compiled_once(lambda k: module.init(k, *args, **kwargs))
             variables = init(keys[names.index(name)])
             return {each: variables.get(each, {}) for each in ("params", "batch_stats")}
 
-        variables = {"embedder": fresh("embedder", self.embedder, images, train=True)}
+        variables = {"embedder": initialise("embedder", self.embedder, images, train=True)}
         if self.generator is not None:
             unit, logit = jnp.zeros((1, self.embedder.embedding_dim)), jnp.zeros(1)
             variables |= {
-                "generator": fresh("generator", self.generator, images, z),
-                "discriminator": fresh("discriminator", self.discriminator, images, train=False),
-                "gate": fresh("gate", self.gate, unit, unit, logit, logit),
+                "generator": initialise("generator", self.generator, images, z),
+                "discriminator": initialise(
+                    "discriminator", self.discriminator, images, train=False
+                ),
+                "gate": initialise("gate", self.gate, unit, unit, logit, logit),
             }
         return variables
 
+    @property
+    def gated(self) -> bool:
+        """Whether an image has another vector as a query than in the gallery."""
+        return self.gate is not None and self.gate.kind != "fixed"
+
     def block_names(self) -> tuple[str, ...]:
-        """Every descriptor block there is for search."""
-        game = () if self.generator is None else ("restored", "discriminator")
+        """Returns the names of all descriptor blocks for search."""
+        adversarial = () if self.generator is None else ("restored", "discriminator")
         original = ("imagenet",) if self.embedder.backbone.options.classes else ()
-        return ("global", "local", "posterior", *original, *self.view_names, *game)
+        return ("global", "local", "posterior", *original, *self.view_names, *adversarial)
 
     def blocks(
         self,
@@ -72,24 +79,28 @@ class Networks:
         images: Images,
         wanted: Collection[str] | None = None,
     ) -> tuple[dict[str, Float[Array, "b _"]], dict[str, Float[Array, "b"]]]:
-        """Descriptor blocks of a batch for search, and the gate of G's view.
+        """Computes the descriptor blocks of a batch and their gates (`afa.models.fusion.shares`).
 
-        Blocks: "global", "local", "posterior", with the published classifier "imagenet" (its own
-        posterior), one a second view ("flip", ...), and with a generator "restored" (F of G(x)) and
-        "discriminator" (D's features of x). The noise input of G is zero, so that an image has one
-        descriptor. All views run through F as one batch.
+        Blocks: "global", "local", "posterior"; with the published classifier, "imagenet" (its
+        posterior); one per second view ("flip", ...); with a generator, "restored" (F of G(x)) and
+        "discriminator" (features of D). All views pass through F as one batch.
 
         Args:
-          wanted: names of the blocks to compute; None is all of them.
+          variables: network name -> variables.
+          images: images in [0, 1].
+          wanted: names of the blocks to compute; None for all.
+
+        Returns:
+          Block name -> unit descriptors, and block name -> gate of each image.
         """
         wanted = self.block_names() if wanted is None else wanted
-        seen_as = {"global": images}
-        seen_as |= {n: views.VIEWS[n](images) for n in self.view_names if n in wanted}
+        inputs = {"global": images}
+        inputs |= {n: views.VIEWS[n](images) for n in self.view_names if n in wanted}
         if "restored" in wanted:
-            seen_as["restored"] = self.restore(variables, images)
-        described = self._described(variables, seen_as)
-        blocks = {name: each.global_descriptor for name, each in described.items()}
-        blocks["local"] = described["global"].local
+            inputs["restored"] = self.restore(variables, images)
+        descriptors = self._embed(variables, inputs)
+        blocks = {name: each.global_descriptor for name, each in descriptors.items()}
+        blocks["local"] = descriptors["global"].local
         if "posterior" in wanted:
             posterior = layers.apply(
                 self.embedder, variables["embedder"], blocks["global"], method="posterior"
@@ -100,33 +111,34 @@ class Networks:
             blocks["imagenet"] = layers.l2_normalise(nn.softmax(logits.astype(jnp.float32)))
         gates = {}
         if self.discriminator is not None and "discriminator" in wanted:
-            blocks["discriminator"] = self._verdict(variables, images).features
+            blocks["discriminator"] = self._discriminate(variables, images).features
         if self.gate is not None and "restored" in wanted:
-            # Both verdicts are dead code, and cost nothing, unless the gate asks for them.
-            logits = [self._verdict(variables, each).logit
-                      for each in (images, seen_as["restored"])]  # fmt: skip
-            gates["restored"] = layers.apply(
+            # XLA removes both logits as dead code unless the gate uses them.
+            logits = [self._discriminate(variables, each).logit
+                      for each in (images, inputs["restored"])]  # fmt: skip
+            opened = layers.apply(
                 self.gate, variables["gate"], blocks["global"], blocks["restored"], *logits
             )
+            gates = shares(self.gate.kind, opened)
         return blocks, gates
 
     def pooled(
         self, variables: Mapping[str, PyTree], images: Images, wanted: Collection[str]
     ) -> dict[str, Float[Array, "b _"]]:
-        """The blocks "global" and "local", and those of the wanted second views, of the backbone
-        alone (`Embedder.pooled`): what its weights are worth without a trained head."""
+        """Computes the blocks "global", "local" and those of the wanted second views without heads
+        (`Embedder.pooled`), as a baseline for the weights of the backbone."""
         names = ["global", *(name for name in self.view_names if name in wanted)]
-        seen_as = [images, *(views.VIEWS[name](images) for name in names[1:])]
+        inputs = [images, *(views.VIEWS[name](images) for name in names[1:])]
         out = layers.apply(
-            self.embedder, variables["embedder"], jnp.concatenate(seen_as), method="pooled"
+            self.embedder, variables["embedder"], jnp.concatenate(inputs), method="pooled"
         )
         global_descriptor, local = (jnp.split(each, len(names)) for each in out)
         return dict(zip(names, global_descriptor, strict=True)) | {"local": local[0]}
 
-    def _described(
+    def _embed(
         self, variables: Mapping[str, PyTree], images: Mapping[str, Images]
     ) -> dict[str, Descriptors]:
-        """Descriptors of several images of one batch, by one pass through F a branch."""
+        """Computes descriptors of several views of a batch, with one pass through F per branch."""
         found = {}
         for branch in ("clean", "adversarial"):
             names = [n for n in images if branch == self._branch(n)]
@@ -147,40 +159,38 @@ class Networks:
     def _branch(self, name: str) -> layers.Branch:
         return self.restored_branch if name == "restored" else "clean"
 
-    def _verdict(self, variables: Mapping[str, PyTree], images: Images) -> Verdict:
+    def _discriminate(self, variables: Mapping[str, PyTree], images: Images) -> Verdict:
         assert self.discriminator is not None
         return layers.apply(self.discriminator, variables["discriminator"], images, train=False)
 
     def local_features(
         self, variables: Mapping[str, PyTree], images: Images, count: int
     ) -> LocalFeatures:
-        """The `count` strongest places of the local view of every image."""
+        """Computes the `count` strongest local features of each image."""
         return layers.apply(
             self.embedder, variables["embedder"], images, count, method="local_features"
         )
 
     def restore(self, variables: Mapping[str, PyTree], images: Images) -> Images:
-        """x^ = G(x, 0), clipped to [0, 1]."""
+        """Computes x^ = G(x), in [0, 1]."""
         if self.generator is None:
             raise ValueError("this run has no generator")
-        z = jnp.zeros((images.shape[0], self.latent_dim))
-        restored = layers.apply(self.generator, variables["generator"], images, z, method="restore")
-        return jnp.clip(restored, 0, 1)
+        return layers.apply(self.generator, variables["generator"], images, method="restore")
 
 
 def dtype_of(precision: str) -> layers.Dtype:
-    """Compute type: bfloat16 where the device is fast at it, unless told otherwise."""
+    """Returns the compute type; "auto" is bfloat16 on accelerators and float32 on CPUs."""
     if precision == "auto":
         precision = "bfloat16" if parallel.accelerated() else "float32"
     return jnp.dtype(precision)
 
 
 def build_backbone(config: ExperimentConfig) -> Any:
-    """F's network alone.
+    """Builds the backbone of F.
 
     Raises:
-      UserError: unknown backbone, or one that has no such stem, stage, or is too deep for so small
-        images.
+      UserError: unknown backbone, a stem or number of stages that it does not have, or an image
+        size that it does not support.
     """
     chosen, size = config.backbone, config.data.image_size
     options = Options(
@@ -207,21 +217,21 @@ def build_backbone(config: ExperimentConfig) -> Any:
 
 
 def frozen_parts(config: ExperimentConfig) -> Frozen:
-    """What of F's network stays as it is."""
+    """Returns which parts of the backbone are frozen."""
     return Frozen(config.backbone.frozen_stages, config.backbone.frozen_norm)
 
 
 def expected_preprocessing(config: ExperimentConfig) -> Preprocessing:
-    """What F expects of an image: as configured, else as the network's published weights do."""
-    usual, chosen = backbones.member(config.backbone.name).preprocessing, config.backbone
+    """Returns the preprocessing of F: as configured, by default that of the published weights."""
+    default, chosen = backbones.member(config.backbone.name).preprocessing, config.backbone
     return Preprocessing(
-        chosen.mean or usual.mean, chosen.std or usual.std, chosen.channels or usual.channels,
-        usual.crop,
+        chosen.mean or default.mean, chosen.std or default.std, chosen.channels or default.channels,
+        default.crop,
     )  # fmt: skip
 
 
 def preprocessing_record(config: ExperimentConfig) -> dict[str, Any]:
-    """What the network does to an image's values first; stored with an index."""
+    """Returns the normalisation of pixel values as a dictionary; stored with an index."""
     expected = expected_preprocessing(config)
     return {
         "standardise": config.embedder.standardise,
@@ -232,7 +242,10 @@ def preprocessing_record(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def build_networks(config: ExperimentConfig, classes: int) -> Networks:
-    """All networks of an experiment with that many training classes.
+    """Builds all networks of an experiment.
+
+    Args:
+      classes: number of training classes.
 
     Raises:
       UserError: unknown view, or as `build_backbone`.
@@ -257,7 +270,9 @@ def build_networks(config: ExperimentConfig, classes: int) -> Networks:
         generator = discriminator = gate = None
     else:
         g, d = config.generator, config.discriminator
-        generator = Generator(g.width, g.levels, g.latent_dim, config.data.image_size, dtype)
+        generator = Generator(
+            g.width, g.levels, g.blocks, g.latent_dim, config.data.image_size, dtype
+        )
         discriminator = Discriminator(d.width, d.levels, d.spectral_norm, dtype)
         gate = RestorationGate(adversarial.gate)
     joint = config.train.schedule == "joint" and adversarial.generated_views > 0

@@ -1,7 +1,7 @@
-"""Second views of an image: functions from images to images, all fused by one mechanism.
+"""Second views of an image: functions from images to images, whose descriptors are fused.
 
-The restored view, G(x), is one more such function and is bound where the generator is at hand
-(`afa.models.embedder`). A new view is one function and one line of `VIEWS`.
+The restored view G(x) needs the generator and is computed in `afa.models.networks`. To add a view,
+write a function and add it to `VIEWS`.
 """
 
 from collections.abc import Callable
@@ -13,15 +13,15 @@ Images = Float[Array, "b h w 3"]
 
 
 def flip(images: Images) -> Images:
-    """Left and right exchanged."""
+    """Flips horizontally."""
     return images[:, :, ::-1]
 
 
 def median(images: Images) -> Images:
-    """3x3 median of every channel, edges repeated: by exchanging, since XLA sorts slowly.
+    """3x3 median filter per channel, with edge padding, by compare-exchange (XLA sorts slowly).
 
-    The median of nine is the middle of (largest of the columns' smallest, middle of the middles,
-    smallest of the largest), once every column of three is ordered (Smith 1996).
+    Sort each column of three. The median of nine is the median of: the maximum of the column
+    minima, the median of the column medians, and the minimum of the column maxima (Smith 1996).
     """
     rows = jnp.pad(images, ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
     low, middle, high = _order(rows[:, :-2], rows[:, 1:-1], rows[:, 2:])
@@ -43,18 +43,20 @@ def _order(a: Images, b: Images, c: Images) -> tuple[Images, Images, Images]:
 
 
 def standardise(images: Images) -> Images:
-    """Every channel of every image to mean 1/2 and standard deviation 1/4, clipped to [0, 1]."""
-    return jnp.clip(_at_one_contrast(images, (1, 2)), 0, 1)
+    """Standardises each channel to mean 1/2 and standard deviation 1/4, clipped to [0, 1]."""
+    return jnp.clip(_standardised(images, (1, 2)), 0, 1)
 
 
 def level(images: Images) -> Images:
-    """Every image to mean 1/2 and standard deviation 1/4 over all its pixels and channels: undoes
-    a change of brightness and contrast, and keeps colours. Not clipped."""
-    return _at_one_contrast(images, (1, 2, 3))
+    """Standardises each image to mean 1/2 and standard deviation 1/4 over all pixels and channels.
+
+    Removes differences of brightness and contrast, and keeps colours. Not clipped.
+    """
+    return _standardised(images, (1, 2, 3))
 
 
-def _at_one_contrast(images: Images, axes: tuple[int, ...]) -> Images:
-    """Mean 1/2 and standard deviation 1/4 over the axes; a flat image stays flat."""
+def _standardised(images: Images, axes: tuple[int, ...]) -> Images:
+    """Scales to mean 1/2 and standard deviation 1/4 over the axes; constant images stay so."""
     mean = images.mean(axes, keepdims=True)
     spread = jnp.sqrt(jnp.square(images - mean).mean(axes, keepdims=True) + 1e-4)
     return 0.5 + 0.25 * (images - mean) / spread

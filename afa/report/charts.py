@@ -8,7 +8,7 @@ colour, dash and marker.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from markupsafe import Markup, escape
@@ -120,18 +120,13 @@ def line_chart(
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(description)}" font-size="11" fill="var(--faint,#5c6168)">'
     ]
-    for tick in ticks:
-        y = place_y(tick)
-        out.append(
-            f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="var(--rule,#dcdcd8)"/>'
-            f'<text x="{LEFT - 6}" y="{y + 3.8:.1f}" text-anchor="end">'
-            f"{_tick_label(tick, digits)}</text>"
-        )
-    for x, text in x_ticks or [(x, compact(x)) for x in _ticks(x_low, x_high, count=4)[0]]:
-        out.append(
-            f'<text x="{place_x(x):.1f}" y="{HEIGHT - 7}" text-anchor="middle">'
-            f"{escape(text)}</text>"
-        )
+    out += _axes(
+        [(place_y(tick), _tick_label(tick, digits)) for tick in ticks],
+        [
+            (place_x(x), text)
+            for x, text in x_ticks or [(x, compact(x)) for x in _ticks(x_low, x_high, count=4)[0]]
+        ],
+    )
     for x, name in marks:
         out.append(
             f'<path d="M{place_x(x):.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="var(--faint,#5c6168)" '
@@ -140,6 +135,19 @@ def line_chart(
     for line in sorted(lines, key=lambda line: line.strong):
         out += _drawn(line, place_x, place_y, markers, "%" if percent else "")
     return Markup("".join([*out, "</svg>"]))
+
+
+def _axes(
+    rows: Sequence[tuple[Number, str]], columns: Sequence[tuple[Number, str]]
+) -> Iterator[str]:
+    """Draws horizontal grid lines with labels, and labels of the x axis: (position, text) pairs."""
+    for y, text in rows:
+        yield (
+            f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="var(--rule,#dcdcd8)"/>'
+            f'<text x="{LEFT - 6}" y="{y + 3.8:.1f}" text-anchor="end">{text}</text>'
+        )
+    for x, text in columns:
+        yield (f'<text x="{x:.1f}" y="{HEIGHT - 7}" text-anchor="middle">{escape(text)}</text>')
 
 
 def _drawn(

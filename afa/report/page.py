@@ -15,9 +15,9 @@ import jinja2
 from markupsafe import Markup
 
 from afa.console import BLANK, duration
+from afa.io import write_bytes
 from afa.report import charts, images
 from afa.report.images import Pixels
-from afa.train.logging import write_atomically
 
 FOLDER = Path(__file__).parent
 TEMPLATE = "page.html"
@@ -128,6 +128,7 @@ class Page:
       reference: name of the row that it is compared with.
       robustness: row -> corruption -> severity -> Recall@1.
       held_back: held-back corruptions.
+      restored: corruption -> mean PSNR in dB, "psnr_in" of the images and "psnr_out" after G.
       history: lines of metrics.jsonl (`afa.train.logging.read_history`).
       notes: warnings, shown at the top.
     """
@@ -149,6 +150,7 @@ class Page:
     queries: Sequence[QueryRow] = ()
     failures: Sequence[QueryRow] = ()
     restorations: Sequence[Restoration] = ()
+    restored: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     samples: Sequence[Pixels] = ()
     history: Sequence[Mapping[str, Any]] = ()
     robustness: Mapping[str, Mapping[str, Mapping[int, float]]] = dataclasses.field(
@@ -191,7 +193,7 @@ def write_report(path: Path | str, page: Page) -> None:
         curves=charts.training_charts(page.history),
         stages=charts.stage_starts(page.history),
     )
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
 
 
 def thumbnail(image: Pixels, longest: int = THUMBNAIL) -> Markup:

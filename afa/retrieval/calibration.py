@@ -9,11 +9,13 @@ is the share of unknown queries whose best score reaches it.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int
 
 from afa.errors import UserError
+from afa.io import file_sha256
 from afa.retrieval.exact import check_unit
 
 BLOCK = 256  # queries at a time
@@ -57,6 +59,27 @@ class Calibration:
             )
         # The next float above the highest score that must be rejected.
         return float(np.nextafter(np.float32(self.scores[count - allowed - 1]), np.float32(2)))
+
+
+def require_apart(unknown: Sequence[Path], gallery: Sequence[Path]) -> None:
+    """Checks that no image of the unknown queries is in the gallery.
+
+    Such an image scores 1, so that the threshold would reject every query.
+
+    Args:
+      unknown, gallery: image files; copies under another name are found as well.
+
+    Raises:
+      UserError: names the first such image.
+    """
+    sizes = {path.stat().st_size for path in gallery} & {path.stat().st_size for path in unknown}
+    held = {file_sha256(path): path for path in gallery if path.stat().st_size in sizes}
+    for path in unknown:
+        if path.stat().st_size in sizes and (same := held.get(file_sha256(path))):
+            raise UserError(
+                f"--calibrate: {path} is in the gallery too ({same}); it needs images of objects "
+                "that the gallery does not hold"
+            )
 
 
 def best_scores(

@@ -5,7 +5,6 @@ adds its own files to the same manifest, so that embeddings and index stay consi
 (`afa.retrieval.index`).
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from jaxtyping import Bool
 
 from afa import parallel
 from afa.errors import UserError
+from afa.io import joint_sha256
 from afa.manifest import (
     FORMAT,
     MANIFEST,
@@ -103,7 +103,7 @@ def contents(
         "format": FORMAT,
         "count": count,
         "dimension": dimension,
-        "sha256": hashlib.sha256("".join(parts).encode()).hexdigest(),
+        "sha256": joint_sha256(parts),
         "shards": shards,
         "removed": removed,
     }

@@ -1,12 +1,11 @@
 """Embeds a folder of images as rows of a gallery."""
 
-import os
 from collections.abc import Callable
 
 import numpy as np
 
 from afa.data.listing import Found, class_name
-from afa.data.readable import SHOWN, why_not
+from afa.data.readable import SHOWN, reading_threads, why_not
 from afa.data.types import Files, ImageSet
 from afa.errors import UserError, printable
 from afa.inference.load import TrainedEmbedder
@@ -46,7 +45,7 @@ def embed_folder(embedder: TrainedEmbedder, found: Found, note: Note) -> Records
             tuple(ids[begin : begin + count]),
             np.zeros(count, bool),
         )
-        vectors.append(embedder(images))
+        vectors.append(embedder(images, "gallery"))
         note(f"embedded {begin + count} of {len(paths)} images")
     folders = [found.files[i][:-1] for i in readable]
     classes = [class_name(parts[-1]) if parts else "" for parts in folders]
@@ -56,7 +55,7 @@ def embed_folder(embedder: TrainedEmbedder, found: Found, note: Note) -> Records
 
 def _readable(found: Found, note: Note) -> list[int]:
     """Indices of the images that can be read."""
-    reasons = why_not(found.paths, os.cpu_count() or 1)
+    reasons = why_not(found.paths, reading_threads())
     bad = [i for i, reason in enumerate(reasons) if reason]
     names = found.ids
     for i in bad[:SHOWN]:

@@ -14,13 +14,13 @@ from afa.data.sources import registry
 from afa.data.types import ImageSet, RawImage
 from afa.errors import UserError, printable
 from afa.inference.load import TrainedEmbedder
+from afa.io import write_atomically
 from afa.report.images import results_sheet
 from afa.retrieval import index as indexes
 from afa.retrieval.calibration import Calibration
 from afa.retrieval.index import Index
 from afa.retrieval.records import Id
 from afa.retrieval.rerank import serving
-from afa.train.logging import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,8 @@ class Searcher:
 
         Args:
           images: query image files.
-          k: results per query; None for the run's `retrieval.results`.
+          k: results per query; None for the run's `retrieval.results`, or the size of the gallery
+            if it is smaller.
           sheets: folder for the images that show the results; None for `searches` in the run or
             index.
           false_matches: false match rate of the "no match" threshold; None for no threshold.
@@ -136,7 +137,7 @@ class Searcher:
         if false_matches is not None:
             stored = self.index.manifest.get("unknown")
             threshold = Calibration.load(stored).threshold(false_matches)
-        k = self.config.retrieval.results if k is None else k
+        k = min(self.config.retrieval.results, len(self.index)) if k is None else k
         for path in images:  # check all queries before the first answer
             _read(path)
         sheets = sheets or self.directory / "searches"

@@ -12,6 +12,7 @@ from jaxtyping import Float64, Int64
 from afa.errors import UserError, choose
 from afa.evaluation import statistics
 from afa.evaluation.statistics import Estimate
+from afa.io import file_sha256, joint_sha256
 from afa.workdir import Workdir
 
 # Fields of result.json that must be equal: test images, queries and corruptions.
@@ -44,18 +45,40 @@ class Run:
           UserError: no run, a run that is not finished, or damaged files.
         """
         workdir = Workdir(path)
+        for part in (workdir.result, workdir.per_query):
+            if not part.is_file():
+                raise UserError(f"{path}: is not a finished run ({part} is missing)")
         try:
             result = json.loads(workdir.result.read_text("utf-8"))
             table = pq.read_table(workdir.per_query)
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{path}: is not a finished run ({error.filename} is missing)"
-            ) from None
-        except (ValueError, OSError) as error:
+            trained = tuple(result["config"]["data"]["corruptions"])
+            measured = dict(result["data"])
+        except KeyError as error:
+            raise UserError(f"{workdir.result} is damaged: it lacks {error}") from None
+        except (ValueError, OSError, TypeError) as error:
             raise UserError(f"{path}: is damaged ({error})") from None
-        trained = tuple(result["config"]["data"]["corruptions"])
         columns = {name: table.column(name).to_numpy() for name in table.column_names}
-        return cls(path, result["data"], trained, columns)
+        return cls(path, measured, trained, columns)
+
+
+def load(paths: Sequence[Path]) -> list[Run]:
+    """Reads run directories.
+
+    Raises:
+      UserError: as `Run.load`, or a run is given twice, even as a copy: it would count as several
+        runs.
+    """
+    runs: list[Run] = []
+    seen: dict[str, Path] = {}
+    for path in paths:
+        runs.append(Run.load(path))
+        workdir = Workdir(path)
+        digest = joint_sha256(map(file_sha256, (workdir.result, workdir.per_query)))
+        if digest in seen:
+            names = str(path) if path == seen[digest] else f"{seen[digest]} and {path}"
+            raise UserError(f"{names}: the same run is given twice; give each run once")
+        seen[digest] = path
+    return runs
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from afa.config import ExperimentConfig
+from afa.config import ExperimentConfig, generator_data
 from afa.evaluation import variants
 from afa.runs import run
 from afa.runs.setup import Setup, build_setup, describe
@@ -40,8 +40,9 @@ def lines(experiment: str, config: ExperimentConfig) -> list[str]:
         if hasattr(leaf.dtype, "itemsize")
     )
     found.append(f"state      {state_bytes / GIB:.2f} GiB (parameters, optimisers, averages)")
-    shape = _batch(config)
     for name, step in _steps(setup).items():
+        data = config.data if name == "F" else generator_data(config)
+        shape = _batch(data.image_size, data.batch_size)
         plan = jax.jit(step, donate_argnums=0).lower(fresh, shape).compile().memory_analysis()
         if plan is not None:
             peak = plan.temp_size_in_bytes + plan.argument_size_in_bytes
@@ -49,8 +50,7 @@ def lines(experiment: str, config: ExperimentConfig) -> list[str]:
     return found
 
 
-def _batch(config: ExperimentConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    size, batch_size = config.data.image_size, config.data.batch_size
+def _batch(size: int, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     image = jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8)
     index = jax.ShapeDtypeStruct((batch_size,), np.int32)
     return {"clean": image, "image": image, "label": index, "corruption": index}

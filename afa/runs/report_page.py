@@ -13,6 +13,7 @@ from afa.data.corruptions import CORRUPTIONS
 from afa.data.images import decode
 from afa.data.pipeline import Corruption, eval_batches
 from afa.data.types import ImageSet
+from afa.evaluation import restoration
 from afa.evaluation.evaluator import Evaluator
 from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
 from afa.losses.adversarial import psnr
@@ -67,16 +68,7 @@ def page(
         },
         highlight="fused",
         reference="F",
-        rows=[
-            ResultRow(
-                name,
-                row["cost"],
-                row[protocol.name]["clean"],
-                *(row[protocol.name][group] for group in GROUPS),
-                extra=row[protocol.name].get("extra", {}),
-            )
-            for name, row in table.items()
-        ],
+        rows=[_result_row(name, row["cost"], row[protocol.name]) for name, row in table.items()],
         queries=[*clean, *corrupted],
         failures=failures,
         restorations=restorations,
@@ -91,19 +83,32 @@ def page(
             if name in ("raw pixels", "initial weights", "F", "F + G", "fused")
         },
         held_back=result["data"]["held_back_corruptions"],
-        search=SearchFacts(
-            search["engine"],
-            config.retrieval.results,
-            search[f"recall_at_{config.retrieval.results}"],
-            search["queries_per_second"],
-            search["single_queries_per_second"],
-            search["gallery_size"],
-            search["dimension"],
-            search["plan"],
-            search.get("target", 0.0),
-            search.get("curve", ()),
-        ),
-        notes=[f"left out: {each}" for each in dataset.skipped],
+        search=_search_facts(search, config.retrieval.results),
+        restored=result["metrics"]["restoration"],
+        notes=[
+            *restoration.warnings(result["metrics"]["restoration"], config.data.corruptions),
+            *(f"left out: {each}" for each in dataset.skipped),
+        ],
+    )
+
+
+def _result_row(name: str, cost: float | None, figures: Mapping[str, Any]) -> ResultRow:
+    groups = (figures[group] for group in GROUPS)
+    return ResultRow(name, cost, figures["clean"], *groups, extra=figures.get("extra", {}))
+
+
+def _search_facts(search: Mapping[str, Any], results: int) -> SearchFacts:
+    return SearchFacts(
+        search["engine"],
+        results,
+        search[f"recall_at_{results}"],
+        search["queries_per_second"],
+        search["single_queries_per_second"],
+        search["gallery_size"],
+        search["dimension"],
+        search["plan"],
+        search.get("target", 0.0),
+        search.get("curve", ()),
     )
 
 
@@ -114,8 +119,8 @@ def _strips(
     config, images = evaluator.config, evaluator.dataset.test
     seed = config.evaluation.corruption_seed
     embed = evaluator.embedding.fused(weights)
-    vectors = embed(variables, images)
-    gallery, queries = vectors[protocol.gallery], vectors[protocol.queries]
+    as_query, as_gallery = evaluator.embedding.in_both_roles(weights)(variables, images)
+    gallery, queries = as_gallery[protocol.gallery], as_query[protocol.queries]
     hits = min(HITS, len(protocol.gallery) - 1)
     some = drawn_evenly(images, protocol.queries, QUERIES, seed + 1)
     at = np.searchsorted(protocol.queries, some)

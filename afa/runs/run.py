@@ -4,7 +4,7 @@ import datetime
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,16 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-import afa
+from afa import __version__, parallel
 from afa import config as configuration
-from afa import parallel
 from afa.config import ExperimentConfig
 from afa.data.corruptions import held_back
 from afa.data.pipeline import preprocessing
 from afa.data.sources import registry
+from afa.evaluation import restoration
 from afa.evaluation.evaluator import Evaluator, Results
 from afa.models.networks import preprocessing_record
-from afa.report.page import write_report
+from afa.report.page import Page, write_report
 from afa.retrieval import calibration
 from afa.retrieval.indexing import indexed
 from afa.retrieval.records import Records
@@ -51,8 +51,8 @@ def run(
       print_line: receives the lines of the log.
 
     Returns:
-      The content of `result.json`: config, commit, data, metrics, timings. With several processes
-      only the first returns it; the others return {}.
+      The content of `result.json`: config, commit, data, metrics, timings. Several processes train,
+      embed and end together; the first writes and returns it, the others return {}.
 
     Raises:
       UserError: a mistake of the user; nothing is half-written.
@@ -60,40 +60,62 @@ def run(
     """
     timings = Timings()
     with timings.of("data"):
-        setup = build_setup(config)
+        setup = parallel.together(lambda: build_setup(config))
     config = setup.config
     workdir = Workdir(directory)
-    is_main_process = parallel.process_index() == 0  # the only process that writes
-    with workdir.locked() if is_main_process else nullcontext():
-        if is_main_process:
-            workdir.claim(experiment, config)
-            workdir.confirm(setup.dataset.fingerprint)
-            workdir.confirm_weights(setup.pretrained.record() if setup.pretrained else None)
-            registry.save_split(setup.dataset, workdir.split)
+    with ExitStack() as stack:
+        parallel.first_only(lambda: stack.enter_context(workdir.locked()))
+        parallel.first_only(lambda: claim(experiment, setup, workdir))
         for line in describe(setup):
             print_line(line)
         keep_best = config.train.keep_best
         with timings.of("training"), Checkpoints(workdir.checkpoints, keep_best) as checkpoints:
             state, initial, seconds = train(setup, workdir, checkpoints, print_line)
         timings.seconds["training_steps"] = seconds
-        if not is_main_process:
-            return {}
         state = parallel.local(state)
         variables = state.search_variables()
         evaluator = Evaluator(setup.networks, config, setup.dataset)
         with timings.of("evaluation"):
             results, weights = evaluate(evaluator, variables, initial, print_line)
+            restored = restoration.measure(
+                evaluator.embedding, variables, setup.dataset.test, config
+            )
+            for line in restoration.warnings(restored, config.data.corruptions):
+                print_line(line)
         with timings.of("export"):
             records, manifest = export(experiment, setup, evaluator, state, weights)
         with timings.of("index"):
-            search = indexed(workdir.embeddings, config.retrieval, print_line, records, manifest)[1]
-        result = collect(experiment, setup, state, results, search, timings.seconds)
+            measured = parallel.first_only(
+                lambda: indexed(
+                    workdir.embeddings, config.retrieval, print_line, records, manifest
+                )[1]
+            )
+            search = parallel.from_first(measured)
+        result = collect(experiment, setup, state, results, restored, search, timings.seconds)
         with timings.of("report"):
             page = report_page.page(experiment, result, evaluator, variables, weights, workdir.root)
-            write_report(workdir.report, page)
-        write_result(workdir.root, result, results.per_query)
+        parallel.first_only(lambda: write(workdir, result, results, page))
         show(results, result, workdir, print_line)
-        return result
+        parallel.end_together("run")
+    return result if parallel.process_index() == 0 else {}
+
+
+def claim(experiment: str, setup: Setup, workdir: Workdir) -> None:
+    """Claims the directory for this run, or confirms that it belongs to it.
+
+    Raises:
+      UserError: the directory holds another run, or a run on other images or weights.
+    """
+    workdir.claim(experiment, setup.config)
+    workdir.confirm(setup.dataset.fingerprint)
+    workdir.confirm_weights(setup.pretrained.record() if setup.pretrained else None)
+    registry.save_split(setup.dataset, workdir.split)
+
+
+def write(workdir: Workdir, result: Mapping[str, Any], results: Results, page: Page) -> None:
+    """Writes the report, the per-query table and, last, `result.json`."""
+    write_report(workdir.report, page)
+    write_result(workdir.root, result, results.per_query)
 
 
 def train(
@@ -120,11 +142,17 @@ def train(
     if position.batch < setup.plan.total:
         evaluator = Evaluator(setup.networks, setup.config, setup.dataset)
         is_main_process = parallel.process_index() == 0
+
+        def validate(current: TrainState) -> Mapping[str, float]:
+            local = parallel.local(current)
+            has_generator = int(local.updates.get("generator", 0)) > 0
+            return evaluator.validation(local.search_variables(), has_generator)
+
         writing = MetricWriter(workdir.root, position.batch) if is_main_process else nullcontext()
         with writing as writer:
             state, seconds = loop.train(
                 setup.context, setup.plan, state, position, setup.pipeline, checkpoints, writer,
-                lambda s: evaluator.validation(parallel.local(s.search_variables())),
+                validate,
             )  # fmt: skip
     if setup.config.evaluation.checkpoint == "best" and (best := checkpoints.best()) is not None:
         print_line(f"evaluating the best checkpoint, step {best}")
@@ -159,7 +187,7 @@ def export(
     config, dataset = setup.config, setup.dataset
     variables, images = state.search_variables(), gallery(dataset, config)
     embed = evaluator.embedding.fused(weights)
-    vectors = embed(variables, images)
+    vectors = evaluator.embedding.fused(weights, "gallery")(variables, images)
     unknown = unknown_queries(dataset, config)
     scores = calibration.best_scores(
         embed(variables, unknown), unknown.labels, vectors, images.labels
@@ -185,6 +213,7 @@ def collect(
     setup: Setup,
     state: TrainState,
     results: Results,
+    restored: Mapping[str, Any],
     search: Mapping[str, Any],
     timings: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -207,7 +236,7 @@ def collect(
             "held_back_corruptions": list(held_back(config.data.corruptions)),
             "corruption_seed": config.evaluation.corruption_seed,
         },
-        "metrics": {"test": results.variants, "search": search},
+        "metrics": {"test": results.variants, "search": search, "restoration": restored},
         "timings": timings,
         "hardware": parallel.platform(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -227,7 +256,7 @@ def parameters(state: TrainState) -> dict[str, int]:
 
 def commit() -> str:
     """Git commit of the code, with `+changes` if files differ; outside git the version."""
-    root = Path(afa.__file__).parent.parent
+    root = Path(__file__).parents[2]
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -236,11 +265,11 @@ def commit() -> str:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")) != root:
-            return f"afa {afa.__version__}"
+            return f"afa {__version__}"
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return f"afa {afa.__version__}"
+        return f"afa {__version__}"
 
 
 class Timings:

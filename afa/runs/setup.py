@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from afa import checks, parallel, runtime
-from afa.config import ExperimentConfig, with_changes
+from afa.config import ExperimentConfig, generator_data, with_changes
 from afa.data.pipeline import TrainPipeline, steps_per_epoch
 from afa.data.sources import registry
 from afa.data.types import Dataset, ImageSet
@@ -70,6 +70,7 @@ def build_setup(config: ExperimentConfig) -> Setup:
       UserError: a mistake in configuration or data.
     """
     runtime.keep_memory()
+    runtime.keep_programs()
     checks.validate(config)
     weights = pretrained.read(config.backbone)
     config = _with_preprocessing(config, weights)
@@ -87,6 +88,7 @@ def build_setup(config: ExperimentConfig) -> Setup:
         parallel.process_index(),
         parallel.process_count(),
         (plan.small, config.train.small_size),
+        (plan.embedder_steps, generator_data(config)) if plan.total > plan.embedder_steps else None,
     )
     networks = build_networks(config, len(pipeline.classes))
     optimisers = optim.optimisers(config, plan.embedder_steps, max(plan.generator_steps, 1), epoch)
@@ -112,9 +114,14 @@ def _with_preprocessing(config: ExperimentConfig, weights: Pretrained | None) ->
 
 def _check_fit(config: ExperimentConfig, dataset: Dataset) -> None:
     """Checks the configuration against devices and data."""
-    devices, size = parallel.device_count(), config.data.batch_size
-    if size % devices:
-        raise UserError(f"data.batch_size={size} cannot be divided among {devices} devices")
+    devices = parallel.device_count()
+    sizes = {
+        "data.batch_size": config.data.batch_size,
+        "generator.batch_size": config.generator.batch_size,
+    }
+    for field, size in sizes.items():
+        if size % devices:
+            raise UserError(f"{field}={size} cannot be divided among {devices} devices")
     labels = dataset.test.labels
     for protocol in protocols.protocols(dataset.test, config.evaluation.protocol):
         if not np.isin(labels[protocol.queries], labels[protocol.gallery]).any():

@@ -1,6 +1,8 @@
 """Prints the tables of a finished run."""
 
+import shlex
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from afa.console import table
@@ -56,4 +58,10 @@ def show(
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["timings"].items())
     print_line(f"timings   {seconds}")
     print_line(f"report    {workdir.report}")
-    print_line(f"try       python -m experiments.search --run={workdir.root} YOUR_IMAGE.jpg")
+    print_line(f"try       {search_command(workdir.root)}")
+
+
+def search_command(run: Path) -> str:
+    """Returns a shell command that searches with a run; its directory is quoted if needed."""
+    words = ["python", "-m", "experiments.search", f"--run={run}", "YOUR_IMAGE.jpg"]
+    return shlex.join(words)

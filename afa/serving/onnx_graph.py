@@ -23,7 +23,7 @@ INPUT, OUTPUT, ROWS = "views", "vectors", "rows"
 TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 BEYOND = 2**31 - 1  # slice end beyond the end of any axis
 # Primitives that contain a jaxpr, with their names in several versions of JAX.
-INLINED = ("jit", "pjit", "custom_jvp_call", "checkpoint", "remat2")
+INLINED = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2")
 
 Known = np.ndarray | Array
 Value = Known | str  # a constant, or the name of a tensor of the graph

@@ -32,7 +32,6 @@ from jax import export
 from jaxtyping import Array, PyTree
 from safetensors.numpy import save
 
-import afa
 from afa import config as configuration
 from afa import parallel
 from afa.config import ExperimentConfig
@@ -40,6 +39,7 @@ from afa.data.images import resize
 from afa.data.types import ImageSet
 from afa.errors import UserError
 from afa.inference.load import TrainedEmbedder
+from afa.io import require_writable, write_bytes, write_json
 from afa.models.fusion import fuse
 from afa.models.networks import Networks, build_networks, dtype_of
 from afa.serving import onnx_graph
@@ -54,7 +54,6 @@ from afa.serving.predictor import (
     Predictor,
     platform,
 )
-from afa.train.logging import write_atomically, write_json
 from afa.train.steps import to_unit
 
 ONNX = "predictor.onnx"
@@ -110,6 +109,7 @@ def pack(run: Path, out: Path, precision: str | None = None, onnx: bool = False)
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out={out}: is not empty; name a new directory")
+    require_writable(out.absolute().parent, "--out")
     embedder = TrainedEmbedder.load(run)
     weights, known = _needed_weights(embedder), _check_data(embedder)
     families = {
@@ -118,11 +118,11 @@ def pack(run: Path, out: Path, precision: str | None = None, onnx: bool = False)
     }
     with _staged(out) as stage:
         names = _write_programs(stage, families)
-        _write(stage / WEIGHTS, save(weights))
-        _write(stage / CHECK, save(known))
+        write_bytes(stage / WEIGHTS, save(weights))
+        write_bytes(stage / CHECK, save(known))
         _write_code(stage)
         if onnx:
-            _write(stage / ONNX, _onnx(embedder, weights))
+            write_bytes(stage / ONNX, _onnx(embedder, weights))
         dimension = known["vectors"].shape[1]
         manifest = _manifest(embedder, weights, families, names, dimension)
         manifest["files"] = _digests(stage)
@@ -287,9 +287,9 @@ def _write_programs(stage: Path, families: Mapping[str, Family]) -> dict[str, di
         for rows, program in programs.items():
             stem = family if rows == ANY else f"{family}-{rows}"
             names.setdefault(family, {})[rows] = f"{stem}.jax"
-            _write(stage / f"{stem}.jax", _serialised(program))
+            write_bytes(stage / f"{stem}.jax", _serialised(program))
             if rows != ANY:
-                _write(stage / f"{stem}.stablehlo", program.mlir_module_serialized)
+                write_bytes(stage / f"{stem}.stablehlo", program.mlir_module_serialized)
     return names
 
 
@@ -301,11 +301,11 @@ def _serialised(program: export.Exported) -> bytes:
 
 
 def _write_code(stage: Path) -> None:
-    source = Path(afa.__file__).parent
+    source = Path(__file__).parents[1]
     for name in CODE:
-        _write(stage / "afa" / name, (source / name).read_bytes())
+        write_bytes(stage / "afa" / name, (source / name).read_bytes())
     versions = "".join(f"{each}=={importlib.metadata.version(each)}\n" for each in LIBRARIES)
-    _write(stage / "requirements.txt", versions.encode())
+    write_bytes(stage / "requirements.txt", versions.encode())
 
 
 def _manifest(
@@ -352,10 +352,6 @@ def _digests(stage: Path) -> dict[str, dict[str, Any]]:
             digest = hashlib.sha256(content).hexdigest()
             found[path.relative_to(stage).as_posix()] = {"bytes": len(content), "sha256": digest}
     return found
-
-
-def _write(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda file: file.write(content))
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from safetensors.numpy import load
 
 from afa.data.images import UnreadableImage, evaluation_view
 from afa.data.types import RawImage
-from afa.errors import EXIT_USER_ERROR, UserError, choose
+from afa.errors import EXIT_CLOSED_PIPE, EXIT_USER_ERROR, UserError, choose, drop_unread
 
 MANIFEST = "manifest.json"
 KIND = "afa predictor"
@@ -263,6 +263,10 @@ def main(words: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except BrokenPipeError:
+        if not drop_unread():
+            raise
+        return EXIT_CLOSED_PIPE
     return 0
 
 

@@ -15,7 +15,7 @@ from afa.models import layers
 from afa.models.fusion import fuse
 from afa.models.networks import Networks
 
-SNAPSHOT_ROWS = 8  # images a device spends on the variance of G over z
+SNAPSHOT_ROWS = 32  # images G(z) that a device draws to see how much they vary over z
 
 
 def batch_recall(rows: Float[Array, "n d"], labels: Int[Array, "n"]) -> Float[Array, ""]:
@@ -66,23 +66,17 @@ def snapshot(
     label: Int[Array, "b"],
     key: Key[Array, ""],
 ) -> dict[str, Array]:
-    """R@1 within the batch of x, x^ and both fused, and how much G's images vary over z (0: mode
-    collapse, or z is ignored)."""
+    """R@1 within the batch of x, x^ and both fused, and the standard deviation of G(z) over z (0:
+    mode collapse), beside that of the images. G is the average that serves."""
     assert networks.generator is not None
-    variables = state.variables["generator"]
-    few = min(SNAPSHOT_ROWS, len(images))
-    z = jax.random.normal(key, (4, few, networks.latent_dim))
+    variables = state.search_variables()
+    z = jax.random.normal(key, (SNAPSHOT_ROWS, networks.latent_dim))
+    sampled = layers.apply(networks.generator, variables["generator"], z, method="sample")
 
-    def spread(samples: Float[Array, "z b h w 3"]) -> Float[Array, ""]:
+    def spread(samples: Float[Array, "b h w 3"]) -> Float[Array, ""]:
         return jnp.sqrt(jnp.mean(jnp.var(samples, axis=0)))
 
-    def restore(z: Float[Array, "b z"]) -> Array:
-        return layers.apply(networks.generator, variables, images[:few], z, method="restore")
-
-    def sample(z: Float[Array, "b z"]) -> Array:
-        return layers.apply(networks.generator, variables, z, method="sample")
-
-    restored = networks.restore(state.variables, images)
+    restored = networks.restore(variables, images)
     blocks = {
         name: layers.apply(networks.embedder, frozen, each, train=False).global_descriptor
         for name, each in (("x", images), ("restored", restored))
@@ -90,8 +84,7 @@ def snapshot(
     blocks["fused"] = fuse(blocks, {"x": 1.0, "restored": 1.0})
     rows, labels = parallel.all_gather((blocks, label))
     figures = {f"recall_{name}": batch_recall(each, labels) for name, each in rows.items()}
-    figures["z_spread_restored"] = spread(jax.lax.map(restore, z))
-    figures["z_spread_sampled"] = spread(jax.lax.map(sample, z))
+    figures |= {"spread_imagined": spread(sampled), "spread_images": spread(images)}
     return parallel.pmean(figures)
 
 
@@ -131,6 +124,17 @@ def first_part_not_finite(state: Any) -> str | None:
         if not np.isfinite(leaf).all():
             return "/".join(str(part.key) for part in path)
     return None
+
+
+def worsened(line: Mapping[str, float], corruptions: Sequence[str]) -> str | None:
+    """What a log line has to say when G makes images worse than they came: the corruptions with a
+    PSNR in and out, in dB; None when there are none."""
+    pairs = {name: (line.get(f"psnr_in/{name}"), line.get(f"psnr_out/{name}"))
+             for name in corruptions}  # fmt: skip
+    found = [f"{name} {before:.1f} -> {after:.1f} dB"
+             for name, (before, after) in pairs.items()
+             if before is not None and after is not None and after < before]  # fmt: skip
+    return f"G makes images worse: {', '.join(found)}" if found else None
 
 
 def summarise(steps: Sequence[Mapping[str, Any]], corruptions: Sequence[str]) -> dict[str, float]:

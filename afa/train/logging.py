@@ -4,21 +4,21 @@ Every file but the growing metrics.jsonl appears whole or not at all. JSON has n
 infinity: they are written as the strings "NaN", "Infinity" and "-Infinity".
 """
 
-import dataclasses
 import json
-import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, SupportsFloat
+from typing import Any, SupportsFloat
 
 import numpy as np
 
+from afa import io
+from afa.workdir import PER_QUERY_FILE
+
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
-PER_QUERY_FILE = "per_query.parquet"
 EVENTS_FOLDER = "tensorboard"
 EVENTS_FLUSH_SECONDS = 10
 FIXED_KEYS = ("step", "time", "stage")
@@ -63,7 +63,7 @@ class MetricWriter:
         values = {name: float(value) for name, value in metrics.items()}
         now = time.time()
         line = {"step": int(step), "time": round(now, 3), "stage": stage, **values}
-        self._lines.write(json.dumps(plain(line), allow_nan=False) + "\n")
+        self._lines.write(json.dumps(io.plain(line), allow_nan=False) + "\n")
         self._lines.flush()
         for name, value in values.items():
             self._events.add_scalar(name, value, step, walltime=now)
@@ -103,15 +103,6 @@ def read_history(workdir: Path | str) -> list[dict[str, Any]]:
         ]
 
 
-def write_json(path: Path | str, obj: Any) -> None:
-    """Writes `obj` as indented JSON, whole or not at all.
-
-    Takes what `plain` takes: dataclasses, mappings, sequences, arrays, paths and numbers.
-    """
-    text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
 def write_result(
     workdir: Path | str, result: Mapping[str, Any], per_query: Mapping[str, Any]
 ) -> None:
@@ -128,57 +119,8 @@ def write_result(
     columns = {name: list(c) if np.ndim(c) > 1 else c for name, c in per_query.items()}
     rows = pyarrow.table(columns)
     path = Path(workdir) / PER_QUERY_FILE
-    write_atomically(path, lambda file: pyarrow.parquet.write_table(rows, file))
-    write_json(Path(workdir) / RESULT_FILE, result)
-
-
-def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
-    """Lets `write` fill a new file, syncs it to disk, then puts it in the place of `path`.
-
-    When `write` fails, the file that was there stays as it was and nothing is left beside it.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with fresh.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-
-
-def plain(value: Any) -> Any:
-    """`value` in JSON's own types; keys become strings, non-finite numbers the strings above.
-
-    Raises:
-      TypeError: something has no meaning in JSON.
-    """
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else _spelled(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    as_list = getattr(value, "tolist", None)  # NumPy and JAX arrays and scalars
-    if as_list is not None:
-        return plain(as_list())
-    if isinstance(value, Iterable) and not isinstance(value, bytes | bytearray):
-        return [plain(v) for v in value]
-    raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
-
-
-def _spelled(value: float) -> str:
-    if math.isnan(value):
-        return "NaN"
-    return "Infinity" if value > 0 else "-Infinity"
+    io.write_atomically(path, lambda file: pyarrow.parquet.write_table(rows, file))
+    io.write_json(Path(workdir) / RESULT_FILE, result)
 
 
 def _number(value: Any) -> Any:
@@ -204,4 +146,4 @@ def _drop_after(path: Path, step: int) -> None:
         kept = [line for line, entry in _entries(lines) if step and entry["step"] <= step]
     content = b"".join(kept)
     if len(content) != path.stat().st_size:
-        write_atomically(path, lambda file: file.write(content))
+        io.write_bytes(path, content)

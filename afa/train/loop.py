@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from afa import parallel
-from afa.config import ExperimentConfig, OptimConfig, steps_of
+from afa.config import ExperimentConfig, OptimConfig, generator_data, steps_of
 from afa.console import Progress
 from afa.data.pipeline import TrainPipeline
 from afa.errors import TrainingDiverged, UserError
@@ -25,7 +25,15 @@ Evaluate = Callable[[TrainState], Mapping[str, float]]
 
 
 class Preempted(Exception):
-    """The run was asked to stop; its state is saved."""
+    """SIGTERM or Ctrl-C stopped the run; its state is saved.
+
+    Attributes:
+      step: the last step that was taken.
+
+    >>> import afa
+    >>> print(afa.Preempted(120))
+    stopped by a signal after step 120; everything is saved
+    """
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -34,12 +42,13 @@ class Preempted(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Steps `begin` to `end` - 1 of a run, all taken by one function."""
+    """Steps `begin` to `end` - 1 of a run, all taken by one function on batches of one size."""
 
     name: str
     begin: int
     end: int
     step: Callable
+    batch_size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +73,12 @@ class Plan:
     evaluate_every: int
     checkpoint_every: int
 
+    @property
+    def generator_begin(self) -> int:
+        """Steps before the first that moves G; 0 without G. Only later checkpoints can be the best
+        of a run: G's view will search too, and before that G is untrained."""
+        return self.total - self.generator_steps if self.generator_steps else 0
+
 
 def plan(config: ExperimentConfig, epoch: int) -> Plan:
     """Resolves every duration of the configuration.
@@ -87,8 +102,9 @@ def plan(config: ExperimentConfig, epoch: int) -> Plan:
                 "at one image size"
             )
     elif adversarial.enabled and adversarial.generator:
+        batches = max(epoch * config.data.batch_size // generator_data(config).batch_size, 1)
         name, value = "train.generator_steps", train.generator_steps
-        game = _some(name, value, count(name, value, whole=embedder))
+        game = _some(name, value, steps_of(name, value, epoch=batches, whole=embedder))
         total = embedder + game
     _check_fit(
         config.optim, {"F takes": embedder} | ({"G and D take": game} if game else {}), epoch
@@ -142,6 +158,7 @@ def stages(context: steps.StepContext, plan: Plan) -> list[Stage]:
     """The stages of a run in their order: F, F with pushed features, G and D; or all joint."""
     config = context.config
     joint = config.train.schedule == "joint" and plan.generator_steps > 0
+    game = generator_data(config)
     function = steps.joint_step if joint else steps.embedder_step
     prefix = "joint" if joint else "F"
 
@@ -149,11 +166,11 @@ def stages(context: steps.StepContext, plan: Plan) -> list[Stage]:
         bound_step = functools.partial(step, context=context, **bound)
         return parallel.data_parallel(bound_step, config.train.parallel)
 
-    ends = (plan.plain, plan.embedder_steps, plan.total)
+    ends, size = (plan.plain, plan.embedder_steps, plan.total), config.data.batch_size
     listed = [
-        Stage(prefix, 0, ends[0], mapped(function, perturb=False)),
-        Stage(f"{prefix} + perturbation", ends[0], ends[1], mapped(function, perturb=True)),
-        Stage("G and D", ends[1], ends[2], mapped(steps.generator_step)),
+        Stage(prefix, 0, ends[0], mapped(function, perturb=False), size),
+        Stage(f"{prefix} + perturbation", ends[0], ends[1], mapped(function, perturb=True), size),
+        Stage("G and D", ends[1], ends[2], mapped(steps.generator_step), game.batch_size),
     ]
     return [stage for stage in listed if stage.begin < stage.end]
 
@@ -276,7 +293,7 @@ def train(
                 pending.clear()
             if _due(plan.log_every, done, ends):
                 check()
-                rate = (done - logged) * config.data.batch_size / clock.lap()
+                rate = (done - logged) * stage.batch_size / clock.lap()
                 logged = done
                 line = health.summarise(pending, config.data.corruptions)
                 pending.clear()
@@ -286,6 +303,8 @@ def train(
                 line = {"loss": line.get("metric_loss", line.get("generator_loss", 0.0))} | line
                 log(done, stage.name, line | {"images_per_second": rate})
                 progress.update(done, stage.name, line, rate)
+                if worse := health.worsened(line, config.data.corruptions):
+                    progress.note(f"step {done}: {worse}")
             measured: Mapping[str, float] = {}
             if _due(plan.evaluate_every, done, ends):
                 check_all(done, state)
@@ -304,7 +323,8 @@ def train(
                     writer.flush()
                 with clock.stopped():
                     at = Position(done, clock.seconds, pending)
-                    checkpoints.save(state, at, config, dict(measured) or None)
+                    candidate = measured if done > plan.generator_begin else {}
+                    checkpoints.save(state, at, config, dict(candidate) or None)
             if leaving:
                 checkpoints.finish()
                 raise Preempted(done)

@@ -24,9 +24,12 @@ def _decayed(params: PyTree) -> PyTree:
 
 OPTIMISERS: dict[str, Callable[[optax.Schedule, OptimConfig], optax.GradientTransformation]] = {
     "adamw": lambda rate, c: optax.adamw(rate, weight_decay=c.weight_decay, mask=_decayed),
+    # The decay comes after the momentum, which does not gather it (SGDW: Loshchilov & Hutter 2019,
+    # algorithm 1).
     "sgd": lambda rate, c: optax.chain(
+        optax.trace(decay=0.9, nesterov=True),
         optax.add_decayed_weights(c.weight_decay, mask=_decayed),
-        optax.sgd(rate, momentum=0.9, nesterov=True),
+        optax.scale_by_learning_rate(rate),
     ),
     "lamb": lambda rate, c: optax.lamb(rate, weight_decay=c.weight_decay, mask=_decayed),
     "lion": lambda rate, c: optax.lion(rate, weight_decay=c.weight_decay, mask=_decayed),
@@ -141,7 +144,8 @@ def optimisers(
 def move_average(average: PyTree, now: PyTree, decay: float, updates: Int[Array, ""]) -> PyTree:
     """average' = d * average + (1 - d) * now with d = min(decay, (1 + n) / (10 + n)).
 
-    The warm-up of the decay lets a run of a few hundred steps forget its first weights.
+    n are the earlier updates of this network, not the steps of the run. The warm-up of the decay
+    lets a network of a few hundred updates forget its first weights.
     """
     n: Float[Array, ""] = updates.astype(jnp.float32)
     d = jnp.minimum(decay, (1 + n) / (10 + n))

@@ -32,6 +32,8 @@ class TrainState(flax.struct.PyTreeNode):
         parameters of its own, by descriptor block.
       opt_state: network -> state of its optimiser.
       average: "embedder", "generator" -> moving average of their variables.
+      updates: network -> how often its parameters have moved, an int32 scalar. Not `step`: in a
+        staged run G starts late, and with `optim.accumulate` most steps move nothing.
       loss_memory: descriptor block -> what the metric loss keeps from step to step; the same on
         every device.
     """
@@ -40,6 +42,7 @@ class TrainState(flax.struct.PyTreeNode):
     variables: dict[str, PyTree]
     opt_state: dict[str, PyTree]
     average: dict[str, PyTree]
+    updates: dict[str, Any]
     loss_memory: dict[str, PyTree] = flax.struct.field(default_factory=dict)
 
     def search_variables(self) -> dict[str, PyTree]:
@@ -67,7 +70,8 @@ def create(
     average = {name: jax.tree.map(jnp.copy, variables[name])
                for name in AVERAGED if name in variables}  # fmt: skip
     opt_state = {name: optimisers[name].init(each["params"]) for name, each in variables.items()}
-    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, average, memory)
+    updates = {name: jnp.zeros((), jnp.int32) for name in variables}
+    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, average, updates, memory)
 
 
 def with_backbone(
@@ -104,6 +108,9 @@ def apply_gradients(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Moves one network: parameters, optimiser, batch statistics and moving average.
 
+    The average moves, and its warm-up counts, only when the parameters do: a step that still
+    collects gradients (`optim.accumulate`) leaves both.
+
     Returns:
       The new state and {"<network>_gradient_norm": ...}.
     """
@@ -113,13 +120,18 @@ def apply_gradients(
         "params": optax.apply_updates(before["params"], updates),
         "batch_stats": before["batch_stats"] if batch_stats is None else batch_stats,
     }
+    count = state.updates[network]
+    # Only an optimiser that accumulates has such a counter: of the updates that it let through.
+    counted = optax.tree.get(opt_state, "gradient_step", count + 1)
     average = state.average
     if network in average:
-        average = average | {network: move_average(average[network], after, decay, state.step)}
+        moved = move_average(average[network], after, decay, count)
+        average = average | {network: optax.tree.where(counted > count, moved, average[network])}
     state = state.replace(
         variables=state.variables | {network: after},
         opt_state=state.opt_state | {network: opt_state},
         average=average,
+        updates=state.updates | {network: counted},
     )
     return state, {f"{network}_gradient_norm": optax.tree.norm(gradients)}
 

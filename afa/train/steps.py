@@ -7,7 +7,7 @@ global batch, and random numbers belong to (seed, stream, step, row).
 
 import dataclasses
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from afa.losses.norm_softmax import norm_softmax
 from afa.models import layers
 from afa.models.discriminator import diffaugment
 from afa.models.embedder import Descriptors, named
-from afa.models.fusion import fuse
+from afa.models.fusion import fuse, shares
 from afa.models.networks import Networks
 from afa.train import health
 from afa.train.optim import Optimisers
@@ -39,6 +39,16 @@ class StepContext:
     networks: Networks
     optimisers: Optimisers
     config: ExperimentConfig
+
+
+class Generated(NamedTuple):
+    """What G makes in a step: of the corrupted images, of noise, and of the codes of the clean
+    images; and how far the codes are from noise."""
+
+    restored: Float[Array, "b h w 3"]
+    sampled: Float[Array, "b h w 3"]
+    coded: Float[Array, "b h w 3"]
+    divergence: Float[Array, ""]
 
 
 def stream(seed: int, name: str, step: Int[Array, ""]) -> Key[Array, ""]:
@@ -183,39 +193,44 @@ def generator_step(
 ) -> tuple[TrainState, Metrics]:
     """One round of the game on frozen F: D's step, then G's against the new D.
 
-    G runs forward once; both networks' losses use its images.
+    G runs forward once; the losses of both use its images. The decoder of noise learns from clean
+    images too, by their codes; no label enters.
     """
     networks, config = context.networks, context.config
     assert networks.generator is not None
+    generator = networks.generator
     clean, images = to_unit(batch["clean"]), to_unit(batch["image"])
     key = stream(config.seed, "game", state.step)
-    key_restore, key_sample, key_augment = (
+    key_code, key_sample, key_augment = (
         parallel.sample_keys(k, len(clean)) for k in jax.random.split(key, 3)
     )
 
     def noise(keys: Key[Array, "b"]) -> Float[Array, "b z"]:
         return jax.vmap(lambda k: jax.random.normal(k, (networks.latent_dim,)))(keys)
 
-    def generate(params: PyTree) -> tuple[Array, Array]:
-        return layers.apply(
-            networks.generator, {"params": params}, images, noise(key_restore), method="restore"
-        ), layers.apply(networks.generator, {"params": params}, noise(key_sample), method="sample")
+    def generate(params: PyTree) -> Generated:
+        variables = {"params": params}
+        mean, log_variance = layers.apply(generator, variables, clean, method="encode")
+        code = mean + jnp.exp(0.5 * log_variance) * noise(key_code)
+        z = jnp.concatenate([noise(key_sample), code])
+        sampled, coded = jnp.split(layers.apply(generator, variables, z, method="sample"), 2)
+        restored = layers.apply(generator, variables, images, method="restore")
+        return Generated(restored, sampled, coded, game.code_divergence(mean, log_variance))
 
-    (restored, sampled), vjp = jax.vjp(generate, state.variables["generator"]["params"])
+    made, vjp = jax.vjp(generate, state.variables["generator"]["params"])
     frozen = _frozen(state, config)
-    state, judged = _discriminator_update(state, context, clean, restored, sampled, key_augment)
-    cotangents, made = _generator_cotangents(
-        state, context, frozen, clean, restored, sampled, key_augment
-    )
+    fakes = (made.restored, made.sampled)
+    state, judged = _discriminator_update(state, context, clean, *fakes, key_augment)
+    cotangents, losses = _generator_cotangents(state, context, frozen, clean, made, key_augment)
     gradient = parallel.pmean(vjp(cotangents)[0])
     state, norm = apply_gradients(
         state, context.optimisers["generator"], "generator", gradient, None, config.optim.ema_decay
     )
-    metrics = parallel.pmean(judged | made) | norm
+    metrics = parallel.pmean(judged | losses) | norm
     if config.adversarial.gate == "learned":
-        state, gated = _gate_update(state, context, frozen, images, restored, batch["label"])
+        state, gated = _gate_update(state, context, frozen, images, batch["label"])
         metrics |= gated
-    metrics |= health.restoration(images, restored, clean, batch["corruption"], config)
+    metrics |= health.restoration(images, made.restored, clean, batch["corruption"], config)
     return state.replace(step=state.step + 1), metrics
 
 
@@ -281,13 +296,18 @@ def _augmented(config: Any, images: Array, keys: Array) -> Array:
 
 
 def _generator_cotangents(
-    state: TrainState, context: StepContext, frozen: PyTree, clean: Array, restored: Array,
-    sampled: Array, keys: Array,
-) -> tuple[tuple[Array, Array], Metrics]:  # fmt: skip
-    """Slopes of G's loss at its images:
+    state: TrainState,
+    context: StepContext,
+    frozen: PyTree,
+    clean: Array,
+    made: Generated,
+    keys: Array,
+) -> tuple[Generated, Metrics]:
+    """Gradient of G's loss with respect to what G made:
 
-    lambda_mse MSE(x^, x) + lambda_adversarial softplus(-D(x^)) + lambda_noise softplus(-D(G(z)))
-    + lambda_features (1 - F(x^) . F(x)), global and local descriptors alike.
+    lambda_mse reconstruction(x^, x) + lambda_adversarial softplus(-D(x^))
+    + lambda_noise softplus(-D(G(z))) + lambda_features (1 - F(x^) . F(x)), global and local
+    descriptors alike, + lambda_code (reconstruction(G(code of x), x) + CODE_PRIOR divergence).
     """
     config, networks = context.config.adversarial, context.networks
     assert networks.discriminator is not None
@@ -308,29 +328,31 @@ def _generator_cotangents(
         ]
         return jnp.sum(jnp.stack(apart))
 
-    def objective(images: tuple[Array, Array]) -> tuple[Array, Metrics]:
-        restored, sampled = images
-        terms = {"g_mse": (config.lambda_mse, lambda: jnp.mean(jnp.square(restored - clean))),
-                 "g_adversarial": (config.lambda_adversarial, lambda: fool(restored)),
-                 "g_features": (config.lambda_features, lambda: distance(restored)),
-                 "g_noise": (config.lambda_noise, lambda: fool(sampled))}  # fmt: skip
+    def objective(made: Generated) -> tuple[Array, Metrics]:
+        def code() -> Array:
+            return game.reconstruction(made.coded, clean) + game.CODE_PRIOR * made.divergence
+
+        terms = {
+            "g_mse": (config.lambda_mse, lambda: game.reconstruction(made.restored, clean)),
+            "g_adversarial": (config.lambda_adversarial, lambda: fool(made.restored)),
+            "g_features": (config.lambda_features, lambda: distance(made.restored)),
+            "g_noise": (config.lambda_noise, lambda: fool(made.sampled)),
+            "g_code": (config.lambda_code, code),
+        }
         values = {name: term() for name, (weight, term) in terms.items() if weight > 0}
         total = sum((terms[name][0] * value for name, value in values.items()), jnp.zeros(()))
         return total, values | {"generator_loss": total}
 
-    return jax.grad(objective, has_aux=True)((restored, sampled))
+    return jax.grad(objective, has_aux=True)(made)
 
 
 def _gate_update(
-    state: TrainState,
-    context: StepContext,
-    frozen: PyTree,
-    images: Array,
-    restored: Array,
-    label: Array,
+    state: TrainState, context: StepContext, frozen: PyTree, images: Array, label: Array
 ) -> tuple[TrainState, Metrics]:
-    """Trains the learned gate of the restored view with the metric loss on frozen F, G and D."""
+    """Trains the learned gate of the restored view with the metric loss on frozen F, G and D, all
+    of them as they will search: of G that is the average."""
     networks = context.networks
+    restored = networks.restore(state.search_variables(), images)
     assert networks.gate is not None and networks.discriminator is not None
     gate, judge = networks.gate, networks.discriminator
     x, r = (
@@ -341,13 +363,14 @@ def _gate_update(
               for each in (images, restored)]  # fmt: skip
     proxies = layers.apply(networks.embedder, frozen, method="proxies")["global"]
     weights = {"global": 1.0, "restored": 1.0}
+    # Classes stand in for gallery images, which have one descriptor in both blocks.
     targets = fuse({"global": proxies, "restored": proxies}, weights)
     fixed = jax.lax.stop_gradient((x, r, *logits))
 
     def objective(params: PyTree) -> Array:
         opened = layers.apply(gate, {"params": params}, *fixed)
         fused = fuse(
-            {"global": fixed[0], "restored": fixed[1]}, weights, {"restored": opened}
+            {"global": fixed[0], "restored": fixed[1]}, weights, shares("learned", opened)
         )  # fmt: skip
         rows, labels = parallel.all_gather((fused, label))
         temperature = context.config.loss.posterior_temperature

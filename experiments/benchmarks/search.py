@@ -7,6 +7,7 @@ the overhead of afa's index interface is measured against plain ScaNN; these alt
 extra `bench`.
 """
 
+import argparse
 import dataclasses
 import importlib.util
 import multiprocessing
@@ -21,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from afa.errors import UserError, choose
-from experiments.run import guarded, quiet
-from experiments.search import Parser
+from experiments.cli import Parser, note, perform
 
 PROGRAM = "python -m experiments.benchmarks.search"
 K = 10
@@ -72,14 +72,12 @@ def parser() -> Parser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+    return perform(parser, _main, words)
 
 
-def _main(words: Sequence[str]) -> int:
-    chosen = parser().parse_args(list(words))
-    quiet()
+def _main(chosen: argparse.Namespace) -> int:
     from afa import parallel
-    from afa.train.logging import write_json
+    from afa.io import write_json
     from experiments.benchmarks.engines import ENGINES
 
     names = [name for name in chosen.engines.split(",") if name] or list(ENGINES)
@@ -165,7 +163,7 @@ def _approximate(
             arguments = name, str(path), queries, truth, seconds
             with multiprocessing.get_context("spawn").Pool(1) as pool:  # its own memory
                 found[name], curves[name] = pool.apply(measure, arguments)
-            print(f"  {name}: measured", file=sys.stderr)
+            note(f"  {name}: measured")
     _print_approximate(title, found)
     return {
         name: {
@@ -368,9 +366,9 @@ PARTS: dict[str, Part] = {"approximate": _approximate, "exact": _exact, "layer":
 def _write_page(path: Path, results: dict[str, Any]) -> None:
     from markupsafe import escape
 
+    from afa.io import write_bytes
     from afa.report.charts import Line, key, line_chart
     from afa.retrieval.index.tuning import frontier
-    from afa.train.logging import write_atomically
 
     out = ["<!doctype html><meta charset=utf-8><title>Recall and speed</title>",
         "<style>body{font:15px system-ui;margin:2em}svg.chart{width:34em}</style>",
@@ -385,7 +383,7 @@ def _write_page(path: Path, results: dict[str, Any]) -> None:
             legend = " ".join(f"{key(n.style, n.strong, True)} {escape(n.name)}" for n in lines)
             chart = line_chart(lines, f"{title}: speed by recall", markers=True)
             out += [f"<h2>{escape(title)}</h2><p>{legend}</p>{chart}"]
-    write_atomically(path, lambda file: file.write("\n".join(out).encode()))
+    write_bytes(path, "\n".join(out).encode())
 
 
 if __name__ == "__main__":

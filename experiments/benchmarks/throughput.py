@@ -9,6 +9,7 @@ consecutive turns. On accelerators both use bfloat16, and PyTorch is compiled. N
 `bench` and the libraries that `experiments.benchmarks.torch_zoo` names.
 """
 
+import argparse
 import functools
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,7 @@ import numpy as np
 
 from afa.errors import UserError
 from experiments.benchmarks.training import Contender, add_measurement, measure, prepare
-from experiments.run import guarded
-from experiments.search import Parser
+from experiments.cli import Parser, perform
 
 PROGRAM = "python -m experiments.benchmarks.throughput"
 # One network of every kind; all others can be named.
@@ -46,16 +46,15 @@ def parser() -> Parser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+    return perform(parser, _main, words)
 
 
-def _main(words: Sequence[str]) -> int:
-    chosen = parser().parse_args(list(words))
+def _main(chosen: argparse.Namespace) -> int:
     prepare(chosen)
     from afa import parallel, runtime
     from afa.console import table
+    from afa.io import write_json
     from afa.models import backbones
-    from afa.train.logging import write_json
 
     for name in chosen.names:
         backbones.member(name)

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from afa.errors import UserError
-from experiments.run import guarded, quiet
-from experiments.search import Parser
+from experiments.cli import Parser, perform
 
 PROGRAM = "python -m experiments.benchmarks.training"
 CLASSES = 100
@@ -53,15 +52,14 @@ def add_measurement(options: Parser, turns: int, steps: int) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return guarded(lambda: _main(sys.argv[1:] if words is None else words))
+    return perform(parser, _main, words)
 
 
-def _main(words: Sequence[str]) -> int:
-    chosen = parser().parse_args(list(words))
+def _main(chosen: argparse.Namespace) -> int:
     prepare(chosen)
     from afa import parallel
     from afa.console import table
-    from afa.train.logging import write_json
+    from afa.io import write_json
 
     fast = parallel.accelerated()
     size = chosen.image_size or (224 if fast else 64)
@@ -93,7 +91,6 @@ def prepare(chosen: argparse.Namespace) -> None:
     if importlib.util.find_spec("torch") is None:
         raise UserError("torch is not installed; install the extra `bench`")
     _restrict_cores(chosen.threads)
-    quiet()
     from afa import runtime
 
     runtime.keep_memory()

@@ -22,6 +22,7 @@ def config(laptop: bool) -> ExperimentConfig:
             "embedder.local_dim": 16,
             "generator.width": 4,
             "generator.levels": 2,
+            "generator.blocks": 1,
             "discriminator.width": 4,
             "discriminator.levels": 2,
             "train.steps": "8",

@@ -1,4 +1,4 @@
-"""Data sets: one file a source; `registry` is the table of those that can be trained on.
+"""Data sets: one file per source; `registry` lists those that can be trained on.
 
-What public benchmarks are evaluated by stands in `afa.evaluation.benchmarks`.
+The evaluation protocols of public benchmarks are in `afa.evaluation.benchmarks`.
 """

@@ -1,4 +1,4 @@
-"""Images of one's own: a directory of class folders, or of splits of class folders."""
+"""Custom data: a directory of class folders, or of split folders that hold class folders."""
 
 import difflib
 import os
@@ -10,14 +10,14 @@ import numpy as np
 
 from afa.config import DataConfig
 from afa.data.listing import (
-    CLOSED,
+    BROKEN,
     FORMAT,
-    NOWHERE,
+    UNREADABLE,
     Found,
     class_name,
     images_under,
     near_equal,
-    told,
+    summary,
 )
 from afa.data.readable import readable
 from afa.data.splits import (
@@ -32,6 +32,7 @@ from afa.data.splits import (
 )
 from afa.data.types import Dataset, Files
 from afa.errors import UserError, printable
+from afa.io import expanded
 
 CATALOGUE, QUERY, GALLERY = "catalogue", "query", "gallery"
 SPLIT_FOLDERS = {
@@ -46,28 +47,28 @@ SPLIT_FOLDERS = {
     "query": QUERY,
 }
 
-LEAST_HALVED = 4 * LEAST_CLASSES - 1  # classes of which the larger half trains and validates
-NEAR = 0.65  # likeness from which a folder's name is taken for a misspelt split
+LEAST_HALVED = 4 * LEAST_CLASSES - 1  # classes: the larger half is for training and validation
+NEAR = 0.65  # similarity from which a folder name counts as a misspelt split
 
 Listing = dict[str, list[Path]]  # class name -> its image files
 
 
 @dataclass
 class Layout:
-    """What a directory holds.
+    """Contents of a directory.
 
     Attributes:
-      parts: split ("" for all of a plain directory) -> class -> files.
-      told: a line for each kind of thing that is left out or that looks like a mistake.
+      parts: split ("" in a directory without split folders) -> class -> files.
+      notes: one line per kind of path that is skipped or looks like a mistake.
     """
 
     parts: dict[str, Listing] = field(default_factory=dict)
-    told: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which classes a split has, where its images come from, and the sentence that says so."""
+    """The classes of each split, the folders of its images, and a sentence that describes both."""
 
     classes: dict[str, list[str]]
     sources: dict[str, list[Listing]]
@@ -75,27 +76,30 @@ class Plan:
 
 
 def load_folder(config: DataConfig) -> Dataset:
-    """Reads `config.path`, class-disjoint whatever its layout.
+    """Loads the directory `config.path` as class-disjoint splits.
 
-    Which files are images says `afa.data.listing`. An image deeper than its class folder is of that
-    class. Names of classes are compared as composed Unicode.
+    `afa.data.listing` defines which files are images. Images in subfolders of a class folder belong
+    to that class. Class names are compared in Unicode normal form C.
 
-    A directory of class folders: the first half of the classes in sorted order trains, the rest
-    tests. Folders train, test and perhaps val (validation) and iconic (catalogue, gallery), each
-    of class folders: used as they are when train and test share no class; otherwise the shared
-    classes are halved likewise, training classes keep their images of train and test classes
-    those of test. Part of the training classes is held out for validation. Catalogue images join
-    their class, marked as such. Folders query and gallery in place of test: the images of the one
-    are searched among those of the other, where a class may be in one of them alone.
+    Layouts:
+      - CLASS/IMAGE: the first half of the sorted classes is for training, the rest for testing.
+      - train/CLASS/IMAGE and test/CLASS/IMAGE: used as they are if they share no class. Otherwise
+        the shared classes are halved as above; training classes take their images from train, test
+        classes from test.
+      - optional val (valid, validation) for validation classes, and iconic (catalogue, gallery)
+        for catalogue images, which are added to their class and marked.
+      - query and gallery instead of test: queries are searched in the gallery. A class may be in
+        one of them alone.
+    Part of the training classes is held out for validation unless val provides them.
 
     Raises:
-      UserError: no such directory, nothing in it or in one of its splits, too few classes, a class
-        with one image, or more unreadable images than `config.max_unreadable` allows.
+      UserError: missing or empty directory or split, too few classes, a class with one image, or
+        more unreadable images than `config.max_unreadable` allows.
     """
-    root = Path(config.path).expanduser().absolute()
+    root = expanded("data.path", config.path).absolute()
     layout = _layout(root, config)
     parts = layout.parts
-    searched = {path for files in parts.get(GALLERY, {}).values() for path in files}
+    in_gallery = {path for files in parts.get(GALLERY, {}).values() for path in files}
     plan = _plan(parts, config)
     entries = []
     for split, names in plan.classes.items():
@@ -120,8 +124,8 @@ def load_folder(config: DataConfig) -> Dataset:
         class_names,
         {number_of[name]: split for name, split in split_of.items()},
         plan.protocol,
-        [*layout.told, *skipped],
-        np.array([path in searched for path, _, _ in entries], bool) if searched else None,
+        [*layout.notes, *skipped],
+        np.array([path in in_gallery for path, _, _ in entries], bool) if in_gallery else None,
     )
 
 
@@ -129,22 +133,24 @@ def _layout(root: Path, config: DataConfig) -> Layout:
     """Finds the splits and their classes.
 
     Raises:
-      UserError: no directory, no images, or folders that are half a layout.
+      UserError: no directory, no images, or an incomplete layout of split folders.
     """
-    where = f"data.path={config.path!r}"
+    option = f"data.path={config.path!r}"
     if not config.path:
         raise UserError("data.path is empty, and data.name='folder' needs a directory")
     if not root.is_dir():
-        raise UserError(f"{where} is no directory" if root.exists() else f"{where} does not exist")
+        what = "is not a directory" if root.exists() else "does not exist"
+        raise UserError(f"{option} {what}")
     folders = _subfolders(root)
-    meanings = _splits(folders, where)
+    meanings = _splits(folders, option)
     layout = Layout()
     if meanings:
         others = [(folder,) for folder in folders if folder not in meanings]
-        layout.told += [told("folders beside the splits that are not read", others)] * bool(others)
+        notes = [summary("folders that are no split and are not read", others)]
+        layout.notes += notes if others else []
         for folder, split in meanings.items():
             classes = class_files(root / folder)
-            layout.told += [f"{folder}/: {line}" for line in classes.told]
+            layout.notes += [f"{folder}/: {line}" for line in classes.notes]
             listing = layout.parts.setdefault(split, {})
             for name, files in classes.parts[""].items():
                 listing.setdefault(name, []).extend(files)
@@ -152,35 +158,37 @@ def _layout(root: Path, config: DataConfig) -> Layout:
         layout = class_files(root)
     if not any(_images(listing) for part, listing in layout.parts.items() if part != CATALOGUE):
         raise UserError(
-            f"{where} holds no class folders with images (expected DIR/CLASS/IMAGE, or "
+            f"{option} holds no class folders with images (expected DIR/CLASS/IMAGE, or "
             "DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE)"
-            + "".join(f"; {line}" for line in layout.told)
+            + "".join(f"; {line}" for line in layout.notes)
         )
     for folder, split in meanings.items():
         if not _images(layout.parts[split]):
-            raise UserError(f"{where}: {folder}/ holds no class folders with images")
+            raise UserError(f"{option}: {folder}/ holds no class folders with images")
     if QUERY in layout.parts:
         layout.parts[TEST] = _merged(layout.parts[QUERY], layout.parts[GALLERY])
     near = near_equal({name for listing in layout.parts.values() for name in listing})
-    layout.told += [
-        f"classes {printable(a)!r} and {printable(b)!r} differ in case, blanks or dashes alone, and"
+    layout.notes += [
+        f"classes {printable(a)!r} and {printable(b)!r} differ only in case, blanks or dashes, and"
         " count as two"
         for a, b in near
     ]
     return layout
 
 
-def _splits(folders: Collection[str], where: str) -> dict[str, str]:
-    """Folder -> split, where the folders of a directory are splits, not classes.
+def _splits(folders: Collection[str], option: str) -> dict[str, str]:
+    """Returns folder -> split if the folders of a directory are splits, otherwise {}.
 
     Raises:
-      UserError: half a layout, or a folder whose name is nearly that of a split.
+      UserError: an incomplete layout, or a folder whose name resembles that of a split.
     """
     meanings = dict(SPLIT_FOLDERS)
     known = {folder.lower() for folder in folders} & meanings.keys()
     others = [folder for folder in folders if folder.lower() not in known]
     if known and not others and "train" not in known:
-        raise UserError(f"{where} holds {', '.join(f'{each}/' for each in folders)} without train/")
+        raise UserError(
+            f"{option} holds {', '.join(f'{each}/' for each in folders)} without train/"
+        )
     near = {
         other: match[0]
         for other in others
@@ -190,7 +198,7 @@ def _splits(folders: Collection[str], where: str) -> dict[str, str]:
     if "train" in known and near and (layout or len(near) == len(others)):
         other, match = next(iter(near.items()))
         raise UserError(
-            f"{where} holds train/ and {printable(other)}/, which is none of "
+            f"{option} holds train/ and {printable(other)}/, which is none of "
             f"{', '.join(f'{each}/' for each in meanings)}; did you mean {match}/?"
         )
     if not layout:
@@ -198,7 +206,7 @@ def _splits(folders: Collection[str], where: str) -> dict[str, str]:
     if "query" in known:
         if "gallery" not in known or "test" in known:
             raise UserError(
-                f"{where} holds query/ {'beside test/' if 'test' in known else 'without gallery/'}"
+                f"{option} holds query/ {'and test/' if 'test' in known else 'without gallery/'}"
                 " (expected train/, query/ and gallery/)"
             )
         meanings["gallery"] = GALLERY
@@ -210,16 +218,16 @@ def _subfolders(folder: Path) -> list[str]:
         with os.scandir(folder) as entries:
             return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     except OSError as error:
-        raise UserError(f"{folder}: may not be read ({error.strerror})") from None
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
 def class_files(folder: Path) -> Layout:
-    """The classes of one folder, and what of it is left out.
+    """Lists the classes of a folder, and what was skipped.
 
-    A class all of whose images are left out stays, with none: it is refused where it is used.
+    A class whose images were all skipped is kept without images, so that its use is an error.
 
     Raises:
-      UserError: no folder that may be read, or no image in a class folder but all of them deeper.
+      UserError: the folder cannot be read, or all images are in subfolders of class folders.
     """
     found = images_under(folder)
     listing: Listing = {}
@@ -229,28 +237,28 @@ def class_files(folder: Path) -> Layout:
     deeper = [parts for parts in found.files if len(parts) > 2]
     if deeper and len(deeper) == sum(len(files) for files in listing.values()):
         raise UserError(
-            f"{folder}: no image lies in a class folder, all lie deeper, such as "
+            f"{folder}: no image directly in a class folder, all are in subfolders, such as "
             f"{printable('/'.join(deeper[0]))} (expected CLASS/IMAGE)"
         )
-    lines = [*found.told(), *_remarks(found, deeper)]
-    for why in (FORMAT, NOWHERE, CLOSED):
-        for parts in found.left_out.get(why, ()):
-            if len(parts) > 1 or (parts and why == CLOSED):
+    lines = [*found.summaries(), *_remarks(found, deeper)]
+    for reason in (FORMAT, BROKEN, UNREADABLE):
+        for parts in found.skipped.get(reason, ()):
+            if len(parts) > 1 or (parts and reason == UNREADABLE):
                 listing.setdefault(class_name(parts[0]), [])
     return Layout({"": dict(sorted(listing.items()))}, lines)
 
 
 def _remarks(found: Found, deeper: list[tuple[str, ...]]) -> list[str]:
-    """Lines on images that are not where one expects them, and on folders without any."""
-    beside = [parts for parts in found.files if len(parts) == 1]
+    """Returns lines on images in unexpected folders, and on folders without images."""
+    outside = [parts for parts in found.files if len(parts) == 1]
     having = {parts[0] for parts in found.files}
-    having |= {parts[0] for names in found.left_out.values() for parts in names if parts}
+    having |= {parts[0] for names in found.skipped.values() for parts in names if parts}
     empty = [(name,) for name in sorted(found.folders) if name not in having]
     return [
-        told(what, names)
+        summary(what, names)
         for what, names in (
-            ("images beside the class folders, which are left out", beside),
-            ("images below folders within a class folder, which count as of that class", deeper),
+            ("images outside class folders, which are skipped", outside),
+            ("images in subfolders of a class folder, which belong to that class", deeper),
             ("folders without images", empty),
         )
         if names
@@ -274,7 +282,7 @@ def _plan(parts: dict[str, Listing], config: DataConfig) -> Plan:
     training = sorted({*first, *(train.keys() - test.keys())})
     testing = sorted({*last, *(test.keys() - train.keys())})
     if not shared:
-        how = f"as the folders are: {len(training)} classes of train/ train"
+        how = f"split folders as given: {len(training)} classes of train/ train"
     elif TEST in parts:
         how = (
             f"train/ and {folder} share {len(shared)} classes; sorted by name, the first "
@@ -284,31 +292,31 @@ def _plan(parts: dict[str, Listing], config: DataConfig) -> Plan:
         how = f"of {len(shared)} classes sorted by name the first {len(first)} train"
     sources = {TRAIN: [train], VALIDATION: [train], TEST: [test]}
     own = parts.get(VALIDATION, {})
-    apart = bool(own) and not own.keys() & {*training, *testing}
-    if TEST not in parts and not apart and not config.folds and len(train) < LEAST_HALVED:
+    own_validation = bool(own) and not own.keys() & {*training, *testing}
+    if TEST not in parts and not own_validation and not config.folds and len(train) < LEAST_HALVED:
         raise UserError(
             f"data.path={config.path!r} holds {len(train)} "
             f"{'class' if len(train) == 1 else 'classes'}, and at least {LEAST_HALVED} are needed: "
             f"half of them test, and of the others {LEAST_CLASSES} train and {LEAST_CLASSES} "
             "validate"
         )
-    if apart and config.folds:  # they are of those that are divided
+    if own_validation and config.folds:  # the folds divide them too
         training = sorted({*training, *own})
         sources[TRAIN] = sources[VALIDATION] = [train, own]
         how += f" with {len(own)} of the validation folder"
-    if apart and not config.folds:
+    if own_validation and not config.folds:
         validation, sources[VALIDATION] = sorted(own), [own]
-        held = f"{len(validation)} other classes of the validation folder validate"
+        val_text = f"{len(validation)} other classes of the validation folder validate"
     else:
         training, validation = hold_out(training, config)
-        held = held_out_text(len(validation), config)
-        if own and not apart:
+        val_text = held_out_text(len(validation), config)
+        if own and not own_validation:
             sources[VALIDATION].append(own)
-            held += " with their images of the validation folder too"
+            val_text += " with their images of the validation folder too"
     rest = f"the {'last ' if shared else ''}{len(testing)} test"
     if TEST in parts:
         rest += f" with their images of {folder}" if shared else f" ({folder})"
-    protocol = f"class-disjoint: {how} ({held}), {rest}"
+    protocol = f"class-disjoint: {how} ({val_text}), {rest}"
     if CATALOGUE in parts:
         protocol += "; catalogue images join their class"
     return Plan({TRAIN: training, VALIDATION: validation, TEST: testing}, sources, protocol)

@@ -1,7 +1,7 @@
 """DeepFashion In-Shop Clothes Retrieval (Liu et al. 2016): `list_eval_partition.txt` and images.
 
-Its list has an image a line: path, item and "train", "query" or "gallery". 3,997 items train;
-3,985 others have 14,218 queries that are searched among 12,612 gallery images.
+Each line of the list has the path, the item and "train", "query" or "gallery". 3,997 items are for
+training; the 3,985 test items have 14,218 queries and 12,612 gallery images.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from afa.data.types import Dataset
 from afa.errors import UserError
 
 LIST = "list_eval_partition.txt"
-PLACES = (LIST, f"Eval/{LIST}", f"Anno/{LIST}")
+LIST_PATHS = (LIST, f"Eval/{LIST}", f"Anno/{LIST}")
 COLUMNS = ["image_name", "item_id", "evaluation_status"]
 
 
@@ -27,10 +27,12 @@ class Partition:
     """The images of the list, in its order.
 
     Attributes:
-      source: the list.
-      ids: paths as the list has them.
-      items: item names, sorted; `labels` are places in it.
-      status: "train", "query" or "gallery" of each image.
+      source: path of the list.
+      paths: paths of the images.
+      ids: paths as written in the list.
+      items: item names, sorted.
+      labels: for each image, its index in `items`.
+      status: for each image, "train", "query" or "gallery".
     """
 
     source: Path
@@ -41,17 +43,17 @@ class Partition:
     status: tuple[str, ...]
 
     def having(self, *status: str) -> Bool[np.ndarray, "n"]:
-        """Marks the images of these kinds."""
+        """Returns a mask of the images with one of these statuses."""
         return np.isin(self.status, status)
 
 
 def read_partition(root: Path) -> Partition:
-    """Reads the list and finds where its images lie below `root`.
+    """Reads the list and finds the folder of its images under `root`.
 
     Raises:
       UserError: the list is missing or malformed.
     """
-    path = listed.find(root, PLACES, "the partition of DeepFashion In-Shop")
+    path = listed.find(root, LIST_PATHS, "the partition of DeepFashion In-Shop")
     lines = _lines(path)
     first = lines[0][0]
     tops = [root / top for top in ("", "Img", "img", "Image")]
@@ -70,12 +72,12 @@ def read_partition(root: Path) -> Partition:
 
 
 def load_inshop(config: DataConfig) -> Dataset:
-    """`data.name=inshop`: the items of "train" train and validate, the others test, their queries
-    searched among their gallery.
+    """Loads `data.name=inshop`: the items of "train" are for training and validation, the others
+    for testing with the given queries and gallery.
 
     Raises:
-      UserError: no list, a malformed one, images of it that are missing, items that train and
-        test, or too few items.
+      UserError: missing or malformed list, missing images, items in both train and test, or too few
+        items.
     """
     found = read_partition(listed.directory("data.path", config.path))
     training = set(found.labels[found.having(TRAIN)].tolist())
@@ -83,7 +85,7 @@ def load_inshop(config: DataConfig) -> Dataset:
     if shared := training & testing:
         raise UserError(f"{LIST}: item {found.items[min(shared)]!r} is in train and in test")
     kept, validating = hold_out(sorted(training), config)
-    where = {TRAIN: kept, VALIDATION: validating, TEST: sorted(testing)}
+    split_classes = {TRAIN: kept, VALIDATION: validating, TEST: sorted(testing)}
     return listed.dataset(
         config,
         found.source,
@@ -91,7 +93,7 @@ def load_inshop(config: DataConfig) -> Dataset:
         found.ids,
         found.labels,
         found.items,
-        where,
+        split_classes,
         f"class-disjoint: {len(training)} items of In-Shop's train train "
         f"({held_out_text(len(validating), config)}), its other {len(testing)} test, queries among "
         "the gallery",
@@ -105,7 +107,7 @@ def _lines(path: Path) -> list[tuple[str, str, str]]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     if len(text) < 2:
-        raise UserError(f"{path}: has {len(text)} lines, and two stand above the images")
+        raise UserError(f"{path}: has {len(text)} lines, and the images start at line 3")
     count, header, *lines = text
     if header.split() != COLUMNS:
         raise UserError(f"{path}: line 2 is {header[:80]!r}, expected {' '.join(COLUMNS)!r}")

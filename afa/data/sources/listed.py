@@ -1,4 +1,4 @@
-"""What the lists of public data sets have in common: finding, reading and checking them."""
+"""Finds, reads and checks the image lists of public data sets."""
 
 import csv
 import os
@@ -14,49 +14,53 @@ from afa.data.readable import readable
 from afa.data.splits import assemble
 from afa.data.types import Dataset, Files
 from afa.errors import UserError
+from afa.io import expanded
 
 File = str | Path
-DECODED = 200_000  # images; of a longer list only their presence is checked, which takes minutes
+DECODED = 200_000  # images; images of longer lists are only checked to exist, not decoded
 SHOWN = 3  # missing images named in the error
-THREADS = 16  # that ask for files, which may lie on a slow disk
+THREADS = 16  # that stat files, which may be on a slow disk
 
 
 def directory(field: str, value: str | Path) -> Path:
-    """The directory that an option names.
+    """Returns the directory given by an option.
+
+    Args:
+      field: name of the option, for errors.
 
     Raises:
-      UserError: it is empty, missing, or no directory.
+      UserError: the value is empty, or is not an existing directory.
     """
-    root = Path(value).expanduser().absolute()
+    root = expanded(field, value).absolute()
     if not str(value):
         raise UserError(f"{field} is empty, and a directory is needed")
     if not root.is_dir():
-        what = "is no directory" if root.exists() else "does not exist"
+        what = "is not a directory" if root.exists() else "does not exist"
         raise UserError(f"{field}={str(value)!r} {what}")
     return root
 
 
-def find(root: Path, names: Sequence[str], holding: str) -> Path:
-    """The first of several places, below a directory, where a file or folder of a set may lie.
+def find(root: Path, names: Sequence[str], what: str) -> Path:
+    """Returns the first existing path among several candidates.
 
     Args:
-      names: places relative to `root`.
-      holding: what it is, for the error.
+      names: candidates, relative to `root`.
+      what: description of the file or folder, for the error.
 
     Raises:
-      UserError: it lies at none of them.
+      UserError: none exists.
     """
     for name in names:
         if (root / name).exists():
             return root / name
-    raise UserError(f"{root / names[0]} is missing: {holding}")
+    raise UserError(f"{root / names[0]} is missing: {what}")
 
 
 def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """These columns of a CSV file with a header, row by row.
+    """Yields the given columns of a CSV file with a header, row by row.
 
     Raises:
-      UserError: it cannot be read, lacks a column, or has a row that is cut short.
+      UserError: the file cannot be read, lacks a column, or has a row with too few columns.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -68,21 +72,21 @@ def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
                     f"{path}: has no column {missing[0]!r} (its first line is "
                     f"{','.join(header)[:80]!r}, expected {','.join(columns)})"
                 )
-            places = [header.index(name) for name in columns]
+            indices = [header.index(name) for name in columns]
             for row in reader:
-                if len(row) <= max(places):
-                    raise UserError(f"{path}: line {reader.line_num} is cut short")
-                yield tuple(row[place] for place in places)
+                if len(row) <= max(indices):
+                    raise UserError(f"{path}: line {reader.line_num} has too few columns")
+                yield tuple(row[i] for i in indices)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read ({reason})") from None
 
 
 def require(paths: Sequence[File], listed_in: Path) -> list[int]:
-    """Sizes in bytes of the images of a list.
+    """Returns the sizes in bytes of the images of a list.
 
     Raises:
-      UserError: some are missing or empty; how many, and the first.
+      UserError: images are missing or empty; the message has their number and the first few.
     """
     with ThreadPoolExecutor(THREADS) as pool:
         sizes = list(pool.map(_size, paths, chunksize=256))
@@ -103,22 +107,22 @@ def dataset(
     ids: Sequence[str],
     labels: Int64[np.ndarray, "n"],
     class_names: Sequence[str],
-    where: Mapping[str, Sequence[int]],
+    split_classes: Mapping[str, Sequence[int]],
     protocol: str,
     gallery: Bool[np.ndarray, "n"] | None = None,
 ) -> Dataset:
-    """The three splits of a list; its few unreadable images are left out.
+    """Returns the three splits of a list; unreadable images are skipped.
 
     Args:
-      listed_in: the list, for errors.
-      labels: places in `class_names`.
-      where: split -> its classes; images of other classes are left out.
+      listed_in: path of the list, for errors.
+      labels: class ids, indices into `class_names`.
+      split_classes: split -> its class ids; images of other classes are dropped.
       protocol, gallery: see `afa.data.splits.assemble`.
 
     Raises:
       UserError: images are missing, too many cannot be read, or a split has too few.
     """
-    split_of_class = {c: split for split, classes in where.items() for c in classes}
+    split_of_class = {c: split for split, classes in split_classes.items() for c in classes}
     chosen = np.flatnonzero(np.isin(labels, list(split_of_class))).tolist()
     sizes = require([paths[i] for i in chosen], listed_in)
     kept, skipped = list(range(len(chosen))), []

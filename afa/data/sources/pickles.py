@@ -1,4 +1,4 @@
-"""Plain values out of a pickle, without running what it holds (`afa.unpickle`)."""
+"""Reads plain values from a pickle without executing code (`afa.unpickle`)."""
 
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from afa.unpickle import Array, Reader, Refused
 
 
 def read_pickle(path: Path) -> Any:
-    """Dictionaries, lists, tuples, text, numbers and arrays of numbers; text of Python 2 too.
+    """Reads dictionaries, lists, tuples, strings (of Python 2 too), numbers and numeric arrays.
 
     Raises:
-      UserError: the file cannot be read, is damaged, or holds something else.
+      UserError: the file cannot be read, is damaged, or holds other objects.
     """
     try:
         with path.open("rb") as file:
@@ -22,8 +22,8 @@ def read_pickle(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except Refused as error:
         raise UserError(f"{path}: {error}") from None
-    except Exception as error:  # whatever a damaged pickle comes up with
-        raise UserError(f"{path}: is damaged or no pickle ({type(error).__name__})") from None
+    except Exception as error:  # a damaged pickle can raise anything
+        raise UserError(f"{path}: is damaged or not a pickle ({type(error).__name__})") from None
 
 
 def _plain(value: Any) -> Any:
@@ -37,4 +37,4 @@ def _plain(value: Any) -> Any:
         return {_plain(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_plain(each) for each in value)
-    raise Refused("it holds something else than plain values")
+    raise Refused("it holds other objects than plain values")

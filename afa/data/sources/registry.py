@@ -1,4 +1,4 @@
-"""The table of data sets: `data.name` -> images in three class-disjoint splits."""
+"""Registry of data sets: `data.name` -> images in three class-disjoint splits."""
 
 import importlib
 from pathlib import Path
@@ -9,9 +9,9 @@ from afa.config import DataConfig
 from afa.data.sources.tfds import PREFIX, PROTOCOLS, load_tfds
 from afa.data.types import Dataset
 from afa.errors import UserError, nearest
-from afa.train.logging import write_json
+from afa.io import write_json
 
-# Module and function of each set: only who needs one imports it.
+# Module and function of each data set, imported on use.
 SETS = {
     "synthetic": ("afa.data.synthetic.dataset", "load_synthetic"),
     "folder": ("afa.data.sources.folder", "load_folder"),
@@ -21,10 +21,10 @@ SETS = {
 
 
 def load(config: DataConfig) -> Dataset:
-    """Loads the data set `config.name`: one of the table, or tfds:NAME.
+    """Loads the data set `config.name`: a name in `SETS`, or tfds:NAME.
 
     Raises:
-      UserError: no such data set (the nearest name is given), or its data are not usable.
+      UserError: unknown data set (the message suggests the nearest name), or unusable data.
     """
     if config.name in SETS:
         module, function = SETS[config.name]
@@ -39,8 +39,8 @@ def load(config: DataConfig) -> Dataset:
 
 
 def save_split(dataset: Dataset, path: Path) -> None:
-    """Writes who is where as JSON: protocol, fingerprint, classes and image ids of each split,
-    and which of them are catalogue images or a gallery set apart."""
+    """Writes the splits as JSON: protocol, fingerprint, and for each split its classes, image ids,
+    catalogue images and gallery images."""
     splits = {}
     for split, images in dataset.splits.items():
         splits[split] = {

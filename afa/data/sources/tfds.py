@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets, read without TensorFlow where they are in array_record."""
+"""Data sets of TensorFlow Datasets; those stored as array_record are read without TensorFlow."""
 
 import contextlib
 import importlib.util
@@ -18,25 +18,26 @@ from afa.config import DataConfig
 from afa.data.splits import TEST, TRAIN, VALIDATION, assemble, halves, held_out_text, hold_out
 from afa.data.types import Dataset
 from afa.errors import UserError, nearest
+from afa.io import expanded
 
 PREFIX = "tfds:"
-DOWNLOADS = "downloads"  # folder in a data_dir where TFDS keeps what it downloaded
-NETWORK_SECONDS = 8  # that the first file may take to be announced
-Builder = Any  # a tfds.core.DatasetBuilder, whose own annotations leave out half of it
-PROGRESS_FROM = 20_000  # images; reading the labels of fewer takes a second
+DOWNLOADS = "downloads"  # folder in a data_dir that holds the downloads of TFDS
+NETWORK_SECONDS = 8  # timeout of the network check
+Builder = Any  # a tfds.core.DatasetBuilder, whose type annotations are incomplete
+PROGRESS_FROM = 20_000  # images; fewer labels are read in a second
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How retrieval uses a data set that was made for classification.
+    """Retrieval protocol of a classification data set.
 
     Attributes:
-      rule: "halves": the classes of all `splits` together, in the order of their ids, the first
-        half trains, the rest tests; "given": train and test have different classes already.
-      splits: those read, where the data set has them.
-      label, image: features; where there is none of that name, the one the data set declares as
-        target or input, or the only one of its kind.
-      name: feature that names an image; None: its number is its name.
+      rule: "halves": the classes of all `splits` are pooled; the first half, in order of class id,
+        is for training, the rest for testing. "given": train and test already share no class.
+      splits: TFDS splits to read, if the data set has them.
+      label, image: feature names; if missing, the declared target or input, or the only feature of
+        that type.
+      name: feature that is the name of an image; None to use its index.
     """
 
     rule: Literal["halves", "given"] = "halves"
@@ -46,8 +47,8 @@ class Protocol:
     name: str | None = None
 
 
-# The splits of the metric learning literature: Oh Song et al. 2016 (birds, cars, products), Lake et
-# al. 2015 (omniglot: background alphabets train, evaluation alphabets test).
+# Splits of the metric learning literature: Oh Song et al. 2016 (birds, cars, products), Lake et al.
+# 2015 (omniglot: background alphabets for training, evaluation alphabets for testing).
 PROTOCOLS = {
     "caltech_birds2011": Protocol(name="image/filename"),  # 100 / 100 species
     "cars196": Protocol(),  # 98 / 98 models
@@ -58,11 +59,11 @@ PROTOCOLS = {
     "imagenet2012": Protocol(splits=("train", "validation"), name="file_name"),  # 500 / 500
     "cmaterdb": Protocol(),  # 5 / 5 digits of each script
 }
-ANY_OTHER = Protocol()
+DEFAULT = Protocol()
 
 
 class Records(Sequence[bytes]):
-    """The encoded images of several random-access sources, one after another."""
+    """The encoded images of several random-access sources, concatenated."""
 
     def __init__(self, sources: Sequence[Sequence[Any]], image: str) -> None:
         self.sources, self.image = sources, image
@@ -72,24 +73,24 @@ class Records(Sequence[bytes]):
         return int(self.ends[-1])
 
     def __getitem__(self, index: Any) -> Any:
-        which = int(np.searchsorted(self.ends, index, side="right"))
-        begin = self.ends[which - 1] if which else 0
-        return self.sources[which][int(index - begin)][self.image]
+        source = int(np.searchsorted(self.ends, index, side="right"))
+        begin = self.ends[source - 1] if source else 0
+        return self.sources[source][int(index - begin)][self.image]
 
 
 def load_tfds(config: DataConfig) -> Dataset:
-    """Reads `config.name` = "tfds:NAME[/CONFIG][:VERSION]" from the data_dir `config.path`.
+    """Loads `config.name` = "tfds:NAME[/CONFIG][:VERSION]" from the data_dir `config.path`.
 
-    A prepared array_record copy is read in place, by random access and without TensorFlow. A copy
-    in tfrecord alone is read into memory with TensorFlow, where it is installed. A data set that
-    is not there is downloaded and prepared as array_record by its TFDS builder.
+    A prepared array_record copy is read by random access, without TensorFlow. A tfrecord copy is
+    read into memory with TensorFlow, if it is installed. A data set that is not in the data_dir is
+    downloaded and prepared as array_record by its TFDS builder.
 
     Raises:
-      UserError: an unknown data set, a copy that cannot be read, or too few classes or images.
+      UserError: unknown data set, a copy that cannot be read, or too few classes or images.
     """
     name = config.name.removeprefix(PREFIX)
     builder = _builder(name, config)
-    protocol = PROTOCOLS.get(name.split(":")[0].split("/")[0], ANY_OTHER)
+    protocol = PROTOCOLS.get(name.split(":")[0].split("/")[0], DEFAULT)
     splits = [s for s in protocol.splits if s in builder.info.splits] or list(builder.info.splits)
     image, label = _features(builder, protocol)
     sources = [_source(builder, split, image, config) for split in splits]
@@ -102,7 +103,7 @@ def load_tfds(config: DataConfig) -> Dataset:
             sizes.append(len(example[image]))
     _number_repeated(ids)
     class_ids = np.array(labels, np.int64)
-    split_of_class, text = _share_out(class_ids, sources, splits, protocol, config)
+    split_of_class, text = _assign_splits(class_ids, sources, splits, protocol, config)
     feature = builder.info.features[label]
     names = [feature.int2str(i) for i in range(feature.num_classes)]
     return assemble(
@@ -119,12 +120,12 @@ def load_tfds(config: DataConfig) -> Dataset:
 
 
 def _builder(name: str, config: DataConfig) -> Builder:
-    import tensorflow_datasets as tfds  # takes a second: only who needs it waits
+    import tensorflow_datasets as tfds  # slow import
     from tensorflow_datasets.core.constants import DATA_DIR
 
-    root = Path(config.path or DATA_DIR).expanduser()
+    root = expanded("data.path", config.path or DATA_DIR)
     if config.path and not root.is_dir():
-        raise UserError(f"data.path={config.path!r} is no directory (the data_dir of TFDS)")
+        raise UserError(f"data.path={config.path!r} is not a directory (the data_dir of TFDS)")
     prepared = _prepared(name, root, config)
     if prepared is not None:
         return tfds.builder_from_directory(prepared)
@@ -139,55 +140,55 @@ def _builder(name: str, config: DataConfig) -> Builder:
     before = _folders(root, base)
     try:
         builder = tfds.builder(name, data_dir=root, file_format="array_record")
-        if not any((root / DOWNLOADS).glob("*")):  # else it may have what it needs
+        if not any((root / DOWNLOADS).glob("*")):  # else the files may already be there
             _require_network(list(builder.url_infos or ()))
         builder.download_and_prepare()
-    except Exception as error:  # whatever a builder, the network or the disk comes up with
+    except Exception as error:  # builders, the network and the disk can raise anything
         for folder in sorted(_folders(root, base) - before, reverse=True):  # deepest first
-            with contextlib.suppress(OSError):  # what holds files stays: a download can go on
+            with contextlib.suppress(OSError):  # keeps files, to resume a download
                 folder.rmdir()
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"data.name={config.name!r} is not in {root} and could not be prepared ({reason}): "
-            "prepare it elsewhere as array_record and name that data_dir as data.path"
+            "prepare it elsewhere as array_record, and set data.path to that data_dir"
         ) from error
     return builder
 
 
 def _folders(root: Path, base: str) -> set[Path]:
-    """Folders that TFDS may make while it prepares a data set."""
+    """Returns the existing folders that TFDS may create while it prepares a data set."""
     tops = (root, root / DOWNLOADS, root / base)
     below = (path for top in tops[1:] for path in top.rglob("*"))
     return {path for path in (*tops, *below) if path.is_dir()}
 
 
 def _require_network(urls: Sequence[str]) -> None:
-    """Asks once for the first file, where TFDS would ask for minutes.
+    """Requests the first file once, because TFDS would retry for minutes without a network.
 
     Raises:
       OSError: no answer.
     """
     for url in urls[:1]:
-        with contextlib.suppress(urllib.error.HTTPError):  # any answer shows that there is one
+        with contextlib.suppress(urllib.error.HTTPError):  # any answer shows that the network works
             request = urllib.request.Request(url, method="HEAD")
             urllib.request.urlopen(request, timeout=NETWORK_SECONDS).close()
 
 
 def _prepared(name: str, root: Path, config: DataConfig) -> Path | None:
-    """The newest prepared version of a data set under a data_dir, None where there is none."""
-    path, _, version = name.partition(":")
-    folder = root / path
+    """Returns the newest prepared version of a data set in a data_dir, or None."""
+    base, _, version = name.partition(":")
+    folder = root / base
     if not folder.is_dir():
         return None
     found = _versions(folder)
     if version:
-        found = [place for place in found if place.name == version]
+        found = [path for path in found if path.name == version]
     if found:
-        return max(found, key=lambda place: [int(part) for part in place.name.split(".")])
-    configs = sorted(f"{path}/{sub.name}" for sub in folder.iterdir() if _versions(sub))
+        return max(found, key=lambda path: [int(part) for part in path.name.split(".")])
+    configs = sorted(f"{base}/{sub.name}" for sub in folder.iterdir() if _versions(sub))
     if configs and not version:
         raise UserError(
-            f"data.name={config.name!r} has several configurations in {root}: name one of "
+            f"data.name={config.name!r} has several configurations in {root}: choose one of "
             f"{', '.join(PREFIX + one for one in configs)}"
         )
     return None
@@ -198,30 +199,30 @@ def _versions(folder: Path) -> list[Path]:
 
 
 def _features(builder: Builder, protocol: Protocol) -> tuple[str, str]:
-    """Names of the features that hold the image and the class."""
+    """Returns the names of the image and the class feature."""
     import tensorflow_datasets as tfds
 
     info = builder.info
     declared = info.supervised_keys or ()
 
-    def only(kind: type, wanted: str, what: str) -> str:
-        having = [key for key, feature in info.features.items() if type(feature) is kind]
+    def feature_of(kind: type, wanted: str, what: str) -> str:
+        candidates = [key for key, feature in info.features.items() if type(feature) is kind]
         for key in (wanted, *(key for key in declared if isinstance(key, str))):
-            if key in having:
+            if key in candidates:
                 return key
-        if len(having) != 1:
+        if len(candidates) != 1:
             raise UserError(
-                f"data.name='{PREFIX}{info.full_name}' has {len(having)} {what} features, and one "
-                f"is needed (features: {', '.join(sorted(info.features))})"
+                f"data.name='{PREFIX}{info.full_name}' has {len(candidates)} {what} features, and "
+                f"one is needed (features: {', '.join(sorted(info.features))})"
             )
-        return having[0]
+        return candidates[0]
 
-    image = only(tfds.features.Image, protocol.image, "image")
-    return image, only(tfds.features.ClassLabel, protocol.label, "class")
+    image = feature_of(tfds.features.Image, protocol.image, "image")
+    return image, feature_of(tfds.features.ClassLabel, protocol.label, "class")
 
 
 def _source(builder: Builder, split: str, image: str, config: DataConfig) -> Sequence[Any]:
-    """Examples of a split as dictionaries, images left encoded."""
+    """Returns the examples of a split as dictionaries, with encoded images."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.file_adapters import FileFormat
 
@@ -235,7 +236,7 @@ def _source(builder: Builder, split: str, image: str, config: DataConfig) -> Seq
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
             f"data.name={config.name!r} in {builder.data_dir} is stored as "
-            f"{builder.info.file_format.value}, which TensorFlow alone can read: install afa[tf], "
+            f"{builder.info.file_format.value}, which only TensorFlow can read: install afa[tf], "
             "or prepare the data set again with file_format='array_record'"
         )
     read: Any = tfds.as_numpy(builder.as_dataset(split=split, decoders=skip, shuffle_files=False))
@@ -255,7 +256,7 @@ def _tracked(source: Sequence[Any], split: str) -> Iterator[Any]:
 
 
 def _number_repeated(ids: list[str]) -> None:
-    """Makes ids unique: a name that stands for several images gets a number each time."""
+    """Makes ids unique: appends a number to repeated names."""
     seen: dict[str, int] = {}
     for i, name in enumerate(ids):
         seen[name] = seen.get(name, 0) + 1
@@ -263,14 +264,14 @@ def _number_repeated(ids: list[str]) -> None:
             ids[i] = f"{name}#{seen[name]}"
 
 
-def _share_out(
+def _assign_splits(
     labels: Int64[np.ndarray, "n"],
     sources: Sequence[Sequence[Any]],
     splits: Sequence[str],
     protocol: Protocol,
     config: DataConfig,
 ) -> tuple[dict[int, str], str]:
-    """Split of every class, and the sentence that says how it came about."""
+    """Returns the split of every class, and the sentence that describes the protocol."""
     ends = np.cumsum([len(source) for source in sources])[:-1]
     parts = dict(zip(splits, np.split(labels, ends), strict=True))
     if protocol.rule == "given":
@@ -283,9 +284,9 @@ def _share_out(
                 f"data.name={config.name!r}: its protocol needs splits train and test without a "
                 f"class in common; found {', '.join(splits)} with {len(shared)} classes in common"
             )
-        how = f"the splits as they are: {len(training)} classes of train train"
+        how = f"splits as given: {len(training)} classes of train train"
     else:
-        # An unlabelled image has label -1 in TFDS; it belongs to no class and is left out.
+        # Unlabelled images have label -1 in TFDS and are dropped.
         training, testing = halves(sorted({int(c) for c in labels if c >= 0}))
         how = f"of the classes of {', '.join(splits)}, by id, the first {len(training)} train"
     training, validation = hold_out(training, config)
@@ -293,5 +294,5 @@ def _share_out(
         f"class-disjoint: {how} ({held_out_text(len(validation), config)}), "
         f"the other {len(testing)} test"
     )
-    where = {TRAIN: training, VALIDATION: validation, TEST: testing}
-    return {c: split for split, classes in where.items() for c in classes}, text
+    split_classes = {TRAIN: training, VALIDATION: validation, TEST: testing}
+    return {c: split for split, classes in split_classes.items() for c in classes}, text

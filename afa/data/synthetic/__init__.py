@@ -1,1 +1,1 @@
-"""The images of the synthetic data set: procedural objects, ray-cast with NumPy alone."""
+"""The synthetic data set: ray-cast images of procedural objects, with NumPy alone."""

@@ -1,4 +1,4 @@
-"""The TFDS builder of the synthetic data set; apart because importing TFDS takes a second."""
+"""TFDS builder of the synthetic data set. A separate module, because TFDS is slow to import."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 
 class SyntheticObjects(tfds.core.GeneratorBasedBuilder):
-    """Rendered objects: one catalogue view and many views in the wild of each."""
+    """Rendered objects: one catalogue view and several in-the-wild views of each."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -21,7 +21,7 @@ class SyntheticObjects(tfds.core.GeneratorBasedBuilder):
     ) -> None:
         """
         Args:
-          data_dir: the data set is written below.
+          data_dir: directory that the data set is written to.
           examples: called with the name of a split; yields its examples in order.
           classes: number of objects in all splits.
         """
@@ -41,7 +41,7 @@ class SyntheticObjects(tfds.core.GeneratorBasedBuilder):
                 }
             ),
             supervised_keys=("image", "label"),
-            disable_shuffling=True,  # so that the order, and with it every id, is known
+            disable_shuffling=True,  # keeps the order of the examples, and so of the ids
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:

@@ -1,17 +1,15 @@
-"""The synthetic data set: rendered once into array_record, then read from its cache.
+"""The synthetic data set: rendered once into array_record, then read from a cache.
 
-The cache folder is named by everything its images depend on. It appears under that name only
-when it is complete: a build works in a folder beside it and renames that at the end, holding a lock
-that the system drops when the process dies, so a killed build is started again and of two runs that
-start together one waits for the other.
+The name of the cache folder contains everything the images depend on. A build writes to a temporary
+folder, which is renamed when it is complete, and holds a file lock, which the system releases if
+the process dies. An interrupted build is restarted. Concurrent runs wait for the lock.
 
-Images are rendered by separate interpreters that import NumPy and no more, and write to a pipe.
-Unlike workers of `multiprocessing` they do not import the main program again (which may be a
-notebook, or hold JAX), and they end when the reader of their pipe does.
+Separate Python processes render the images and write them to pipes. They import NumPy alone.
+Unlike `multiprocessing` workers they do not re-import the main program (which may be a notebook, or
+use JAX), and they end when the reader of their pipe ends.
 """
 
 import contextlib
-import fcntl
 import io
 import os
 import shutil
@@ -32,15 +30,16 @@ from afa.data.synthetic.objects import FAMILY
 from afa.data.synthetic.render import VERSION, render
 from afa.data.types import Dataset, ImageSet, Joined, RawImage, fingerprint
 from afa.errors import UserError
+from afa.io import cache_home, expanded, locked, require_writable
 
 SEED = 0
 NAME = "synthetic_objects"
 JPEG_QUALITY = 95
-TEST_SHARE, VALIDATION_SHARE = 0.25, 0.125  # of the families; the rest train
+TEST_SHARE, VALIDATION_SHARE = 0.25, 0.125  # of the families; the rest is for training
 MIN_OBJECTS, MIN_VIEWS, MIN_SIZE = 3 * FAMILY, 2, 16
 MAX_WORKERS = 16
 _COMPLETE = "fingerprint.txt"  # written last
-_LENGTH = struct.Struct("<I")  # before each image in a worker's pipe
+_LENGTH = struct.Struct("<I")  # length prefix of each image in a worker's pipe
 _WORKER = (
     "import sys; from afa.data.synthetic.dataset import write_images; "
     "write_images(*map(int, sys.argv[1:]))"
@@ -50,26 +49,26 @@ Example = dict[str, Any]
 
 
 def load_synthetic(config: DataConfig) -> Dataset:
-    """The synthetic data set, built in the cache the first time it is asked for.
+    """Loads the synthetic data set; the first call builds it in the cache.
 
-    Images are JPEG, read from array_record when indexed. Their ids are
-    "object_0123/catalogue" and "object_0123/wild_07".
+    Images are JPEG, read from array_record on access. Their ids are "object_0123/catalogue" and
+    "object_0123/wild_07".
 
     Raises:
-      UserError: a setting out of range, or the build fails (a full disk, say).
+      UserError: a setting is out of range, or the build fails, for example on a full disk.
     """
     _check(config)
     folder = _folder(config)
     if not (folder / _COMPLETE).is_file():
         try:
             _build_once(config, folder)
-        except (OSError, RuntimeError) as error:  # the array_record writer raises the latter
+        except (OSError, RuntimeError) as error:  # the array_record writer raises RuntimeError
             reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
             raise UserError(
                 f"data.cache={str(folder.parent)!r}: the synthetic data set cannot be built there "
                 f"({reason})"
             ) from error
-    import tensorflow_datasets as tfds  # takes a second: only who needs it waits
+    import tensorflow_datasets as tfds  # slow import
 
     builder: Any = tfds.builder_from_directory(folder)
     sets = {}
@@ -81,10 +80,10 @@ def load_synthetic(config: DataConfig) -> Dataset:
         sets[split] = ImageSet(_EncodedImages(source), labels, tuple(names), first_views)
     train, validation, test = sets["train"], sets["validation"], sets["test"]
     digest = (folder / _COMPLETE).read_text().strip()
-    how, split = "the next", digest
+    val_text, split = "the next", digest
     if config.folds:
         train, validation = _folded(train, validation, config)
-        how = f"fold {config.fold} of {config.folds} with data.split_seed={config.split_seed},"
+        val_text = f"fold {config.fold} of {config.folds} with data.split_seed={config.split_seed},"
         split = fingerprint([(digest, config.fold, f"of {config.folds}", config.split_seed)])
     counts = [len(images.classes) for images in (train, validation, test)]
     return Dataset(
@@ -94,7 +93,7 @@ def load_synthetic(config: DataConfig) -> Dataset:
         test=test,
         class_names=tuple(f"object_{o:04d}" for o in range(config.objects)),
         protocol=(
-            f"class-disjoint: {counts[0]} rendered objects train, {how} {counts[1]} validate, "
+            f"class-disjoint: {counts[0]} rendered objects train, {val_text} {counts[1]} validate, "
             f"the last {counts[2]} test; families of {FAMILY} look-alikes stay together"
         ),
         fingerprint=split,
@@ -103,22 +102,22 @@ def load_synthetic(config: DataConfig) -> Dataset:
 
 
 def _folded(train: ImageSet, validation: ImageSet, config: DataConfig) -> tuple[ImageSet, ImageSet]:
-    """Both splits shared out anew among the folds, by whole families."""
+    """Splits the training and validation objects into folds; families stay together."""
     pool = ImageSet(
         Joined([train.images, validation.images]),
         np.concatenate([train.labels, validation.labels]),
         train.ids + validation.ids,
         np.concatenate([train.catalogue, validation.catalogue]),
     )
-    drawn = fold(len(pool.classes) // FAMILY, config, 1, "families of look-alikes")
-    chosen = np.isin(pool.labels // FAMILY, drawn)
-    return pool.subset(np.flatnonzero(~chosen)), pool.subset(np.flatnonzero(chosen))
+    held_out = fold(len(pool.classes) // FAMILY, config, 1, "families of look-alikes")
+    is_validation = np.isin(pool.labels // FAMILY, held_out)
+    return pool.subset(np.flatnonzero(~is_validation)), pool.subset(np.flatnonzero(is_validation))
 
 
 def split_objects(count: int) -> dict[str, range]:
-    """Objects of each split; no family is in two splits.
+    """Returns the objects of each split; families stay together.
 
-    Families are drawn independently of each other, so consecutive ones are as good as any.
+    Families are drawn independently, so consecutive families can form a split.
     """
     families = count // FAMILY
     test = max(1, round(TEST_SHARE * families))
@@ -157,16 +156,16 @@ def _check(config: DataConfig) -> None:
     for field, least in (("objects", MIN_OBJECTS), ("views", MIN_VIEWS), ("render_size", MIN_SIZE)):
         value = getattr(config, field)
         if value < least:
-            raise UserError(f"data.{field}={value} is too small (allowed: {least} and more)")
+            raise UserError(f"data.{field}={value} is too small (allowed: at least {least})")
     if config.objects % FAMILY:
         raise UserError(
-            f"data.objects={config.objects} cuts a family of look-alikes "
+            f"data.objects={config.objects} splits a family of look-alikes "
             f"(allowed: multiples of {FAMILY}; nearest: {FAMILY * round(config.objects / FAMILY)})"
         )
 
 
 def _folder(config: DataConfig) -> Path:
-    root = Path(config.cache).expanduser() if config.cache else Path.home() / ".cache" / "afa"
+    root = expanded("data.cache", config.cache) if config.cache else cache_home()
     key = f"v{VERSION}_seed{SEED}_{config.objects}x{config.views}_{config.render_size}px"
     return root / f"{NAME}_{key}"
 
@@ -175,12 +174,13 @@ def _folder(config: DataConfig) -> Path:
 
 
 def _build_once(config: DataConfig, folder: Path) -> None:
-    """Builds the set, unless another process has done so while this one waited for the lock."""
+    """Builds the data set, unless another process did while this one waited for the lock."""
+    require_writable(folder.parent, "data.cache")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f".{folder.name}.lock")):
+    with locked(folder.with_name(f".{folder.name}.lock")):
         if (folder / _COMPLETE).is_file():
             return
-        # Whoever left these is dead: it would hold the lock.
+        # Left by an interrupted build: a running one would hold the lock.
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
@@ -192,16 +192,8 @@ def _build_once(config: DataConfig, folder: Path) -> None:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds an advisory lock on a file; waits for whoever holds it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _build(config: DataConfig, folder: Path) -> tuple[Path, str]:
-    """Renders everything under `folder`; returns where the data set lies and its fingerprint."""
+    """Renders all images into `folder`; returns the path of the data set and its fingerprint."""
     import tensorflow_datasets as tfds
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -223,11 +215,11 @@ def _build(config: DataConfig, folder: Path) -> tuple[Path, str]:
                 yield example
                 progress.advance(bar)
 
-        tfds.disable_progress_bar()  # one bar is enough
+        tfds.disable_progress_bar()  # this function has its own progress bar
         builder: Any = SyntheticObjects(folder, examples, config.objects)
-        # Looks for no copy in a bucket: a build never touches the network.
+        # Do not look for a copy in a bucket: a build never uses the network.
         offline = tfds.download.DownloadConfig(try_download_gcs=False)
-        with contextlib.redirect_stdout(io.StringIO()):  # it would speak of downloading
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloading
             builder.download_and_prepare(download_config=offline)
     return Path(builder.data_dir), fingerprint([(f"v{VERSION}", SEED, "", size), *rows])
 
@@ -248,7 +240,7 @@ def _examples(objects: range, views: int, size: int) -> Iterator[Example]:
 
 
 def render_parallel(objects: range, views: int, size: int) -> Iterator[bytes]:
-    """JPEG images of all views of the objects, in order, from one process a core.
+    """Yields JPEG images of all views of the objects, in order, from one process per core.
 
     Raises:
       RuntimeError: a rendering process ended early.
@@ -270,9 +262,9 @@ def render_parallel(objects: range, views: int, size: int) -> Iterator[bytes]:
 def write_images(
     seed: int, first_object: int, total: int, views: int, size: int, first: int, stride: int
 ) -> None:
-    """A rendering process: every `stride`-th of `total` images to standard output."""
-    for silent in (signal.SIGPIPE, signal.SIGINT):  # the reader is gone, or tells the user itself
-        signal.signal(silent, signal.SIG_DFL)
+    """Runs a rendering process: writes every `stride`-th of `total` images to standard output."""
+    for each in (signal.SIGPIPE, signal.SIGINT):  # end without a traceback; the reader reports
+        signal.signal(each, signal.SIG_DFL)
     for number in range(first, total, stride):
         object_index, view = divmod(number, views + 1)
         image = encode(render(seed, first_object + object_index, view, size))
@@ -281,7 +273,7 @@ def write_images(
 
 
 def encode(image: np.ndarray) -> bytes:
-    """The JPEG stored for an image: full colour resolution, so that fine texture survives."""
+    """Encodes an image as JPEG without chroma subsampling, which would blur fine texture."""
     return simplejpeg.encode_jpeg(
         image, quality=JPEG_QUALITY, colorspace="RGB", colorsubsampling="444", fastdct=False
     )

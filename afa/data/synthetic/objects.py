@@ -1,7 +1,7 @@
-"""Which objects there are: families of look-alikes that differ in shape or in texture.
+"""Definition of the objects: families of look-alikes that differ in shape or in texture.
 
-A family has four objects: two shapes times two textures. Whoever sees only the shape, or only the
-texture, cannot tell an object from one other member of its family.
+A family has four objects: two shapes times two textures. Shape alone, or texture alone, does not
+distinguish an object from one other member of its family.
 """
 
 import functools
@@ -14,13 +14,13 @@ from afa.data.synthetic.shapes import SHAPES, draw_shape
 from afa.data.synthetic.solids import MISS, Matrix, Part, bounds, hit, product, turn
 from afa.data.synthetic.textures import PALETTES, PATTERNS, Draw, Texture, draw_texture
 
-FAMILY = 4  # objects of a family: 2 shapes x 2 textures
-SHARING, SHARED_PALETTES = 5, 3  # that many families in a row use that many palettes
+FAMILY = 4  # objects per family: 2 shapes x 2 textures
+SHARING, SHARED_PALETTES = 5, 3  # consecutive families that share this many palettes
 CATALOGUE_AZIMUTH, CATALOGUE_ELEVATION = 32.0, 22.0  # degrees: the three-quarter view
-LOOKALIKE = 0.72  # overlap of silhouettes from which two shapes of a family are drawn again
-STRIPED = ("stripes", "three_stripes", "pinstripes", "bands")  # too alike for one family
+LOOKALIKE = 0.72  # silhouette IoU above which the second shape of a family is drawn again
+STRIPED = ("stripes", "three_stripes", "pinstripes", "bands")  # too similar for one family
 _SHAPE_TRIES = 8
-_OUTLINE_RAYS = 40  # a side
+_OUTLINE_RAYS = 40  # per side
 _STREAM_FAMILY, _STREAM_PALETTES = 1, 3
 
 
@@ -33,7 +33,7 @@ class Family(NamedTuple):
 
 
 class Surface(NamedTuple):
-    """A part in the scene and what covers it."""
+    """A part in the scene and its texture."""
 
     part: Part
     texture: Texture
@@ -41,10 +41,10 @@ class Surface(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def family(seed: int, index: int) -> Family:
-    """The family `index` of a data set.
+    """Returns the family `index` of a data set.
 
-    In every second family both shapes are of one kind (two teapots); otherwise of two kinds. In
-    every second pair of families the textures share a palette, otherwise a pattern.
+    Even families have two shapes of the same kind (two teapots), odd ones of different kinds. The
+    two textures alternate, every two families, between a shared palette and a shared pattern.
     """
     draw = Draw(seed, _STREAM_FAMILY, index)
     names = tuple(SHAPES)
@@ -59,8 +59,8 @@ def family(seed: int, index: int) -> Family:
     palettes = _shared_palettes(seed, index // SHARING)
     texture = draw_texture(draw, palette=draw.pick(palettes))
     if index % 4 < 2:
-        alike = STRIPED if texture.pattern in STRIPED else (texture.pattern,)
-        others = [name for name in PATTERNS if name not in alike]
+        similar = STRIPED if texture.pattern in STRIPED else (texture.pattern,)
+        others = [name for name in PATTERNS if name not in similar]
         other = draw_texture(draw, draw.pick(others), texture.palette)
     else:
         others = [p for p in palettes if p != texture.palette]
@@ -69,25 +69,25 @@ def family(seed: int, index: int) -> Family:
 
 
 def _shared_palettes(seed: int, group: int) -> list[int]:
-    """The few palettes that neighbouring families share, so that colour alone tells little.
+    """Returns the palettes that a group of families shares, so that colour is a weak cue.
 
-    Groups take turns: no palette comes again before all have been used.
+    All palettes are used before one is used again.
     """
-    lap, turn_of_lap = divmod(group, len(PALETTES) // SHARED_PALETTES)
-    draw, left = Draw(seed, _STREAM_PALETTES, lap), list(range(len(PALETTES)))
-    shuffled = [left.pop(draw.integer(0, len(left) - 1)) for _ in PALETTES]
-    begin = turn_of_lap * SHARED_PALETTES
+    cycle, position = divmod(group, len(PALETTES) // SHARED_PALETTES)
+    draw, remaining = Draw(seed, _STREAM_PALETTES, cycle), list(range(len(PALETTES)))
+    shuffled = [remaining.pop(draw.integer(0, len(remaining) - 1)) for _ in PALETTES]
+    begin = position * SHARED_PALETTES
     return shuffled[begin : begin + SHARED_PALETTES]
 
 
 def cues(object_index: int) -> tuple[int, int]:
-    """(shape, texture) ids of an object, for tests of what each cue alone can tell."""
+    """Returns the (shape, texture) ids of an object, to test each cue alone."""
     base, member = divmod(object_index, FAMILY)
     return 2 * base + member // 2, 2 * base + member % 2
 
 
 def object_surfaces(seed: int, object_index: int) -> tuple[Surface, ...]:
-    """The parts of an object with its texture on them."""
+    """Returns the parts of an object with their texture."""
     base, member = divmod(object_index, FAMILY)
     members = family(seed, base)
     texture = members.textures[member % 2]
@@ -95,14 +95,14 @@ def object_surfaces(seed: int, object_index: int) -> tuple[Surface, ...]:
 
 
 def view_frame(azimuth: float, elevation: float, roll: float) -> Matrix:
-    """Right, up and towards-the-viewer directions of a camera that looks at the origin."""
+    """Returns the right, up and towards-viewer axes of a camera that looks at the origin."""
     return product(turn(2, roll), product(turn(0, elevation), turn(1, azimuth)))
 
 
 def outline(
     parts: tuple[Part, ...], frame: Matrix
 ) -> tuple[Bool[np.ndarray, "n n"], tuple[float, float, float, float]]:
-    """A coarse silhouette and the rectangle (left, right, bottom, top) around it."""
+    """Returns a coarse silhouette and its bounding box (left, right, bottom, top)."""
     boxes = [bounds(p, frame) for p in parts]
     left, right = min(b[0] - b[2] for b in boxes), max(b[0] + b[2] for b in boxes)
     low, high = min(b[1] - b[3] for b in boxes), max(b[1] + b[3] for b in boxes)
@@ -124,7 +124,7 @@ def outline(
 
 
 def _overlap(one: tuple[Part, ...], two: tuple[Part, ...]) -> float:
-    """Intersection over union of two silhouettes, each fitted to its own frame."""
+    """Intersection over union of two silhouettes, each scaled to its bounding box."""
     frame = view_frame(-CATALOGUE_AZIMUTH, CATALOGUE_ELEVATION, 0.0)
     a, b = outline(one, frame)[0], outline(two, frame)[0]
     return float(np.count_nonzero(a & b)) / float(np.count_nonzero(a | b))

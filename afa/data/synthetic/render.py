@@ -1,8 +1,8 @@
-"""Images of procedural objects: a catalogue view and any number of views in the wild.
+"""Renders procedural objects: a catalogue view and any number of in-the-wild views.
 
-Pixels come from parallel rays met with each part in closed form (`solids`), one light with cast
-shadows, a table and a wall behind. Every operation is exactly rounded, so the bytes are the same on
-every machine. Nothing but NumPy is imported, so that rendering processes start fast.
+Ray casting with a parallel projection and closed-form intersections (`solids`), one light with
+shadows, a table and a wall. All operations are exactly rounded, so that the pixels are identical on
+every machine. Only NumPy is imported, so that rendering processes start fast.
 """
 
 from typing import NamedTuple
@@ -37,9 +37,10 @@ from afa.data.synthetic.solids import (
 from afa.data.synthetic.textures import Draw, Texture, draw_texture, paint
 
 VERSION = 1
-"""Counts changes of the images: part of every cache key and fingerprint."""
+"""Version of the rendered images; part of every cache key and fingerprint."""
 
-# Azimuth from the camera and elevation, degrees; the first one shades, all cast (soft) shadows.
+# Azimuth relative to the camera and elevation, in degrees. The first light is used for shading,
+# all of them for (soft) shadows.
 STUDIO_LIGHTS = (
     (-48.0, 58.0),
     (-36.0, 62.0),
@@ -48,14 +49,14 @@ STUDIO_LIGHTS = (
     (-30.0, 52.0),
     (-64.0, 54.0),
 )
-SAMPLES = 2  # rays a pixel along each side
-MAX_TURN = 60.0  # degrees of azimuth around it in the wild
-SHADOW_BIAS = 0.015  # object units: keeps a surface from shadowing itself
+SAMPLES = 2  # rays per pixel along each side
+MAX_TURN = 60.0  # largest azimuth from the catalogue view in the wild, in degrees
+SHADOW_BIAS = 0.015  # in object units; avoids self-shadowing
 _STREAM_VIEW = 2
 
 
 class Light(NamedTuple):
-    """Direction towards the light (unit), its colour, and the colours from above and below."""
+    """Unit direction towards the light, its colour, and ambient colours from above and below."""
 
     direction: Vector
     colour: Vector
@@ -72,7 +73,7 @@ class Camera(NamedTuple):
 
 
 class Backdrop(NamedTuple):
-    """A table at a height, a wall at a distance behind, facing `forward`; None: plain light."""
+    """A table at `height` and a wall at `distance` facing `forward`; texture None is plain grey."""
 
     height: float
     forward: Vector
@@ -92,7 +93,7 @@ def _cast(
     Float32[np.ndarray, "m m"],
     Int16[np.ndarray, "m m"],
 ]:
-    """Coordinates x and y of the rays, the nearest part's depth and its index (-1: none)."""
+    """Returns x and y of the rays, and the depth and index of the nearest part (-1: none)."""
     ramp = (np.arange(side, dtype=np.float32) + 0.5) * np.float32(2.0 / side) - 1.0
     xs = ramp * camera.half_width + camera.centre[0]
     ys = -ramp * camera.half_width + camera.centre[1]  # row 0 is the top
@@ -111,7 +112,7 @@ def _cast(
 
 
 def _inside(values: Float32[np.ndarray, "m"], centre: float, half: float) -> slice:
-    """The run of (monotonic) values within half of the centre."""
+    """Returns the slice of the (monotonic) values within `half` of `centre`."""
     found = np.flatnonzero(np.abs(values - np.float32(centre)) <= np.float32(half))
     return slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, 0)
 
@@ -119,7 +120,7 @@ def _inside(values: Float32[np.ndarray, "m"], centre: float, half: float) -> sli
 def _shadow(
     surfaces: list[Surface], direction: Vector, points: Float32[np.ndarray, "3 n"]
 ) -> Bool[np.ndarray, "n"]:
-    """Which points another part keeps from the light: the same casting, seen from the light."""
+    """Returns which points are in the shadow of another part, by casting rays to the light."""
     frame = _facing(direction)
     u, v, w = place(points, frame)
     w = w + np.float32(SHADOW_BIAS)
@@ -133,7 +134,7 @@ def _shadow(
 
 
 def _facing(direction: Vector) -> Matrix:
-    """An orthonormal frame whose third row is the direction (not vertical)."""
+    """Returns an orthonormal frame whose third row is `direction`, which must not be vertical."""
     x, y, z = direction
     flat = float(np.sqrt(x * x + z * z))
     right = (z / flat, 0.0, -x / flat)
@@ -142,7 +143,7 @@ def _facing(direction: Vector) -> Matrix:
 
 
 def _towards(azimuth: float, elevation: float) -> Vector:
-    """The unit vector at an azimuth from +z and an elevation above the table."""
+    """Returns the unit vector at an azimuth from +z and an elevation, in degrees."""
     sine, cosine = sincos(azimuth)
     up, flat = sincos(elevation)
     return (sine * flat, up, cosine * flat)
@@ -165,7 +166,7 @@ def _illuminate(
     viewer: Vector,
     gloss: float,
 ) -> Float32[np.ndarray, "3 n"]:
-    """Lambert's law under one light and a sky, plus a Blinn highlight."""
+    """Lambertian shading with one light and ambient light, plus a Blinn highlight."""
     lx, ly, lz = light.direction
     facing = np.maximum(lx * normal[0] + ly * normal[1] + lz * normal[2], np.float32(0)) * lit
     above = 0.5 + 0.5 * normal[1]
@@ -193,7 +194,7 @@ def _shade(
     shadow_lights: tuple[Vector, ...],
     side: int,
 ) -> Float32[np.ndarray, "3 m m"]:
-    """Linear light on a side x side grid of rays."""
+    """Returns linear RGB on a side x side grid of rays."""
     xs, ys, depth, owner = _cast(surfaces, camera, side)
     table_depth, wall_depth = _backdrop_depths(backdrop, camera, xs, ys)
     behind = np.maximum(table_depth, wall_depth)
@@ -245,22 +246,22 @@ def _backdrop_depths(
     xs: Float32[np.ndarray, "m"],
     ys: Float32[np.ndarray, "m"],
 ) -> tuple[Float32[np.ndarray, "m m"], Float32[np.ndarray, "m m"]]:
-    """Where each ray meets the table and the wall."""
+    """Returns the depths at which each ray meets the table and the wall."""
     depths = []
     planes = (((0.0, 1.0, 0.0), backdrop.height), (backdrop.forward, -backdrop.distance))
     for normal, offset in planes:
         kx, ky, kd = apply(camera.frame, normal)
-        slope = 1.0 / max(kd, 0.05)
-        row = (-kx * slope) * xs + np.float32(offset * slope)
-        depths.append(row[None, :] + ((-ky * slope) * ys)[:, None])
+        scale = 1.0 / max(kd, 0.05)
+        row = (-kx * scale) * xs + np.float32(offset * scale)
+        depths.append(row[None, :] + ((-ky * scale) * ys)[:, None])
     return depths[0], depths[1]
 
 
-# ---- from light to an image --------------------------------------------------------------------
+# ---- from linear light to pixels ----------------------------------------------------------------
 
 
-def _develop(linear: Float32[np.ndarray, "3 m m"]) -> Float32[np.ndarray, "3 s s"]:
-    """Averages the rays of each pixel, and gives the image a gamma of 2."""
+def _to_gamma(linear: Float32[np.ndarray, "3 m m"]) -> Float32[np.ndarray, "3 s s"]:
+    """Averages the rays of each pixel and applies a gamma of 2."""
     total = linear[:, 0::SAMPLES, 0::SAMPLES].copy()
     for i in range(SAMPLES):
         for j in range(SAMPLES):
@@ -270,11 +271,11 @@ def _develop(linear: Float32[np.ndarray, "3 m m"]) -> Float32[np.ndarray, "3 s s
 
 
 def _blur(image: Float32[np.ndarray, "3 s s"], spread: float) -> Float32[np.ndarray, "3 s s"]:
-    """A separable bump (1 - (i / reach)²)² of standard deviation about `spread` pixels."""
+    """Blurs with a separable kernel (1 - (i / reach)²)² of about `spread` pixels (sigma)."""
     reach = 2.65 * spread + 1e-3
     taps = range(-int(reach), int(reach) + 1)
-    slopes = [1.0 - (i / reach) * (i / reach) for i in taps]
-    weights = [slope * slope for slope in slopes]
+    roots = [1.0 - (i / reach) * (i / reach) for i in taps]
+    weights = [root * root for root in roots]
     total = 0.0
     for weight in weights:
         total += weight
@@ -288,13 +289,13 @@ def _blur(image: Float32[np.ndarray, "3 s s"], spread: float) -> Float32[np.ndar
     return image
 
 
-def _expose(image: Float32[np.ndarray, "3 s s"]) -> UInt8[np.ndarray, "s s 3"]:
+def _to_bytes(image: Float32[np.ndarray, "3 s s"]) -> UInt8[np.ndarray, "s s 3"]:
     levels = np.floor(np.clip(image, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
     return np.ascontiguousarray(levels.transpose(1, 2, 0))
 
 
 def _frame_object(parts: tuple[Part, ...], frame: Matrix, fill: float, shift: Vector) -> Camera:
-    """A camera in whose image the object's longer side takes the share `fill`."""
+    """Returns a camera for which the longer side of the object is `fill` of the image side."""
     left, right, low, high = outline(parts, frame)[1]
     half = 0.5 * max(right - left, high - low) / fill
     centre_x = 0.5 * (left + right) - shift[0] * half
@@ -316,19 +317,19 @@ def _catalogue(surfaces: list[Surface], size: int) -> UInt8[np.ndarray, "s s 3"]
     light = Light(keys[0], (0.72, 0.71, 0.69), (0.5, 0.5, 0.52), (0.24, 0.24, 0.25))
     backdrop = Backdrop(_base(parts), _towards(CATALOGUE_AZIMUTH, 0.0), 9.0, None, None)
     linear = _shade(surfaces, camera, light, backdrop, keys, size * SAMPLES)
-    return _expose(_develop(linear))
+    return _to_bytes(_to_gamma(linear))
 
 
 # ---- in the wild --------------------------------------------------------------------------------
 
 
 def _tint(draw: Draw, strength: float) -> Vector:
-    """A colour of light: one of warm, cold, green or magenta, or nearly white."""
+    """Draws a light colour: white with a random shift to warm or cold and to green or magenta."""
     warm, green = draw.uniform(-strength, strength), draw.uniform(-0.4, 0.4) * strength
     return (1.0 + warm, 1.0 + green, 1.0 - warm)
 
 
-def _times(colour: Vector, factor: float) -> Vector:
+def _scaled(colour: Vector, factor: float) -> Vector:
     return (colour[0] * factor, colour[1] * factor, colour[2] * factor)
 
 
@@ -336,12 +337,12 @@ def _wild_light(draw: Draw, azimuth: float) -> Light:
     colour, fill = _tint(draw, 0.32), _tint(draw, 0.26)
     strong, soft = draw.uniform(0.55, 1.1), draw.uniform(0.2, 0.42)
     direction = _towards(azimuth + draw.uniform(-85.0, 85.0), draw.uniform(25.0, 70.0))
-    sky = _times(fill, soft)
-    return Light(direction, _times(colour, strong), sky, _times(sky, 0.5))
+    sky = _scaled(fill, soft)
+    return Light(direction, _scaled(colour, strong), sky, _scaled(sky, 0.5))
 
 
 def _clutter(draw: Draw, base: float, azimuth: float) -> list[Surface]:
-    """Things that stand around on the table, mostly behind the object and beside it."""
+    """Draws distractor objects on the table, mostly behind and beside the object."""
     surfaces = []
     for _ in range(draw.integer(3, 6)):
         texture = draw_texture(draw)
@@ -361,7 +362,7 @@ def _clutter(draw: Draw, base: float, azimuth: float) -> list[Surface]:
 
 
 def _occluders(draw: Draw, camera: Camera) -> list[Surface]:
-    """In every second image, a thing near the camera that covers some of the object."""
+    """Draws, for half of the images, an occluder between the camera and the object."""
     surfaces = []
     for _ in range(draw.integer(0, 1)):
         around = _towards(draw.uniform(0.0, 360.0), 0.0)
@@ -377,7 +378,7 @@ def _occluders(draw: Draw, camera: Camera) -> list[Surface]:
 
 
 def _coarse(draw: Draw) -> Texture:
-    """A texture for a wall or a table: coarser than an object's, and paler."""
+    """Draws a texture for a wall or a table, with a larger period and lower contrast."""
     texture = draw_texture(draw)
     ground, figure, accent = texture.colours
     contrast = draw.uniform(0.1, 0.6)
@@ -407,24 +408,24 @@ def _wild(surfaces: list[Surface], draw: Draw, size: int) -> UInt8[np.ndarray, "
     backdrop = Backdrop(base, facing, draw.uniform(1.6, 3.0), _coarse(draw), _coarse(draw))
     scene = surfaces + _clutter(draw, base, azimuth) + _occluders(draw, camera)
     linear = _shade(scene, camera, light, backdrop, (light.direction,), size * SAMPLES)
-    image = _develop(linear)
+    image = _to_gamma(linear)
     image = _blur(image, draw.uniform(0.0, 0.007) * size)
     grain = draw.field(4, *image.shape)
     bell = grain[0] + grain[1] + grain[2] + grain[3] - np.float32(2.0)  # deviation 1 / sqrt(3)
-    return _expose(image + bell * np.float32(draw.uniform(0.005, 0.045)))
+    return _to_bytes(image + bell * np.float32(draw.uniform(0.005, 0.045)))
 
 
 def render(seed: int, object_index: int, view_index: int, size: int) -> UInt8[np.ndarray, "s s 3"]:
-    """One image of one object.
+    """Renders one view of one object.
 
     Args:
-      seed: of the whole data set.
-      object_index: counted from 0; objects 4k .. 4k + 3 form a family.
-      view_index: 0 is the catalogue view; 1 and up are views in the wild, each different.
+      seed: seed of the data set.
+      object_index: from 0; objects 4k .. 4k + 3 form a family.
+      view_index: 0 is the catalogue view; 1 and above are different in-the-wild views.
       size: side of the image in pixels, at least 8.
 
     Returns:
-      RGB; a pure function of the arguments, the same bytes on every machine.
+      RGB image, identical on every machine for the same arguments.
     """
     surfaces = list(object_surfaces(seed, object_index))
     if view_index == 0:

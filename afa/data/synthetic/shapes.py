@@ -1,7 +1,7 @@
-"""Objects: assemblies of solid parts in the likeness of vessels, creatures, vehicles and the like.
+"""Random shapes assembled from solid parts: vessels, creatures, vehicles and others.
 
-Coordinates of an object: x to the right, y up, z towards a viewer in front of it; its bounding box
-is centred on the origin and its longest side is 2.
+Object coordinates: x to the right, y up, z towards the viewer. The bounding box is centred on the
+origin and its longest side is 2.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def part(
     rotation: Matrix = IDENTITY,
     hole: float = 0.0,
 ) -> Part:
-    """A placed primitive by name; `scale` is half its extent along its own axes."""
+    """Returns a placed primitive by name; `scale` is half its extent along its own axes."""
     planes = _PLANES.get(kind, ())
     profile = None if planes else _PROFILES[kind]
     return Part(profile, hole, planes, centre, scale, rotation, role)
@@ -76,8 +76,8 @@ def _even(half: float) -> Vector:
 
 
 def _mirror(parts: list[Part], axis: int) -> list[Part]:
-    """The parts and their mirror images. Every primitive but the wedge equals its own mirror image
-    across each of its axes, and wedges are mirrored across z only."""
+    """Returns the parts and their mirror images. All primitives except the wedge are symmetric
+    about each of their axes, and wedges are mirrored across z only."""
     images = []
     for p in parts:
         centre = [-c if i == axis else c for i, c in enumerate(p.centre)]
@@ -251,7 +251,7 @@ def _rocket(d: Draw) -> list[Part]:
 
 
 def turned(yaw: float, x: float, y: float) -> Vector:
-    """A point at distance x from the vertical axis, `yaw` degrees around it, at height y."""
+    """Returns the point at distance x from the vertical axis, angle `yaw` in degrees, height y."""
     row = turn(1, yaw)
     return (row[0][0] * x, y, row[2][0] * x)
 
@@ -453,12 +453,12 @@ SHAPES: dict[str, Callable[[Draw], list[Part]]] = {
 
 
 def draw_shape(draw: Draw, name: str) -> tuple[Part, ...]:
-    """A random object of that kind, centred, its longest side 2."""
+    """Draws a random shape of the named kind, centred, with longest side 2."""
     return normalise(SHAPES[name](draw))
 
 
 def normalise(parts: list[Part]) -> tuple[Part, ...]:
-    """Moves and scales parts so that the box around them is centred and its longest side is 2."""
+    """Translates and scales parts: bounding box centred on the origin, longest side 2."""
     upright, sideways = IDENTITY, turn(1, 90.0)
     low, high = [0.0] * 3, [0.0] * 3
     front = [bounds(p, upright) for p in parts]

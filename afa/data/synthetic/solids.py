@@ -1,14 +1,14 @@
-"""Solid primitives under parallel rays: where a ray enters one, and the surface normal there.
+"""Solid primitives under parallel rays: depth of the first intersection, and surface normals.
 
-All rays of an image are parallel, so in a part's own coordinates they share one direction and the
-ray equations have scalar coefficients. Two kinds of part cover everything:
+All rays of an image are parallel, so that in the coordinates of a part they share one direction,
+and the ray equations have scalar coefficients. There are two kinds of part:
 
 - lathe: x² + z² <= q0 + q1 y + q2 y², |y| <= 1, a capped quadric of revolution (ellipsoid,
   cylinder, cone, dome, barrel, waist), optionally with a cylindrical hole along its axis;
 - polyhedron: the intersection of half-spaces n·p <= d (box, wedge, prism, pyramid).
 
 Only operations that IEEE 754 rounds exactly are used (+, -, x, /, sqrt, comparisons; no BLAS, no
-library sine, no sum whose order a machine may choose), so every machine gets the same bits.
+library sine, no sum of unspecified order), so that results are identical on every machine.
 """
 
 import math
@@ -21,7 +21,7 @@ Vector = tuple[float, float, float]
 Matrix = tuple[Vector, Vector, Vector]
 
 MISS = np.float32(-np.inf)
-TINY = 1e-6  # directions closer to parallel than this count as parallel
+TINY = 1e-6  # smaller components count as zero: a ray is then parallel to the surface
 CAP_EDGE = 0.9985  # |y| beyond which a point of a lathe belongs to its cap
 IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
@@ -31,9 +31,9 @@ class Part(NamedTuple):
 
     Attributes:
       profile: (q0, q1, q2) of a lathe, or None for a polyhedron.
-      hole: radius of a lathe's hole, as a share of its radius; 0 without one.
+      hole: radius of a lathe's hole, as a fraction of its radius; 0 for none.
       planes: (nx, ny, nz, d) of a polyhedron, in local coordinates.
-      role: which colours of the texture the part wears (see `textures.paint`).
+      role: which colours of the texture the part has (see `textures.paint`).
     """
 
     profile: Vector | None
@@ -46,7 +46,7 @@ class Part(NamedTuple):
 
 
 def sincos(degrees: float) -> tuple[float, float]:
-    """Sine and cosine from a Taylor polynomial, exact to about 1e-15: no library function."""
+    """Sine and cosine by a Taylor polynomial, accurate to about 1e-15, identical everywhere."""
     quarter = math.floor(degrees / 90.0 + 0.5)
     x = (degrees - 90.0 * quarter) * (math.pi / 180.0)
     xx = x * x
@@ -59,7 +59,7 @@ def sincos(degrees: float) -> tuple[float, float]:
 
 
 def turn(axis: int, degrees: float) -> Matrix:
-    """Rotation about axis 0, 1 or 2 by an angle, right-handed."""
+    """Right-handed rotation matrix about axis 0, 1 or 2."""
     s, c = sincos(degrees)
     if axis == 0:
         return ((1.0, 0.0, 0.0), (0.0, c, -s), (0.0, s, c))
@@ -115,7 +115,7 @@ def _local_frame(part: Part, frame: Matrix) -> tuple[Matrix, Vector]:
 
 
 def bounds(part: Part, frame: Matrix) -> tuple[float, float, float, float]:
-    """(x, y, half width, half height) in a viewing frame of a rectangle that holds the part."""
+    """Returns (x, y, half width, half height) of a bounding rectangle in a viewing frame."""
     x, y, _ = apply(frame, part.centre)
     axes = product(frame, part.rotation)
     half = [
@@ -128,14 +128,14 @@ def bounds(part: Part, frame: Matrix) -> tuple[float, float, float, float]:
 def hit(
     part: Part, frame: Matrix, x: Float32[np.ndarray, "*a"], y: Float32[np.ndarray, "*b"]
 ) -> Float32[np.ndarray, "*c"]:
-    """Depth at which rays that come from +depth first meet the part; -inf where they miss it.
+    """Returns the depth of the first intersection of rays from +depth with the part.
 
     Args:
-      frame: rows are the right, up and towards-the-viewer directions (orthonormal).
-      x, y: where each ray passes, in the frame; broadcast against each other.
+      frame: orthonormal; rows are the right, up and towards-viewer directions.
+      x, y: coordinates of the rays in the frame; broadcast against each other.
 
     Returns:
-      Depth along the third row of `frame`, larger is nearer to the viewer.
+      Depth along the third row of `frame`, larger is nearer to the viewer; -inf for a miss.
     """
     a, b = _local_frame(part, frame)
     if part.profile is None:
@@ -221,9 +221,9 @@ def _side(
 def normals(part: Part, points: Float32[np.ndarray, "3 n"]) -> Float32[np.ndarray, "3 n"]:
     """Unit outward normals at points of the part's surface, both in world coordinates."""
     inverse = transpose(part.rotation)
-    moved = [points[i] - np.float32(part.centre[i]) for i in range(3)]
+    offset = [points[i] - np.float32(part.centre[i]) for i in range(3)]
     px, py, pz = (
-        (r[0] * moved[0] + r[1] * moved[1] + r[2] * moved[2]) * (1.0 / s)
+        (r[0] * offset[0] + r[1] * offset[1] + r[2] * offset[2]) * (1.0 / s)
         for r, s in zip(inverse, part.scale, strict=True)
     )
     if part.profile is None:
@@ -243,7 +243,7 @@ def _polyhedron_normals(
     py: Float32[np.ndarray, "n"],
     pz: Float32[np.ndarray, "n"],
 ) -> list[Float32[np.ndarray, "n"]]:
-    """The normal of the plane each point lies on: the one it is least inside of."""
+    """Returns the normal of the plane nearest to each point."""
     best = np.full(px.shape, MISS)
     normal = [np.zeros_like(px) for _ in range(3)]
     for nx, ny, nz, d in planes:
@@ -281,5 +281,5 @@ def _lathe_normals(
 
 
 def place(points: Float[np.ndarray, "3 n"], frame: Matrix) -> list[Float[np.ndarray, "n"]]:
-    """World points in the coordinates of a viewing frame: right, up, towards the viewer."""
+    """Transforms world points to a viewing frame: right, up, towards the viewer."""
     return [r[0] * points[0] + r[1] * points[1] + r[2] * points[2] for r in frame]

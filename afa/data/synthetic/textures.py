@@ -1,7 +1,8 @@
-"""Solid textures: a pattern in three dimensions and a palette, so that they turn with the object.
+"""Solid textures: a three-dimensional pattern, fixed to the object, and a palette.
 
-A pattern maps points to a tone: 0, 1 or 2 (or between), the colour of the palette found there.
-Built from exactly rounded operations and integer hashing alone: the same bits on every machine.
+A pattern maps points to tones in [0, 2], which interpolate between the three palette colours.
+Only exactly rounded operations and integer hashing are used, so that results are identical on
+every machine.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ T = TypeVar("T")
 Points = Float32[np.ndarray, "3 n"]
 Tones = Float32[np.ndarray, "n"]
 
-# Each palette: ground, figure, accent; sRGB. Few, so that colour alone tells little.
+# Ground, figure and accent colours, in sRGB. Few palettes, so that colour is a weak cue.
 PALETTES: tuple[tuple[str, str, str], ...] = (
     ("f2e8cf", "386641", "bc4749"),
     ("fdf0d5", "003049", "c1121f"),
@@ -34,12 +35,12 @@ PALETTES: tuple[tuple[str, str, str], ...] = (
 ACCENT, PATTERN, SWAPPED = range(3)  # roles of a part
 
 _CORNER_PRIMES = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
-_CELL_RADIUS = 0.36  # of a lattice cell: the largest dot
-_LINE = 0.2  # share of a grid's cell that its lines take
+_CELL_RADIUS = 0.36  # radius of the largest spot, in lattice cells
+_LINE = 0.2  # line width of a grid, in cells
 
 
 class Draw:
-    """A stream of random choices made from uniform numbers only (PCG64: the same everywhere)."""
+    """Random draws from uniform numbers alone (PCG64), identical on every machine."""
 
     def __init__(self, *key: int) -> None:
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
@@ -48,7 +49,7 @@ class Draw:
         return low + (high - low) * float(self._rng.random())
 
     def integer(self, low: int, high: int) -> int:
-        """One of low .. high, both included."""
+        """Returns a random integer in [low, high]."""
         return low + int(self._rng.random() * (high - low + 1))
 
     def pick(self, options: Sequence[T]) -> T:
@@ -58,7 +59,7 @@ class Draw:
         return float(self._rng.random()) < probability
 
     def field(self, *shape: int) -> Float32[np.ndarray, "*shape"]:
-        """Uniform numbers in [0, 1)."""
+        """Returns uniform numbers in [0, 1)."""
         return self._rng.random(shape, dtype=np.float32)
 
 
@@ -69,11 +70,11 @@ class Texture(NamedTuple):
       pattern: a name in PATTERNS.
       palette: index into PALETTES.
       colours: ground, figure, accent; linear light.
-      axes: rotation of the pattern against the object.
-      period: size of the pattern in object units (an object is about 2 wide).
-      duty: share of the figure colour.
-      phase: offset of the pattern.
-      salt: of the hash that noise and mosaics use.
+      axes: rotation of the pattern relative to the object.
+      period: period of the pattern in object units (an object is about 2 wide).
+      duty: fraction of the figure colour.
+      phase: offset of the pattern, in periods.
+      salt: seed of the hash of noise and mosaics.
     """
 
     pattern: str
@@ -87,13 +88,13 @@ class Texture(NamedTuple):
 
 
 def linear_colour(code: str) -> Vector:
-    """A hexadecimal sRGB colour as linear light, with the gamma 2 that `render` undoes."""
+    """Converts a hexadecimal colour to linear RGB, with the gamma of 2 that `render` applies."""
     red, green, blue = (int(code[i : i + 2], 16) / 255.0 for i in (0, 2, 4))
     return (red * red, green * green, blue * blue)
 
 
 def draw_texture(draw: Draw, pattern: str | None = None, palette: int | None = None) -> Texture:
-    """A random texture; of the pattern and palette given, where they are."""
+    """Draws a random texture, with the given pattern or palette if not None."""
     pattern = draw.pick(tuple(PATTERNS)) if pattern is None else pattern
     palette = draw.integer(0, len(PALETTES) - 1) if palette is None else palette
     ground, figure, accent = (linear_colour(code) for code in PALETTES[palette])
@@ -114,7 +115,7 @@ def draw_texture(draw: Draw, pattern: str | None = None, palette: int | None = N
 
 
 def paint(texture: Texture, points: Points, role: int) -> Float32[np.ndarray, "3 n"]:
-    """Linear colours of points (in object coordinates) of a part with that role."""
+    """Returns linear RGB at points (in object coordinates) of a part with the given role."""
     ground, figure, accent = texture.colours
     if role == ACCENT:
         plain = np.array(accent, np.float32)[:, None]
@@ -140,7 +141,7 @@ def paint(texture: Texture, points: Points, role: int) -> Float32[np.ndarray, "3
 
 
 def _hash(cells: Sequence[Int32[np.ndarray, "n"]], salt: int) -> UInt32[np.ndarray, "n"]:
-    """A well-mixed number of integer lattice points (xor of multiples, then xor-shift-multiply)."""
+    """Hashes integer lattice points (xor of multiples, then xor-shift-multiply)."""
     mixed = np.full(cells[0].shape, salt & 0xFFFFFFFF, np.uint32)
     for axis, prime in zip(cells, _CORNER_PRIMES, strict=True):
         mixed ^= axis.view(np.uint32) * np.uint32(prime)
@@ -153,19 +154,19 @@ def _hash(cells: Sequence[Int32[np.ndarray, "n"]], salt: int) -> UInt32[np.ndarr
 
 
 def _uniform(cells: Sequence[Int32[np.ndarray, "n"]], salt: int) -> Tones:
-    """A number in [0, 1) for every lattice point."""
+    """Returns a pseudo-random number in [0, 1) for every lattice point."""
     return (_hash(cells, salt) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
 def _split(p: Points) -> tuple[list[Int32[np.ndarray, "n"]], list[Tones]]:
-    """Lattice cell of each point, and the place inside of it in [0, 1)."""
+    """Returns the lattice cell of each point, and its position in the cell, in [0, 1)."""
     floors = [np.floor(c) for c in p]
     inside = [c - f for c, f in zip(p, floors, strict=True)]
     return [f.astype(np.int32) for f in floors], inside
 
 
 def value_noise(p: Points, salt: int) -> Tones:
-    """Smooth noise in [0, 1]: random values on a lattice, blended by 3t² - 2t³."""
+    """Value noise in [0, 1]: random lattice values, interpolated with 3t² - 2t³."""
     cell, t = _split(p)
     s = [c * c * (3.0 - 2.0 * c) for c in t]
     one = np.int32(1)
@@ -198,13 +199,12 @@ def _stripes(p: Points, t: Texture) -> Tones:
 
 
 def _three_stripes(p: Points, t: Texture) -> Tones:
-    place = _fraction(p[1]) * 3.0
-    return np.floor(place)
+    return np.floor(_fraction(p[1]) * 3.0)
 
 
 def _pinstripes(p: Points, t: Texture) -> Tones:
-    place = _fraction(p[1])
-    return _step(place < 0.22) + 2.0 * _step((place > 0.5) & (place < 0.62))
+    y = _fraction(p[1])
+    return _step(y < 0.22) + 2.0 * _step((y > 0.5) & (y < 0.62))
 
 
 def _checks(p: Points, t: Texture) -> Tones:
@@ -212,7 +212,7 @@ def _checks(p: Points, t: Texture) -> Tones:
 
 
 def _dots(p: Points, t: Texture) -> Tones:
-    # Every second layer is shifted by half a cell, as in a crystal: no face of a box misses them.
+    # Odd layers are shifted by half a cell, so that every face of a box shows dots.
     odd = _fraction(0.5 * np.floor(p[1]))
     x, y, z = (_fraction(c) - 0.5 for c in (p[0] + odd, p[1], p[2] + odd))
     radius = 0.72 * (0.6 + 0.4 * t.duty)
@@ -254,7 +254,7 @@ def _spots(p: Points, t: Texture) -> Tones:
 
 
 def _bands(p: Points, t: Texture) -> Tones:
-    # Uneven stripes, like a bar code: the colour of each thin layer is drawn on its own.
+    # Uneven stripes, like a bar code: every thin layer has a random colour.
     layer = np.floor(p[1]).astype(np.int32)
     none = np.zeros_like(layer)
     return np.floor(_uniform((none, layer, none), t.salt) * 3.0)
@@ -280,7 +280,7 @@ def _tartan(p: Points, t: Texture) -> Tones:
 
 
 class Pattern(NamedTuple):
-    """A tone of points in units of the period, and the periods that look well (object units)."""
+    """A function of points (in units of the period) to tones, and its range of periods."""
 
     tone: Callable[[Points, Texture], Tones]
     periods: tuple[float, float]

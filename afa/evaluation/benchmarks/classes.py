@@ -51,7 +51,7 @@ def load_folder(name: str, root: Path, distractors: Sequence[Path]) -> Benchmark
         listed.directory("--path", folder)
         layout = class_files(folder)
         parts.append(layout.parts[""])
-        notes += [f"; {part}/: {line}" for line in layout.told]
+        notes += [f"; {part}/: {line}" for line in layout.notes]
     number_of = {each: i for i, each in enumerate(sorted({*parts[0], *parts[1]}))}
     queries, gallery = (
         image_set(

@@ -5,8 +5,7 @@ kept because the metric learning literature reports it.
 """
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int64
-from scipy.special import gammaln
+from jaxtyping import Float32, Int, Int64
 
 from afa.errors import UserError
 from afa.retrieval.exact import check_unit
@@ -72,9 +71,10 @@ def normalised_mutual_information(
     Raises:
       UserError: different numbers of entries, or none.
     """
-    table = _table(found, labels)
-    scale = (_entropy(table.sum(axis=1)) + _entropy(table.sum(axis=0))) / 2
-    return _mutual_information(table) / scale if scale > 0 else 1.0
+    from sklearn.metrics import normalized_mutual_info_score  # slow import, needed here alone
+
+    _check_pairs(found, labels)
+    return float(normalized_mutual_info_score(labels, found))
 
 
 def adjusted_mutual_information(found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "_"]) -> float:
@@ -83,12 +83,10 @@ def adjusted_mutual_information(found: Int[np.ndarray, "n"], labels: Int[np.ndar
     Normalised by the arithmetic mean of both entropies (Vinh et al. 2010). Arguments and errors as
     in `normalised_mutual_information`.
     """
-    table = _table(found, labels)
-    rows, columns = table.sum(axis=1), table.sum(axis=0)
-    chance = _expected_information(rows, columns)
-    scale = (_entropy(rows) + _entropy(columns)) / 2 - chance
-    excess = _mutual_information(table) - chance
-    return float(excess / scale) if abs(scale) > 1e-12 else 1.0
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    _check_pairs(found, labels)
+    return float(adjusted_mutual_info_score(labels, found))
 
 
 def _seeds(
@@ -122,44 +120,8 @@ def _nearest(
     return found, fit
 
 
-def _table(found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "_"]) -> Int64[np.ndarray, "k c"]:
+def _check_pairs(found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "_"]) -> None:
     if len(found) != len(labels) or not len(found):
         raise UserError(
             f"{len(found)} clusters for {len(labels)} labels: both need the same length, at least 1"
         )
-    rows, row = np.unique(found, return_inverse=True)
-    columns, column = np.unique(labels, return_inverse=True)
-    table = np.zeros((len(rows), len(columns)), np.int64)
-    np.add.at(table, (row, column), 1)
-    return table
-
-
-def _entropy(counts: Int[np.ndarray, "k"]) -> float:
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log(share)).sum())
-
-
-def _mutual_information(table: Int64[np.ndarray, "k c"]) -> float:
-    total = table.sum()
-    row, column = np.nonzero(table)
-    joint = table[row, column] / total
-    apart = table.sum(axis=1)[row] * table.sum(axis=0)[column] / total**2
-    return max(0.0, float((joint * np.log(joint / apart)).sum()))
-
-
-def _expected_information(rows: Int[np.ndarray, "k"], columns: Int[np.ndarray, "c"]) -> float:
-    """Expected mutual information of tables with these margins (Vinh et al. 2010, eq. 24a)."""
-    total = int(rows.sum())
-    expected = 0.0
-    # Equal margins give equal terms, so each pair of sizes is computed once.
-    for a, times_a in zip(*np.unique(rows, return_counts=True), strict=True):
-        for b, times_b in zip(*np.unique(columns, return_counts=True), strict=True):
-            n = np.arange(max(1, a + b - total), min(a, b) + 1)
-            log_odds: Float[np.ndarray, "m"] = (
-                gammaln(a + 1) + gammaln(b + 1) + gammaln(total - a + 1) + gammaln(total - b + 1)
-                - gammaln(total + 1) - gammaln(n + 1) - gammaln(a - n + 1) - gammaln(b - n + 1)
-                - gammaln(total - a - b + n + 1)
-            )  # fmt: skip
-            term = n / total * np.log(total * n / (a * b)) * np.exp(log_odds)
-            expected += float(term.sum()) * int(times_a) * int(times_b)
-    return expected

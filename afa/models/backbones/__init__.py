@@ -30,6 +30,16 @@ FAMILIES: dict[str, dict[str, Member]] = {
 MEMBERS = {name: member for family in FAMILIES.values() for name, member in family.items()}
 
 
+def names() -> list[str]:
+    """Names of all backbones, sorted: the values of `backbone.name`.
+
+    >>> import afa
+    >>> "resnet50" in afa.backbones()
+    True
+    """
+    return sorted(MEMBERS)
+
+
 def member(name: str) -> Member:
     """The named backbone.
 

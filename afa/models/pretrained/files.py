@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from afa.errors import UserError
+from afa.io import expanded, file_sha256, joint_sha256
 from afa.models.pretrained import formats, match
 from afa.unpickle import Refused
 
@@ -60,8 +60,7 @@ def read(source: str) -> File:
         downloaded.
       UserError: it may not be read, is damaged, or holds something else than tensors.
     """
-    # Of an unknown user `Path.expanduser` raises, where this leaves the name as it is.
-    place = _download(source) if source.startswith(HUB) else Path(os.path.expanduser(source))  # noqa: PTH111
+    place = _download(source) if source.startswith(HUB) else expanded("backbone.weights", source)
     try:
         if not stat.S_ISREG(mode := place.stat().st_mode) and not stat.S_ISDIR(mode):
             raise UserError(f"backbone.weights={source!r} is no file")
@@ -145,11 +144,8 @@ def _read_one(path: Path, source: str) -> dict[str, np.ndarray]:
 
 
 def _digest(parts: Iterable[Path]) -> str:
-    each = []
-    for part in parts:
-        with part.open("rb") as file:
-            each.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
+    each = [file_sha256(part) for part in parts]
+    return each[0] if len(each) == 1 else joint_sha256(each)
 
 
 def _about(part: Path, source: str) -> dict[str, Any]:

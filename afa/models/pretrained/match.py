@@ -106,7 +106,9 @@ class Account:
             )
         if self.unusable:
             more = f" (and {len(self.unusable) - 1} more)" if len(self.unusable) > 1 else ""
-            raise UserError(f"{field}: {self.unusable[0].replace(': ', ' ', 1)}{more}")
+            raise UserError(
+                f"{field}: {str(next(iter(self.unusable))).replace(': ', ' ', 1)}{more}"
+            )
 
 
 def _pattern(allowed: Iterable[str]) -> Callable[[str], bool]:
@@ -146,7 +148,7 @@ def fill(
         if reason := _unusable(array, path[-1]):
             unusable.append(f"{name}: {reason}")
         with np.errstate(over="ignore"):  # told above
-            array = np.ascontiguousarray(array.real, dtype=np.float32)
+            array = np.ascontiguousarray(np.real(array), dtype=np.float32)
         _put(new[collection], path, array)
         if path[-1].startswith("clean_"):
             _put(new[collection], (*path[:-1], path[-1].replace("clean_", "adversarial_")), array)

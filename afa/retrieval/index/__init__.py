@@ -162,6 +162,19 @@ def load(directory: Path | str, uri: str | None = None) -> Index:
     Raises:
       UserError: no index, a damaged file, another engine than was built, a library that is missing,
         or no connection.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import afa
+    >>> from afa.retrieval.index import build
+    >>> from afa.retrieval.records import Records
+    >>> made_by = {"configuration": {}, "checkpoint": "none", "preprocessing": {}}
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     vectors = np.eye(3, dtype=np.float32)
+    ...     _ = build(directory, "exact://", None, Records.of(vectors, ["a", "b", "c"]), made_by)
+    ...     results = afa.open_index(directory).search(vectors[1:2], k=1)
+    >>> results.ids.tolist(), results.scores.tolist()
+    ([['b']], [[1.0]])
     """
     directory = Path(directory)
     while True:
@@ -174,6 +187,10 @@ def load(directory: Path | str, uri: str | None = None) -> Index:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{directory}: cannot be opened ({error})") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            path, told = directory / MANIFEST, f"{type(error).__name__}: {error}"
+            told = told.partition("\n")[0]
+            raise UserError(f"{path} is damaged ({told}); build it again") from error
 
 
 def _opened(directory: Path, manifest: dict[str, Any], uri: str | None) -> Index:

@@ -87,7 +87,7 @@ class Index(abc.ABC):
     def search(
         self,
         queries: Any,
-        k: int = DEFAULT_K,
+        k: int | None = None,
         classes: Sequence[str] | None = None,
         ids: Sequence[Id] | None = None,
     ) -> Results:
@@ -95,7 +95,7 @@ class Index(abc.ABC):
 
         Args:
           queries: unit vectors, (q, d).
-          k: results a query.
+          k: results a query; None is 10, or all images where there are fewer.
           classes: searches among images of these classes alone.
           ids: searches among these images alone; ids that the index does not hold count for
             nothing.
@@ -111,6 +111,7 @@ class Index(abc.ABC):
         """
         if not self._is_one_query(queries):
             queries = self._checked(queries)
+        k = min(DEFAULT_K, max(1, len(self))) if k is None else k
         if not 1 <= k <= len(self):
             raise UserError(f"k={k} is not between 1 and {len(self)}, the images in the index")
         chosen = None if classes is None and ids is None else self._filter(classes, ids)

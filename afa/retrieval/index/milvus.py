@@ -12,7 +12,6 @@ the collection at once, in batches that are each whole or not at all.
 import contextlib
 import copy
 import importlib
-import json
 import logging
 import os
 import uuid
@@ -24,6 +23,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from afa.errors import UserError, choose
+from afa.io import locked
 from afa.manifest import OWN_FIELDS, publish, refuse_if_changed, staged
 from afa.retrieval import export
 from afa.retrieval.index.contract import Entry, Index, Results
@@ -31,6 +31,8 @@ from afa.retrieval.index.uri import FIELD, Address
 from afa.retrieval.records import Id, Ids, Records, kind_of
 
 MARK = "afa.identity"
+LOCK = "LOCK"  # in the embedded file, which is a directory; its library holds a lock on it
+_OPENED: set[Path] = set()  # embedded files that this process opened: the library keeps them open
 TOKEN = "MILVUS_TOKEN"  # environment variable; a secret does not belong into an address
 LIMIT = 16_384  # results of a query, of Milvus
 BATCH = 1000  # rows, queries or ids in a request
@@ -40,6 +42,8 @@ OPTIONS: dict[str, type] = {
     "ef_construction": int, "ef": int,
 }  # fmt: skip
 INDEXES: dict[str, None] = dict.fromkeys(("SCANN", "HNSW", "IVF_FLAT", "FLAT"))
+# What does not stand for itself in a text constant, of the server and of the embedded file alike.
+ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 POINTS_A_CELL = 39  # k-means wants no fewer
 
 
@@ -206,9 +210,12 @@ class MilvusIndex(Index):
     def _remove(self, ids: Ids) -> None:
         self._note_change()
         for part in _batches(ids.tolist()):
-            with _told(self.uri):
-                self._client.delete(self.collection, ids=part)
+            with _told(self.uri):  # `ids=` would be put into an expression without any escaping
+                self._client.delete(self.collection, filter=f"id in {_literal(part)}")
         self._count = self._counted()
+        left = self._held(ids)
+        if left.any():
+            raise UserError(f"{self.uri}: {ids[left.argmax()]!r} was not removed")
 
     def _write(self, write: Any, records: Records) -> None:
         _check_lengths(records)
@@ -363,9 +370,24 @@ def _connect(address: Address, values: dict[str, Any]) -> Any:
         if _embedded(address):
             path = Path(address.place)
             path.parent.mkdir(parents=True, exist_ok=True)
+            _refuse_if_open_elsewhere(address, path)
             return library.MilvusClient(str(path))
         scheme = "https" if values.get("secure") else "http"
         return library.MilvusClient(f"{scheme}://{address.place}", token=os.environ.get(TOKEN, ""))
+
+
+def _refuse_if_open_elsewhere(address: Address, path: Path) -> None:
+    """The embedded file is of one process, and its library would only say that opening failed."""
+    held = path / LOCK
+    if path.absolute() in _OPENED or not held.is_file():
+        _OPENED.add(path.absolute())
+        return
+    busy = (
+        f"{address.text}: another process has this file open, and it takes one at a time: close it "
+        "there, or use a server (milvus://HOST:PORT)"
+    )
+    with locked(held, busy):
+        _OPENED.add(path.absolute())
 
 
 def _plan(
@@ -427,8 +449,11 @@ def _batches(values: list[Any]) -> Iterator[list[Any]]:
         yield values[begin : begin + BATCH]
 
 
-def _literal(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def _literal(value: Id | list[Any]) -> str:
+    """Ids and names as constants of an expression."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_literal, value))}]"
+    return f'"{value.translate(ESCAPES)}"' if isinstance(value, str) else str(value)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ refused before it can (`contract`), and it is never asked to change (`local`).
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib
 import importlib.util
 import os
@@ -23,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from afa.errors import UserError
-from afa.manifest import file_sha256
+from afa.io import file_sha256, joint_sha256
 from afa.retrieval.exact import PADDING
 from afa.retrieval.index import flat
 from afa.retrieval.index.local import Allowed, Engine, Found, Near
@@ -328,7 +327,7 @@ def _serialize(searcher: Any, stage: Path) -> tuple[str, dict[str, str]]:
     except RuntimeError as error:  # what ScaNN makes of a full disk
         raise OSError(str(error)) from error
     sums = {path.name: file_sha256(path) for path in sorted(draft.iterdir())}
-    digest = hashlib.sha256("".join(sums.values()).encode()).hexdigest()
+    digest = joint_sha256(sums.values())
     folder = draft.rename(stage / f"scann-{digest[:12]}")
     return folder.name, sums
 

@@ -4,6 +4,7 @@ Only methods that need descriptors alone are available, because an index stores 
 """
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from afa.errors import UserError, choose
+from afa.io import write_json
 from afa.retrieval.index.contract import Index, Results
 from afa.retrieval.index.local import LocalIndex
 from afa.retrieval.rerank import METHODS, word
-from afa.train.logging import write_json
 
 FILE = "rerank.json"
 SERVED = {word(name): name for name in METHODS if name != "plain"}
@@ -55,7 +56,8 @@ def ranker(run: Path, index: Index, name: str) -> Ranker:
     stored = _stored(run)
     if name not in stored:
         raise UserError(
-            f"--rerank={name}: its settings were not chosen yet; experiments.rerank --run={run} "
+            f"--rerank={name}: its settings were not chosen yet; experiments.rerank "
+            f"--run={shlex.quote(str(run))} "
             "chooses them on validation classes"
         )
     if not isinstance(index, LocalIndex):
@@ -76,8 +78,11 @@ def ranker(run: Path, index: Index, name: str) -> Ranker:
 def _stored(run: Path) -> dict[str, Any]:
     path = run / FILE
     try:
-        return json.loads(path.read_text("utf-8"))
+        stored = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError:
         raise UserError(f"{path} is damaged: it is not JSON") from None
+    if not isinstance(stored, dict) or not all(isinstance(v, dict) for v in stored.values()):
+        raise UserError(f"{path} is damaged: it holds no settings of methods")
+    return stored

@@ -1,4 +1,4 @@
-"""The synthetic data set: splits, cache, and what happens to builds that die or meet."""
+"""The synthetic data set: splits, cache, and interrupted or concurrent builds."""
 
 import dataclasses
 import subprocess
@@ -31,7 +31,7 @@ def dataset(config):
     return load_synthetic(config)
 
 
-def test_every_image_is_there_once(dataset):
+def test_every_image_occurs_once(dataset):
     sets = dataset.splits.values()
     assert sum(len(s) for s in sets) == OBJECTS * (VIEWS + 1)
     assert len({name for s in sets for name in s.ids}) == OBJECTS * (VIEWS + 1)
@@ -45,7 +45,7 @@ def test_every_image_is_there_once(dataset):
     assert dataset.test.labels.tolist() == [8] * 3 + [9] * 3 + [10] * 3 + [11] * 3
 
 
-def test_images_are_the_rendered_ones_under_their_own_names(dataset):
+def test_images_and_ids_match_the_renderer(dataset):
     for images in dataset.splits.values():
         for index in (0, 1, len(images) - 1):
             view = 0 if images.catalogue[index] else int(images.ids[index][-2:])
@@ -68,7 +68,7 @@ def test_slices_of_images(dataset):
 
 
 @pytest.mark.parametrize("objects", [12, 16, 40, 160])
-def test_families_never_straddle_splits(objects):
+def test_families_stay_in_one_split(objects):
     splits = split_objects(objects)
     assert [o for split in splits.values() for o in split] == list(range(objects))
     families = [{o // FAMILY for o in split} for split in splits.values()]
@@ -76,7 +76,7 @@ def test_families_never_straddle_splits(objects):
     assert not (families[0] & families[1] or families[0] & families[2] or families[1] & families[2])
 
 
-def test_default_shares():
+def test_default_split_sizes():
     sizes = {name: len(objects) for name, objects in split_objects(160).items()}
     assert sizes == {"train": 100, "validation": 20, "test": 40}
 
@@ -90,13 +90,13 @@ def test_a_second_load_reads_the_cache(dataset, config, monkeypatch):
     assert len(hidden) == 2  # the data set and the lock
 
 
-def test_the_fingerprint_tells_data_sets_apart(dataset, config, tmp_path, monkeypatch):
+def test_fingerprint_differs_between_data_sets(dataset, config, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "VERSION", 0)
     other = load_synthetic(dataclasses.replace(config, cache=str(tmp_path)))
     assert other.fingerprint != dataset.fingerprint
 
 
-def test_a_killed_build_is_started_again(dataset, config, tmp_path):
+def test_interrupted_build_is_restarted(dataset, config, tmp_path):
     config = dataclasses.replace(config, cache=str(tmp_path))
     folder = embedded._folder(config)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
@@ -109,7 +109,7 @@ def test_a_killed_build_is_started_again(dataset, config, tmp_path):
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), RuntimeError("No space left on device")]
 )
-def test_a_failed_build_leaves_nothing(config, tmp_path, monkeypatch, error):
+def test_failed_build_leaves_no_files(config, tmp_path, monkeypatch, error):
     def full(*_):
         raise error
 
@@ -125,7 +125,7 @@ def test_a_failed_build_leaves_nothing(config, tmp_path, monkeypatch, error):
     assert not [entry for entry in tmp_path.iterdir() if entry.is_dir()]
 
 
-def test_two_builds_at_once_do_not_clash(dataset, config, tmp_path):
+def test_concurrent_builds_wait_for_the_lock(dataset, config, tmp_path):
     code = (
         "import sys; from afa.config import DataConfig; "
         "from afa.data.synthetic.dataset import load_synthetic; "
@@ -140,7 +140,7 @@ def test_two_builds_at_once_do_not_clash(dataset, config, tmp_path):
     assert outputs == [dataset.fingerprint] * 2
 
 
-def test_a_cache_that_cannot_be_written(config, tmp_path):
+def test_unwritable_cache_is_an_error(config, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(UserError, match="cannot be built there") as caught:
@@ -151,39 +151,39 @@ def test_a_cache_that_cannot_be_written(config, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "least"), [("objects", 8, 12), ("views", 1, 2), ("render_size", 8, 16)]
 )
-def test_settings_out_of_range(config, field, value, least):
+def test_settings_out_of_range_are_an_error(config, field, value, least):
     with pytest.raises(UserError) as caught:
         load_synthetic(dataclasses.replace(config, **{field: value}))
-    assert str(caught.value) == f"data.{field}={value} is too small (allowed: {least} and more)"
+    assert str(caught.value) == f"data.{field}={value} is too small (allowed: at least {least})"
 
 
-def test_objects_come_in_whole_families(config):
+def test_partial_family_is_an_error(config):
     with pytest.raises(UserError) as caught:
         load_synthetic(dataclasses.replace(config, objects=15))
     assert str(caught.value) == (
-        "data.objects=15 cuts a family of look-alikes (allowed: multiples of 4; nearest: 16)"
+        "data.objects=15 splits a family of look-alikes (allowed: multiples of 4; nearest: 16)"
     )
 
 
-def test_a_worker_that_dies_is_noticed(monkeypatch, capfd):
+def test_failed_worker_is_an_error(monkeypatch, capfd):
     monkeypatch.setattr(embedded, "_WORKER", "raise SystemExit(7)")
     with pytest.raises(RuntimeError, match=r"ended early \(code 7\)"):
         list(render_parallel(range(2), 1, 16))
 
 
-def test_any_number_of_workers_renders_the_same(monkeypatch):
+def test_images_do_not_depend_on_the_number_of_workers(monkeypatch):
     several = list(render_parallel(range(2, 4), 2, 16))
     monkeypatch.setattr(embedded, "MAX_WORKERS", 1)
     assert list(render_parallel(range(2, 4), 2, 16)) == several
     assert several[4] == encode(render(embedded.SEED, 3, 1, 16))
 
 
-def test_folds_share_out_the_families_that_are_not_tested(config, dataset):
+def test_folds_split_the_training_and_validation_families(config, dataset):
     runs = [load_synthetic(dataclasses.replace(config, folds=2, fold=i)) for i in range(2)]
-    everyone = set(range(8))  # of three families the last one tests
+    not_tested = set(range(8))  # the last of three families is for testing
     for data, other in zip(runs, runs[::-1], strict=True):
         validating = set(data.validation.classes.tolist())
-        assert set(data.train.classes.tolist()) == everyone - validating
+        assert set(data.train.classes.tolist()) == not_tested - validating
         assert validating == set(other.train.classes.tolist())
         assert len({label // FAMILY for label in validating}) == 1
         assert data.test.ids == dataset.test.ids
@@ -194,6 +194,6 @@ def test_folds_share_out_the_families_that_are_not_tested(config, dataset):
         assert "fold" in data.protocol
     assert len({runs[0].fingerprint, runs[1].fingerprint, dataset.fingerprint}) == 3
     with pytest.raises(
-        UserError, match="divides 2 families of look-alikes in parts of 0, and 1 is"
+        UserError, match="splits 2 families of look-alikes into folds of 0, and 1 is"
     ):
         load_synthetic(dataclasses.replace(config, folds=3))

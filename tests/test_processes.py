@@ -1,0 +1,206 @@
+"""Two processes on the CPU as one run: what they print and write, and how they end."""
+
+import itertools
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import process_worker
+import pytest
+import tiny_run
+
+from afa import parallel
+from experiments import run as command
+
+WORKER = Path(process_worker.__file__)
+
+
+def ended(running):
+    """Exit codes, standard outputs and standard errors, once all are over."""
+    try:
+        return [(each.communicate(timeout=500), each.returncode) for each in running]
+    finally:
+        for each in running:
+            each.kill()
+
+
+@pytest.fixture(scope="session")
+def pair(tiny_data, tmp_path_factory):
+    """What two processes found, their run directory, exit codes and outputs."""
+    folder = tmp_path_factory.mktemp("processes")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    paths = [str(WORKER.parent), str(WORKER.parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(filter(None, paths)), "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.values["jax_compilation_cache_dir"] or "",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }  # fmt: skip
+    running = [
+        subprocess.Popen(
+            [sys.executable, WORKER, folder, tiny_data, str(index), str(port)], env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    over = ended(running)
+    assert [code for _, code in over] == [0, 0], over
+    found = [json.loads((folder / f"{index}.json").read_text()) for index in range(2)]
+    return folder / "run", found
+
+
+def close(found, expected, place=""):
+    """Equal up to rounding; nested as metrics are."""
+    if isinstance(expected, dict):
+        assert set(found) == set(expected), place
+        for name, each in expected.items():
+            close(found[name], each, f"{place}/{name}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), place
+        for number, pair in enumerate(zip(found, expected, strict=True)):
+            close(*pair, f"{place}/{number}")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, abs=1e-4), place
+    else:
+        assert found == expected, place
+
+
+def test_a_run_of_two_finds_what_a_run_of_one_finds(pair, tiny_data, tmp_path):
+    home, _ = pair
+    assert tiny_run.main(*process_worker.words(tiny_data, tmp_path)) == 0
+    close(tiny_run.figures(home), tiny_run.figures(tmp_path))
+    for mine, other in zip(tiny_run.lines(home), tiny_run.lines(tmp_path), strict=True):
+        close(mine, other)
+    assert {path.name for path in home.iterdir()} == {path.name for path in tmp_path.iterdir()}
+    assert tiny_run.result(home)["hardware"] == "2 x cpu"
+
+
+def test_only_the_first_prints_and_logs(pair):
+    home, (first, second) = pair
+    assert "hardware  2 x cpu" in first["run"]["out"]
+    assert first["run"]["out"].count("debug at laptop scale") == 1
+    assert second["run"]["out"] == ""
+    steps = [(line["step"], "loss" in line) for line in tiny_run.lines(home)]
+    assert len(steps) == len(set(steps))  # no line was written twice
+    assert len(list((home / "tensorboard").iterdir())) == 1
+
+
+def test_a_mistake_that_the_first_finds_ends_both(pair):
+    _, found = pair
+    codes, lines = zip(*((each["changed"]["code"], each["changed"]["err"]) for each in found),
+                       strict=True)  # fmt: skip
+    assert codes == (2, 2)
+    assert lines[0] == lines[1]
+    assert "holds a run of another configuration: seed: 0 -> 1" in lines[0]
+    assert lines[0].count("\n") == 1
+    assert max(each["changed"]["seconds"] for each in found) < 60
+
+
+def test_processes_tell_each_other(pair):
+    for index, each in enumerate(pair[1]):
+        assert each["processes"] == [2, index]
+        assert each["together"] == [10 + index, "process 0 cannot", "process 1 cannot"]
+        assert each["first_only"] == [None if index else 1, "process 0 cannot"]
+        assert each["from_first"] == {"index": 0, "text": "å", "list": [1.5, None]}
+
+
+def test_rows_are_shared_and_joined_in_order(pair):
+    shares = {1: ([0, 1], [0, 1]), 2: ([0, 1], [1, 2]), 5: ([0, 3], [3, 5]), 8: ([0, 4], [4, 8])}
+    assert tuple(shares) == process_worker.ROWS
+    for index, each in enumerate(pair[1]):
+        for rows, expected in shares.items():
+            mine, joined = each["rows"][str(rows)]
+            assert mine == expected[index]
+            assert joined["n"] == list(range(rows))
+            np.testing.assert_array_equal(np.ravel(joined["x"]), np.arange(2 * rows))
+
+
+def free_job():
+    """The number of a SLURM job for which JAX chooses a port that nothing listens on."""
+    while True:
+        job = random.randrange(2**12)
+        with socket.socket() as free:
+            try:
+                free.bind(("localhost", 65535 - 2**12 + 1 + job))
+            except OSError:
+                continue
+            return job
+
+
+def test_a_mistake_of_the_second_ends_both_under_slurm(tiny_data, tmp_path):
+    """SLURM's variables alone join them: the first could not know of the mistake otherwise."""
+    job, running = free_job(), []
+    for index, data in enumerate((tiny_data, tmp_path / "nowhere")):
+        slurm = {
+            "SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": 2,
+            "SLURM_PROCID": index, "SLURM_LOCALID": index, "SLURM_STEP_NUM_NODES": 1,
+        }  # fmt: skip
+        environment = {name: str(value) for name, value in slurm.items()}
+        line = process_worker.words(data, tmp_path / "run")
+        running.append(tiny_run.start(*line, JAX_PLATFORMS="cpu", XLA_FLAGS="", **environment))
+    (first, code), (second, other) = ended(running)
+    assert (code, other) == (2, 2), (first, second)
+    told = [[x for x in err.splitlines() if x.startswith("error:")] for _, err in (first, second)]
+    assert told[0] == told[1]
+    assert len(told[0]) == 1
+    assert "nowhere" in told[0][0]
+    assert not (tmp_path / "run").exists()
+
+
+# ---- what needs no second process --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variables", "count"),
+    [
+        ({}, 1),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a[1-4]",
+          "SLURM_JOB_ID": "7", "SLURM_LOCALID": "0"}, 4),
+        # The script of a batch job, before `srun` starts the processes: it runs by itself.
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_LOCALID": "0"}, 1),
+        ({"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "1",
+          "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}, 3),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, 2),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, 1),
+    ],
+)  # fmt: skip
+def test_processes_that_a_launcher_announces(monkeypatch, variables, count):
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "TPU_WORKER")):
+            monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert parallel.environment_processes() == count
+
+
+def test_one_process_shares_with_nobody():
+    rows = {"x": np.arange(3)}
+    assert parallel.share(3) == slice(0, 3)
+    assert parallel.gather_shares(rows, 3) is rows
+    assert parallel.from_first(rows) is rows
+    assert parallel.first_only(lambda: 5) == 5
+
+
+@pytest.mark.parametrize(("count", "rows"), [(3, 7), (4, 5), (4, 4), (5, 16), (2, 1)])
+def test_shares_cover_all_rows_once(monkeypatch, count, rows):
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    shares = []
+    for index in range(count):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        shares.append(list(range(rows))[parallel.share(rows)])
+    if rows < count:
+        assert shares == [list(range(rows))] * count
+        return
+    assert list(itertools.chain(*shares)) == list(range(rows))
+
+
+def test_the_number_of_processes_must_be_one(capsys):
+    assert command.main(["--exp=debug", "--launch.processes=two"]) == 2
+    assert "launch.processes and launch.index must be two whole numbers" in capsys.readouterr().err
