@@ -38,10 +38,7 @@ def page(
     """Builds the report page of a run.
 
     Args:
-      experiment: name of the experiment.
       result: content of `result.json`.
-      evaluator: evaluator of the run.
-      variables: variables of the trained networks.
       weights: block -> weight of the fused descriptor.
       workdir: run directory, with `metrics.jsonl`.
     """

@@ -85,11 +85,8 @@ def run(
         with timings.of("export"):
             records, manifest = export(experiment, setup, evaluator, state, weights)
         with timings.of("index"):
-            measured = parallel.first_only(
-                lambda: indexed(
-                    workdir.embeddings, config.retrieval, print_line, records, manifest
-                )[1]
-            )
+            arguments = workdir.embeddings, config.retrieval, print_line, records, manifest
+            measured = parallel.first_only(lambda: indexed(*arguments)[1])
             search = parallel.from_first(measured)
         result = collect(experiment, setup, state, results, restored, search, timings.seconds)
         with timings.of("report"):
