@@ -222,12 +222,14 @@ def test_no_file_of_weights(tmp_path, shapes, name, content, told):
 
 
 def test_nothing_there(tmp_path, shapes):
-    for path in (tmp_path / "w.pth", "~nobody-of-that-name/w.pth"):
-        assert refusal(path, shapes) == (
-            f"backbone.weights='FILE' does not exist: get the weights of {NAME}, published as "
-            f"{backbones.member(NAME).source}, and name them with --backbone.weights=FILE, or "
-            "train from scratch on purpose with --backbone.weights=random"
-        )
+    assert refusal(tmp_path / "w.pth", shapes) == (
+        f"backbone.weights='FILE' does not exist: get the weights of {NAME}, published as "
+        f"{backbones.member(NAME).source}, and name them with --backbone.weights=FILE, or "
+        "train from scratch on purpose with --backbone.weights=random"
+    )
+    assert refusal("~nobody-of-that-name/w.pth", shapes) == (
+        "backbone.weights='FILE': ~ stands for no directory here (no HOME, or no such user)"
+    )
     (tmp_path / "empty").mkdir()
     assert "is a directory without one of" in refusal(tmp_path / "empty", shapes)
 

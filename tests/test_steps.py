@@ -129,7 +129,7 @@ def written_objective(context, state, batch, perturb):
     return jax.grad(objective, has_aux=True)(params)
 
 
-@pytest.mark.parametrize("push", [False, True])
+@pytest.mark.parametrize("perturb", [False, True])
 def test_embedder_step_takes_the_gradient_of_the_written_objective(perturb):
     context, state, step = made("push" if perturb else "plain")
     batch = tiny.batch()
@@ -262,9 +262,7 @@ def written_game(context, state, after, batch):
         found, target = (
             apply(networks.embedder, frozen, each, train=False) for each in (restored, clean)
         )
-        distance = sum(
-            jnp.mean(1 - jnp.sum(a * b, axis=1)) for a, b in zip(found, target, strict=True)
-        )
+        distance = sum(jnp.mean(1 - jnp.sum(a * b, 1)) for a, b in zip(found, target, strict=True))
         return (
             chosen.lambda_mse * error(restored)
             + chosen.lambda_code * (error(coded) + game.CODE_PRIOR * divergence)

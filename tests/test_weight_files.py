@@ -141,7 +141,7 @@ def test_of_two_parts_one_is_taken_and_a_flag_takes_the_other(tmp_path, shapes, 
     assert code == 0 and "part state_dict_ema.module of the file" in told
     assert refusal(path, shapes, part="state_dict_emma") == (
         "backbone.part='state_dict_emma' is no part of the file; did you mean 'state_dict_ema'? "
-        "(there are: state_dict, state_dict.features, state_dict_ema, state_dict_ema.module, "
+        "(there are: state_dict, state_dict_ema, state_dict_ema.module, state_dict.features, "
         "state_dict.classifier)"
     )
 
@@ -383,7 +383,7 @@ def test_what_may_not_be_read_says_so(locked, shapes, arrays, kind):
     closed.chmod(0)
     with no_administrator():
         told = refusal(path, shapes)
-    name = f"{closed} " if kind == "config.json" else ""
+    name = "FILE/config.json " if kind == "config.json" else ""
     assert told == f"backbone.weights='FILE': {name}cannot be read (Permission denied)"
 
 

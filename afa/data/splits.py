@@ -139,9 +139,8 @@ def assemble(
                     "are needed in every class: add some, or remove the class"
                     + "".join(f"; {line}" for line in skipped[:SHOWN])
                 )
-        parts[split] = pool.subset(np.flatnonzero(np.isin(labels, classes)))
-        if split != TEST:
-            parts[split] = dataclasses.replace(parts[split], gallery=None)
+        subset = pool.subset(np.flatnonzero(np.isin(labels, classes)))
+        parts[split] = subset if split == TEST else dataclasses.replace(subset, gallery=None)
     in_gallery = np.zeros(len(ids), bool) if gallery is None else gallery
     rows = [
         (image, int(label), split_of_class[int(label)] + "/gallery" * bool(is_gallery), size)

@@ -111,6 +111,8 @@ def join(launch: LaunchConfig, given: Mapping[str, Any]) -> None:
     values |= {name: given.get(f"launch.{name}", value) for name, value in values.items()}
     if not all(str(values[name]).isdecimal() for name in ("processes", "index")):
         raise UserError("launch.processes and launch.index must be two whole numbers")
+    if ":" in values["coordinator"] and int(values["processes"]) < 2:
+        raise UserError("launch.coordinator needs launch.processes and launch.index, two numbers")
     if values["program_cache"] != "auto":
         os.environ[PROGRAM_CACHE] = values["program_cache"]
     parallel.start(values["coordinator"], int(values["processes"]), int(values["index"]))

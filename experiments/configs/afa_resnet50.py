@@ -7,7 +7,6 @@ in %:
   fused       clean 53.0 ± 6.1 / 21.3 ± 3.2, seen corruptions 37.1 ± 13.5 / 15.3 ± 3.0,
               unseen 40.2 ± 4.5 / 15.7 ± 0.9
   raw pixels  clean 31.6 / 5.6, seen 24.5 / 4.5, unseen 27.8 / 5.1
-  untrained   clean 15.8 / 3.2, seen 12.3 / 2.4, unseen 13.8 / 2.7
 The schedule was chosen on validation classes alone.
 Full scale fine-tunes the weights of torchvision's first training recipe, which need the extra `hub`
 or a file of them (--backbone.weights=FILE); --backbone.weights=random trains from scratch. Not

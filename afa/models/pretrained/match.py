@@ -105,10 +105,9 @@ class Account:
                 "(backbone.allow_partial names what may be left out)"
             )
         if self.unusable:
-            more = f" (and {len(self.unusable) - 1} more)" if len(self.unusable) > 1 else ""
-            raise UserError(
-                f"{field}: {str(next(iter(self.unusable))).replace(': ', ' ', 1)}{more}"
-            )
+            first, *rest = self.unusable
+            more = f" (and {len(rest)} more)" if rest else ""
+            raise UserError(f"{field}: {first.replace(': ', ' ', 1)}{more}")
 
 
 def _pattern(allowed: Iterable[str]) -> Callable[[str], bool]:
