@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from afa.config import ExperimentConfig
     from afa.errors import TrainingDiverged, UserError
     from afa.evaluation import metrics
-    from afa.inference.load import Trained
+    from afa.inference.load import TrainedEmbedder
     from afa.models.backbones import names as backbones
     from afa.retrieval.index import load as open_index
     from afa.runs.start import run
     from afa.train.loop import Preempted
 
-    load = Trained.load
+    load = TrainedEmbedder.load
 
 __version__ = "0.1.0"
 
@@ -39,7 +39,7 @@ _HOMES = {
     "TrainingDiverged": ("afa.errors", "TrainingDiverged"),
     "UserError": ("afa.errors", "UserError"),
     "backbones": ("afa.models.backbones", "names"),
-    "load": ("afa.inference.load", "Trained.load"),
+    "load": ("afa.inference.load", "TrainedEmbedder.load"),
     "losses": ("afa.losses", ""),
     "metrics": ("afa.evaluation.metrics", ""),
     "open_index": ("afa.retrieval.index", "load"),

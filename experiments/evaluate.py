@@ -55,7 +55,7 @@ def _main(chosen: argparse.Namespace) -> int:
     from afa.console import table
     from afa.data.sources.listed import directory
     from afa.evaluation import benchmarks
-    from afa.inference.load import Trained
+    from afa.inference.load import TrainedEmbedder
     from afa.io import write_json
 
     extra: list[Path] = []
@@ -64,9 +64,9 @@ def _main(chosen: argparse.Namespace) -> int:
     root = directory("--path", chosen.path)
     benchmark = benchmarks.load(chosen.benchmark, root, extra)
     runtime.keep_memory()
-    trained = Trained.load(chosen.run)
+    embedder = TrainedEmbedder.load(chosen.run)
     note(benchmark.protocol)
-    figures = benchmark.score(trained(benchmark.queries), trained(benchmark.gallery, "gallery"))
+    figures = benchmark.score(embedder(benchmark.queries), embedder(benchmark.gallery, "gallery"))
     columns = ["of", "figure", "percent", "95 percent interval", "queries"]
     table(f"{benchmark.name}, exact search", [_row(each) for each in figures], columns)
     if chosen.out:
@@ -74,7 +74,7 @@ def _main(chosen: argparse.Namespace) -> int:
             "benchmark": benchmark.name,
             "protocol": benchmark.protocol,
             "run": str(chosen.run),
-            "checkpoint": trained.record["checkpoint"],
+            "checkpoint": embedder.record["checkpoint"],
             "hardware": parallel.platform(),
             "figures": [dataclasses.asdict(each) for each in figures],
         }

@@ -1,4 +1,4 @@
-"""Makes and keeps an index over images of one's own, described by a trained run.
+"""Makes and keeps an index over images of one's own, embedded with a trained run.
 
   python -m experiments.index build --run=DIR --images=DIR --out=DIR
   python -m experiments.index add --index=DIR --images=DIR
@@ -59,24 +59,24 @@ def _main(chosen: argparse.Namespace) -> int:
 
 
 def _build(chosen: argparse.Namespace) -> None:
-    from afa.inference.load import Trained
+    from afa.inference.load import TrainedEmbedder
     from afa.retrieval import calibration, gallery
     from afa.retrieval.indexing import address, indexed
 
     settings = _settings(chosen, chosen.uri)
-    address(settings)  # all that can be refused is, before the images are embedded
+    address(settings)  # settings are checked before the images are embedded
     require_writable(chosen.out, "--out")
     _refuse_same("--out", chosen.out, chosen.images)
-    trained = Trained.load(chosen.run)
+    embedder = TrainedEmbedder.load(chosen.run)
     found = _images(chosen.images, chosen.run, chosen.out)
     others = _images(chosen.calibrate, chosen.run, chosen.out) if chosen.calibrate else None
     if others is not None:
         calibration.require_apart(others.paths, found.paths)
-    records = gallery.described(trained, found, note)
+    records = gallery.embed_folder(embedder, found, note)
     extra: dict[str, Any] = {"run": os.path.relpath(chosen.run.resolve(), chosen.out.resolve())}
     if others is not None:
-        extra["unknown"] = _unknown(trained, others, records)
-    facts = indexed(chosen.out, settings, note, records, trained.record | extra)[1]
+        extra["unknown"] = _unknown(embedder, others, records)
+    facts = indexed(chosen.out, settings, note, records, embedder.record | extra)[1]
     _show(facts, chosen.json)
 
 
@@ -88,10 +88,10 @@ def _add(chosen: argparse.Namespace) -> None:
     there = searcher.index
     _refuse_same("--index", chosen.index, chosen.images)
     require_writable(chosen.index, "--index")
-    found = _images(chosen.images, searcher.trained.home.root, chosen.index)
+    found = _images(chosen.images, searcher.embedder.workdir.root, chosen.index)
     if not chosen.replace:  # before the images are embedded
         there.require_new(found.ids)
-    records = gallery.described(searcher.trained, found, note)
+    records = gallery.embed_folder(searcher.embedder, found, note)
     before, held = len(there), there.holds(records.ids)
     if held.any():
         there.update(records.rows(held))
@@ -193,12 +193,12 @@ def _images(folder: Path, *results: Path) -> "Found":
     return found
 
 
-def _unknown(trained: Any, found: "Found", records: Any) -> list[float]:
+def _unknown(embedder: Any, found: "Found", records: Any) -> list[float]:
     import numpy as np
 
     from afa.retrieval import calibration, gallery
 
-    unknown_queries = gallery.described(trained, found, note)
+    unknown_queries = gallery.embed_folder(embedder, found, note)
     apart = np.full(len(unknown_queries), -1)  # of no class that the gallery holds
     best = calibration.best_scores(unknown_queries.vectors, apart, records.vectors, records.labels)
     return list(best.scores)
@@ -271,7 +271,7 @@ def _add_options(action: Parser) -> None:
     _run_option(action)
     _directory(action, "--images", "folder of images")
     action.add_argument(
-        "--replace", action="store_true", help="images whose id is there are described anew"
+        "--replace", action="store_true", help="images whose id is there are embedded again"
     )
 
 
@@ -299,7 +299,7 @@ def _tune_options(action: Parser) -> None:
 
 Action = tuple[Callable[[argparse.Namespace], None], str, Callable[[Parser], None]]
 ACTIONS: dict[str, Action] = {
-    "build": (_build, "describes a folder of images and builds an index", _build_options),
+    "build": (_build, "embeds a folder of images and builds an index", _build_options),
     "add": (_add, "adds the images of a folder", _add_options),
     "remove": (_remove, "removes images by their ids", _remove_options),
     "info": (_info, "says what an index holds and how it searches", _index_option),

@@ -1,6 +1,6 @@
 """Packs a run for a service: `python -m experiments.package --run=DIR --out=DIR`.
 
-The directory describes images as the run's search does, on CPUs, GPUs and TPUs, with JAX, NumPy
+The directory embeds images as the run's search does, on CPUs, GPUs and TPUs, with JAX, NumPy
 and a decoder of images alone; see `afa.serving.predictor` for how to use it.
 """
 

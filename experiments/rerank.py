@@ -3,7 +3,7 @@
 Describes the images of the run's data set, fits whitening on training classes, chooses every
 method's settings on validation classes, and prints its gain and cost on the test classes. No query
 is in the gallery that is searched: a method would have prepared the gallery with it. Costs
-are milliseconds to describe a query (as one of a batch), milliseconds to rank the gallery for it,
+are milliseconds to embed a query (as one of a batch), milliseconds to rank the gallery for it,
 and seconds to prepare the gallery. The chosen settings are kept with the run, for
 `experiments.search --rerank=NAME`.
 """
@@ -69,26 +69,26 @@ def _main(chosen: argparse.Namespace) -> int:
     from afa.data.sources import registry
     from afa.evaluation import reranking
     from afa.inference.embed import Embedding
-    from afa.inference.load import Trained
+    from afa.inference.load import TrainedEmbedder
     from afa.io import write_json
     from afa.models.networks import build_networks
     from afa.retrieval.rerank import serving
 
     names = reranking.NAMES if chosen.methods is None else reranking.chosen(chosen.methods)
     runtime.keep_memory()
-    trained = Trained.load(chosen.run)
-    dataset = registry.load(trained.config.data)
+    embedder = TrainedEmbedder.load(chosen.run)
+    dataset = registry.load(embedder.config.data)
     protocol = _protocol(chosen.protocol, dataset.test)
-    networks = build_networks(trained.config, trained.record["training_classes"])
-    known = Embedding(networks, trained.config), trained.variables, trained.record["weights"]
+    networks = build_networks(embedder.config, embedder.record["training_classes"])
+    known = Embedding(networks, embedder.config), embedder.variables, embedder.record["weights"]
     splits = {}
     for name, images in dataset.splits.items():
         if name == "train" and not set(reranking.WHITENING) & set(names):
             continue
-        note(f"describing {len(images)} {name} images")
+        note(f"embedding {len(images)} {name} images")
         # What is fitted on training classes needs their descriptors alone.
         needed = () if name == "train" else names
-        splits[name] = reranking.describe(*known, images, needed, chosen.scales)
+        splits[name] = reranking.embed_split(*known, images, needed, chosen.scales)
     lines = reranking.study(splits, protocol, note, names, chosen.queries)
     table(f"{dataset.name}, {protocol}: test classes", [_row(one) for one in lines], COLUMNS)
     if chosen.scales == (1.0,):
@@ -105,16 +105,16 @@ def _main(chosen: argparse.Namespace) -> int:
 
 
 def _protocol(name: str | None, images: Any) -> str:
-    from afa.evaluation.reranking import offered
+    from afa.evaluation.reranking import supported_protocols
 
-    allowed = offered(images)
+    allowed = supported_protocols(images)
     if name is not None and name not in allowed:
         raise UserError(f"--protocol={name}: the test split allows {', '.join(allowed)}")
     return name or allowed[0]
 
 
 COLUMNS = ["method", "settings", "validation MAP@R %", "R@1 %", "MAP@R %", "gain", "p",
-           "ms to describe", "ms to rank", "s to prepare"]  # fmt: skip
+           "ms to embed", "ms to rank", "s to prepare"]  # fmt: skip
 
 
 def _row(line: Any) -> list[Any]:
@@ -122,7 +122,7 @@ def _row(line: Any) -> list[Any]:
     settings = ", ".join(f"{name} {_text(value)}" for name, value in line.settings.items())
     gain = f"{100 * line.gain.mean:+.1f} [{100 * line.gain.low:+.1f}, {100 * line.gain.high:+.1f}]"
     return [line.method, settings, line.validation, means["recall_at_1"], means["map_at_r"], gain,
-            f"{line.p:.4f}", f"{line.description:.1f}", f"{line.milliseconds:.3f}",
+            f"{line.p:.4f}", f"{line.embed_milliseconds:.1f}", f"{line.milliseconds:.3f}",
             f"{line.seconds:.2f}"]  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""The command `afa`, and `afa doctor`, which tells whether a machine is fit for a run."""
+"""The command `afa`, and `afa doctor`, which checks whether a run can start on this machine."""

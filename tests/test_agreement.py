@@ -31,7 +31,7 @@ def near(value, expected):
 
 @pytest.fixture(params=["itself", "subset", "separate"])
 def case(request):
-    """A case and its rows: JSON keeps four digits, so they are brought back to unit length."""
+    """A case and its vectors, normalised again because JSON has four digits."""
     given = json.loads((DATA / f"agreement_{request.param}.json").read_text())
     for name in ("query", "gallery"):
         rows = np.array(given[name])
@@ -43,7 +43,7 @@ def case(request):
 
 @pytest.fixture(params=["NumPy, all at once", "NumPy, in blocks", "on the devices"])
 def ranked(request, case):
-    """The rankings, by each of our ways."""
+    """The rankings by each of our implementations."""
     labels, offered, exclude = (case[n] for n in ("query_labels", "gallery_labels", "exclude"))
     itself = exclude[:, None] == np.arange(len(offered))
     right = (labels[:, None] == offered) & ~itself

@@ -1,4 +1,4 @@
-"""The speed comparison: what it measures, what it refuses, and that its twin computes the same."""
+"""The benchmark of training: its measurements, its errors, and equal losses in PyTorch."""
 
 import importlib.util
 import json
@@ -11,7 +11,7 @@ from afa.errors import UserError
 from experiments.benchmarks import training
 
 
-def test_contenders_take_turns_and_only_the_steps_are_timed(monkeypatch):
+def test_contenders_alternate_and_only_steps_are_timed(monkeypatch):
     clock, order = [0.0], []
     monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
 
@@ -28,7 +28,7 @@ def test_contenders_take_turns_and_only_the_steps_are_timed(monkeypatch):
     assert found == {"a": [0.5, 0.5], "b": [2.0, 2.0]}
 
 
-def test_figures_compare_with_the_faster_layout_turn_by_turn():
+def test_speed_is_relative_to_the_faster_layout():
     seconds = {
         "afa baseline": [1.0, 2.0],
         "afa G and D": [3.0, 6.0],
@@ -39,19 +39,19 @@ def test_figures_compare_with_the_faster_layout_turn_by_turn():
     ours = found["afa baseline"]
     assert ours["images_per_second"] == pytest.approx(20)
     assert ours["speed_over_torch"] == pytest.approx((1.1 + 0.9) / 2)
-    # Half-width for two values: t(1) = 12.706 times their distance / 2.
+    # Half-width for two values: t(1) = 12.706 times half their difference.
     assert ours["speed_over_torch_interval"] == pytest.approx(12.706 * 0.1, rel=1e-3)
     assert ours["cost_over_baseline"] == 1 and ours["cost_over_baseline_interval"] == 0
     assert found["afa G and D"]["cost_over_baseline"] == pytest.approx(3)
     assert found["torch NCHW"]["speed_over_torch"] < 1
 
 
-def test_contenders_that_disagree_are_not_compared():
+def test_different_losses_are_refused():
     training._agree({"afa baseline": 4.0, "torch NCHW": 4.003}, 1e-3)
     with pytest.raises(UserError) as caught:
         training._agree({"afa baseline": 4.0, "torch NCHW": 4.1}, 1e-3)
     assert str(caught.value) == (
-        "the contenders disagree: first loss 4.000000, torch NCHW 4.100000"
+        "the implementations disagree: first loss 4.000000, torch NCHW 4.100000"
     )
     with pytest.raises(UserError):
         training._agree({"afa baseline": 4.0, "torch NCHW": float("nan")}, 1e-3)
@@ -67,7 +67,7 @@ def test_contenders_that_disagree_are_not_compared():
          "(python -m experiments.benchmarks.training --help lists the options)\n"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_in_one_line(words, message, capsys):
+def test_errors_are_one_line(words, message, capsys):
     assert training.main(words) == 2
     assert capsys.readouterr().err == message
 
@@ -75,15 +75,15 @@ def test_mistakes_are_told_in_one_line(words, message, capsys):
 def test_without_torch_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert training.main([]) == 2
-    assert capsys.readouterr().err == ("error: torch is not installed; the extra `bench` has it\n")
+    assert capsys.readouterr().err == ("error: torch is not installed; install the extra `bench`\n")
 
 
 @pytest.mark.slow
-def test_the_twin_computes_our_losses(tmp_path):
-    """`build` compares the first loss of both sides; the figures are complete."""
+def test_both_implementations_compute_equal_losses(tmp_path):
+    """`build` compares the first losses; the result has all contenders."""
     pytest.importorskip("torch", reason="needs the extra `bench`")
     out = tmp_path / "speed.json"
-    # In a process of its own: the command keeps to some of the cores.
+    # In its own process, because the command restricts the process to some cores.
     words = ["--backbones", "resnet18", "--image_size=32", "--batch_size=8", "--turns=2",
              "--steps=1", "--threads=1", f"--out={out}"]  # fmt: skip
     command = [sys.executable, "-m", training.__name__, *words]

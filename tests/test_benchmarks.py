@@ -1,4 +1,4 @@
-"""Public benchmarks: what they score on samples whose answers are known, and the command."""
+"""Public benchmarks: metrics on small data sets with known answers, and the command."""
 
 import json
 import pickle
@@ -39,7 +39,7 @@ def values(benchmark, queries, gallery):
 
 
 def test_difficulties_of_one_ranking(tmp_path):
-    """The gallery in the order J E E H . . H H of places 3 0 1 2 4 5 6 7; each query by hand.
+    """The gallery in the order J E E H . . H H of rows 3 0 1 2 4 5 6 7; each query by hand.
 
     query 0: easy 0 1, hard 2, junk 3; query 1: easy 4, hard 5 6; query 2: hard 7, junk 0.
     """
@@ -48,8 +48,8 @@ def test_difficulties_of_one_ranking(tmp_path):
     similarity = np.zeros(8)
     similarity[order] = np.linspace(0.9, 0.2, 8)
     found, figures = values(benchmark, on_a_line([1, 1, 1]), on_a_line(similarity))
-    # Easy images of query 0 stand at the top; the one of query 1 behind four, two of them hard
-    # ones of nobody; all three of query 1 in a row behind four, the one of query 2 behind six.
+    # Query 0: its easy images come first. Query 1: all three positives follow four negatives.
+    # Query 2: its positive follows six negatives.
     assert found["easy", "mAP"] == pytest.approx((1.0 + in_a_row(1, 4)) / 2)
     assert found["medium", "mAP"] == pytest.approx((1.0 + in_a_row(3, 4) + in_a_row(1, 6)) / 3)
     assert found["hard", "mAP"] == pytest.approx(
@@ -66,14 +66,14 @@ def test_difficulties_of_one_ranking(tmp_path):
 
 
 def in_a_row(count, wrong):
-    """AP by trapezoids of so many positives in a row behind so many wrong ones."""
+    """Trapezoidal AP of `count` consecutive positives that follow `wrong` negatives."""
     if not wrong:
         return 1.0
     pairs = [(i / (wrong + i), (i + 1) / (wrong + i + 1)) for i in range(count)]
     return sum((before + after) / 2 for before, after in pairs) / count
 
 
-def test_distractors_are_searched_and_perturbation_what_is_right_down(tmp_path):
+def test_distractors_are_searched_and_lower_the_metrics(tmp_path):
     root = public_sets.revisited(tmp_path / "data")
     extra = [public_sets.image(tmp_path / "more" / f"{i}.jpg", 9) for i in range(3)]
     plain = benchmarks.load("roxford5k", root)
@@ -94,15 +94,15 @@ def test_a_level_without_any_positive_is_left_out(tmp_path):
     public_sets.revisited(tmp_path)
     path = tmp_path / "gnd_roxford5k.pkl"
     content = pickle.loads(path.read_bytes())
-    for judged in content["gnd"]:
-        judged["easy"] = []
+    for query in content["gnd"]:
+        query["easy"] = []
     path.write_bytes(pickle.dumps(content))
     benchmark = benchmarks.load("roxford5k", tmp_path)
     found, _ = values(benchmark, on_a_line([1, 1, 1]), on_a_line(np.linspace(0, 0.9, 8)))
     assert {part for part, _ in found} == {"medium", "hard"}
 
 
-def test_queries_are_cut_to_their_boxes_inside_of_the_image(tmp_path):
+def test_queries_are_cropped_to_their_boxes_within_the_image(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
     path = tmp_path / "x.png"
     Image.fromarray(pixels).save(path)
@@ -235,7 +235,7 @@ def test_folders_of_a_benchmark_follow_the_rule_of_all_folders(tmp_path):
 # ---- the command ---------------------------------------------------------------------------------
 
 
-def test_every_benchmark_stands_in_the_help():
+def test_help_lists_every_benchmark():
     for name in benchmarks.BENCHMARKS:
         assert name in (command.__doc__ or "")
 
@@ -272,7 +272,7 @@ def refused(words, capsys):
     return told
 
 
-def test_mistakes_are_named_before_the_run_is_loaded(tmp_path, capsys):
+def test_errors_are_reported_before_the_run_is_loaded(tmp_path, capsys):
     def words(benchmark, path, *more):
         return [f"--run={tmp_path / 'no_run'}", f"--benchmark={benchmark}", f"--path={path}", *more]
 
@@ -292,7 +292,7 @@ def test_mistakes_are_named_before_the_run_is_loaded(tmp_path, capsys):
     assert "holds no run" in refused(words("roxford5k", root), capsys)
 
 
-def test_a_hostile_ground_truth_does_not_run(tmp_path, capsys):
+def test_a_malicious_pickle_is_not_executed(tmp_path, capsys):
     root = public_sets.revisited(tmp_path / "data")
     mark = tmp_path / "mark"
     text = f"cos\nsystem\n(S'touch {mark}'\ntR.".encode()

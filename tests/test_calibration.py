@@ -1,4 +1,4 @@
-"""`No match`: thresholds that hold the promised share of unknown objects out."""
+"""Calibration of the "no match" threshold."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def unit(seed, rows, dimension=8):
     return normalise(draw.normal(size=(rows, dimension)).astype(np.float32))
 
 
-def test_best_scores_leave_out_the_query_own_class(monkeypatch):
+def test_best_scores_ignore_the_class_of_the_query(monkeypatch):
     monkeypatch.setattr(calibration, "BLOCK", 7)
     queries, gallery = unit(0, 20), unit(1, 50)
     labels, gallery_labels = np.arange(20) % 5, np.arange(50) % 10
@@ -27,7 +27,7 @@ def test_best_scores_leave_out_the_query_own_class(monkeypatch):
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.35, 0.99])
-def test_no_more_than_the_share_reaches_the_threshold_and_one_step_lower_it_does(rate):
+def test_the_threshold_is_the_lowest_with_the_false_match_rate(rate):
     scores = tuple(np.sort(np.random.default_rng(2).random(100).astype(np.float32)).tolist())
     threshold = Calibration(scores).threshold(rate)
     assert np.mean(np.array(scores) >= threshold) <= rate
@@ -35,14 +35,14 @@ def test_no_more_than_the_share_reaches_the_threshold_and_one_step_lower_it_does
     assert np.mean(np.array(scores) >= lower) > rate
 
 
-def test_equal_scores_stay_out_together():
+def test_equal_scores_are_all_rejected():
     assert Calibration((0.5,) * 10).threshold(0.3) > 0.5
 
 
-def test_the_threshold_holds_for_objects_it_was_not_made_from():
-    gallery, nowhere = unit(3, 300), np.full(2000, -1)
-    made = calibration.best_scores(unit(4, 2000), nowhere, gallery, np.arange(300))
-    others = calibration.best_scores(unit(5, 2000), nowhere, gallery, np.arange(300))
+def test_the_false_match_rate_holds_for_other_unknown_queries():
+    gallery, unknown = unit(3, 300), np.full(2000, -1)
+    made = calibration.best_scores(unit(4, 2000), unknown, gallery, np.arange(300))
+    others = calibration.best_scores(unit(5, 2000), unknown, gallery, np.arange(300))
     for rate in (0.02, 0.1, 0.5):
         share = np.mean(np.array(others.scores) >= made.threshold(rate))
         assert share == pytest.approx(rate, abs=4 * np.sqrt(rate / 2000))
@@ -53,13 +53,13 @@ def test_the_threshold_holds_for_objects_it_was_not_made_from():
     [
         (lambda c: c.threshold(0.0), "false_matches=0.0 must lie between 0 and 1"),
         (lambda c: c.threshold(1.0), "must lie between 0 and 1"),
-        (lambda c: c.threshold(0.01), "from 20 images of unknown objects: the least is 0.05"),
+        (lambda c: c.threshold(0.01), "with 20 unknown queries: the least is 0.05"),
         (lambda c: Calibration.load(None), "made without calibration: export and build it again"),
         (
             lambda c: calibration.best_scores(
                 unit(0, 2), np.zeros(2, int), unit(1, 3), np.zeros(3, int)
             ),
-            "nothing is unknown",
+            "no query is unknown",
         ),
         (
             lambda c: calibration.best_scores(

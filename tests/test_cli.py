@@ -175,4 +175,4 @@ def test_the_doctor_tells_that_devices_are_not_there(monkeypatch):
     monkeypatch.setattr(parallel, "require_devices", refuse)
     said = []
     assert doctor.examine(said.append) == EXIT_USER_ERROR
-    assert said[-1] == "not fit: JAX_PLATFORMS=cuda: no such device; usable here: cpu"
+    assert said[-1] == "error: JAX_PLATFORMS=cuda: no such device; usable here: cpu"

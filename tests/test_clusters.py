@@ -1,4 +1,4 @@
-"""Clustering figures against enumeration of all labellings, and k-means on what it must find."""
+"""Clustering metrics against enumeration of all labellings, and k-means on clear clusters."""
 
 import itertools
 
@@ -31,7 +31,7 @@ def test_nmi_by_its_definition():
     assert clusters.normalised_mutual_information(FOUND, LABELS) == pytest.approx(expected)
 
 
-def test_ami_takes_out_the_mean_over_every_order_of_the_labels():
+def test_ami_is_corrected_by_the_mean_over_permutations():
     orders = itertools.permutations(LABELS)
     chance = np.mean([information(FOUND, np.array(order)) for order in orders])
     scale = (entropy(FOUND) + entropy(LABELS)) / 2
@@ -39,7 +39,7 @@ def test_ami_takes_out_the_mean_over_every_order_of_the_labels():
     assert clusters.adjusted_mutual_information(FOUND, LABELS) == pytest.approx(expected, abs=1e-12)
 
 
-def test_random_clusters_gain_nmi_but_no_ami():
+def test_random_clusters_have_high_nmi_but_no_ami():
     draw = np.random.default_rng(0)
     labels = np.repeat(np.arange(40), 5)
     found = draw.integers(0, 40, 200)
@@ -54,11 +54,11 @@ def test_equal_partitions_score_one_and_a_single_cluster_nothing(figure):
     assert figure(FOUND, 10 - FOUND) == pytest.approx(1)
     assert figure(np.zeros(6, int), LABELS) == pytest.approx(0, abs=1e-12)
     assert figure(np.zeros(6, int), np.ones(6, int)) == 1
-    with pytest.raises(UserError, match="6 clustered and 5 labelled"):
+    with pytest.raises(UserError, match="6 clusters for 5 labels"):
         figure(FOUND, LABELS[:5])
 
 
-def bundles(classes=7, each=30, spread=0.1):
+def clustered_vectors(classes=7, each=30, spread=0.1):
     draw = np.random.default_rng(3)
     labels = np.repeat(np.arange(classes), each)
     vectors = draw.normal(size=(classes, 16))[labels] + spread * draw.normal(size=(len(labels), 16))
@@ -66,14 +66,14 @@ def bundles(classes=7, each=30, spread=0.1):
     return vectors.astype(np.float32), labels
 
 
-def test_kmeans_finds_bundles_and_repeats_itself():
-    vectors, labels = bundles()
+def test_kmeans_finds_clusters_and_is_deterministic():
+    vectors, labels = clustered_vectors()
     found = clusters.kmeans(vectors, 7, seed=1)
     assert clusters.adjusted_mutual_information(found, labels) > 0.8
     np.testing.assert_array_equal(found, clusters.kmeans(vectors, 7, seed=1))
 
 
-def test_every_cluster_keeps_a_member_even_among_copies():
+def test_no_cluster_is_empty_even_with_equal_vectors():
     vectors = np.repeat(np.eye(3, dtype=np.float32), 4, axis=0)
     found = clusters.kmeans(vectors, 5)
     assert sorted(set(found.tolist())) == [0, 1, 2, 3, 4]
@@ -81,6 +81,6 @@ def test_every_cluster_keeps_a_member_even_among_copies():
 
 
 @pytest.mark.parametrize("wanted", [0, 211])
-def test_as_many_clusters_as_there_can_be(wanted):
-    with pytest.raises(UserError, match=f"clusters={wanted} is not between 1 and 210"):
-        clusters.kmeans(bundles()[0], wanted)
+def test_the_number_of_clusters_is_checked(wanted):
+    with pytest.raises(UserError, match=f"clusters={wanted} must lie between 1 and 210"):
+        clusters.kmeans(clustered_vectors()[0], wanted)

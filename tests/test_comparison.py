@@ -19,25 +19,25 @@ from experiments import compare as command
 
 @pytest.fixture
 def worse(tiny_finished, tmp_path):
-    """A run whose fused row lost a quarter of its MAP@R on every query."""
-    home = tmp_path / "worse"
-    home.mkdir()
+    """A run whose variant "fused" has three quarters of its MAP@R on every query."""
+    workdir = tmp_path / "worse"
+    workdir.mkdir()
     for name in ("result.json", "per_query.parquet"):
-        shutil.copy(tiny_finished / name, home)
-    table = pq.read_table(home / "per_query.parquet")
+        shutil.copy(tiny_finished / name, workdir)
+    table = pq.read_table(workdir / "per_query.parquet")
     fused = table["variant"].to_numpy() == "fused"
     values = np.where(fused, 0.75, 1.0) * table["map_at_r"].to_numpy()
     place = table.column_names.index("map_at_r")
     pq.write_table(
-        table.set_column(place, "map_at_r", pa.array(values)), home / "per_query.parquet"
+        table.set_column(place, "map_at_r", pa.array(values)), workdir / "per_query.parquet"
     )
-    return home
+    return workdir
 
 
-def changed(home, change):
-    result = json.loads((home / "result.json").read_text())
+def changed(workdir, change):
+    result = json.loads((workdir / "result.json").read_text())
     change(result)
-    (home / "result.json").write_text(json.dumps(result))
+    (workdir / "result.json").write_text(json.dumps(result))
 
 
 def another(home, tmp_path):
@@ -58,7 +58,7 @@ def test_means_are_those_of_the_runs_own_table(tiny_finished):
         assert (line.classes.mean, line.p, line.seeds) == (0, 1, None)
 
 
-def test_only_what_changed_differs(tiny_finished, worse):
+def test_only_changed_metrics_differ(tiny_finished, worse):
     first, second = Run.load(tiny_finished), Run.load(worse)
     for line in compare([first, first], [second, second]):
         assert line.seeds is not None
@@ -88,16 +88,16 @@ def refused(words, capsys):
     return capsys.readouterr().err
 
 
-def test_mistakes_are_named(tiny_finished, worse, tmp_path, capsys):
+def test_errors_are_reported(tiny_finished, worse, tmp_path, capsys):
     run = tiny_finished
     assert "2 runs against 1: they are compared in pairs" in refused(
         [run, another(run, tmp_path), "--against", worse], capsys
     )
-    assert "is no finished run (" in refused([run, "--against", tmp_path], capsys)
-    told = refused([run, "--against", worse, "--metric", "map_at"], capsys)
-    assert "--metric" in told and "map_at_r" in told
-    told = refused([run, "--against", worse, "--variant", "fusde"], capsys)
-    assert "--variant" in told and "fused" in told
+    assert "is not a finished run (" in refused([run, "--against", tmp_path], capsys)
+    message = refused([run, "--against", worse, "--metric", "map_at"], capsys)
+    assert "--metric" in message and "map_at_r" in message
+    message = refused([run, "--against", worse, "--variant", "fusde"], capsys)
+    assert "--variant" in message and "fused" in message
     missing = tmp_path / "no" / "x.json"
     assert "there is no directory" in refused([run, "--against", worse, "--out", missing], capsys)
 
@@ -107,10 +107,10 @@ def test_runs_on_other_images_or_queries_are_refused(tiny_finished, worse, capsy
     renamed = pa.array([f"x{name}" for name in table["query"].to_pylist()])
     place = table.column_names.index("query")
     pq.write_table(table.set_column(place, "query", renamed), worse / "per_query.parquet")
-    assert "were not asked the same queries" in refused([tiny_finished, "--against", worse], capsys)
+    assert "the runs have different queries" in refused([tiny_finished, "--against", worse], capsys)
     changed(worse, lambda result: result["data"].update(test_fingerprint="another"))
-    told = refused([tiny_finished, "--against", worse], capsys)
-    assert "not measured on the same: test_fingerprint 'another'" in told
+    message = refused([tiny_finished, "--against", worse], capsys)
+    assert "differ in test_fingerprint, 'another'" in message
     (worse / "per_query.parquet").write_bytes(b"PAR1")
     assert "is damaged" in refused([tiny_finished, "--against", worse], capsys)
     assert np.isfinite(Run.load(tiny_finished).columns["map_at_r"]).any()
@@ -138,7 +138,7 @@ def test_the_mean_of_several_runs_and_both_intervals(tiny_finished, worse):
     assert all(line.runs is None for line in summarise([first]))
 
 
-def test_descriptors_of_equal_runs_find_together_what_each_finds(tiny_finished):
+def test_an_ensemble_of_equal_runs_equals_each_run(tiny_finished):
     run = Run.load(tiny_finished)
     table = json.loads((tiny_finished / "result.json").read_text())["metrics"]["test"]["fused"]
     for metric in ("map_at_r", "recall_at_1"):
@@ -151,11 +151,11 @@ def test_descriptors_of_equal_runs_find_together_what_each_finds(tiny_finished):
 
 
 def test_each_protocol_is_searched_in_its_own_gallery(tiny_finished, tmp_path, monkeypatch):
-    home = shutil.copytree(tiny_finished, tmp_path / "fewer")
-    split = json.loads((home / "split.json").read_text())
+    workdir = shutil.copytree(tiny_finished, tmp_path / "fewer")
+    split = json.loads((workdir / "split.json").read_text())
     test = split["splits"]["test"]
     assert set(test["catalogue"]) < set(test["ids"]) and "gallery" not in test
-    run, sizes, rank = Run.load(home), [], summarise_module.positive_ranks
+    run, sizes, rank = Run.load(workdir), [], summarise_module.positive_ranks
 
     def noted(queries, gallery, *rest):
         sizes.append((len(queries), len(gallery)))
@@ -166,26 +166,26 @@ def test_each_protocol_is_searched_in_its_own_gallery(tiny_finished, tmp_path, m
     wild = len(test["ids"]) - len(test["catalogue"])
     assert sizes == [(wild, wild), (wild, len(test["catalogue"]))]
     test["catalogue"] = test["catalogue"][:2]
-    (home / "split.json").write_text(json.dumps(split))
+    (workdir / "split.json").write_text(json.dumps(split))
     together([run, run])
     assert sizes[2:] == [(wild, wild), (wild, 2)]
     del test["catalogue"]
-    (home / "split.json").write_text(json.dumps(split))
-    with pytest.raises(UserError, match="is of an earlier version; start it again"):
+    (workdir / "split.json").write_text(json.dumps(split))
+    with pytest.raises(UserError, match="was written by an earlier version; start it again"):
         together([run, run])
 
 
 def test_other_severities_are_not_compared(tiny_finished, tmp_path):
-    home = tmp_path / "other"
-    home.mkdir()
-    shutil.copy(tiny_finished / "result.json", home)
+    workdir = tmp_path / "other"
+    workdir.mkdir()
+    shutil.copy(tiny_finished / "result.json", workdir)
     table = pq.read_table(tiny_finished / "per_query.parquet")
     severity = table["severity"].to_numpy()
     place = table.column_names.index("severity")
     milder = pa.array(np.where(severity > 0, severity - 1, 0))
-    pq.write_table(table.set_column(place, "severity", milder), home / "per_query.parquet")
-    with pytest.raises(UserError, match=r"the same corruptions and severities \(evaluation\.sev"):
-        compare([Run.load(tiny_finished)], [Run.load(home)])
+    pq.write_table(table.set_column(place, "severity", milder), workdir / "per_query.parquet")
+    with pytest.raises(UserError, match=r"different corruptions or severities \(evaluation\.sev"):
+        compare([Run.load(tiny_finished)], [Run.load(workdir)])
 
 
 def test_the_command_summarises_runs_of_one_kind(tiny_finished, worse, tmp_path, capsys):
@@ -201,14 +201,14 @@ def test_the_command_summarises_runs_of_one_kind(tiny_finished, worse, tmp_path,
     assert "map_at_r, percent; 2 runs" in printed
 
 
-def test_mistakes_with_runs_of_one_kind_are_named(tiny_finished, tiny_copy, worse, capsys):
+def test_errors_of_summaries_are_reported(tiny_finished, tiny_copy, worse, capsys):
     run = tiny_finished
-    told = refused([run, "--against", worse, "--together"], capsys)
-    assert "--together does not go with --against" in told
+    message = refused([run, "--against", worse, "--together"], capsys)
+    assert "--together does not go with --against" in message
     assert "--together needs at least 2 runs" in refused([run, "--together"], capsys)
-    assert "worse/split.json: is no stored split" in refused([worse, run, "--together"], capsys)
+    assert "worse/split.json: is not a stored split" in refused([worse, run, "--together"], capsys)
     changed(worse, lambda result: result["data"].pop("test_fingerprint"))
-    assert "is of an earlier version" in refused([run, worse], capsys)
+    assert "was written by an earlier version" in refused([run, worse], capsys)
     split = json.loads((tiny_copy / "split.json").read_text())
     split["splits"]["test"]["ids"][3] = "somewhere/else.jpg"
     (tiny_copy / "split.json").write_text(json.dumps(split))

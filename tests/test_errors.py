@@ -192,7 +192,7 @@ def test_many_unreadable_images_are_refused(refused, tmp_path):
     names = damage(data, 4)
     before = tiny_run.listing(tmp_path)
     with pytest.raises(UserError) as error:
-        job.setup(tiny_config(data))
+        job.build_setup(tiny_config(data))
     line = str(error.value)
     assert line.startswith(f"data.path='{data}': 4 of 60 images (6.7%) cannot be read, above ")
     assert f"data.max_unreadable=0.01: {names[0]}: " in line
@@ -204,7 +204,7 @@ def test_many_unreadable_images_are_refused(refused, tmp_path):
 def test_few_unreadable_images_are_listed_and_skipped(tmp_path):
     data = tiny_run.images(tmp_path / "data")
     (name,) = damage(data, 1)
-    ready = job.setup(with_changes(tiny_config(data), **{"data.max_unreadable": 0.1}))
+    ready = job.build_setup(with_changes(tiny_config(data), **{"data.max_unreadable": 0.1}))
     assert [each.partition(": ")[0] for each in ready.dataset.skipped] == [name]
     assert name not in ready.dataset.everything().ids
     assert f"skipped   {ready.dataset.skipped[0]}" in job.describe(ready)
@@ -212,7 +212,7 @@ def test_few_unreadable_images_are_listed_and_skipped(tmp_path):
 
 def test_an_image_that_goes_while_training(tiny_data, tmp_path, capfd):
     data = shutil.copytree(tiny_data, tmp_path / "data")
-    ready = job.setup(tiny_config(data))
+    ready = job.build_setup(tiny_config(data))
     shutil.rmtree(data / "train")
     with pytest.raises(UserError, match=r"train/class_0\d/img_\d.jpg: cannot be read"):
         list(ready.pipeline.iterate(0, 3))
@@ -308,7 +308,7 @@ def test_a_checkpoint_with_another_configuration(tiny_data, tiny_copy, capsys):
 def test_other_images_than_the_run_began_with(refused, tiny_copy, tmp_path):
     data = tiny_run.images(tmp_path / "others", seed=1)
     stored = json.loads((tiny_copy / "split.json").read_text())["fingerprint"]
-    now = job.setup(tiny_config(data)).dataset.fingerprint
+    now = job.build_setup(tiny_config(data)).dataset.fingerprint
     refused(
         f"--workdir={tiny_copy} holds a run on other images: fingerprint {stored[:12]} -> "
         f"{now[:12]} (choose another --workdir, or bring back the data set as it was)",

@@ -36,7 +36,7 @@ def image_set(classes, count, catalogue=True, first=0, side=8, seed=0):
 # ---- protocols -----------------------------------------------------------------------------------
 
 
-def test_leave_one_out_searches_each_among_the_others():
+def test_leave_one_out_protocol():
     images = image_set(3, 4)
     first, second = protocols(images)
     assert (first.name, second.name) == ("leave_one_out", "catalogue")
@@ -46,7 +46,7 @@ def test_leave_one_out_searches_each_among_the_others():
     np.testing.assert_array_equal(first.queries, first.gallery[first.exclude])
 
 
-def test_the_catalogue_is_searched_with_what_is_not_in_it():
+def test_catalogue_images_are_the_gallery_and_not_queries():
     images = image_set(3, 4)
     (protocol,) = protocols(images, "catalogue")
     assert images.catalogue[protocol.gallery].all() and len(protocol.gallery) == 3
@@ -54,7 +54,7 @@ def test_the_catalogue_is_searched_with_what_is_not_in_it():
     assert (protocol.exclude == -1).all()
 
 
-def test_queries_are_searched_in_the_gallery_where_the_data_set_tells_them_apart():
+def test_query_gallery_protocol():
     images = image_set(3, 4)
     roles = np.arange(len(images)) % 2 == 0
     images = dataclasses.replace(images, gallery=roles)
@@ -137,8 +137,8 @@ def test_a_block_without_a_gain_is_left_out():
     assert choose_weights(lambda w: 2 * LEAST_GAIN * w["good"], ["noise", "good"]) == gain
 
 
-def test_weights_on_blocks_of_which_one_knows_the_class():
-    """The global view is noise, one block is half right, one is worthless."""
+def test_weights_prefer_the_informative_block():
+    """The global view and one block are noise; the other block knows the class."""
     images = image_set(8, 4, catalogue=False)
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(len(images), DIMENSION))
@@ -148,10 +148,10 @@ def test_weights_on_blocks_of_which_one_knows_the_class():
         name: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
         for name, x in (("global", noise), ("known", known), ("other", other))
     }
-    described, (protocol,) = DescriptorBlocks(blocks, {}), protocols(images)
+    embedded, (protocol,) = DescriptorBlocks(blocks, {}), protocols(images)
 
     def score(weights):
-        rows = described.fused(weights)
+        rows = embedded.fused(weights)
         return ranked_metrics(rows, rows, images, protocol).means["map_at_r"]
 
     chosen = choose_weights(score, ["other", "known"])
@@ -177,7 +177,7 @@ def test_costs_count_every_pass():
 
 
 class Fake:
-    """An embedding that answers from labels: `how(labels, rng)` gives the global rows."""
+    """An embedding made from labels: `how(labels, rng)` returns the global descriptors."""
 
     def __init__(self, names, how):
         self.names, self.how = names, how
@@ -185,10 +185,10 @@ class Fake:
 
     def blocks(self, variables, images, corruption=None):
         self.seen.append((len(images), corruption))
-        # The rows belong to image and corruption, whatever subset they are asked for in.
+        # The descriptors depend on image and corruption, not on the subset of images.
         rng = np.random.default_rng(len(str(corruption)))
-        place = {name: i for i, name in enumerate(sorted(images.ids))}
-        found = self.how(images.labels, rng)[[place[name] for name in images.ids]]
+        row_of = {name: i for i, name in enumerate(sorted(images.ids))}
+        found = self.how(images.labels, rng)[[row_of[name] for name in images.ids]]
         if self.how is oracle:
             found = self.how(images.labels, rng)
         unit = found / np.linalg.norm(found, axis=1, keepdims=True)
@@ -199,8 +199,8 @@ class Fake:
         return DescriptorBlocks({name: blocks[name] for name in wanted}, {})
 
     def plain(self, variables, images, corruption=None):
-        described = self.blocks(variables, images, corruption)
-        own = described.blocks["global"]
+        embedded = self.blocks(variables, images, corruption)
+        own = embedded.blocks["global"]
         return DescriptorBlocks({"global": own, "local": own, "fused": own}, {})
 
 
@@ -214,7 +214,7 @@ def chance(labels, rng):
 
 @pytest.fixture(scope="module")
 def parts():
-    """Networks, configuration and a data set whose figures at chance are known."""
+    """Networks, configuration and a data set whose metrics at chance are known."""
     config = command.parse(tiny_run.words("", "", **{"evaluation.severities": (1, 5)}))
     config = with_changes(config, **{"evaluation.corruption_queries": 12})
     train, validation, test = (image_set(n, 6, first=f) for n, f in ((4, 0), (5, 4), (10, 9)))
@@ -238,13 +238,13 @@ ROWS = [
 
 
 def table_of(parts, how):
-    said = []
-    results = evaluator(parts, how).test({}, {}, ROWS, said.append)
-    assert len(said) == len(CORRUPTIONS)
+    notes = []
+    results = evaluator(parts, how).test({}, {}, ROWS, notes.append)
+    assert len(notes) == len(CORRUPTIONS)
     return results
 
 
-def test_an_oracle_is_always_right(parts):
+def test_perfect_descriptors_score_1(parts):
     made = evaluator(parts, oracle)
     assert set(made.validation({}).values()) == {1.0}
     results = table_of(parts, oracle)
@@ -257,8 +257,8 @@ def test_an_oracle_is_always_right(parts):
     assert results.variants["raw pixels"]["leave_one_out"]["clean"]["recall_at_1"] < 1
 
 
-def test_validation_judges_a_trained_generator_by_its_view(parts):
-    """Checkpoints are compared by what will search: G's view counts once G is trained."""
+def test_validation_uses_the_view_of_a_trained_generator(parts):
+    """Checkpoints are compared by the descriptor of search, with G's view once G is trained."""
     made = evaluator(parts, chance)
     both = made.embedding
 
@@ -271,13 +271,13 @@ def test_validation_judges_a_trained_generator_by_its_view(parts):
             )
 
     made.embedding = RestoredKnows(parts[0].block_names(), chance)  # pyright: ignore
-    without, judged = made.validation({}), made.validation({}, generator=True)
-    assert judged["map_at_r"] == 1 > without["map_at_r"]
-    assert judged["global_map_at_r"] == without["global_map_at_r"]
+    without, with_view = made.validation({}), made.validation({}, generator=True)
+    assert with_view["map_at_r"] == 1 > without["map_at_r"]
+    assert with_view["global_map_at_r"] == without["global_map_at_r"]
 
 
-def test_noise_is_right_by_chance(parts):
-    """10 classes of 6: of 59 others 5 are right; of 10 in the catalogue one is."""
+def test_random_descriptors_score_at_chance_level(parts):
+    """10 classes of 6 images: 5 of 59 others are positives; 1 of 10 catalogue images is."""
     results = table_of(parts, chance)
     row = results.variants["F"]
     mean = np.mean([row["leave_one_out"]["clean"]["recall_at_1"],
@@ -403,7 +403,7 @@ def test_few_validation_queries_are_both_queries_and_gallery(parts):
 # ---- descriptors ---------------------------------------------------------------------------------
 
 
-def test_raw_pixels_know_patterns_and_not_brightness(parts):
+def test_raw_pixel_descriptors_ignore_brightness(parts):
     config = with_changes(parts[1], **{"evaluation.batch_size": 4})
     rng = np.random.default_rng(0)
     pattern = rng.integers(60, 120, (16, 16, 3))
@@ -423,7 +423,7 @@ def test_raw_pixels_know_patterns_and_not_brightness(parts):
     np.testing.assert_array_equal(again.blocks["pixels"][0], corrupted[0])
 
 
-def test_batches_do_not_show_in_descriptors(parts):
+def test_descriptors_do_not_depend_on_the_batch(parts):
     """Any batch size, also one that leaves a rest, embeds an image the same way."""
     images = image_set(3, 3, side=16)
 
@@ -446,12 +446,12 @@ def test_rows_and_weights_of_descriptors():
     blocks = {name: rng.normal(size=(5, 4)).astype(np.float32) for name in ("a", "b")}
     blocks = {n: x / np.linalg.norm(x, axis=1, keepdims=True) for n, x in blocks.items()}
     gates = {"b": np.linspace(0, 1, 5, dtype=np.float32)}
-    described = DescriptorBlocks(blocks, gates)
-    some = described.rows(np.array([4, 1]))
+    embedded = DescriptorBlocks(blocks, gates)
+    some = embedded.rows(np.array([4, 1]))
     np.testing.assert_array_equal(some.blocks["a"], blocks["a"][[4, 1]])
     np.testing.assert_array_equal(some.gates["b"], gates["b"][[4, 1]])
-    np.testing.assert_allclose(described.fused({"a": 1.0}), blocks["a"], atol=1e-6)
-    fused = described.fused({"a": 1.0, "b": 0.5})
+    np.testing.assert_allclose(embedded.fused({"a": 1.0}), blocks["a"], atol=1e-6)
+    fused = embedded.fused({"a": 1.0, "b": 0.5})
     assert fused.shape == (5, 8)
     np.testing.assert_allclose(np.linalg.norm(fused, axis=1), 1, atol=1e-5)
     share = 0.5 * gates["b"] / (1 + 0.5 * gates["b"])

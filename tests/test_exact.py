@@ -15,7 +15,7 @@ from afa.retrieval import exact
 
 
 def embeddings(rows, dimension=4, seed=0):
-    """Few distinct directions whose products are exact in float32: many rows are equal."""
+    """Few distinct vectors whose products are exact in float32, so that many rows are equal."""
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], (rows, dimension))
     return (signs / np.sqrt(dimension)).astype(np.float32)
 
@@ -42,7 +42,7 @@ def brute_ranks(queries, gallery, query_labels, gallery_labels, exclude):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Several tiles, slabs and query blocks already for a few hundred rows."""
+    """Makes tiles, slabs and query blocks small, so that a few hundred rows need several."""
     monkeypatch.setattr(exact, "CPU_TILE_ROWS", 128)
     monkeypatch.setattr(exact, "CPU_SLAB_BYTES", 2 * 128 * 4 * 4)
     monkeypatch.setattr(exact, "QUERY_ROWS", 16)
@@ -66,9 +66,9 @@ def test_topk_leaves_the_query_out(small_tiles):
 
 
 @pytest.mark.parametrize("recall", [1.0, 0.9])
-def test_few_groups_of_a_wide_tile_hold_the_best(monkeypatch, recall):
-    """Ten of a thousand: 32 groups are judged by their maxima; and the path of accelerators, where
-    this device finds all."""
+def test_topk_by_the_maxima_of_groups(monkeypatch, recall):
+    """Ten of a thousand rows, by the maxima of 32 groups, and by the path for accelerators, which
+    is exact on this device."""
     monkeypatch.setattr(exact, "CPU_TILE_ROWS", 1024)
     monkeypatch.setattr(exact, "ACCELERATOR_TILE_ROWS", 1024)
     monkeypatch.setattr(exact.parallel, "accelerated", lambda: recall < 1)
@@ -80,7 +80,7 @@ def test_few_groups_of_a_wide_tile_hold_the_best(monkeypatch, recall):
         np.testing.assert_array_equal(rows, expected_rows[:, :10])
 
 
-def test_topk_among_the_rows_that_are_allowed(small_tiles):
+def test_topk_among_allowed_rows(small_tiles):
     queries, gallery = embeddings(20, seed=1), embeddings(700)
     allowed = np.random.default_rng(0).random(700) < 0.1
     scores, rows = exact.topk(queries, gallery, 100, allowed=allowed)
@@ -149,7 +149,7 @@ def test_equal_rows_get_equal_similarities():
     np.testing.assert_array_equal(ranks[0], np.arange(300))
 
 
-def test_labels_above_the_whole_numbers_of_float32():
+def test_labels_beyond_the_precision_of_float32():
     large = 2**24
     gallery = np.eye(4, dtype=np.float32)
     labels = np.array([large, large + 1, large, large + 1])
@@ -157,7 +157,7 @@ def test_labels_above_the_whole_numbers_of_float32():
     np.testing.assert_array_equal(ranks, [[1], [2], [0], [1]])
 
 
-def test_a_kept_gallery_is_searched_again_without_a_copy():
+def test_a_gallery_is_copied_to_the_devices_once():
     gallery = exact.Gallery(distinct(200, 8))
     queries = distinct(5, 8, seed=1)
     slabs = [slab for _ in range(2) for slab, _ in gallery.slabs()]
@@ -167,7 +167,7 @@ def test_a_kept_gallery_is_searched_again_without_a_copy():
     )
 
 
-def test_calls_of_the_same_size_share_a_compilation(monkeypatch):
+def test_calls_of_similar_size_share_a_compilation(monkeypatch):
     traced = []
     real = exact._similarity
     monkeypatch.setattr(exact, "_similarity", lambda *given: traced.append(1) or real(*given))
@@ -245,7 +245,7 @@ def test_bad_arguments_are_refused():
         exact.topk(gallery, gallery, 5, np.arange(5))
     with pytest.raises(UserError, match="k=0 is not between 1 and 5"):
         exact.topk(gallery, gallery, 0)
-    with pytest.raises(UserError, match="outside of the gallery of 5 rows"):
+    with pytest.raises(UserError, match="outside the gallery of 5 rows"):
         exact.topk(gallery, gallery, 1, np.arange(1, 6))
 
 

@@ -1,4 +1,4 @@
-"""Exports: what is written is read back, and a failure leaves the old one whole."""
+"""Exports: written data is read back, and a failure leaves the old export unchanged."""
 
 import errno
 import json
@@ -66,7 +66,7 @@ def test_what_is_written_is_read_back(tmp_path):
     assert [shard["rows"] for shard in written["shards"]] == [10, 10, 5]
 
 
-def test_whole_numbers_as_ids_and_columns_that_are_left_out(tmp_path):
+def test_integer_ids_and_missing_columns(tmp_path):
     numbered(tmp_path, paths=None, classes=None, labels=None)
     read = export.read_export(tmp_path)[0]
     assert read.ids.dtype == np.int64
@@ -117,12 +117,12 @@ def test_a_new_export_replaces_the_old_one_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ids": ["a"] * ROWS}, "ids must be unique, but 'a' stands there twice"),
+        ({"ids": ["a"] * ROWS}, "ids must be unique, but 'a' appears twice"),
         ({"ids": ["a"]}, "ids has 1 entries for 25 embeddings"),
         ({"paths": ["a"]}, "paths has 1 entries for 25 embeddings"),
         ({"labels": np.zeros(3, int)}, "labels has 3 entries for 25 embeddings"),
         ({"manifest": {"checkpoint": "x"}}, "the manifest lacks configuration, preprocessing"),
-        ({"manifest": MANIFEST | {"count": 1}}, "must leave count to the export"),
+        ({"manifest": MANIFEST | {"count": 1}}, "must not contain count"),
         ({"vectors": columns()["vectors"] * 2}, "embeddings: rows must be unit vectors"),
     ],
 )
@@ -150,7 +150,7 @@ def test_nothing_to_export(tmp_path):
         write(tmp_path, **columns(rows=0))
 
 
-def test_a_full_disk_leaves_the_old_export(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_old_export(tmp_path, monkeypatch):
     old = write(tmp_path)
     before = names(tmp_path)
 
@@ -185,7 +185,7 @@ cases.write(directory, vectors=cases.columns(seed=1)["vectors"])
 """
 
 
-def test_killed_at_any_move_the_old_export_stays_whole(tmp_path):
+def test_a_kill_at_any_time_leaves_a_complete_export(tmp_path):
     write(tmp_path)
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
@@ -206,7 +206,7 @@ def damage(directory, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_an_export_that_is_not_what_its_manifest_says_is_refused(tmp_path):
+def test_an_export_that_differs_from_its_manifest_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"holds no finished export: index.json is missing"):
         export.read_export(tmp_path)
     with pytest.raises(UserError, match=r"holds no finished export"):

@@ -1,4 +1,4 @@
-"""Geometric verification on point sets with a known affine map, and on images that are moved."""
+"""Geometric verification of point sets with a known affine map, and of transformed images."""
 
 import itertools
 import time
@@ -24,7 +24,7 @@ TOLERANCE = jnp.float32(0.01)
 
 
 def places_of(position, descriptor, images=1):
-    """`images` times the same places, all equally strong."""
+    """The same local features for each of `images` images, all equally strong."""
     one = LocalFeatures(
         np.full(len(position), 1 / len(position), np.float32),
         np.asarray(position, np.float32),
@@ -42,8 +42,8 @@ def first(local_features):
 
 
 def moved(seed, right, wrong):
-    """A query, a candidate whose first `right` places follow the map and whose others do not, and
-    the order in which the candidate holds them."""
+    """A query, a candidate whose first `right` local features follow the map and whose others do
+    not, and their order in the candidate."""
     draw = np.random.default_rng(seed)
     source = draw.random((right + wrong, 2))
     target = source @ TURN.T + SHIFT
@@ -79,7 +79,7 @@ def test_matches_are_mutual_nearest_neighbours_with_the_best_first():
 
 
 @pytest.mark.parametrize("count", [3, 5])
-def test_samples_are_three_different_matches_all_alike(count):
+def test_samples_are_three_different_matches_uniformly(count):
     draws = np.random.default_rng(0).random((6000, 3), np.float32)
     found = jax.vmap(lambda each: geometry.triple(each, jnp.int32(count)))(jnp.asarray(draws))
     seen = Counter(map(tuple, np.asarray(found).tolist()))
@@ -108,7 +108,7 @@ def test_the_map_through_three_points():
 @pytest.mark.parametrize(
     "points", [[[0.1, 0.1], [0.5, 0.5], [0.9, 0.9]], [[0.2, 0.3]] * 3], ids=["line", "point"]
 )
-def test_three_points_on_a_line_fix_no_map(side, points):
+def test_collinear_points_determine_no_map(side, points):
     pair = [THREE, THREE]
     pair[side] = jnp.float32(points)
     found = geometry.through(*pair)
@@ -182,7 +182,7 @@ def test_fitting_again_finds_inliers_that_no_sample_reaches():
     assert found > counts.max()
 
 
-def test_evidence_of_a_moved_image_is_above_that_of_a_foreign_one():
+def test_evidence_is_higher_for_a_transformed_image_than_for_another():
     query, candidate, _ = moved(3, 30, 10)
     foreign = places_of(np.random.default_rng(8).random((40, 2)), unit(9, 40, 32))
     # The same descriptors at other places: matches, and no map that they agree on.
@@ -210,7 +210,7 @@ def test_evidence_is_the_weight_of_the_inliers_beyond_three():
         near(alone, [count / 10], 1e-4)
 
 
-def test_places_that_fix_no_map_are_no_evidence():
+def test_degenerate_local_features_are_no_evidence():
     descriptor, points = unit(0, 10, 16), np.random.default_rng(0).random((10, 2))
     line = np.stack([points[:, 0], points[:, 0]], axis=1)
     usual = places_of(points, descriptor)
@@ -266,7 +266,7 @@ def images_of(vectors, local_features):
     )
 
 
-def test_only_the_first_results_are_looked_at(monkeypatch):
+def test_only_the_first_results_are_verified(monkeypatch):
     monkeypatch.setattr(geometry, "CANDIDATES", 5)
     query, candidate, _ = moved(1, 12, 0)
     vectors = np.asarray(unit(0, 9, 4))
@@ -301,7 +301,7 @@ def test_agreement_is_the_probability_of_one_class():
 # ---- the places of images --------------------------------------------------------------------
 
 
-def test_the_strongest_places_of_a_map():
+def test_the_strongest_local_features_of_a_map():
     mid = normal(2, 3, 4, 5, 6)
     head = LocalHead(7)
     variables = variables_of(head, mid)
@@ -321,7 +321,7 @@ def blobs(seed, side=96):
     return (smooth - smooth.min()) / np.ptp(smooth)
 
 
-def test_an_image_that_was_turned_and_shifted_is_found_again():
+def test_a_rotated_and_shifted_image_is_retrieved():
     context = tiny.context(tiny.config())
     variables = tiny.state(context).variables
     turn = cv2.getRotationMatrix2D((48, 48), 8, 1.05) + np.array([[0, 0, 9], [0, 0, -6]])

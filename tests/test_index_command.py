@@ -1,4 +1,4 @@
-"""`experiments.index` and `experiments.search --index`: a gallery of one's own images."""
+"""`experiments.index` and `experiments.search --index`: a gallery of the user's images."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from experiments import index, search
 
 @pytest.fixture(scope="module")
 def images(tiny_data, tmp_path_factory):
-    """A folder of two classes, of which the run knows nothing, and one image without a class."""
+    """A folder of two classes that are not in the run, and one image without a class."""
     root = tmp_path_factory.mktemp("own") / "images"
     for name in ("class_10", "class_11"):
         shutil.copytree(tiny_data / "test" / name, root / name)
@@ -38,7 +38,7 @@ def ask(capsys):
 
 @pytest.fixture(scope="module")
 def built(tiny_finished, tiny_data, images, tmp_path_factory):
-    """An index beside a copy of the run, in a folder that can be moved as a whole."""
+    """An index and a copy of its run in one folder that can be moved."""
     root = tmp_path_factory.mktemp("built")
     shutil.copytree(tiny_finished, root / "run")
     words = ["build", f"--run={root}/run", f"--images={images}", f"--out={root}/index"]
@@ -219,8 +219,8 @@ def test_images_of_the_gallery_are_no_unknown_ones(ask, home, images, tmp_path):
 
 
 def test_an_index_that_cannot_be_written_is_told_first(ask, home, images, tmp_path, monkeypatch):
-    """Before any image is described."""
-    monkeypatch.setattr(gallery, "described", lambda *given: pytest.fail("described"))
+    """Before any image is embedded."""
+    monkeypatch.setattr(gallery, "embed_folder", lambda *given: pytest.fail("embedded"))
     (tmp_path / "file").write_text("")
     words = ["build", f"--run={home}/run", f"--images={images}"]
     for place in (tmp_path / "file", tmp_path / "file" / "below", "/proc/index"):

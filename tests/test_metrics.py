@@ -290,7 +290,7 @@ def test_landmark_recognition():
     correct = np.array([answer in solution[key] for key, (answer, _) in answers.items()])
     shown = sum(bool(right) for right in solution.values())
     near(landmarks.global_average_precision(confidence, correct, shown), given["gap"])
-    with pytest.raises(UserError, match="3 right answers, but only 2 images to find"):
+    with pytest.raises(UserError, match="3 predictions are correct, but only 2 images show"):
         landmarks.global_average_precision(confidence, correct, 2)
     with pytest.raises(UserError, match="confidence: 1 of 5 rows"):
         landmarks.global_average_precision(confidence * [1, np.nan, 1, 1, 1], correct, shown)

@@ -1,4 +1,4 @@
-"""Descriptors of images at several scales, and what a study asks to know of images."""
+"""Multi-scale descriptors, and the features that a re-ranking study computes."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("hasty")
 
 
 @pytest.fixture(scope="module")
-def described():
+def embedded():
     """An embedding, its variables and some images."""
     settings = tiny.config(**{"evaluation.batch_size": 4, "backbone.name": "resnet18"})
     context = tiny.context(settings)
@@ -35,15 +35,15 @@ def unit(x):
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def test_one_scale_is_the_descriptor_itself(described):
-    embedding, variables, images = described
+def test_one_scale_is_the_descriptor_itself(embedded):
+    embedding, variables, images = embedded
     usual = embedding.fused(WEIGHTS)(variables, images)
     for power in (1.0, 3.0):
         near(embedding.multi_scale(WEIGHTS, (1.0,), power)(variables, images), usual, 1e-4)
 
 
-def test_blocks_of_the_network_are_means_over_scales_and_others_see_their_own_size(described):
-    embedding, variables, images = described
+def test_only_blocks_of_f_are_averaged_over_scales(embedded):
+    embedding, variables, images = embedded
     found = embedding.multi_scale(WEIGHTS, (1.0, 2.0))(variables, images)
     config = with_changes(embedding.config, **{"data.image_size": 2 * tiny.SIDE})
     small = embedding.blocks(variables, images)
@@ -68,14 +68,14 @@ def test_the_power_of_the_mean_keeps_signs():
     near(pyramid.fused({"a": 1.0}, (0.5,), 3.0), y, 1e-4)
 
 
-def test_a_size_of_images_is_one_embedding(described):
-    embedding = described[0]
+def test_one_embedding_per_image_size(embedded):
+    embedding = embedded[0]
     assert embedding.at(1.0) is embedding
     assert embedding.at(2.0) is embedding.at(2.01)
     assert embedding.at(2.0).config.data.image_size == 2 * tiny.SIDE
 
 
-def test_sides_are_those_that_the_backbone_can_take(monkeypatch):
+def test_scaled_sides_fit_the_backbone(monkeypatch):
     member = Member(lambda options: options, "nowhere", smallest=20, multiple=14)
     monkeypatch.setitem(backbones.MEMBERS, "patches", member)
     config = tiny.config(**{"backbone.name": "patches", "data.image_size": 112})
@@ -86,45 +86,43 @@ def test_sides_are_those_that_the_backbone_can_take(monkeypatch):
             scaled_side(config, scale)
 
 
-# ---- what a study asks for ---------------------------------------------------------------------
+# ---- features of a study -----------------------------------------------------------------------
 
 
-def test_only_what_the_methods_need_is_described(described, monkeypatch):
-    embedding, variables, images = described
+def test_only_needed_features_are_computed(embedded, monkeypatch):
+    embedding, variables, images = embedded
     usual = embedding.fused(WEIGHTS)(variables, images)
 
-    def ask(*names, **more):
-        return reranking.describe(embedding, variables, WEIGHTS, images, names, **more)
+    def embed(*names, **more):
+        return reranking.embed_split(embedding, variables, WEIGHTS, images, names, **more)
 
-    least = ask("plain", "diffusion")
+    least = embed("plain", "diffusion")
     near(least.known.vectors, usual)
     assert least.known.posterior.shape == (5, 0)
     assert not least.known.local_features
     assert not least.known.multi_scale
     assert set(least.milliseconds) == {reranking.DESCRIPTOR}
-    shares = ask("class posterior").known.posterior
+    shares = embed("class posterior").known.posterior
     assert shares.shape == (5, tiny.CLASSES)
     near(shares.sum(axis=1), np.ones(5))
     unit_shares = embedding.blocks(variables, images).blocks["posterior"]
     near(unit(shares), unit_shares, 1e-4)
-    local_features = ask("local matches").known.local_features
+    local_features = embed("local matches").known.local_features
     assert {scale: each.strength.shape for scale, each in local_features.items()} == {
         1.0: (5, 16), 2.0: (5, 64)
     }  # fmt: skip
-    monkeypatch.setattr(reranking, "PLACES", 3)
-    few = ask("geometric verification").known.local_features[1.0]
+    monkeypatch.setattr(reranking, "LOCAL_FEATURES", 3)
+    few = embed("geometric verification").known.local_features[1.0]
     near(few.descriptor, local_features[1.0].descriptor[:, :3])
-    begin = ask("plain", scales=(1.0, 2.0)).known.vectors
+    begin = embed("plain", scales=(1.0, 2.0)).known.vectors
     near(begin, embedding.multi_scale(WEIGHTS, (1.0, 2.0))(variables, images))
 
 
-def test_every_choice_of_scales_is_described_and_its_cost_is_that_of_its_scales(
-    described, monkeypatch
-):
-    embedding, variables, images = described
+def test_every_choice_of_scales_and_its_cost(embedded, monkeypatch):
+    embedding, variables, images = embedded
     monkeypatch.setattr(reranking, "SCALES", ((1.0, 2.0), (2.0,)))
     monkeypatch.setattr(reranking, "POWERS", (1.0, 3.0))
-    split = reranking.describe(embedding, variables, WEIGHTS, images, ("multi-scale",))
+    split = reranking.embed_split(embedding, variables, WEIGHTS, images, ("multi-scale",))
     found, spent = split.known.multi_scale, split.milliseconds
     assert set(found) == {((1.0, 2.0), 1.0), ((1.0, 2.0), 3.0), ((2.0,), 1.0), ((2.0,), 3.0)}
     for (scales, power), vectors in found.items():

@@ -1,4 +1,4 @@
-"""Networks as ONNX models, computed by onnxruntime beside JAX."""
+"""ONNX models of the networks: onnxruntime and JAX give equal outputs."""
 
 import dataclasses
 import json
@@ -25,14 +25,14 @@ SIDE = 8
 
 @pytest.fixture
 def runtime():
-    """onnxruntime, where both it and onnx are installed."""
+    """onnxruntime; skips the test unless it and onnx are installed."""
     pytest.importorskip("onnx")
     return pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture
 def compare(runtime):
-    """Computes a function of uint8 images both ways, for several numbers of them."""
+    """Compares a function of uint8 images in JAX and ONNX, for several batch sizes."""
 
     def check(function, size=SIDE, tolerance=1e-5):
         content = onnx_graph.model(function, size, {"checkpoint": "step-1"})
@@ -49,8 +49,8 @@ def compare(runtime):
     return check
 
 
-def described(networks, variables, size):
-    """What search computes with every block there is, all of one weight but none the same."""
+def search_function(networks, variables, size):
+    """The function that search uses, with all blocks at different weights."""
     names = networks.block_names()
     fusion = {name: 1 + 0.25 * i for i, name in enumerate(names)}
     network, weights = package.network(networks, variables, fusion), package.named(variables)
@@ -66,7 +66,7 @@ def test_every_block_and_view(compare, gate):
     variables = tiny.state(made).search_variables()
     networks = dataclasses.replace(made.networks, view_names=("flip", "median", "standardise"))
     with parallel.lowered_for(accelerator=True):
-        session = compare(described(networks, variables, tiny.SIDE), tiny.SIDE)
+        session = compare(search_function(networks, variables, tiny.SIDE), tiny.SIDE)
     assert session.get_inputs()[0].shape == ["rows", tiny.SIDE, tiny.SIDE, 3]
     assert session.get_outputs()[0].shape[0] == "rows"
 
@@ -98,7 +98,7 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations(compare, name):
-    """Also those that do not depend on the images, which are computed beforehand."""
+    """Including operations on constants, which are computed during the conversion."""
 
     def function(views):
         found = OPERATIONS[name](views.astype(jnp.float32) / 255)
@@ -107,7 +107,7 @@ def test_operations(compare, name):
     compare(function)
 
 
-def test_what_nothing_reads_is_left_out(compare, runtime):
+def test_unused_operations_are_left_out(compare, runtime):
     import onnx  # pyright: ignore[reportMissingImports]
 
     heavy = np.ones((SIDE * SIDE * 3, 1000), np.float32)
@@ -123,8 +123,8 @@ def test_what_nothing_reads_is_left_out(compare, runtime):
     assert "MatMul" not in {node.op_type for node in onnx.load_from_string(content).graph.node}
 
 
-def test_refuses_what_it_does_not_know(runtime):
-    with pytest.raises(UserError, match=r"cannot be written as ONNX: nothing is known of 'sort'$"):
+def test_unsupported_operations_are_refused(runtime):
+    with pytest.raises(UserError, match=r"as ONNX: primitive 'sort' is not supported$"):
         onnx_graph.model(lambda x: jnp.sort(x.astype(jnp.float32)), SIDE, {})
     with pytest.raises(UserError, match=r"cannot be written as ONNX: it has transposed"):
         onnx_graph.model(
@@ -132,14 +132,14 @@ def test_refuses_what_it_does_not_know(runtime):
         )
 
 
-def test_says_what_it_needs(monkeypatch):
+def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match=r"an ONNX file needs onnx \(pip install 'afa\[onnx\]'\)"):
         onnx_graph.model(lambda x: x, SIDE, {})
 
 
 def test_command(runtime, tiny_finished, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(package, "_apart", lambda *_: None)  # tested beside the package
+    monkeypatch.setattr(package, "_distance", lambda *_: None)  # tested in test_package
     out = tmp_path / "package"
     assert command.main([f"--run={tiny_finished}", f"--out={out}", "--onnx"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
@@ -178,4 +178,4 @@ def test_every_family(compare, family):
         networks = build_networks(config, 3)
         shapes = jax.eval_shape(lambda: networks.init(jax.random.key(0), size))
         variables = jax.tree.map(jnp.asarray, jax.tree.map_with_path(fill, shapes))
-        compare(described(networks, variables, size), size)
+        compare(search_function(networks, variables, size), size)

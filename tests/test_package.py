@@ -22,14 +22,14 @@ from afa.data.images import UnreadableImage
 from afa.data.pipeline import evaluation_view
 from afa.data.types import Files, ImageSet
 from afa.errors import UserError
-from afa.inference.load import Trained
+from afa.inference.load import TrainedEmbedder
 from afa.models import backbones
 from afa.models.networks import build_networks
 from afa.serving import package, predictor
 from afa.serving.predictor import Predictor
 from experiments import package as command
 
-# Every block there is, in a fused vector.
+# All blocks of a fused vector.
 EVERYTHING = {
     "global": 1.0, "local": 0.5, "posterior": 0.25, "flip": 1.0, "restored": 0.75,
     "discriminator": 2.0,
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("hasty")
 
 @pytest.fixture(scope="module")
 def everything(tiny_finished, tmp_path_factory):
-    """A finished run whose search takes every block."""
+    """A finished run whose fused descriptor has all blocks."""
     run = Path(shutil.copytree(tiny_finished, tmp_path_factory.mktemp("package") / "run"))
     path = run / "embeddings" / "index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": EVERYTHING}))
@@ -55,8 +55,8 @@ def everything(tiny_finished, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(everything):
-    return Trained.load(everything)
+def embedder(everything):
+    return TrainedEmbedder.load(everything)
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +87,13 @@ def queries(tiny_data, tmp_path):
 
 
 def rewritten(directory, **changes):
-    """Writes other values into a package's manifest."""
+    """Changes fields of the manifest of a package."""
     path = directory / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def replaced(directory, name, content):
-    """Puts another file into a package, and its digest into the manifest."""
+    """Replaces a file of a package and its digest in the manifest."""
     (directory / name).write_bytes(content)
     files = json.loads((directory / "manifest.json").read_text())["files"]
     files[name]["sha256"] = hashlib.sha256(content).hexdigest()
@@ -104,20 +104,20 @@ def replaced(directory, name, content):
 
 
 @pytest.mark.parametrize("family", ["cpu", "accelerator"])
-def test_vectors_are_those_of_the_search(packed, trained, queries, family):
+def test_vectors_equal_those_of_search(packed, embedder, queries, family):
     served = Predictor.load(packed, family)
-    wanted = trained(queries)
+    wanted = embedder(queries)
     assert wanted.shape == (20, DIMENSION)
     for count in (1, 2, 3, 7, 20):
-        found = served.describe_images(queries.images[:count])
+        found = served.embed_images(queries.images[:count])
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, wanted[:count], atol=1e-5, rtol=0)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
-    assert served.describe_images([]).shape == (0, DIMENSION)
+    assert served.embed_images([]).shape == (0, DIMENSION)
 
 
-def test_views_are_those_of_the_data_pipeline(moved, queries):
-    """Also where only the middle of an image is seen."""
+def test_views_equal_those_of_the_data_pipeline(moved, queries):
+    """Also with a crop fraction below 1."""
     preprocessing = json.loads((moved / "manifest.json").read_text())["preprocessing"]
     rewritten(moved, preprocessing=preprocessing | {"crop_fraction": 0.5})
     served, config = Predictor.load(moved), DataConfig(image_size=SIDE, crop_fraction=0.5)
@@ -127,8 +127,8 @@ def test_views_are_those_of_the_data_pipeline(moved, queries):
         assert not np.array_equal(served.view(image), whole)
 
 
-def test_views_are_described_in_blocks():
-    """The largest number of which half is needed; what is left over is filled up."""
+def test_views_are_embedded_in_batches():
+    """The largest batch size of which at least half is used; the last batch is padded."""
     views = np.arange(27, dtype=np.uint8).reshape(27, 1, 1, 1).repeat(3, axis=-1)
 
     def sizes(count, rows):
@@ -143,15 +143,14 @@ def test_views_are_described_in_blocks():
     assert sizes(3, (8, 32)) == [(8, 3)]
 
 
-def test_serves_without_training_code(packed, moved, trained, queries):
-    """From the package alone, at another place: nothing else of this project is imported, and
-    nothing that trains."""
+def test_serves_without_training_code(packed, moved, embedder, queries):
+    """A moved package imports its own copy of the code and no training libraries."""
     program = (
         "import json, sys; from afa.serving.predictor import Predictor;"
         "d = Predictor.load('.');"
         "read = lambda p: open(p, 'rb').read();"
-        "vectors = d.describe_pictures([read(p) for p in sys.argv[1:]]).tolist();"
-        "one = d.describe_pictures([read(sys.argv[1])]).tolist();"
+        "vectors = d.embed_images([read(p) for p in sys.argv[1:]]).tolist();"
+        "one = d.embed_images([read(sys.argv[1])]).tolist();"
         "ours = {n: m.__file__ for n, m in sys.modules.items() if n.startswith('afa')};"
         "print(json.dumps([vectors, one, ours, sorted({n.split('.')[0] for n in sys.modules})]))"
     )
@@ -166,7 +165,7 @@ def test_serves_without_training_code(packed, moved, trained, queries):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     vectors, one, ours, modules = json.loads(done.stdout)
-    wanted = trained(queries)
+    wanted = embedder(queries)
     np.testing.assert_allclose(vectors, wanted, atol=1e-5, rtol=0)
     np.testing.assert_allclose(one, wanted[:1], atol=1e-5, rtol=0)
     assert not TRAINING & set(modules)
@@ -175,27 +174,27 @@ def test_serves_without_training_code(packed, moved, trained, queries):
     assert {Path(file) for file in ours.values()} == expected
 
 
-def test_the_predictor_answers_on_the_command_line(moved, trained, queries, capsys):
+def test_the_predictor_command(moved, embedder, queries, capsys):
     words = [f"--package={moved}", "--check", *queries.ids[-2:]]
     assert predictor.main(words) == 0
     out, err = capsys.readouterr()
     assert float(err.split()[2]) < 1e-5
     answers = [json.loads(line) for line in out.splitlines()]
     assert [answer["image"] for answer in answers] == list(queries.ids[-2:])
-    wanted = trained(queries)[-2:]
+    wanted = embedder(queries)[-2:]
     found = [answer["vector"] for answer in answers]
     np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)
     broken = moved / "broken.jpg"
     broken.write_bytes(b"no image")
     assert predictor.main([f"--package={moved}", str(broken)]) == 2
-    told = f"error: {broken}: is no readable image (not an image of a known format)\n"
-    assert capsys.readouterr() == ("", told)
+    message = f"error: {broken}: is not a readable image (not an image of a known format)\n"
+    assert capsys.readouterr() == ("", message)
     assert predictor.main([f"--package={moved}", str(moved / "no.jpg")]) == 2
-    told = f"error: {moved / 'no.jpg'}: cannot be read (No such file or directory)\n"
-    assert capsys.readouterr() == ("", told)
+    message = f"error: {moved / 'no.jpg'}: cannot be read (No such file or directory)\n"
+    assert capsys.readouterr() == ("", message)
 
 
-def test_other_weights_are_seen_by_the_check(moved):
+def test_check_finds_other_vectors(moved):
     served = Predictor.load(moved)
     assert served.check() < 1e-5
     known = load_file(moved / "check.safetensors")
@@ -204,20 +203,20 @@ def test_other_weights_are_seen_by_the_check(moved):
     assert Predictor.load(moved).check([1]) > 1e-3
 
 
-def test_bfloat16_is_near(trained, packed):
-    """What `auto` is on an accelerator: another arithmetic, and still the same directions."""
+def test_bfloat16_vectors_are_close(embedder, packed):
+    """The precision `auto` on an accelerator changes vectors only slightly."""
     weights = load_file(packed / "weights.safetensors")
-    family = package._family(trained, weights, True, "bfloat16")
+    family = package._family(embedder, weights, True, "bfloat16")
     assert family.precision == "bfloat16"
     known = load_file(packed / "check.safetensors")
     found = np.asarray(family.programs["any"].call(weights, known["views"]))
-    apart = np.linalg.norm(found - known["vectors"], axis=1)
-    assert 1e-5 < apart.max() < package.COARSE
+    distance = np.linalg.norm(found - known["vectors"], axis=1)
+    assert 1e-5 < distance.max() < package.COARSE
 
 
 @pytest.mark.parametrize("family", list(backbones.FAMILIES))
 def test_every_family_takes_any_number_of_images(family):
-    """On accelerators; only lowered, not run."""
+    """For accelerators; the programs are lowered and not run."""
     name = next(iter(backbones.FAMILIES[family]))
     member = backbones.member(name)
     size = next(n for n in range(64, 129, 16) if n >= member.smallest and n % member.multiple == 0)
@@ -238,7 +237,7 @@ def test_every_family_takes_any_number_of_images(family):
     assert "stablehlo.convolution" in program.mlir_module()
 
 
-# ---- what a package holds ------------------------------------------------------------------------
+# ---- content of a package ------------------------------------------------------------------------
 
 
 def test_manifest(packed, everything):
@@ -263,30 +262,30 @@ def test_manifest(packed, everything):
     assert not list(packed.parent.glob(".packed*"))
 
 
-def test_programs_are_of_their_device(packed):
-    """On the CPU convolutions are products over windows, on accelerators they are convolutions."""
+def test_programs_match_their_device(packed):
+    """Convolutions are matrix products on the CPU and convolutions on accelerators."""
     for name, convolutions in (("cpu-4", False), ("accelerator", True)):
         program = export.deserialize(bytearray((packed / f"{name}.jax").read_bytes()))
         assert ("stablehlo.convolution" in program.mlir_module()) is convolutions
 
 
-def test_weights_that_search_does_not_read_are_left_out(packed, tiny_finished, trained):
+def test_unused_weights_are_left_out(packed, tiny_finished, embedder):
     names = set(load_file(packed / "weights.safetensors"))
     assert any(name.startswith("generator/") for name in names)
-    assert not any("adversarial" in name for name in names)  # statistics of training alone
+    assert not any("adversarial" in name for name in names)  # statistics of training needed
     assert not any("local_class_head" in name for name in names)
-    manifest = trained.record
+    manifest = embedder.record
     manifest["weights"] = {"global": 1.0}
     try:
-        alone = package._needed(trained)
+        needed = package._needed_weights(embedder)
     finally:
         manifest["weights"] = EVERYTHING
-    assert alone.keys() < names
-    assert {name.partition("/")[0] for name in alone} == {"embedder"}
+    assert needed.keys() < names
+    assert {name.partition("/")[0] for name in needed} == {"embedder"}
 
 
-def test_stablehlo_is_the_program_itself(packed):
-    """Another runtime feeds arguments in the manifest's order, and the views last."""
+def test_stablehlo_has_the_arguments_of_the_program(packed):
+    """The arguments are the weights in the order of the manifest, then the views."""
     from jaxlib.mlir import ir
     from jaxlib.mlir.dialects import stablehlo
 
@@ -315,14 +314,14 @@ def test_command(tiny_finished, tmp_path, capsys):
     assert cpu.startswith("  cpu          1, 4, 16 at once, float32: ")
     assert accelerator.startswith("  accelerator  any at once, bfloat16: ")
     assert command.main([f"--run={tiny_finished}", f"--out={out}"]) == 2
-    told = f"error: --out={out}: holds something already; name a new directory\n"
-    assert capsys.readouterr() == ("", told)
+    message = f"error: --out={out}: is not empty; name a new directory\n"
+    assert capsys.readouterr() == ("", message)
 
 
-# ---- refusals ------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_written_leaves_nothing(everything, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_nothing(everything, tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -333,10 +332,10 @@ def test_what_cannot_be_written_leaves_nothing(everything, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_vectors_that_differ_are_not_packed(everything, tmp_path, monkeypatch):
-    known = package._known
+def test_a_package_with_different_vectors_is_not_written(everything, tmp_path, monkeypatch):
+    known = package._check_data
     monkeypatch.setattr(
-        package, "_known", lambda s: {n: a[::-1].copy() if n == "vectors" else a
+        package, "_check_data", lambda s: {n: a[::-1].copy() if n == "vectors" else a
                                       for n, a in known(s).items()},
     )  # fmt: skip
     with pytest.raises(UserError, match=r"the programs for cpu are \d\.\de[+-]\d\d from the run's"):
@@ -351,18 +350,18 @@ def test_runs_that_are_not_finished(tmp_path):
 
 
 def refused(directory, line, family=None):
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as message:
         Predictor.load(directory, family)
-    assert str(told.value) == line.format(directory)
+    assert str(message.value) == line.format(directory)
 
 
-def test_directories_that_hold_no_package(tmp_path, everything, moved):
+def test_directories_without_a_package(tmp_path, everything, moved):
     refused(tmp_path, "{} holds no package: manifest.json is missing")
     refused(tmp_path / "no", "{} holds no package: manifest.json is missing")
     (tmp_path / "manifest.json").write_text('{"kind": "something"}')
-    refused(tmp_path, "{} holds no package: manifest.json is one of something else")
+    refused(tmp_path, "{} holds no package: manifest.json is not that of a package")
     (tmp_path / "manifest.json").write_text("[1]")
-    refused(tmp_path, "{} holds no package: manifest.json is one of something else")
+    refused(tmp_path, "{} holds no package: manifest.json is not that of a package")
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest\.json cannot be read \(JSONDecodeError: .+\)$"):
         Predictor.load(tmp_path)
@@ -382,7 +381,7 @@ def test_packages_of_another_version(moved):
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "cpu-4.jax", "check.safetensors"])
-def test_files_that_are_not_those_of_the_manifest(moved, name):
+def test_changed_and_missing_files(moved, name):
     path = moved / name
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -391,18 +390,18 @@ def test_files_that_are_not_those_of_the_manifest(moved, name):
     refused(moved, f"{{}}/{name} cannot be read (No such file or directory)")
 
 
-def test_files_that_are_something_else(moved):
+def test_files_of_another_kind(moved):
     weights = (moved / "weights.safetensors").read_bytes()
     replaced(moved, "cpu-4.jax", b"no program at all, but the digest fits")
-    with pytest.raises(UserError, match=r"cpu-4\.jax is no program of jax\.export \(\w+\)$"):
+    with pytest.raises(UserError, match=r"cpu-4\.jax is not a jax\.export program \(\w+\)$"):
         Predictor.load(moved)
     replaced(moved, "weights.safetensors", weights[:100])
     replaced(moved, "cpu-4.jax", (moved / "cpu-1.jax").read_bytes())
-    with pytest.raises(UserError, match=r"weights\.safetensors is no safetensors file \(.+\)$"):
+    with pytest.raises(UserError, match=r"weights\.safetensors is not a safetensors file \(.+\)$"):
         Predictor.load(moved)
 
 
-def test_manifests_that_lack_something(moved):
+def test_damaged_manifests(moved):
     manifest = json.loads((moved / "manifest.json").read_text())
     rewritten(moved, files=manifest["files"] | {"weights.safetensors": {}})
     refused(moved, "{}/manifest.json is damaged: KeyError('sha256')")
@@ -410,7 +409,7 @@ def test_manifests_that_lack_something(moved):
     cpu = manifest["families"]["cpu"] | {"programs": {"1": "../weights.safetensors"}}
     families = manifest["families"] | {"cpu": cpu}
     rewritten(moved, files=manifest["files"] | escaping, families=families)
-    refused(moved, "{}/manifest.json is damaged: '../weights.safetensors' is none of its files")
+    refused(moved, "{}/manifest.json is damaged: '../weights.safetensors' is not one of its files")
     rewritten(moved, families={"cpu": []})
     refused(
         moved,
@@ -419,7 +418,7 @@ def test_manifests_that_lack_something(moved):
     )
 
 
-def test_programs_for_something_else(moved):
+def test_programs_for_another_platform(moved):
     refused(
         moved, "family='gpu' is unknown; did you mean 'cpu'? (allowed: accelerator, cpu)", "gpu"
     )
@@ -429,10 +428,10 @@ def test_programs_for_something_else(moved):
     refused(moved, "{}: its programs run on tpu, not on cpu")
 
 
-def test_images_and_views_that_are_none(packed):
+def test_invalid_images_and_views(packed):
     served = Predictor.load(packed)
     with pytest.raises(UnreadableImage, match="empty file"):
-        served.describe_images([b""])
+        served.embed_images([b""])
     line = r"views of shape \(2, 8, 8, 3\) are not of shape \(n, 16, 16, 3\)"
     with pytest.raises(UserError, match=line):
-        served.describe(np.zeros((2, 8, 8, 3), np.uint8))
+        served.embed(np.zeros((2, 8, 8, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""Figures of pairs against every pair counted one by one."""
+"""Verification metrics against explicit enumeration of all pairs."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from afa.errors import UserError
 from afa.evaluation.metrics import pairs
 
 
-def embedded(rows=60, classes=6, spread=0.6, seed=0):
+def labelled_vectors(rows=60, classes=6, spread=0.6, seed=0):
     draw = np.random.default_rng(seed)
     labels = draw.integers(0, classes, rows)
     vectors = draw.normal(size=(classes, 8))[labels] + spread * draw.normal(size=(rows, 8))
@@ -26,9 +26,9 @@ def auroc_by_hand(scores, same):
 
 
 @pytest.mark.parametrize("tile", [7, 2048])
-def test_counted_pairs_are_all_pairs_once(monkeypatch, tile):
+def test_every_pair_is_counted_once(monkeypatch, tile):
     monkeypatch.setattr(pairs, "TILE_ROWS", tile)
-    vectors, labels = embedded()
+    vectors, labels = labelled_vectors()
     scores, same = every_pair(vectors, labels)
     found = pairs.count_pairs(vectors, labels)
     assert (found.same.sum(), found.different.sum()) == (same.sum(), (~same).sum())
@@ -39,7 +39,7 @@ def test_counted_pairs_are_all_pairs_once(monkeypatch, tile):
 @pytest.mark.parametrize("tile", [7, 2048])
 def test_pairs_of_queries_and_gallery_are_counted_once(monkeypatch, tile):
     monkeypatch.setattr(pairs, "TILE_ROWS", tile)
-    vectors, labels = embedded()
+    vectors, labels = labelled_vectors()
     found = pairs.count_pairs_between(vectors[:20], vectors[20:], labels[:20], labels[20:])
     scores, same = vectors[:20] @ vectors[20:].T, labels[:20, None] == labels[None, 20:]
     assert (found.same.sum(), found.different.sum()) == (same.sum(), (~same).sum())
@@ -61,18 +61,18 @@ def test_auroc_of_listed_scores_counts_ties_half():
 
 @pytest.mark.parametrize("rate", [0.5, 0.1, 0.02])
 def test_fnmr_is_the_least_that_the_false_match_rate_allows(rate):
-    vectors, labels = embedded(spread=1.0)
+    vectors, labels = labelled_vectors(spread=1.0)
     scores, same = every_pair(vectors, labels)
     missed, threshold = pairs.fnmr_at_fmr(pairs.counted(scores, same), rate)
     assert np.mean(scores[~same] >= threshold) <= rate
     assert np.mean(scores[same] < threshold) == pytest.approx(missed)
     lower = scores[scores < threshold].max()
-    assert np.mean(scores[~same] >= lower) > rate  # one step lower lets too many through
+    assert np.mean(scores[~same] >= lower) > rate  # the next lower threshold accepts too many
     binned, _ = pairs.fnmr_at_fmr(pairs.count_pairs(vectors, labels), rate)
     assert binned == pytest.approx(missed, abs=0.02)
 
 
-def test_no_threshold_is_strict_enough():
+def test_fnmr_without_a_valid_threshold():
     scores, same = np.ones(10), np.arange(10) < 5
     assert pairs.fnmr_at_fmr(pairs.counted(scores, same), 0.5) == (1.0, float("inf"))
 
@@ -81,16 +81,16 @@ def test_no_threshold_is_strict_enough():
     ("call", "message"),
     [
         (lambda v, y: pairs.count_pairs(v, y[:-1]), "labels has 59 entries for 60 vectors"),
-        (lambda v, y: pairs.count_pairs(v, y * 0), "0 of two: both are needed"),
+        (lambda v, y: pairs.count_pairs(v, y * 0), "0 negative pairs: at least one of each"),
         (lambda v, y: pairs.count_pairs(2 * v, y), "unit"),
         (lambda v, y: pairs.counted(np.array([1.0, np.nan]), np.array([True, False])), "NaN"),
         (lambda v, y: pairs.fnmr_at_fmr(pairs.count_pairs(v, y), 0.0), "must lie between 0 and 1"),
         (
             lambda v, y: pairs.fnmr_at_fmr(pairs.count_pairs(v, y), 1e-6),
-            "cannot be told from 1[0-9]{3} pairs of two objects: at least 1000000 are needed",
+            "cannot be measured with 1[0-9]{3} negative pairs: at least 1000000 are needed",
         ),
     ],
 )
 def test_mistakes_are_named(call, message):
     with pytest.raises(UserError, match=message):
-        call(*embedded())
+        call(*labelled_vectors())

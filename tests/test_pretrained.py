@@ -450,7 +450,7 @@ def test_the_published_classifier_describes_images_too(tiny_finished, tiny_data,
 
     def first(**changes):
         chosen = experiment.parse(tiny_run.words(tiny_data, home, **changes))
-        backbone = job.setup(chosen).fresh_state().variables["embedder"]["params"]["backbone"]
+        backbone = job.build_setup(chosen).fresh_state().variables["embedder"]["params"]["backbone"]
         return np.asarray(backbone["fc"]["kernel"]).T
 
     average = pytest.approx(trained, rel=1e-5)  # the moving average of what never moved

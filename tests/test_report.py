@@ -125,7 +125,7 @@ def test_grid_places_rows_and_gaps():
             images.grid(cells, columns)
 
 
-def test_framed_keeps_the_whole_image():
+def test_framed_keeps_the_image():
     out = images.framed(image(7), images.RIGHT, 3)
     assert out.shape == (26, 26, 3) and (out[3:-3, 3:-3] == 7).all()
     assert tuple(out[0, 0]) == tuple(out[-1, -1]) == images.RIGHT
@@ -300,7 +300,7 @@ def test_the_page_shows_what_it_was_given(tmp_path):
     text, reader = read(tmp_path, full_page())
     words = re.sub(r"\s+", " ", " ".join(reader.text))
     for part in (
-        "Microseconds of a query by recall", "tuned for 98 %",
+        "Microseconds per query by recall", "tuned for 98 %",
         "80.8", "+4.8 points against F", "1,234,567", "1m 01s", "0123456789ab", "99.1 %",
         "1 of 2 right", "20.0 → 19.0 dB", "\N{MINUS SIGN}1.0", "gaussian noise", "held back",
     ):  # fmt: skip
@@ -317,7 +317,7 @@ def test_the_page_shows_what_it_was_given(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
 
 
-def test_the_page_asks_nothing_of_any_machine(tmp_path):
+def test_the_page_sends_no_requests(tmp_path):
     text, reader = read(tmp_path, full_page())
     for tag, attributes in reader.tags:
         assert tag not in {"script", "iframe", "object", "embed", "base", "form"}
@@ -327,14 +327,14 @@ def test_the_page_asks_nothing_of_any_machine(tmp_path):
     assert "default-src 'none'" in text
 
 
-def test_names_from_outside_stay_text(tmp_path):
+def test_untrusted_names_are_escaped(tmp_path):
     text, reader = read(tmp_path, full_page(HOSTILE))
     assert "<script" not in text
     assert not any(name.startswith("on") for _, attributes in reader.tags for name in attributes)
     assert HOSTILE in " ".join(reader.text)
 
 
-def test_every_image_and_chart_says_what_it_is(tmp_path):
+def test_every_image_and_chart_has_a_text_alternative(tmp_path):
     _, reader = read(tmp_path, full_page())
     images_ = [attributes for tag, attributes in reader.tags if tag == "img"]
     assert len(images_) == 2 * 4 + 3 + 3

@@ -1,4 +1,4 @@
-"""Re-rankers against their definitions, written out slowly, and on manifolds they must follow."""
+"""Re-rankers against direct implementations of their definitions, and on manifolds."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ def unit(seed, *shape):
 
 
 def arcs(each=40, classes=4):
-    """Classes along arcs of the sphere: the ends of one are far from each other."""
+    """Classes along arcs of the sphere, whose ends are far from each other."""
     draw = np.random.default_rng(5)
     rows, labels = [], np.repeat(np.arange(classes), each)
     for c in range(classes):
@@ -124,7 +124,7 @@ def test_conjugate_gradients_solve_the_system():
     np.testing.assert_allclose(diffusion.solve(matrix, right), expected, atol=1e-4)
 
 
-def test_rows_that_the_flow_does_not_reach_keep_their_order():
+def test_unreachable_rows_keep_their_order():
     vectors = np.concatenate([np.tile(unit(3, 1, 8), (6, 1)), unit(4, 20, 8)])
     vectors = normalise(vectors + 0.01 * unit(5, 26, 8))
     found = diffusion.diffuse(vectors, graph=3, results=1)(vectors[:1], np.zeros(1, int))[0]
@@ -250,12 +250,12 @@ def test_a_gallery_smaller_than_the_settings_still_answers(name):
         assert np.isfinite(found).all()
 
 
-def test_neighbours_are_as_many_as_there_are():
+def test_neighbours_are_limited_by_the_gallery():
     assert contract.own_neighbours(GALLERY[:4], 9)[1].shape == (4, 3)
     assert contract.neighbours(QUERIES, GALLERY[:4], 9)[1].shape == (4, 4)
 
 
-def test_methods_that_know_the_manifold_beat_the_similarity():
+def test_manifold_methods_beat_the_similarity():
     vectors, labels = arcs()
     split = split_of(vectors, labels)
     protocol = halves(split.images)
@@ -304,7 +304,7 @@ def test_the_study_chooses_on_validation_and_measures_on_test():
 
 
 def known(labels, seed, classes=5):
-    """All that can be known of images, drawn at random about their labels."""
+    """All features of images, drawn at random around their classes."""
     count, draw = len(labels), np.random.default_rng(seed)
     vectors = normalise(np.eye(16, dtype=np.float32)[labels] + 2 * unit(seed, count, 16))
     shares = draw.dirichlet(np.ones(classes), count).astype(np.float32)
@@ -325,7 +325,7 @@ def known(labels, seed, classes=5):
 
 
 def full_splits(test_seed=3):
-    """Splits of which everything is known, for all methods."""
+    """Splits with all features, for all methods."""
     spent = {reranking.DESCRIPTOR: 1.0, 1.0: 10.0, 2.0: 20.0}
     spent |= dict.fromkeys(itertools.product(reranking.SCALES, reranking.POWERS), 100.0)
     labels = np.repeat(np.arange(6), 5)
@@ -335,7 +335,7 @@ def full_splits(test_seed=3):
     }
 
 
-def test_every_method_is_chosen_on_validation_and_costs_what_it_needs():
+def test_settings_of_every_method_are_chosen_on_validation():
     lines = reranking.study(full_splits(), "halves", lambda text: None)
     assert tuple(line.method for line in lines) == reranking.NAMES
     again = reranking.study(full_splits(test_seed=9), "halves", lambda text: None)
@@ -343,16 +343,16 @@ def test_every_method_is_chosen_on_validation_and_costs_what_it_needs():
     for line, repeated in zip(lines, again, strict=True):
         assert (repeated.settings, repeated.validation) == (line.settings, line.validation)
     for name in ("plain", "diffusion", "class posterior", "learned whitening"):
-        assert by_name[name].description == 1
-    assert by_name["multi-scale"].description == 100
+        assert by_name[name].embed_milliseconds == 1
+    assert by_name["multi-scale"].embed_milliseconds == 100
     for name in reranking.LOCAL:
         line = by_name[name]
-        assert line.description == 1 + 10 * line.settings["scale"]
+        assert line.embed_milliseconds == 1 + 10 * line.settings["scale"]
         assert line.gain.mean > 0.05  # images of a class have the same places here
 
 
 def test_some_queries_are_searched_in_the_whole_gallery():
-    """Each query's figures are those it has among all queries."""
+    """The metrics of a query do not depend on the other queries."""
     splits = full_splits()
     whole, few = (
         reranking.study(splits, "halves", lambda text: None, ("plain",), queries)[0].metrics
@@ -384,7 +384,7 @@ def test_no_query_is_in_what_a_method_prepares(name):
     test, train = splits["test"], splits["train"]
     candidate = reranking._candidates(train)[name]
     settings = dict(candidate.settings[0])
-    assert reranking.offered(test.images) == ["halves"]
+    assert reranking.supported_protocols(test.images) == ["halves"]
     protocol = halves(test.images)
     asked = test.known.rows(protocol.queries[:3])
     other = known(test.images.labels, 77).rows(protocol.queries)
@@ -413,7 +413,7 @@ def test_the_weight_of_evidence_is_the_best_of_all():
     figure, settings = reranking.choice(candidate, split, protocol)
     found = {
         weight: reranking.measure(
-            reranking.added(class_agreement), {"weight": weight}, split, protocol
+            reranking.added_to_similarity(class_agreement), {"weight": weight}, split, protocol
         )[0].means["map_at_r"]
         for weight in candidate.weights
     }
@@ -424,14 +424,14 @@ def test_the_weight_of_evidence_is_the_best_of_all():
 
 def test_evidence_is_added_to_the_similarity():
     images = known(np.repeat(np.arange(3), 2), 4)
-    score = reranking.added(class_agreement)(images, weight=0.5)
+    score = reranking.added_to_similarity(class_agreement)(images, weight=0.5)
     found = score(images.rows(slice(2)), np.arange(2))
     similarity = images.vectors[:2] @ images.vectors.T
     agreement = images.posterior[:2] @ images.posterior.T
     np.testing.assert_allclose(found, similarity + 0.5 * agreement, atol=1e-5)
 
 
-def test_methods_are_asked_for_by_name():
+def test_methods_are_chosen_by_name():
     words = [reranking.word(name) for name in reranking.NAMES]
     assert all(each.replace("_", "").isalnum() and each.islower() for each in words)
     assert reranking.chosen(words) == reranking.NAMES
@@ -451,20 +451,20 @@ def test_the_command_writes_the_table(tiny_copy, tmp_path, capsys):
     assert found["lines"][0]["metrics"]["map_at_r"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_command_measures_what_it_is_asked_for(tiny_finished, tmp_path, capsys, monkeypatch):
-    seen, describe = [], reranking.describe
+def test_the_command_measures_the_named_methods(tiny_finished, tmp_path, capsys, monkeypatch):
+    seen, embed_split = [], reranking.embed_split
     monkeypatch.setattr(
-        reranking, "describe", lambda *given: seen.append(given) or describe(*given)
+        reranking, "embed_split", lambda *given: seen.append(given) or embed_split(*given)
     )
     out = tmp_path / "out.json"
     words = ["--run", str(tiny_finished), "--out", str(out)]
     assert command.main([*words, "--methods=class_posterior", "--scales=1,2"]) == 0
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     found = json.loads(out.read_text())
     assert found["protocol"] == "halves"
     assert [line["method"] for line in found["lines"]] == ["plain", "class posterior"]
-    assert "train images" not in said.err  # only whitening is fitted
-    assert "weight" in said.out
+    assert "train images" not in printed.err  # only whitening is fitted
+    assert "weight" in printed.out
     assert [given[-2:] for given in seen] == [(("plain", "class posterior"), (1.0, 2.0))] * 2
 
 

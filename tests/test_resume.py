@@ -46,12 +46,12 @@ def test_a_signal_and_two_kills_change_nothing(tiny_data, tiny_finished, tmp_pat
     assert (home / "checkpoints" / "5").is_dir()
     before = tiny_run.digest(home, 5)
     out, _ = ended(words, "save:6:SIGKILL", -signal.SIGKILL)
-    assert "going on after step 5 of 12" in out
+    assert "resuming after step 5 of 12" in out
     assert tiny_run.digest(home, 5) == before
     ended(words, "step:8:SIGKILL", -signal.SIGKILL)
     code, out, err = tiny_run.finish(tiny_run.start(*words))
     assert code == 0, err
-    assert "going on after step " in out
+    assert "resuming after step " in out
     same(home, tiny_finished)
 
 

@@ -1,4 +1,4 @@
-"""One complete tiny run through the command line, and what a second start makes of it."""
+"""One complete tiny run through the command line, and its second start."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ CLEAN = {
 }  # fmt: skip
 
 
-def test_everything_lies_where_it_belongs(tiny_finished):
+def test_a_run_writes_all_its_files(tiny_finished):
     names = {path.name for path in tiny_finished.iterdir()}
     assert names == {
         ".lock", "config.json", "split.json", "metrics.jsonl", "tensorboard", "checkpoints",
@@ -55,7 +55,7 @@ def test_everything_lies_where_it_belongs(tiny_finished):
     assert not [p for p in tiny_finished.rglob("*") if "tmp" in p.name or "writing" in p.name]
 
 
-def test_result_tells_what_was_run_on_what(tiny_finished):
+def test_result_has_configuration_and_data(tiny_finished):
     result = tiny_run.result(tiny_finished)
     assert {"config", "commit", "data", "metrics", "timings"} <= result.keys()
     stored = json.loads((tiny_finished / "config.json").read_text())
@@ -75,7 +75,7 @@ def test_result_tells_what_was_run_on_what(tiny_finished):
     assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|afa .*", result["commit"])
 
 
-def test_every_row_has_every_figure(tiny_finished):
+def test_every_variant_has_every_metric(tiny_finished):
     metrics = tiny_run.result(tiny_finished)["metrics"]
     assert list(metrics["test"]) == ROWS
     for row in metrics["test"].values():
@@ -92,7 +92,7 @@ def test_every_row_has_every_figure(tiny_finished):
     assert metrics["search"]["recall_at_5"] == 1
 
 
-def test_log_lines_tell_the_health_of_embedding_and_game(tiny_finished):
+def test_log_lines_have_the_health_metrics(tiny_finished):
     lines = tiny_run.lines(tiny_finished)
     logged = [line for line in lines if "loss" in line]
     assert [line["step"] for line in logged] == [3, 4, 6, 8, 9, 12]
@@ -151,15 +151,15 @@ def test_report_opens_without_a_network(tiny_finished):
         assert row in page
 
 
-def test_standard_output_names_what_there_is(tiny_finished):
-    said = tiny_finished.with_suffix(".out").read_text()
-    assert said.startswith("debug at laptop scale")
+def test_standard_output_lists_data_metrics_and_files(tiny_finished):
+    printed = tiny_finished.with_suffix(".out").read_text()
+    assert printed.startswith("debug at laptop scale")
     for part in (
         "hardware ", "class-disjoint: ", "images/s", "ETA", "test classes, leave-one-out",
         "test classes, catalogue", "queries/s", "report.html", "experiments.search",
     ):  # fmt: skip
-        assert part in said
-    assert "\x1b" not in said
+        assert part in printed
+    assert "\x1b" not in printed
 
 
 def test_a_finished_run_is_only_evaluated_again(tiny_data, tiny_copy, capsys):
@@ -168,9 +168,9 @@ def test_a_finished_run_is_only_evaluated_again(tiny_data, tiny_copy, capsys):
     expected, digest = tiny_run.figures(tiny_copy), tiny_run.digest(tiny_copy)
     (tiny_copy / "result.json").unlink()
     assert tiny_run.main(*tiny_run.words(tiny_data, tiny_copy)) == 0
-    said = capsys.readouterr().out
-    assert f"{tiny_copy} is finished (12 steps); it is evaluated again" in said
-    assert "images/s  ETA" not in said
+    printed = capsys.readouterr().out
+    assert f"{tiny_copy} is finished (12 steps); it is evaluated again" in printed
+    assert "images/s  ETA" not in printed
     assert tiny_run.figures(tiny_copy) == expected
     assert tiny_run.digest(tiny_copy) == digest
     assert tiny_run.listing(tiny_copy / "checkpoints") == before
@@ -218,7 +218,7 @@ def test_without_a_generator_every_checkpoint_can_be_the_best(tiny_data, tmp_pat
 
 
 def test_a_run_as_a_function_without_the_adversarial_part(tiny_data, tmp_path, capsys):
-    """The baseline, as a notebook would run it: no generator, fewer rows, the same keys."""
+    """The baseline as in a notebook: no generator, fewer variants, the same keys."""
     settings = tiny_run.SETTINGS | {"data.path": str(tiny_data), "adversarial.enabled": False}
     settings |= {"train.keep_best": 1, "train.steps": "4", "retrieval.index": "exact://"}
     for of_the_adversarial_part in ("generator.latent_dim", "train.plain"):
@@ -242,8 +242,8 @@ def test_a_run_as_a_function_without_the_adversarial_part(tiny_data, tmp_path, c
 
 def test_list_names_every_experiment_with_its_purpose(capsys):
     assert tiny_run.main("--exp=list") == 0
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in said] == configs.names()
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == configs.names()
     expected = {
         "afa_resnet18", "afa_resnet50", "afa_resnet50_cars", "afa_resnet50_cub",
         "afa_resnet50_sop", "baseline_resnet18", "baseline_resnet50", "debug",
@@ -251,7 +251,7 @@ def test_list_names_every_experiment_with_its_purpose(capsys):
     families = ("vgg16", "densenet121", "inception_v3", "bn_inception", "squeezenet", "vit_s14")
     expected |= {f"{kind}_{name}" for kind in ("afa", "baseline") for name in families}
     assert expected <= set(configs.names())
-    for line in said:
+    for line in printed:
         assert len(line.split(maxsplit=1)[1]) > 20
         assert line.endswith((".", ":")) or line[-1].isalnum()
 
@@ -290,10 +290,10 @@ def test_dry_run_prints_and_writes_nothing(tiny_data, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     words = tiny_run.words(tiny_data, tmp_path / "run", seed=7)
     assert tiny_run.main(*words, "--dry_run") == 0
-    said = capsys.readouterr().out
-    shown, end = json.JSONDecoder().raw_decode(said)
+    printed = capsys.readouterr().out
+    shown, end = json.JSONDecoder().raw_decode(printed)
     assert shown["seed"] == 7
-    rest = said[end:]
+    rest = printed[end:]
     for network in ("embedder", "generator", "discriminator"):
         assert re.search(rf"parameters {network} +[\d,]+\n", rest)
         assert re.search(rf"operations {network} +[\d,]+ an image", rest)
@@ -308,8 +308,8 @@ def test_help_shows_every_field_with_its_default(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         tiny_run.main("--help")
     assert ended.value.code == 0
-    said = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", said).split())
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", printed).split())
     for name, value in flatten(ExperimentConfig()).items():
         assert f"--{name} " in text, name
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -366,7 +366,7 @@ def test_a_full_scale_recipe_runs_on_a_mock_of_its_data(tmp_path, monkeypatch):
     assert set(result["metrics"]["test"]["fused"]["leave_one_out"]["clean"]) == CLEAN
 
 
-def test_queries_of_which_none_has_anything_to_find_are_refused_before_training(tmp_path, capsys):
+def test_queries_without_positives_are_refused_before_training(tmp_path, capsys):
     data = tiny_run.images(tmp_path / "data")
     shutil.rmtree(data / "iconic")
     (data / "test").rename(data / "query")
@@ -385,15 +385,15 @@ def test_queries_of_which_none_has_anything_to_find_are_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_huge_learning_rate_is_told_as_divergence(tiny_data, tmp_path, capsys):
+def test_a_huge_learning_rate_is_reported_as_divergence(tiny_data, tmp_path, capsys):
     words = tiny_run.words(tiny_data, tmp_path / "run", **{"optim.learning_rate": 1e38})
     assert tiny_run.main(*words) == EXIT_DIVERGED
-    said = capsys.readouterr().err
-    assert said.startswith("error: step ") and " is not finite; training stopped, " in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: step ") and " is not finite; training stopped, " in printed
+    assert printed.count("\n") == 1
 
 
-def test_the_line_to_try_can_be_pasted():
+def test_the_search_command_is_quoted_for_the_shell():
     for name in ("runs/mine", "runs/my own run", 'it\'s $HOME; `x` "y"', "-dash"):
         line = search_command(Path(name))
         assert shlex.split(line)[-2:] == [f"--run={name}", "YOUR_IMAGE.jpg"]

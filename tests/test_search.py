@@ -1,4 +1,4 @@
-"""Search with a finished run: answers as text and JSON, images of them, and refusals."""
+"""Search with a finished run: results as text, JSON and images, and errors."""
 
 import io
 import json
@@ -24,13 +24,13 @@ OPTIONS = "(python -m experiments.search --help lists the options)"
 
 
 def of_gallery(data, count, part="test"):
-    """Images of the last classes, which are the gallery of a tiny run, one a class."""
+    """One image each of the last classes, which are the gallery of a tiny run."""
     return [str(data / part / f"class_{11 - i:02d}" / "img_0.jpg") for i in range(count)]
 
 
 @pytest.fixture
 def ask(tiny_copy, capsys):
-    """Asks a copy of the finished run; returns exit code, standard output and error."""
+    """Runs the command on a copy of the run; returns exit code, standard output and error."""
 
     def call(*words, run=tiny_copy):
         code = search.main([f"--run={run}", *map(str, words)])
@@ -42,7 +42,7 @@ def ask(tiny_copy, capsys):
 
 @pytest.fixture
 def refused(ask, tiny_copy):
-    """Asks for what has to be refused with this line, leaving the run as it was."""
+    """Checks that the command fails with this line and leaves the run unchanged."""
 
     def check(line, *words, run=tiny_copy):
         before = tiny_run.listing(tiny_copy)
@@ -118,7 +118,7 @@ def test_refuses_an_empty_list(ask, monkeypatch):
     assert ask("-") == told
 
 
-def test_says_no_match_of_what_the_gallery_does_not_hold(ask, tiny_data, tmp_path):
+def test_unknown_queries_have_no_match(ask, tiny_data, tmp_path):
     noise = tmp_path / "noise.png"
     draw = np.random.default_rng(0)
     Image.fromarray(draw.integers(0, 256, (64, 64, 3), np.uint8)).save(noise)
@@ -134,7 +134,7 @@ def test_says_no_match_of_what_the_gallery_does_not_hold(ask, tiny_data, tmp_pat
 
 
 @pytest.mark.parametrize("share", ["0", "1.5", "0.0001", "nan"])
-def test_refuses_a_share_that_cannot_be_told(ask, tiny_data, share):
+def test_a_false_match_rate_that_cannot_be_measured_is_refused(ask, tiny_data, share):
     code, out, err = ask(f"--false_matches={share}", *of_gallery(tiny_data, 1))
     assert (code, out) == (2, "")
     assert err.startswith(f"error: false_matches={float(share)}")
@@ -166,7 +166,7 @@ def test_answers_as_json(ask, tiny_data, tiny_copy):
 
 
 def test_images_of_the_answers(ask, tiny_data, tiny_copy, tmp_path):
-    """One a query, also where two files have the same name."""
+    """One image per query, also for files with the same name."""
     code, out, _ = ask("--json", *of_gallery(tiny_data, 2), f"--sheets={tmp_path / 'sheets'}")
     assert code == 0
     sheets = [json.loads(line)["sheet"] for line in out.splitlines()]
@@ -182,7 +182,7 @@ def test_images_of_the_answers(ask, tiny_data, tiny_copy, tmp_path):
 
 
 def test_a_query_from_elsewhere_finds_its_class(ask, tiny_data, tmp_path):
-    """A PNG of another size and shape, of an object of the gallery."""
+    """A PNG of another size that shows an object of the gallery."""
     with Image.open(of_gallery(tiny_data, 1)[0]) as image:
         query = tmp_path / "mein Bild.png"
         image.resize((64, 50)).save(query)
@@ -204,8 +204,8 @@ def test_a_moved_run_answers_as_before(ask, tiny_data, tiny_copy, tmp_path):
     assert [json.loads(line)["hits"] for line in out.splitlines()] == before
 
 
-def test_a_gallery_that_is_gone_still_answers(tiny_data, tiny_copy, tmp_path, capsys):
-    """The index is all a search needs; the image of the results is left out, and it is said."""
+def test_search_without_the_gallery_images(tiny_data, tiny_copy, tmp_path, capsys):
+    """A search needs the index alone; a message says why there is no image of the results."""
     data = shutil.copytree(tiny_data, tmp_path / "data")
     query = shutil.copy(of_gallery(data, 1)[0], tmp_path / "query.jpg")
     assert tiny_run.main(*tiny_run.words(data, tiny_copy)) == 0
@@ -230,7 +230,7 @@ def test_results_come_from_the_whole_data_set_when_asked(tiny_data, tiny_copy):
     assert answer.sheet is not None and answer.sheet.is_file()
 
 
-def test_ranks_anew_with_the_settings_that_validation_chose(ask, tiny_data, tiny_copy):
+def test_reranks_with_the_settings_chosen_on_validation(ask, tiny_data, tiny_copy):
     query = of_gallery(tiny_data, 1)[0]
     code, out, err = ask("--rerank=k_reciprocal", query)
     assert (code, out) == (2, "")
@@ -263,12 +263,12 @@ def test_directories_that_hold_no_finished_run(refused, tiny_data, tiny_copy, tm
     query = of_gallery(tiny_data, 1)[0]
     refused(f"--run={tmp_path}: holds no run (config.json is missing)", query, run=tmp_path)
     (tiny_copy / "result.json").unlink()
-    line = f"--run={tiny_copy}: the run is not finished; start it again to go on"
+    line = f"--run={tiny_copy}: the run is not finished; start it again to resume"
     refused(line, query)
 
 
 def test_images_that_cannot_be_read(refused, ask, tiny_data, tmp_path):
-    """All are looked at before the first is answered."""
+    """All queries are checked before the first answer."""
     query, nowhere, broken = of_gallery(tiny_data, 1)[0], tmp_path / "no.jpg", tmp_path / "b.jpg"
     refused(f"{nowhere}: cannot be read (No such file or directory)", query, nowhere)
     empty = tmp_path / "empty"
@@ -277,11 +277,11 @@ def test_images_that_cannot_be_read(refused, ask, tiny_data, tmp_path):
     address = "https://example.org/a.jpg"
     refused(f"{address}: only file:// addresses of this machine can be read", query, address)
     broken.write_text("no image")
-    refused(f"{broken}: is no readable image (not an image of a known format)", query, broken)
+    refused(f"{broken}: is not a readable image (not an image of a known format)", query, broken)
     broken.write_bytes(Path(query).read_bytes()[:300])
     code, out, err = ask(query, broken)
     assert (code, out) == (2, "")
-    assert re.fullmatch(rf"error: {broken}: is no readable image \(.+\)\n", err)
+    assert re.fullmatch(rf"error: {broken}: is not a readable image \(.+\)\n", err)
 
 
 def test_more_results_than_images(refused, tiny_data):
@@ -290,7 +290,7 @@ def test_more_results_than_images(refused, tiny_data):
         refused(f"k={k} is not between 1 and 30, the images in the index", f"--results={k}", query)
 
 
-def test_options_that_are_none(refused, tiny_data):
+def test_invalid_options(refused, tiny_data):
     query = of_gallery(tiny_data, 1)[0]
     refused(f"--jsn is no option; did you mean '--json'? {OPTIONS}", "--jsn", query)
     refused(f"--results='x' is no whole number {OPTIONS}", "--results=x", query)
@@ -298,7 +298,7 @@ def test_options_that_are_none(refused, tiny_data):
 
 
 def changed(run, **fields):
-    """Changes the manifest of the run's gallery, as when that of a second run is copied over it."""
+    """Changes the manifest of the run's gallery, as if copied from another run."""
     path = run / "embeddings" / "index.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | fields))
@@ -309,7 +309,7 @@ def test_embeddings_of_another_checkpoint(refused, tiny_data, tiny_copy):
     other = "step-12-0123456789abcdef"
     own = changed(tiny_copy, checkpoint=other)["checkpoint"]
     refused(
-        f"{tiny_copy}/embeddings does not fit to the run: checkpoint {other!r}, not {own!r}; start "
+        f"{tiny_copy}/embeddings does not match the run: checkpoint {other!r}, not {own!r}; start "
         "the run again",
         of_gallery(tiny_data, 1)[0],
     )
@@ -320,7 +320,7 @@ def test_embeddings_of_another_preprocessing(refused, tiny_data, tiny_copy):
     other = own | {"image_size": 32}
     changed(tiny_copy, preprocessing=other)
     refused(
-        f"{tiny_copy}/embeddings does not fit to the run: preprocessing {other!r}, not {own!r}; "
+        f"{tiny_copy}/embeddings does not match the run: preprocessing {other!r}, not {own!r}; "
         "start the run again",
         of_gallery(tiny_data, 1)[0],
     )

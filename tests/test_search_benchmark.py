@@ -1,4 +1,4 @@
-"""The benchmark of search: what it measures is what it says."""
+"""The benchmark of search: its data, its measurements and its errors."""
 
 import importlib.util
 
@@ -27,19 +27,19 @@ def test_clustered_vectors_are_unit_and_clustered(gallery):
     np.testing.assert_array_equal(benchmark.clustered(50, 8), benchmark.clustered(50, 8))
 
 
-def test_the_least_effort_is_the_least(gallery):
-    """An index that finds one more of the ten with each step, but never more than it reorders."""
+def test_the_least_effort_with_a_recall(gallery):
+    """An index whose recall grows by 0.1 per step of effort, limited by `reorder`."""
     vectors, queries, truth = gallery
     best = exact.topk(queries, vectors, benchmark.K)[1]
 
-    def ask(effort, reorder):
-        def search(asked, k):
+    def with_settings(effort, reorder):
+        def search(queries, k):
             right = np.arange(k) < min(effort, reorder)
             return np.where(right, best, -1)
 
         return search
 
-    built = Built("made up", list(range(1, 11)), (6, 9, 20), ask)
+    built = Built("made up", list(range(1, 11)), (6, 9, 20), with_settings)
     found = list(benchmark._least(built, vectors, queries, truth, 0.9))
     assert [(effort, reorder) for effort, reorder, _ in found] == [(9, 9), (9, 20)]
     assert [recall for *_, recall in found] == pytest.approx([0.9, 0.9])
@@ -55,7 +55,7 @@ def test_every_library_reaches_the_recalls(name, gallery, tmp_path, monkeypatch)
     vectors, queries, truth = gallery
     path = tmp_path / "vectors.npy"
     np.save(path, vectors)
-    best, curve = benchmark.contend(name, str(path), queries, truth, 0.0)
+    best, curve = benchmark.measure(name, str(path), queries, truth, 0.0)
     for way in ("batch", "single"):
         for target in benchmark.TARGETS:
             assert best[way][target].recall >= target
@@ -69,14 +69,15 @@ def test_the_frontier():
 
 
 @pytest.mark.skipif(not scann.installed(), reason="ScaNN is not installed here")
-def test_the_layer_gives_what_scann_gives(gallery, capsys):
+def test_overhead_of_the_index_interface(gallery, capsys):
     vectors, queries, _ = gallery
     found = benchmark._layer("a title", vectors, queries, (), 0.0)
-    assert "a title: afa's layer, one by one" in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "a title: index interface, one query per call" in printed
     assert all(speed > 0 for speed in found["batch"]["queries_per_second"].values())
 
 
-def test_mistakes_are_told(capsys):
+def test_errors_are_reported(capsys):
     if importlib.util.find_spec("hnswlib") is None:
         assert benchmark.main([]) == 2
         assert "is not installed: pip install 'afa[bench]'" in capsys.readouterr().err

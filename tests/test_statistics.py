@@ -52,7 +52,7 @@ def test_interval_needs_two_finite_values():
 
 
 def test_bootstrap_covers_the_truth_as_often_as_it_says():
-    """Classes differ more than queries do: an interval over single queries would be too narrow."""
+    """Classes differ more than queries, so an interval over single queries would be too narrow."""
     groups = np.repeat(np.arange(30), 10)
     covered, covered_naively = 0, 0
     for trial in range(200):

@@ -1,4 +1,4 @@
-"""Metrics over ties against every order of the equal scores."""
+"""Metrics averaged over ties against enumeration of all orders."""
 
 import itertools
 
@@ -22,7 +22,7 @@ FIGURES = {
 
 
 def over_every_order(scores, right, figure):
-    """The mean over all orders of the results, of which equal scores keep the order they have."""
+    """The mean over all orders of the results, with ties in the order of the results."""
     found = []
     for order in itertools.permutations(range(len(scores))):
         order = np.array(order)

@@ -1,8 +1,8 @@
-"""Evaluation of a run: validation during training, and the table of test classes at its end.
+"""Evaluates a run: validation during training, and the result table of the test classes.
 
-Every figure comes from exact search. Weights are chosen on validation classes, with clean queries
-and the trained corruptions; the test classes and the held-back corruptions are seen once, after
-every choice.
+Every metric comes from exact search. Fusion weights are chosen on validation classes, with clean
+queries and the trained corruptions. Test classes and held-back corruptions are used once, after all
+choices are made.
 """
 
 import itertools
@@ -26,24 +26,25 @@ from afa.models.embedder import FUSED
 from afa.models.networks import Networks
 from afa.retrieval.exact import positive_ranks
 
-CHOICE_SEVERITY = 3  # of the trained corruptions when weights are chosen
-SHORT = ("recall_at_1", "map_at_r")  # what is kept of every single corruption and severity
-# Validation of a trained G: the fused descriptor that the metric loss trains, and G's view.
+CHOICE_SEVERITY = 3  # severity of the trained corruptions when fusion weights are chosen
+SHORT = ("recall_at_1", "map_at_r")  # metrics stored for each corruption and severity
+# Blocks of the fused descriptor in validation once G is trained, with their weights.
 WITH_GENERATOR = FUSED | {"restored": 1.0}
-EXTRA_VARIANTS = ("F", "fused")  # what a run is about, and what it is measured against
+EXTRA_VARIANTS = ("F", "fused")  # variants that also get the extra metrics
 
-Describe = Callable[[ImageSet, Corruption | None], DescriptorBlocks]
+Embed = Callable[[ImageSet, Corruption | None], DescriptorBlocks]
 
 
 @dataclass
 class Results:
-    """What an evaluation found.
+    """Results of an evaluation.
 
     Attributes:
       variants: variant -> {"cost", "weights", protocol -> {"clean", "trained", "held_back",
-        "corruptions": {name: {severity: figures}}, and for some variants "extra"
+        "corruptions": {name: {severity: metrics}}, and for `EXTRA_VARIANTS` "extra"
         (`afa.evaluation.metrics.extra`)}}.
-      per_query: columns of equal length, one entry a query, variant, protocol and corruption.
+      per_query: columns of equal length, one entry per query, variant, protocol, corruption and
+        severity.
     """
 
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -54,11 +55,13 @@ def ranked_metrics(
     queries: np.ndarray, gallery: np.ndarray, images: ImageSet, protocol: Protocol,
     chosen: np.ndarray | None = None,
 ) -> Metrics:  # fmt: skip
-    """Figures of some of a protocol's queries (positions `chosen`; default all).
+    """Computes the retrieval metrics of a protocol.
 
     Args:
-      queries: unit vectors of those queries.
+      queries: unit vectors of the chosen queries.
       gallery: unit vectors of the protocol's gallery.
+      images: the image set that the protocol indexes.
+      chosen: positions in `protocol.queries`; None for all queries.
     """
     return metrics_from_ranks(ranks_of(queries, gallery, images, protocol, chosen))
 
@@ -67,7 +70,10 @@ def ranks_of(
     queries: np.ndarray, gallery: np.ndarray, images: ImageSet, protocol: Protocol,
     chosen: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """The rank of every positive of those queries (`afa.retrieval.exact.positive_ranks`)."""
+    """Ranks of all positives of the chosen queries (`afa.retrieval.exact.positive_ranks`).
+
+    Arguments as in `ranked_metrics`.
+    """
     chosen = np.arange(len(protocol.queries)) if chosen is None else chosen
     ranks = positive_ranks(
         queries,
@@ -87,61 +93,65 @@ class Evaluator:
         self.embedding = Embedding(networks, config)
 
     def validation(self, variables: PyTree, generator: bool = False) -> dict[str, float]:
-        """R@1 and MAP@R of validation classes, leave-one-out, clean queries: of the global view,
-        and of what a search fuses; "map_at_r" is the latter, by which checkpoints are kept.
+        """Computes R@1 and MAP@R on validation classes (leave-one-out, clean queries).
 
         Args:
-          generator: G has been trained, so G's view is fused too, beside the global and the local
-            one.
+          variables: variables of the networks.
+          generator: whether G has been trained; its view is then fused with the global and the
+            local view.
+
+        Returns:
+          "recall_at_1" and "map_at_r" of the fused descriptor, and the same with the prefix
+          "global_" for the global view alone. "map_at_r" selects the best checkpoint.
         """
         images = self.dataset.validation
         count = self.config.evaluation.validation_queries
         wild = self._drawn(images, np.flatnonzero(~images.catalogue), count)
         images = images.subset(wild)
         if generator:
-            described = self.embedding.some(variables, images, tuple(WITH_GENERATOR))
-            joined = described.fused(WITH_GENERATOR)
+            embedded = self.embedding.some(variables, images, tuple(WITH_GENERATOR))
+            fused_vectors = embedded.fused(WITH_GENERATOR)
         else:
-            described = self.embedding.plain(variables, images)
-            joined = described.blocks["fused"]
+            embedded = self.embedding.plain(variables, images)
+            fused_vectors = embedded.blocks["fused"]
         protocol = protocols(images, "leave_one_out")[0]
 
-        def figures(rows: np.ndarray) -> Mapping[str, float]:
-            return ranked_metrics(rows, rows, images, protocol).means
+        def metrics(vectors: np.ndarray) -> Mapping[str, float]:
+            return ranked_metrics(vectors, vectors, images, protocol).means
 
-        alone, fused = figures(described.blocks["global"]), figures(joined)
+        global_only, fused = metrics(embedded.blocks["global"]), metrics(fused_vectors)
         return {
             "recall_at_1": fused["recall_at_1"],
             "map_at_r": fused["map_at_r"],
-            "global_recall_at_1": alone["recall_at_1"],
-            "global_map_at_r": alone["map_at_r"],
+            "global_recall_at_1": global_only["recall_at_1"],
+            "global_map_at_r": global_only["map_at_r"],
         }
 
     def variants(self, variables: PyTree, initial: PyTree) -> list[Variant]:
-        """The variants of the table, with weights chosen on validation classes.
+        """Builds the variants of the result table, with weights chosen on validation classes.
 
         Args:
-          variables: of the trained networks.
-          initial: of the embedder before training.
+          variables: variables of the trained networks.
+          initial: variables of the embedder before training.
         """
         blocks = ("global", "local", *self.networks.view_names)
         return build_variants(
             self.networks,
-            self._scored(lambda s, c: self.embedding.blocks(variables, s, c)),
-            self._scored(lambda s, c: self.embedding.pooled(initial, s, blocks, c)),
+            self._validation_score(lambda s, c: self.embedding.blocks(variables, s, c)),
+            self._validation_score(lambda s, c: self.embedding.pooled(initial, s, blocks, c)),
             costs(self.networks, variables, self.config),
         )
 
-    def _scored(self, describe: Describe) -> Score:
-        """Fusion weights -> MAP@R on validation classes, mean of clean queries and of the trained
-        corruptions."""
+    def _validation_score(self, embed: Embed) -> Score:
+        """Returns a function: fusion weights -> MAP@R on validation classes, averaged over clean
+        queries and the trained corruptions."""
         images, config = self.dataset.validation, self.config.evaluation
         protocol = protocols(images, "leave_one_out")[0]
-        gallery = describe(images.subset(protocol.gallery), None)
+        gallery = embed(images.subset(protocol.gallery), None)
         drawn = self._drawn(images, protocol.queries, config.corruption_queries)
         at = np.searchsorted(protocol.queries, drawn)
         trained = [(name, CHOICE_SEVERITY) for name in self.config.data.corruptions]
-        conditions = [gallery.rows(at), *(describe(images.subset(drawn), c) for c in trained)]
+        conditions = [gallery.rows(at), *(embed(images.subset(drawn), c) for c in trained)]
 
         def score(weights: Weights) -> float:
             vectors = gallery.fused(weights, "gallery")
@@ -154,7 +164,7 @@ class Evaluator:
         return score
 
     def _drawn(self, images: ImageSet, index: np.ndarray, count: int) -> np.ndarray:
-        """The same images for every seed of a run: runs are compared query by query."""
+        """Draws the same images for every training seed, so that runs can be paired by query."""
         return drawn_evenly(images, index, count, self.config.evaluation.corruption_seed)
 
     def test(
@@ -164,11 +174,18 @@ class Evaluator:
         variants: Sequence[Variant],
         note: Callable[[str], None],
     ) -> Results:
-        """Every variant on the test classes: clean queries, then every corruption and severity."""
+        """Evaluates every variant on the test classes: clean, then every corruption and severity.
+
+        Args:
+          variables: variables of the trained networks.
+          initial: variables of the embedder before training.
+          variants: from `variants`.
+          note: receives one line of progress per corruption.
+        """
         images, config, results = self.dataset.test, self.config, Results()
         listed = protocols(images, config.evaluation.protocol)
-        describe = self._sources(variables, initial, variants)
-        clean = {source: function(images, None) for source, function in describe.items()}
+        embed = self._sources(variables, initial, variants)
+        clean = {source: function(images, None) for source, function in embed.items()}
         galleries = {
             (v.name, p.name): clean[v.source].rows(p.gallery).fused(v.weights, "gallery")
             for v in variants
@@ -181,14 +198,14 @@ class Evaluator:
                 results.variants[v.name][p.name] = self._clean(
                     v.name, queries, galleries[v.name, p.name], p, results
                 )
-        asked = listed[0].queries  # every protocol of a split has the same queries
-        drawn = self._drawn(images, asked, config.evaluation.corruption_queries)
-        at = np.searchsorted(asked, drawn)
+        query_index = listed[0].queries  # every protocol of a split has the same queries
+        drawn = self._drawn(images, query_index, config.evaluation.corruption_queries)
+        at = np.searchsorted(query_index, drawn)
         for name in CORRUPTIONS:
             for severity in config.evaluation.severities:
                 corrupted = {
                     source: function(images.subset(drawn), (name, severity))
-                    for source, function in describe.items()
+                    for source, function in embed.items()
                 }
                 for v, p in itertools.product(variants, listed):
                     queries = corrupted[v.source].fused(v.weights)
@@ -202,10 +219,10 @@ class Evaluator:
 
     def _sources(
         self, variables: PyTree, initial: PyTree, variants: Sequence[Variant]
-    ) -> dict[str, Describe]:
-        """The functions from images to descriptor blocks that the variants need."""
+    ) -> dict[str, Embed]:
+        """Source -> function from images to descriptor blocks, for the sources that are used."""
         blocks = {b: None for v in variants if v.source == "initial" for b in v.weights}
-        every: dict[str, Describe] = {
+        every: dict[str, Embed] = {
             "trained": lambda s, c: self.embedding.blocks(variables, s, c),
             "initial": lambda s, c: self.embedding.pooled(initial, s, tuple(blocks), c),
             "pixels": lambda s, c: pixels(s, self.config, c),
@@ -216,7 +233,7 @@ class Evaluator:
     def _clean(
         self, name: str, queries: np.ndarray, gallery: np.ndarray, p: Protocol, results: Results
     ) -> dict[str, Any]:
-        """Figures of a variant's clean queries under one protocol."""
+        """Metrics of a variant for clean queries under one protocol."""
         images = self.dataset.test
         ranks = ranks_of(queries, gallery, images, p)
         metrics = metrics_from_ranks(ranks)
@@ -231,7 +248,7 @@ def _record(
     results: Results, variant: str, protocol: Protocol, images: ImageSet, index: np.ndarray,
     corruption: str, severity: int, metrics: Metrics,
 ) -> None:  # fmt: skip
-    """Appends one line a query to the per-query table."""
+    """Appends one row per query to the per-query table."""
     count = len(index)
     columns: dict[str, Iterable[Any]] = {
         "variant": [variant] * count,
@@ -247,7 +264,7 @@ def _record(
 
 
 def _add_means(results: Results, config: ExperimentConfig) -> None:
-    """Means over the trained and over the held-back corruptions, all severities alike."""
+    """Adds the means over the trained and over the held-back corruptions and their severities."""
     groups = {
         "trained": config.data.corruptions,
         "held_back": held_back(config.data.corruptions),

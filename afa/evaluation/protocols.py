@@ -1,4 +1,4 @@
-"""Protocols: which images of a split are queries, and among which each is searched."""
+"""Evaluation protocols: which images of a split are queries and which are the gallery."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,9 @@ class Protocol:
     """Queries and gallery as indices into an image set.
 
     Attributes:
-      exclude: for each query its own place in the gallery, -1 when it is not there.
+      queries: image indices of the queries.
+      gallery: image indices of the gallery.
+      exclude: position of each query in the gallery, -1 if it is not in the gallery.
     """
 
     name: str
@@ -30,30 +32,34 @@ class Protocol:
 
 
 def protocols(images: ImageSet, choice: str = "auto") -> list[Protocol]:
-    """The protocols a split allows, the headline first.
+    """Returns the protocols that a split supports, the main one first.
 
-    leave_one_out: every in-the-wild image is searched among the others. query_gallery: the
-    queries of the data set are searched among its gallery; this takes the place of the former where
-    the data set tells them apart, unless the former is asked for. catalogue (single-view): every
-    query is searched among the catalogue images, one a class.
+    leave_one_out: every image that is not a catalogue image is searched among the others.
+    query_gallery: the queries of the data set are searched in its gallery; it replaces
+    leave_one_out if the data set has a gallery, unless `choice` is "leave_one_out".
+    catalogue (single-view): every query is searched among the catalogue images, one per class.
+
+    Args:
+      images: the split.
+      choice: name of one protocol, or "auto" for all.
 
     Raises:
-      UserError: the split does not allow the choice.
+      UserError: the split does not support the choice.
     """
     wild, catalogue = ~images.catalogue, np.flatnonzero(images.catalogue)
     queries, gallery = np.flatnonzero(wild), np.zeros(0, np.int64)
     if images.gallery is not None and choice != "leave_one_out":
         queries = np.flatnonzero(wild & ~images.gallery)
         gallery = np.flatnonzero(wild & images.gallery)
-    nowhere = np.full(len(queries), -1)
+    not_in_gallery = np.full(len(queries), -1)
     found = {}
     if len(gallery):
-        found["query_gallery"] = Protocol("query_gallery", queries, gallery, nowhere)
+        found["query_gallery"] = Protocol("query_gallery", queries, gallery, not_in_gallery)
     else:
         own = np.arange(len(queries))
         found["leave_one_out"] = Protocol("leave_one_out", queries, queries, own)
     if len(catalogue):
-        found["catalogue"] = Protocol("catalogue", queries, catalogue, nowhere)
+        found["catalogue"] = Protocol("catalogue", queries, catalogue, not_in_gallery)
     if choice == "auto":
         return list(found.values())
     if choice not in found:
@@ -64,35 +70,46 @@ def protocols(images: ImageSet, choice: str = "auto") -> list[Protocol]:
 
 
 def halves(images: ImageSet, seed: int = 0) -> Protocol:
-    """One half of every class's in-the-wild images searched among the other halves.
+    """Splits every class in halves, without catalogue images: queries and gallery.
 
-    As leave-one-out it needs no queries and gallery of the data set, but no query is in the
-    gallery: for methods that prepare the gallery. The draw is the same for the same seed. A
-    class of an odd number of images has one more in the gallery.
+    Like leave-one-out it needs no queries and gallery of the data set, but no query is in the
+    gallery, as methods that prepare the gallery require. A class with an odd number of images has
+    one more in the gallery.
+
+    Args:
+      images: the split.
+      seed: the same seed gives the same halves.
     """
     wild = np.flatnonzero(~images.catalogue)
-    shuffled, place = _places(images, wild, seed)
-    queries, gallery = (np.sort(shuffled[place % 2 == half]) for half in (1, 0))
+    shuffled, position = _positions(images, wild, seed)
+    queries, gallery = (np.sort(shuffled[position % 2 == half]) for half in (1, 0))
     return Protocol("halves", queries, gallery, np.full(len(queries), -1))
 
 
 def drawn_evenly(images: ImageSet, index: Index, count: int, seed: int) -> Index:
-    """At most `count` of the images at `index` (0: all), spread evenly over the classes.
+    """Draws at most `count` images, spread evenly over the classes.
 
-    The draw is the same for the same seed, and ascending.
+    Args:
+      images: the image set.
+      index: image indices to draw from.
+      count: number of images; 0 for all.
+      seed: the same seed gives the same draw.
+
+    Returns:
+      Image indices, ascending.
     """
     if count == 0 or count >= len(index):
         return index
-    shuffled, place = _places(images, index, seed)
-    return np.sort(shuffled[np.argsort(place, kind="stable")[:count]])
+    shuffled, position = _positions(images, index, seed)
+    return np.sort(shuffled[np.argsort(position, kind="stable")[:count]])
 
 
-def _places(images: ImageSet, index: Index, seed: int) -> tuple[Index, Index]:
-    """The images at `index` in a random order, and the place of each within its class."""
+def _positions(images: ImageSet, index: Index, seed: int) -> tuple[Index, Index]:
+    """The images at `index` in random order, and the position of each within its class."""
     shuffled = np.random.default_rng(seed).permutation(index)
     labels = images.labels[shuffled]
     order = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[order], labels[order], side="left")
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order)) - starts
-    return shuffled, place
+    position = np.empty(len(order), np.int64)
+    position[order] = np.arange(len(order)) - starts
+    return shuffled, position

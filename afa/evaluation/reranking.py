@@ -1,7 +1,7 @@
-"""What re-ranking gains and costs: settings chosen on validation classes, measured on test classes.
+"""Compares re-ranking methods: settings are chosen on validation, metrics are of test classes.
 
-Whitening is fitted on training classes and comes before a re-ranker; it is compared as a method of
-its own, with the similarity itself as the ranking. So are descriptors of several scales.
+Whitening (fitted on training classes) and multi-scale descriptors change the descriptors instead of
+the ranking; they are compared as methods of their own, ranked by cosine similarity.
 """
 
 import dataclasses
@@ -33,12 +33,12 @@ from afa.retrieval.rerank.contract import (
 )
 from afa.retrieval.rerank.whitening import Whitening, learned_whitening, pca_whitening
 
-BLOCK = 256  # queries whose scores of the whole gallery are held
+BLOCK = 256  # queries whose scores for the whole gallery are in memory at a time
 CHOSEN_BY = "map_at_r"
 HALVES = "halves"
 SHRINKAGE = (0.03, 0.1, 0.3)
-SHARES = (0.25, 0.5, 1.0)  # of the dimensions that whitening keeps
-LOCAL_FEATURES = 128  # of an image's local view that are kept
+SHARES = (0.25, 0.5, 1.0)  # shares of the dimensions that whitening keeps
+LOCAL_FEATURES = 128  # local features per image
 SCALES = ((1.0, 0.7), (1.0, 0.7, 0.5), (1.4, 1.0), (1.4, 1.0, 0.7))
 POWERS = (1.0, 3.0)
 
@@ -51,38 +51,41 @@ NAMES = (PLAIN, MULTI_SCALE, PCA, LEARNED, *(n for n in METHODS if n != PLAIN), 
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one split and what is known of them.
+    """The images of one split with their features.
 
     Attributes:
-      milliseconds: to describe an image as one of a batch: DESCRIPTOR for what every method needs,
-        and every key of `known.local_features` and `known.multi_scale`.
-      asked: the same of the images as queries, where that is something else (a gate that is not
-        fixed, `afa.models.fusion`).
+      images: the images.
+      known: their features.
+      milliseconds: time to embed one image of a batch: DESCRIPTOR for the descriptor that every
+        method needs, and one entry per key of `known.local_features` and `known.multi_scale`.
+      query_features: their features as queries, if they differ (a gate that is not fixed,
+        `afa.models.fusion`); else None.
     """
 
     images: ImageSet
     known: ImageFeatures
     milliseconds: Mapping[Any, float] = field(default_factory=dict)
-    asked: ImageFeatures | None = None
+    query_features: ImageFeatures | None = None
 
     def queries(self, index: np.ndarray) -> ImageFeatures:
-        """What is known of the images at `index` as queries."""
-        return (self.known if self.asked is None else self.asked).rows(index)
+        """Features of the images at `index` as queries."""
+        return (self.known if self.query_features is None else self.query_features).rows(index)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One method on the test classes.
+    """Result of one method on the test classes.
 
     Attributes:
-      settings: as chosen on validation classes.
-      validation: MAP@R there.
-      metrics: figures of the test queries.
-      gain: MAP@R over the plain ranking, with the interval over classes.
-      p: of the sign-flip test over classes.
-      description: milliseconds to describe a query, as one of a batch.
-      milliseconds: to score the gallery for a query, once the gallery is prepared.
-      seconds: to prepare the gallery.
+      method: its name.
+      settings: settings chosen on validation classes.
+      validation: MAP@R on validation classes.
+      metrics: metrics of the test queries.
+      gain: gain in MAP@R over the plain ranking, with the interval over classes.
+      p: p-value of the sign-flip test over classes.
+      embed_milliseconds: time to embed one query of a batch.
+      milliseconds: time to score the gallery for one query, after `seconds`.
+      seconds: time to prepare the gallery.
     """
 
     method: str
@@ -91,7 +94,7 @@ class Line:
     metrics: Metrics
     gain: Estimate
     p: float
-    description: float
+    embed_milliseconds: float
     milliseconds: float
     seconds: float
 
@@ -101,32 +104,36 @@ class Candidate:
     """A method of the study.
 
     Attributes:
-      settings: what is tried.
-      weights: of evidence that is added to the similarity; none for a method of another kind.
-      described: settings -> what of `Split.milliseconds` a query costs.
+      reranker: the method.
+      settings: settings to try.
+      weights: weights to try, for a method whose scores are added to the similarity; else empty.
+      costs: settings -> the keys of `Split.milliseconds` that a query needs.
     """
 
     reranker: ImageReranker
     settings: Sequence[dict[str, Any]]
     weights: Sequence[float] = ()
-    described: Callable[[Mapping[str, Any]], Sequence[Any]] = lambda settings: (DESCRIPTOR,)
+    costs: Callable[[Mapping[str, Any]], Sequence[Any]] = lambda settings: (DESCRIPTOR,)
 
 
 def chosen(words: Sequence[str]) -> tuple[str, ...]:
-    """The methods that are asked for, in the order of the study, the plain ranking first.
+    """Returns the named methods in the order of the study, the plain ranking first.
+
+    Args:
+      words: names as typed, such as "k_reciprocal".
 
     Raises:
-      UserError: there is no such method; the nearest is named.
+      UserError: there is no such method; the nearest name is given.
     """
     table = {word(name): name for name in NAMES}
     wanted = {PLAIN, *(choose("methods", each, table) for each in words)}
     return tuple(name for name in NAMES if name in wanted)
 
 
-# ---- what is known of the images -------------------------------------------------------------
+# ---- features of the images --------------------------------------------------------------------
 
 
-def describe(
+def embed_split(
     embedding: Embedding,
     variables: PyTree,
     weights: Mapping[str, float],
@@ -134,19 +141,23 @@ def describe(
     names: Sequence[str] = NAMES,
     scales: Sequence[float] = (1.0,),
 ) -> Split:
-    """The descriptors that search uses, and what the named methods need beside them.
+    """Computes the descriptors of a split and the extra features that the named methods need.
 
     Args:
-      weights: of the blocks of a descriptor.
-      scales: of the images behind the descriptors that all methods begin with
+      embedding: predict functions of the run.
+      variables: variables of its networks.
+      weights: block -> weight in the fused descriptor.
+      images: the split.
+      names: methods, from `NAMES`.
+      scales: image scales of the descriptors that all methods start from
         (`Embedding.multi_scale`).
     """
     clock = _Clock(images)
-    usual = tuple(scales) == (1.0,)
+    single = tuple(scales) == (1.0,)
     roles: tuple[Role, ...] = ("query", "gallery") if embedding.networks.gated else ("query",)
     embed = [
         embedding.fused(weights, role)
-        if usual
+        if single
         else embedding.multi_scale(weights, scales, role=role)
         for role in roles
     ]
@@ -162,20 +173,20 @@ def describe(
         local_features[scale] = clock.of(
             scale, lambda p, s=scaled: s.local_features(variables, p, LOCAL_FEATURES)
         )
-    several = [{} for _ in roles]
+    multi = [{} for _ in roles]
     if MULTI_SCALE in names:
-        several = _several(clock, embedding, variables, weights, roles)
-    asked, *offered = (
+        multi = _multi_scale_vectors(clock, embedding, variables, weights, roles)
+    as_query, *as_gallery = (
         ImageFeatures(rows, posterior, local_features, scaled)
-        for rows, scaled in zip(vectors, several, strict=True)
+        for rows, scaled in zip(vectors, multi, strict=True)
     )
-    if not offered:
-        return Split(images, asked, clock.milliseconds)
-    return Split(images, offered[0], clock.milliseconds, asked)
+    if not as_gallery:
+        return Split(images, as_query, clock.milliseconds)
+    return Split(images, as_gallery[0], clock.milliseconds, as_query)
 
 
 class _Clock:
-    """Milliseconds an image of what is described, compilation apart."""
+    """Measures the milliseconds per image of embedding functions, without compilation."""
 
     def __init__(self, images: ImageSet) -> None:
         self.images, self.milliseconds = images, {}
@@ -188,23 +199,23 @@ class _Clock:
         return found
 
 
-def _several(
+def _multi_scale_vectors(
     clock: _Clock,
     embedding: Embedding,
     variables: PyTree,
     weights: Mapping[str, float],
     roles: Sequence[Role],
 ) -> list[dict[Any, Float32[np.ndarray, "n d"]]]:
-    """Descriptors of every choice of scales and power in every role, each scale seen once."""
-    ours = tuple(name for name in weights if name not in ONE_SIZE)
-    rest = tuple(name for name in weights if name in ONE_SIZE)
+    """For each role: (scales, power) -> descriptors; each scale is embedded once."""
+    scaled_blocks = tuple(name for name in weights if name not in ONE_SIZE)
+    fixed_blocks = tuple(name for name in weights if name in ONE_SIZE)
     parts = {}
     for scale in sorted({each for scales in SCALES for each in scales}):
         scaled = embedding.at(scale)
         key = "scale", scale
-        parts[scale] = clock.of(key, lambda p, s=scaled: s.some(variables, p, ours))
-    other = clock.of("rest", lambda p: embedding.some(variables, p, rest))
-    pyramid = Pyramid(parts, other)
+        parts[scale] = clock.of(key, lambda p, s=scaled: s.some(variables, p, scaled_blocks))
+    rest = clock.of("rest", lambda p: embedding.some(variables, p, fixed_blocks))
+    pyramid = Pyramid(parts, rest)
     found: list[dict[Any, Float32[np.ndarray, "n d"]]] = [{} for _ in roles]
     for scales, power in itertools.product(SCALES, POWERS):
         for role, vectors in zip(roles, found, strict=True):
@@ -224,71 +235,75 @@ def study(
     names: Sequence[str] = NAMES,
     queries: int = 0,
 ) -> list[Line]:
-    """Every method, the plain ranking first.
+    """Chooses the settings of every method on validation classes and measures it on test classes.
 
     Args:
-      splits: validation, test, and for whitening train.
-      protocol: of the test queries, in which no query is in the gallery: one that the split
-        allows (`offered`). Settings are chosen by halves, which every split allows.
-      note: is told what is done.
-      names: the methods, of `NAMES`.
-      queries: of either split, drawn evenly over the classes; 0 is all.
+      splits: "validation", "test", and for whitening "train".
+      protocol: protocol of the test queries, in which no query is in the gallery: one of
+        `supported_protocols`. Settings are chosen with halves, which every split supports.
+      note: receives one line of progress per method.
+      names: methods, from `NAMES`.
+      queries: number of queries of each split, drawn evenly over the classes; 0 for all.
+
+    Returns:
+      One result per method, the plain ranking first.
     """
-    measured_on = splits["test"]
-    rule = _asking(splits["validation"].images, HALVES, queries)
-    target = _asking(measured_on.images, protocol, queries)
-    labels = measured_on.images.labels[target.queries]
+    test = splits["test"]
+    validation_protocol = _with_queries(splits["validation"].images, HALVES, queries)
+    test_protocol = _with_queries(test.images, protocol, queries)
+    labels = test.images.labels[test_protocol.queries]
     lines: list[Line] = []
     table = _candidates(splits.get("train"))
     for name in names:
         candidate = table[name]
         count = len(candidate.settings) * max(1, len(candidate.weights))
         note(f"{name}: {count} settings")
-        best, settings = choice(candidate, splits["validation"], rule)
-        reranker = added(candidate.reranker) if candidate.weights else candidate.reranker
-        metrics, seconds, each = measure(reranker, settings, measured_on, target)
+        best, settings = choice(candidate, splits["validation"], validation_protocol)
+        reranker = candidate.reranker
+        if candidate.weights:
+            reranker = added_to_similarity(reranker)
+        metrics, seconds, seconds_a_query = measure(reranker, settings, test, test_protocol)
         values = metrics.per_query[CHOSEN_BY]
-        before = lines[0].metrics.per_query[CHOSEN_BY] if lines else values
-        cost = measured_on.milliseconds
+        plain_values = lines[0].metrics.per_query[CHOSEN_BY] if lines else values
         lines.append(
             Line(
                 name, settings, best, metrics,
-                statistics.bootstrap(values - before, labels),
-                statistics.sign_flip(values, before, labels),
-                sum(cost.get(key, 0.0) for key in candidate.described(settings)),
-                1e3 * each, seconds,
+                statistics.bootstrap(values - plain_values, labels),
+                statistics.sign_flip(values, plain_values, labels),
+                sum(test.milliseconds.get(key, 0.0) for key in candidate.costs(settings)),
+                1e3 * seconds_a_query, seconds,
             )
         )  # fmt: skip
     return lines
 
 
-def offered(images: ImageSet) -> list[str]:
-    """Protocols by which re-ranking is measured, the headline first.
+def supported_protocols(images: ImageSet) -> list[str]:
+    """Returns the protocols of a split that re-ranking can be measured with, the main one first.
 
-    Methods that prepare the gallery use the neighbours of its images. Leave-one-out, where the
-    query is one of them, would let it change its own result: halves take its place.
+    Methods that prepare the gallery use the neighbours of its images. With leave-one-out the query
+    is one of them and would change its own result, so halves replace it.
     """
     found = [each.name for each in protocols(images) if each.name != "leave_one_out"]
     return sorted({HALVES, *found}, key=("query_gallery", HALVES, "catalogue").index)
 
 
-def _asking(images: ImageSet, name: str, count: int) -> Protocol:
-    """The protocol with some of its queries."""
-    whole = halves(images) if name == HALVES else protocols(images, name)[0]
-    drawn = drawn_evenly(images, whole.queries, count, seed=0)
-    place = np.searchsorted(whole.queries, drawn)
-    return dataclasses.replace(whole, queries=drawn, exclude=whole.exclude[place])
+def _with_queries(images: ImageSet, name: str, count: int) -> Protocol:
+    """The protocol with `count` of its queries (0: all)."""
+    full = halves(images) if name == HALVES else protocols(images, name)[0]
+    drawn = drawn_evenly(images, full.queries, count, seed=0)
+    at = np.searchsorted(full.queries, drawn)
+    return dataclasses.replace(full, queries=drawn, exclude=full.exclude[at])
 
 
 def choice(candidate: Candidate, split: Split, protocol: Protocol) -> tuple[float, dict[str, Any]]:
-    """The best of a method's settings by MAP@R, and that figure; the first of equals."""
+    """Returns the best MAP@R of a method and its settings; the first of equals."""
     tried: list[tuple[float, dict[str, Any]]] = []
     for settings in candidate.settings:
         if not candidate.weights:
             metrics = measure(candidate.reranker, settings, split, protocol)[0]
             tried.append((metrics.means[CHOSEN_BY], settings))
             continue
-        # Evidence is dear and its weight is not: it is asked for once.
+        # Computing the evidence is slow and weighting it is fast, so it is computed once.
         similarity = _scores(of_vectors(plain), {}, split, protocol)
         evidence = _scores(candidate.reranker, settings, split, protocol)
         for weight in candidate.weights:
@@ -300,7 +315,11 @@ def choice(candidate: Candidate, split: Split, protocol: Protocol) -> tuple[floa
 def measure(
     reranker: ImageReranker, settings: Mapping[str, Any], split: Split, protocol: Protocol
 ) -> tuple[Metrics, float, float]:
-    """Figures of a re-ranker, seconds to prepare the gallery, and seconds a query."""
+    """Measures a re-ranker.
+
+    Returns:
+      Metrics, seconds to prepare the gallery, and seconds per query.
+    """
     began = time.perf_counter()
     score = reranker(split.known.rows(protocol.gallery), **settings)
     prepared = time.perf_counter() - began
@@ -316,8 +335,8 @@ def measure(
     return found, prepared, spent / len(protocol.queries)
 
 
-def added(evidence: ImageReranker) -> ImageReranker:
-    """Evidence as a re-ranker: what it gives, times `weight`, is added to the similarity."""
+def added_to_similarity(evidence: ImageReranker) -> ImageReranker:
+    """Returns a re-ranker whose score is the similarity plus `weight` times the evidence."""
 
     def rerank(gallery: ImageFeatures, *, weight: float, **settings: Any) -> ImageScorer:
         score = evidence(gallery, **settings)
@@ -346,7 +365,7 @@ def _scores(
 def _ranked(
     scores: np.ndarray, split: Split, protocol: Protocol, rows: slice = slice(None)
 ) -> Ranked:
-    """Where the positives stand; `rows` are the queries that the scores are of."""
+    """Ranks of the positives; `rows` are the queries of the scores."""
     labels = split.images.labels
     positives = labels[protocol.queries[rows], None] == labels[protocol.gallery]
     junk = protocol.exclude[rows, None] == np.arange(len(protocol.gallery))
@@ -354,12 +373,12 @@ def _ranked(
 
 
 def _candidates(train: Split | None) -> dict[str, Candidate]:
-    """All methods by name; whitening is fitted on the training classes, and left out without."""
+    """All methods by name; whitening needs the training split and is left out without it."""
     table = {
         MULTI_SCALE: Candidate(
             multi_scale,
             combinations({"scales": SCALES, "power": POWERS}),
-            described=lambda settings: [(settings["scales"], settings["power"])],
+            costs=lambda settings: [(settings["scales"], settings["power"])],
         )
     }
     if train is not None:
@@ -387,15 +406,21 @@ def _whitenings(train: Split) -> dict[str, Candidate]:
 
 
 def multi_scale(gallery: ImageFeatures, *, scales: tuple[float, ...], power: float) -> ImageScorer:
-    """The similarity of descriptors of several scales."""
-    place = gallery.multi_scale[scales, power]
-    return lambda queries, exclude: queries.multi_scale[scales, power] @ place.T
+    """Ranks by the cosine similarity of multi-scale descriptors.
+
+    Args:
+      gallery: features with `multi_scale` descriptors.
+      scales: image scales.
+      power: exponent of the mean over scales (`afa.inference.embed.Pyramid.fused`).
+    """
+    gallery_vectors = gallery.multi_scale[scales, power]
+    return lambda queries, exclude: queries.multi_scale[scales, power] @ gallery_vectors.T
 
 
 def _whitened(fit: Callable[[int, float], Whitening]) -> ImageReranker:
     def rerank(gallery: np.ndarray, *, dimension: int, shrinkage: float) -> Scorer:
-        turn = fit(dimension, shrinkage)
-        place = turn(gallery)
-        return lambda queries, exclude: turn(queries) @ place.T
+        whiten = fit(dimension, shrinkage)
+        gallery_vectors = whiten(gallery)
+        return lambda queries, exclude: whiten(queries) @ gallery_vectors.T
 
     return of_vectors(rerank)

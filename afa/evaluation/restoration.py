@@ -1,4 +1,4 @@
-"""What G makes of images, in dB: PSNR against the clean image, before and after, by corruption."""
+"""Measures the restoration by G: PSNR in dB to the clean image before and after, by corruption."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,19 +15,24 @@ from afa.inference.embed import Embedding
 from afa.losses.adversarial import psnr
 
 SEVERITY = 3
-IMAGES = 200  # at most; the mean over so many has a standard error of some 0.2 dB
+IMAGES = 200  # at most; the standard error of the mean is then about 0.2 dB
 Restored = dict[str, dict[str, float]]
 
 
 def measure(
     embedding: Embedding, variables: PyTree, images: ImageSet, config: ExperimentConfig
 ) -> Restored:
-    """Mean PSNR in dB of images as they come ("psnr_in") and after G ("psnr_out"), against the
-    clean image; for every corruption at severity 3, and for clean images ("clean", where the
-    first has its upper bound of 60).
+    """Measures the mean PSNR to the clean image for every corruption at severity 3.
+
+    Args:
+      embedding: predict functions of the run.
+      variables: variables of its networks.
+      images: the test split.
+      config: configuration of the run.
 
     Returns:
-      Corruption -> figures; empty for a run without G.
+      Corruption, or "clean" -> "psnr_in" (dB before G; the upper bound of 60 for "clean") and
+      "psnr_out" (dB after G). Empty for a run without G.
     """
     if embedding.networks.generator is None:
         return {}
@@ -49,17 +54,22 @@ def measure(
 
 
 def warnings(found: Mapping[str, Mapping[str, float]], trained: Sequence[str]) -> list[str]:
-    """Plain sentences about the corruptions whose images G makes worse; [] when there are none."""
+    """Returns sentences about the corruptions under which G lowers the PSNR; [] if there are none.
+
+    Args:
+      found: from `measure`.
+      trained: trained corruptions.
+    """
     worse = [name for name, each in found.items()
              if name != "clean" and each["psnr_out"] < each["psnr_in"]]  # fmt: skip
-    said = []
+    lines = []
     for names, group in (
         ([n for n in worse if n in trained], "that it was trained on"),
-        ([n for n in worse if n not in trained], "that it never saw"),
+        ([n for n in worse if n not in trained], "that were held back"),
     ):
         if names:
             listed = ", ".join(
                 f"{n} {found[n]['psnr_in']:.1f} -> {found[n]['psnr_out']:.1f} dB" for n in names
             )
-            said.append(f"G makes images worse under corruptions {group}: {listed}")
-    return said
+            lines.append(f"G makes images worse under corruptions {group}: {listed}")
+    return lines

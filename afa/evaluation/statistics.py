@@ -1,8 +1,8 @@
-"""How sure a figure is: intervals over seeds, over queries, and tests between two paired runs.
+"""Confidence intervals over seeds and over queries, and tests between two paired runs.
 
-Two questions, two units. Would another seed say the same? The unit is a run: `mean_and_interval` of
-its figures, or of the paired differences. Would other images say the same? The unit is a class
-(queries of one object share its difficulty): `bootstrap` and `sign_flip` draw whole classes.
+Variation over seeds: the unit is a run (`mean_and_interval` of its metrics, or of paired
+differences). Variation over images: the unit is a class, because queries of one class are not
+independent (`bootstrap` and `sign_flip` resample classes).
 """
 
 import math
@@ -23,7 +23,7 @@ CHUNK = 1000  # resamples at a time
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, and the ends of its confidence interval."""
+    """A mean and its confidence interval [low, high]."""
 
     mean: float
     low: float
@@ -37,18 +37,19 @@ def bootstrap(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> Estimate:
-    """Mean over queries, with the percentile interval of a bootstrap over groups of queries
-    (Efron 1979; whole groups are drawn because queries of one group are not independent).
+    """Mean over queries with the percentile interval of a bootstrap over groups (Efron 1979).
+
+    Groups are resampled because queries of one group are not independent.
 
     Args:
-      values: one figure a query; NaN (a query without positives) is left out.
-      groups: class of each query; None draws single queries.
-      resamples: how many; the ends of an interval of 95 % need some thousands.
-      seed: of the draws; the same seed gives the same interval.
-      confidence: share of the resamples inside of the interval.
+      values: one value per query; NaN (a query without positives) is left out.
+      groups: class of each query; None resamples single queries.
+      resamples: number of resamples; a 95 % interval needs some thousands.
+      seed: seed of the resamples; the same seed gives the same interval.
+      confidence: share of the resamples inside the interval.
 
     Raises:
-      UserError: no query has a value, only one group, or numbers out of range.
+      UserError: no query has a value, only one group, or an argument out of range.
     """
     sums, counts = _by_group(values, groups)
     _check_resampling(len(sums), resamples, confidence)
@@ -69,35 +70,39 @@ def sign_flip(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> float:
-    """Two-sided p-value of a paired permutation test: how often is the mean difference as large as
-    the one seen when every group's difference has a random sign (Fisher 1935)?
+    """Two-sided p-value of a paired permutation test with random signs (Fisher 1935).
+
+    The share of random signs of the groups' differences for which the mean difference is at least
+    as large as the observed one.
 
     Args:
-      first: one figure a query of one run.
-      second: the same queries, in the same order, of the other run.
-      groups: class of each query: the queries of a class change sign together.
+      first: one value per query of one run.
+      second: values of the other run, for the same queries in the same order.
+      groups: class of each query; the queries of a class change sign together.
+      resamples: number of sign patterns.
+      seed: seed of the sign patterns.
 
     Returns:
       Between 1/(resamples + 1) and 1.
 
     Raises:
-      UserError: not the same queries have values, no query has one, or only one group.
+      UserError: different queries have values, no query has one, or only one group.
     """
     if np.any(np.isnan(first) != np.isnan(second)):
         raise UserError("the runs do not score the same queries: they cannot be paired")
     sums, _ = _by_group(first - second, groups)
     _check_resampling(len(sums), resamples, CONFIDENCE)
-    draw, seen = np.random.default_rng(seed), abs(sums.sum())
-    slack = 1e-12 * np.abs(sums).sum()  # the same sum in another order is as large
+    draw, observed = np.random.default_rng(seed), abs(sums.sum())
+    slack = 1e-12 * np.abs(sums).sum()  # rounding of sums in another order
     larger = 0
     for begin in range(0, resamples, CHUNK):
         signs = draw.integers(0, 2, (min(CHUNK, resamples - begin), len(sums))) * 2 - 1
-        larger += int(np.sum(np.abs(signs @ sums) >= seen - slack))
+        larger += int(np.sum(np.abs(signs @ sums) >= observed - slack))
     return (larger + 1) / (resamples + 1)
 
 
 def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % confidence interval (Student's t, n-1 degrees of freedom).
+    """Mean and half-width of the 95 % confidence interval (Student's t, n-1 degrees of freedom).
 
     Raises:
       UserError: fewer than two values, or one that is not finite.
@@ -116,7 +121,7 @@ def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
 def _by_group(
     values: Float[np.ndarray, "q"], groups: Int[np.ndarray, "_"] | None
 ) -> tuple[Float64[np.ndarray, "g"], Int[np.ndarray, "g"]]:
-    """Sum and number of the values of each group; queries without a value do not count."""
+    """Sum and number of the values of each group, without NaN."""
     scored = ~np.isnan(values)
     if not scored.any():
         raise UserError(f"none of the {len(values)} queries has a value")
@@ -124,8 +129,8 @@ def _by_group(
     names = np.arange(len(values)) if groups is None else groups
     if len(names) != len(values):
         raise UserError(f"groups has {len(names)} entries for {len(values)} values")
-    _, place = np.unique(names[scored], return_inverse=True)
-    return np.bincount(place, weights=values[scored]), np.bincount(place)
+    _, group = np.unique(names[scored], return_inverse=True)
+    return np.bincount(group, weights=values[scored]), np.bincount(group)
 
 
 def _check_resampling(groups: int, resamples: int, confidence: float) -> None:

@@ -1,4 +1,4 @@
-"""The variants of the result table: which blocks each fuses, with what weights, at what cost."""
+"""Variants of the result table: the descriptor blocks that each fuses, their weights, its cost."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from afa.config import ExperimentConfig
 from afa.models.networks import Networks
 
 GRID = (0.0, 0.25, 0.5, 1.0, 2.0)  # weights tried for a block, beside 1 for the global view of x
-LEAST_GAIN = 1e-3  # validation MAP@R a block has to add, so that noise does not cost search time
+LEAST_GAIN = 1e-3  # gain in validation MAP@R that justifies the cost of another block
 Weights = dict[str, float]
 Score = Callable[[Weights], float]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to describe an image.
+    """A descriptor: its source, its blocks and its cost.
 
     Attributes:
-      name: as it stands in tables.
-      source: "trained", "initial" (the backbone at step 0, published weights or random ones,
+      name: name in tables.
+      source: "trained", "initial" (the backbone at step 0 with published or random weights,
         without heads) or "pixels".
       weights: block -> weight in the fused vector.
-      cost: multiply-adds of one search relative to one pass of F; None for raw pixels.
+      cost: FLOPs per query relative to one forward pass of F; None for raw pixels.
     """
 
     name: str
@@ -35,12 +35,15 @@ class Variant:
 
 
 def choose_weights(score: Score, blocks: Sequence[str], sweeps: int = 2) -> Weights:
-    """Coordinate ascent on the grid, from the global view; a block without a gain is left out.
+    """Chooses fusion weights by coordinate ascent on `GRID`, starting from the global view.
 
     Args:
-      score: weights (some may be 0) -> the figure to raise, on validation classes.
-      blocks: names beside "global".
-      sweeps: how often every block is revisited.
+      score: weights (some may be 0) -> the metric to maximise, on validation classes.
+      blocks: blocks beside "global"; a block is left out unless it gains `LEAST_GAIN`.
+      sweeps: passes over all blocks.
+
+    Returns:
+      Block -> weight, all above 0.
     """
     weights: Weights = {"global": 1.0} | dict.fromkeys(blocks, 0.0)
     best = score(weights)
@@ -62,8 +65,14 @@ def choose_weights(score: Score, blocks: Sequence[str], sweeps: int = 2) -> Weig
 def build_variants(
     networks: Networks, score: Score, initial_score: Score, costs: "Costs"
 ) -> list[Variant]:
-    """All variants of a run, the fused ones with weights chosen by `score`; `initial_score` is that
-    of the initial weights."""
+    """Builds all variants of a run; the last one is "fused".
+
+    Args:
+      networks: networks of the run.
+      score: fusion weights -> validation metric of the trained networks.
+      initial_score: the same of the initial weights.
+      costs: FLOPs of the networks.
+    """
     initial = choose_weights(initial_score, ["local", *networks.view_names])
     table = [
         Variant("raw pixels", "pixels", {"pixels": 1.0}, None),
@@ -76,12 +85,12 @@ def build_variants(
 
     add("F", {"global": 1.0})
     add("local", {"local": 1.0})
-    seconds = [*networks.view_names, *(["restored"] if networks.generator else [])]
-    for view in seconds:
-        shown = "G" if view == "restored" else view
-        add(f"{shown} alone", {view: 1.0})
-        add(f"F + {shown}", choose_weights(score, [view]))
-    others = ["local", *seconds, "posterior"]
+    views = [*networks.view_names, *(["restored"] if networks.generator else [])]
+    for view in views:
+        label = "G" if view == "restored" else view
+        add(f"{label} alone", {view: 1.0})
+        add(f"F + {label}", choose_weights(score, [view]))
+    others = ["local", *views, "posterior"]
     if "imagenet" in networks.block_names():
         add("published classes alone", {"imagenet": 1.0})
         others.append("imagenet")
@@ -94,7 +103,11 @@ def build_variants(
 
 @dataclass(frozen=True)
 class Costs:
-    """Floating-point operations of one image through F, G and D, as XLA counts them."""
+    """FLOPs of one image in F, G and D, as counted by XLA.
+
+    Attributes:
+      gated: whether D gates the restored view.
+    """
 
     embedder: float
     generator: float
@@ -102,7 +115,7 @@ class Costs:
     gated: bool
 
     def of(self, weights: Mapping[str, float]) -> float:
-        """Cost of a variant relative to one pass of F."""
+        """Cost of a variant relative to one forward pass of F."""
         passes = {"global", "local", "posterior"} & set(weights)
         embedder = bool(passes) + len(
             set(weights) - {"global", "local", "posterior", "discriminator"}
@@ -114,13 +127,13 @@ class Costs:
 
 
 def flops(function: Callable, *args: PyTree) -> float:
-    """Operations of one call, counted from the lowered program; nothing is run or compiled."""
+    """FLOPs of one call, counted from the lowered program without compiling it."""
     analysis = jax.jit(function).lower(*args).cost_analysis()
     return float((analysis or {}).get("flops", 0.0))
 
 
 def costs(networks: Networks, variables: Mapping[str, PyTree], config: ExperimentConfig) -> Costs:
-    """Counts the operations of every network on one image."""
+    """Counts the FLOPs of every network for one image."""
     size = config.data.image_size
     image = jnp.zeros((1, size, size, 3))
 

@@ -1,4 +1,4 @@
-"""Image sets -> descriptors, on all devices."""
+"""Computes descriptors of image sets on all devices."""
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,14 +21,19 @@ from afa.models.heads import LocalFeatures
 from afa.models.networks import Networks
 from afa.train.steps import to_unit
 
-PIXEL_SIDE = 16  # raw-pixel descriptors: images of this side
-ONE_SIZE = ("restored", "discriminator")  # blocks of networks that know one size of image
-Corruptions = Corruption | Sequence[Corruption] | None  # of all images, of each, of none
+PIXEL_SIDE = 16  # side of the images behind raw-pixel descriptors
+ONE_SIZE = ("restored", "discriminator")  # blocks of networks with a fixed input size
+Corruptions = Corruption | Sequence[Corruption] | None  # one for all images, one each, or none
 
 
 @dataclass(frozen=True)
 class DescriptorBlocks:
-    """Descriptor blocks of some images, block -> (n, d) unit rows, and gates, block -> (n,)."""
+    """Descriptor blocks of n images.
+
+    Attributes:
+      blocks: block -> (n, d) unit vectors.
+      gates: block -> (n,) factors of its fusion weight, for gated blocks.
+    """
 
     blocks: dict[str, Float32[np.ndarray, "n _"]]
     gates: dict[str, Float32[np.ndarray, "n"]]
@@ -36,7 +41,7 @@ class DescriptorBlocks:
     def fused(
         self, weights: Mapping[str, float], role: Role = "query"
     ) -> Float32[np.ndarray, "n d"]:
-        """One unit vector an image (`afa.models.fusion.fuse`)."""
+        """Fuses the blocks into one unit vector per image (`afa.models.fusion.fuse`)."""
         return np.asarray(_fuse(self.blocks, weights, self.gates, role))
 
     def rows(self, index: np.ndarray) -> "DescriptorBlocks":
@@ -46,11 +51,11 @@ class DescriptorBlocks:
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Descriptor blocks of some images at several scales of them.
+    """Descriptor blocks of images at several scales.
 
     Attributes:
-      scales: scale -> the blocks of F that are wanted.
-      rest: the wanted blocks of G and D, at the size they were trained for.
+      scales: scale -> blocks of F.
+      rest: blocks of G and D (`ONE_SIZE`), at the image size of training.
     """
 
     scales: dict[float, DescriptorBlocks]
@@ -63,13 +68,13 @@ class Pyramid:
         power: float = 1.0,
         role: Role = "query",
     ) -> Float32[np.ndarray, "n d"]:
-        """One unit vector an image: every block is the mean over scales at unit length.
+        """Fuses the blocks into one unit vector per image; each block is averaged over scales.
 
         Args:
-          scales: some of those there are.
-          power: exponent of a generalised mean that keeps signs: of x^power, which is |x|^power
-            with the sign of x (the descriptors of Radenović et al. 2019 are positive); 1 is the
-            mean.
+          weights: block -> fusion weight.
+          scales: scales to average, a subset of `self.scales`.
+          power: exponent p of a generalised mean with signed powers, sign(x) |x|^p (Radenović et
+            al. 2019 use it for positive descriptors); 1 is the arithmetic mean.
         """
         names = self.scales[scales[0]].blocks
         blocks = {
@@ -101,7 +106,7 @@ def _fuse_named(
 
 
 def _fuse(blocks: PyTree, weights: Mapping[str, float], gates: PyTree, role: Role) -> Array:
-    # The weights are traced: choosing them tries many values with one compiled function.
+    # Weights are traced, so that trying many weights needs one compilation.
     names = tuple(weights)
     return _fuse_named(
         {name: blocks[name] for name in names},
@@ -113,9 +118,9 @@ def _fuse(blocks: PyTree, weights: Mapping[str, float], gates: PyTree, role: Rol
 
 
 class Embedding:
-    """The predict functions of a run; each compiles once.
+    """Predict functions of the networks of a run; each is compiled once.
 
-    `variables` is what `TrainState.search_variables` returns.
+    `variables` in all methods is the result of `TrainState.search_variables`.
     """
 
     def __init__(self, networks: Networks, config: ExperimentConfig) -> None:
@@ -125,10 +130,9 @@ class Embedding:
             return networks.blocks(variables, to_unit(images))
 
         def plain(variables: PyTree, images: Array) -> PyTree:
-            descriptors = layers.apply(
-                networks.embedder, variables["embedder"], to_unit(images), train=False
+            return named(
+                layers.apply(networks.embedder, variables["embedder"], to_unit(images), train=False)
             )
-            return named(descriptors)
 
         def restore(variables: PyTree, images: Array) -> tuple[Array, Array]:
             return to_unit(images), networks.restore(variables, to_unit(images))
@@ -143,7 +147,7 @@ class Embedding:
         self._scaled: dict[int, Embedding] = {config.data.image_size: self}
 
     def at(self, scale: float) -> "Embedding":
-        """The same networks on larger or smaller images; each size of them compiles once.
+        """Returns the embedding with the same networks at another image scale.
 
         Raises:
           UserError: a scale that is not above 0.
@@ -157,14 +161,14 @@ class Embedding:
     def blocks(
         self, variables: PyTree, images: ImageSet, corruption: Corruptions = None
     ) -> DescriptorBlocks:
-        """Every block of every image."""
+        """Computes all blocks of every image."""
         blocks, gates = self._over(self._blocks, variables, images, corruption)
         return DescriptorBlocks(blocks, gates)
 
     def plain(
         self, variables: PyTree, images: ImageSet, corruption: Corruptions = None
     ) -> DescriptorBlocks:
-        """The blocks that need one pass through F: global, local, and both fused."""
+        """Computes the blocks of one forward pass of F: global, local, and both fused."""
         return DescriptorBlocks(self._over(self._plain, variables, images, corruption), {})
 
     def pooled(
@@ -174,7 +178,7 @@ class Embedding:
         wanted: tuple[str, ...],
         corruption: Corruptions = None,
     ) -> DescriptorBlocks:
-        """Blocks of the backbone without its heads (`Networks.pooled`)."""
+        """Computes blocks of the backbone without its heads (`Networks.pooled`)."""
         if wanted not in self._pooled:
 
             def embed(variables: PyTree, images: Array) -> PyTree:
@@ -186,14 +190,17 @@ class Embedding:
     def restored(
         self, variables: PyTree, images: ImageSet, corruption: Corruptions = None
     ) -> tuple[Float32[np.ndarray, "n h w 3"], Float32[np.ndarray, "n h w 3"]]:
-        """The images as they are seen, and G's, in [0, 1]."""
+        """Returns the input images and the images restored by G, both in [0, 1]."""
         return self._over(self._restore, variables, images, corruption)
 
     def fused(
         self, weights: Mapping[str, float], role: Role = "query"
     ) -> Callable[..., Float32[np.ndarray, "n d"]]:
-        """The function that search uses, of variables, images and a corruption: only the blocks
-        that have a weight are computed, and each choice of weights compiles once."""
+        """Returns the function (variables, images, corruption=None) -> fused unit vectors.
+
+        This is the function that search uses. Only blocks with a weight are computed; each choice
+        of weights is compiled once.
+        """
         key = tuple(weights.items()), role if self.networks.gated else "query"
         if key not in self._fused:
 
@@ -210,13 +217,13 @@ class Embedding:
     def in_both_roles(
         self, weights: Mapping[str, float]
     ) -> Callable[..., tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n d"]]]:
-        """As `fused`: the vectors of images as queries, and as the gallery."""
+        """As `fused`, but returns the vectors of the images as queries and as gallery."""
 
         def embed(variables: PyTree, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
-            asked = self.fused(weights)(variables, images)
+            as_query = self.fused(weights)(variables, images)
             if not self.networks.gated:
-                return asked, asked
-            return asked, self.fused(weights, "gallery")(variables, images)
+                return as_query, as_query
+            return as_query, self.fused(weights, "gallery")(variables, images)
 
         return embed
 
@@ -227,7 +234,7 @@ class Embedding:
         power: float = 1.0,
         role: Role = "query",
     ) -> Callable[..., Float32[np.ndarray, "n d"]]:
-        """As `fused`, of images at several scales (`Pyramid.fused`)."""
+        """As `fused`, with images at several scales (`Pyramid.fused`)."""
 
         def embed(
             variables: PyTree, images: ImageSet, corruption: Corruptions = None
@@ -245,11 +252,11 @@ class Embedding:
         scales: Sequence[float],
         corruption: Corruptions = None,
     ) -> Pyramid:
-        """The wanted blocks of every image, those of F at every scale."""
-        ours = tuple(name for name in wanted if name not in ONE_SIZE)
-        rest = tuple(name for name in wanted if name in ONE_SIZE)
-        found = {each: self.at(each).some(variables, images, ours, corruption) for each in scales}
-        return Pyramid(found, self.some(variables, images, rest, corruption))
+        """Computes the wanted blocks of every image; those of F at every scale."""
+        scaled = tuple(name for name in wanted if name not in ONE_SIZE)
+        fixed = tuple(name for name in wanted if name in ONE_SIZE)
+        found = {each: self.at(each).some(variables, images, scaled, corruption) for each in scales}
+        return Pyramid(found, self.some(variables, images, fixed, corruption))
 
     def some(
         self,
@@ -258,20 +265,23 @@ class Embedding:
         wanted: tuple[str, ...],
         corruption: Corruptions = None,
     ) -> DescriptorBlocks:
-        """The wanted blocks alone, and their gates."""
+        """Computes the wanted blocks and their gates."""
         if not wanted:
             return DescriptorBlocks({}, {})
         if wanted not in self._some:
 
-            def described(variables: PyTree, images: Array) -> PyTree:
+            def embed(variables: PyTree, images: Array) -> PyTree:
                 blocks, gates = self.networks.blocks(variables, to_unit(images), wanted)
                 return {name: blocks[name] for name in wanted}, gates
 
-            self._some[wanted] = parallel.map_rows(described)
+            self._some[wanted] = parallel.map_rows(embed)
         return DescriptorBlocks(*self._over(self._some[wanted], variables, images, corruption))
 
     def local_features(self, variables: PyTree, images: ImageSet, count: int) -> LocalFeatures:
-        """The `count` strongest places of the local view of every image, or all there are."""
+        """Computes the `count` strongest local features of every image, or all if there are fewer.
+
+        Every leaf of the result has the images along its first axis.
+        """
         if count not in self._local_features:
 
             def strongest(variables: PyTree, images: Array) -> LocalFeatures:
@@ -283,7 +293,8 @@ class Embedding:
     def _over(
         self, function: Callable, variables: PyTree, images: ImageSet, corruption: Corruptions
     ) -> PyTree:
-        """A mapped function over all images, in batches of one shape, shared among processes."""
+        """Applies a mapped function to all images, in batches of one shape, shared among
+        processes."""
         size, mine = self.config.evaluation.batch_size, parallel.share(len(images))
         part = (
             images if mine == slice(0, len(images)) else images.subset(np.arange(len(images))[mine])
@@ -301,7 +312,7 @@ class Embedding:
 
 
 def scaled_side(config: ExperimentConfig, scale: float) -> int:
-    """Side of the images at a scale, in pixels: the nearest that the backbone can take.
+    """Side of the images at a scale, in pixels: the nearest side that the backbone accepts.
 
     Raises:
       UserError: a scale that is not above 0.
@@ -321,7 +332,7 @@ def _first(count: int, rows: np.ndarray) -> np.ndarray:
 def pixels(
     images: ImageSet, config: ExperimentConfig, corruption: Corruptions = None
 ) -> DescriptorBlocks:
-    """Raw pixels as descriptors: 16 x 16 RGB, mean removed, unit length."""
+    """Computes raw-pixel descriptors: 16 x 16 RGB, mean removed, unit length."""
 
     def rows() -> Iterator[np.ndarray]:
         size = config.evaluation.batch_size

@@ -1,4 +1,4 @@
-"""The networks of a finished run, which describe images as its gallery was described."""
+"""Loads the networks of a finished run to embed images as the run embedded its gallery."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,83 +24,83 @@ from afa.train.checkpoint import Checkpoints
 from afa.train.state import TrainState, checkpoint_id
 from afa.workdir import Workdir
 
-GALLERY_FIELDS = (*OWN_FIELDS, "unknown")  # fields of a manifest that say nothing of the networks
+GALLERY_FIELDS = (*OWN_FIELDS, "unknown")  # fields of a manifest that concern the gallery alone
 OneImage = str | Path | UInt8[np.ndarray, "_ _ 3"]
 
 
-class Trained:
-    """Images in, unit vectors out.
+class TrainedEmbedder:
+    """Maps images to unit vectors with the networks of a finished run.
 
     Attributes:
-      home: of the run.
+      workdir: of the run.
       config: of the run.
-      record: what a manifest says of the networks: `configuration`, `checkpoint`, `step`,
-        `preprocessing`, `weights` of the fusion, ...
+      record: fields of the manifest that concern the networks: `configuration`, `checkpoint`,
+        `step`, `preprocessing`, fusion `weights`, ...
       variables: of the networks.
     """
 
     def __init__(
-        self, home: Workdir, config: ExperimentConfig, record: dict[str, Any], variables: PyTree
+        self, workdir: Workdir, config: ExperimentConfig, record: dict[str, Any], variables: PyTree
     ) -> None:
-        self.home, self.config, self.record, self.variables = home, config, record, variables
+        self.workdir, self.config, self.record, self.variables = workdir, config, record, variables
         networks = build_networks(config, record["training_classes"])
-        one = dataclasses.replace(config.evaluation, batch_size=1)
-        alone = Embedding(networks, dataclasses.replace(config, evaluation=one))
-        self._one = alone.fused(record["weights"])
+        batch_of_one = dataclasses.replace(config.evaluation, batch_size=1)
+        single = Embedding(networks, dataclasses.replace(config, evaluation=batch_of_one))
+        self._one = single.fused(record["weights"])
         self._embedding = Embedding(networks, config)
 
     @classmethod
-    def load(cls, directory: Path | str) -> "Trained":
-        """Opens a finished run.
+    def load(cls, directory: Path | str) -> "TrainedEmbedder":
+        """Loads the networks of a finished run.
 
             vectors = afa.load("runs/first").embed(["a.jpg", "b.jpg"])
 
         Raises:
-          UserError: no run, one that is not finished, or embeddings that another checkpoint or
-            preprocessing made.
+          UserError: no run, a run that is not finished, or embeddings of another checkpoint or
+            preprocessing.
         """
         runtime.keep_programs()
         directory = Path(directory)
-        home = Workdir(directory)
-        if home.stored() is None:
+        workdir = Workdir(directory)
+        if workdir.stored() is None:
             raise UserError(f"--run={directory}: holds no run (config.json is missing)")
-        if not home.result.is_file():
-            raise UserError(f"--run={directory}: the run is not finished; start it again to go on")
-        manifest = read_manifest(home.embeddings)
+        if not workdir.result.is_file():
+            raise UserError(f"--run={directory}: the run is not finished; start it again to resume")
+        manifest = read_manifest(workdir.embeddings)
         record = {name: v for name, v in manifest.items() if name not in GALLERY_FIELDS}
         for name in ("training_classes", "step", "weights"):
             if name not in record:
-                raise UserError(f"{home.embeddings / MANIFEST} is damaged: it lacks {name}")
+                raise UserError(f"{workdir.embeddings / MANIFEST} is damaged: it lacks {name}")
         config = configuration.from_dict(record["configuration"])
-        trained = restore(home, config, record["training_classes"], record["step"])
+        train_state = restore(workdir, config, record["training_classes"], record["step"])
         expected = {
-            "checkpoint": checkpoint_id(trained),
+            "checkpoint": checkpoint_id(train_state),
             "preprocessing": preprocessing(config.data) | preprocessing_record(config),
         }
         for name, value in expected.items():
             if record[name] != value:
                 raise UserError(
-                    f"{home.embeddings} does not fit to the run: {name} {record[name]!r}, not "
+                    f"{workdir.embeddings} does not match the run: {name} {record[name]!r}, not "
                     f"{value!r}; start the run again"
                 )
-        return cls(home, config, record, trained.search_variables())
+        return cls(workdir, config, record, train_state.search_variables())
 
     def embed(
         self, images: OneImage | Sequence[OneImage] | UInt8[np.ndarray, "n _ _ 3"]
     ) -> Float32[np.ndarray, "n d"]:
-        """Unit vectors of images, as those of the run's gallery.
+        """Embeds images as the run embedded its gallery; returns unit vectors.
 
         Args:
           images: files, or uint8 RGB arrays of shape (h, w, 3); a list of either, or a single one.
-            A file is the better choice for a JPEG: a large one is decoded at a smaller scale, as
-            the gallery's was, which gives slightly other pixels than shrinking it afterwards.
+            Prefer files for JPEG: large ones are decoded at a smaller scale, as for the gallery,
+            and resizing a fully decoded image gives slightly different pixels.
 
         Raises:
-          UserError: none, something else, or a file that is missing or no image.
+          UserError: no images, unsupported values, or a file that is missing or not an image.
         """
         single = isinstance(images, str | Path) or getattr(images, "ndim", 0) == 3
-        several: Any = [images] if single else images
-        given = list(several)
+        sequence: Any = [images] if single else images
+        given = list(sequence)
         if not given:
             raise UserError("images: there is none")
         if all(isinstance(each, str | Path) for each in given):
@@ -108,8 +108,8 @@ class Trained:
                 raise UserError(f"{missing[0]}: there is no such file")
             source: Sequence[RawImage] = Files(map(str, given))
         else:
-            for place, each in enumerate(given):
-                _check_pixels(f"images[{place}]", each)
+            for i, each in enumerate(given):
+                _check_pixels(f"images[{i}]", each)
             source = given
         count = len(source)
         ids = tuple(map(str, range(count)))
@@ -117,20 +117,20 @@ class Trained:
         return self(chosen) if count > 1 else self._one(self.variables, chosen)
 
     def __call__(self, images: ImageSet, role: Role = "query") -> Float32[np.ndarray, "n d"]:
-        """Unit vectors of many images, as queries or for a gallery."""
+        """Embeds an image set as queries or as gallery; one unit vector per image."""
         return self._embedding.fused(self.record["weights"], role)(self.variables, images)
 
     def one(self, image: RawImage) -> Float32[np.ndarray, "1 d"]:
-        """Unit vector of one image."""
+        """Embeds one image, compiled for a batch of one."""
         images = ImageSet([image], np.zeros(1, np.int64), ("query",), np.zeros(1, bool))
         return self._one(self.variables, images)
 
 
 def _check_pixels(name: str, image: Any) -> None:
-    """Refuses what is no RGB image.
+    """Checks that a value is an RGB image.
 
     Raises:
-      UserError: naming what it is.
+      UserError: names the type or shape of the value.
     """
     allowed = "(allowed: files alone, or uint8 arrays of shape (h, w, 3) alone)"
     if not isinstance(image, np.ndarray):
@@ -139,18 +139,24 @@ def _check_pixels(name: str, image: Any) -> None:
         raise UserError(f"{name} is {image.dtype} of shape {image.shape} {allowed}")
 
 
-def restore(home: Workdir, config: ExperimentConfig, classes: int, step: int) -> TrainState:
-    """The state of a run at a step.
+def restore(workdir: Workdir, config: ExperimentConfig, classes: int, step: int) -> TrainState:
+    """Restores the train state of a run at a step.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      classes: number of training classes.
+      step: step of the checkpoint.
 
     Raises:
       UserError: the run has no such checkpoint, or its configuration differs.
     """
     networks = build_networks(config, classes)
-    optimisers = optim.optimisers(config, 1, 1, 1)  # only the shape of their state matters here
+    optimisers = optim.optimisers(config, 1, 1, 1)  # only the shape of their state is needed
     shapes = jax.eval_shape(
         lambda: state.create(networks, optimisers, config.seed, config.data.image_size, config.loss)
     )
-    with Checkpoints(home.checkpoints, config.train.keep_best) as checkpoints:
+    with Checkpoints(workdir.checkpoints, config.train.keep_best) as checkpoints:
         if step not in checkpoints.steps():
-            raise UserError(f"{home.checkpoints} has no checkpoint of step {step}")
+            raise UserError(f"{workdir.checkpoints} has no checkpoint of step {step}")
         return checkpoints.restore(shapes, config, step)[0]

@@ -1,1 +1,1 @@
-"""What a person sees of a run: the progress line, the metric files, images and `report.html`."""
+"""Rendering of `report.html`, its charts, and images of search results."""

@@ -1,8 +1,8 @@
-"""Small line charts as inline SVG: training curves and robustness.
+"""Small line charts as inline SVG: training curves, robustness, CMC and index tuning.
 
-A chart takes its colours from CSS variables of the page (with fallbacks), so that it follows light,
-dark and print; its text stays text; it holds no ids, so the same data always give the same bytes.
-Lines of one chart differ in colour, dash and marker.
+Colours are CSS variables of the page (with fallbacks), so that charts follow its light, dark and
+print styles. Charts have no ids, so that equal data give equal bytes. Lines of one chart differ in
+colour, dash and marker.
 """
 
 import dataclasses
@@ -13,13 +13,13 @@ from typing import Any, TypeAlias
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 280, 176  # user units; shown at about this size in CSS pixels
+WIDTH, HEIGHT = 280, 176  # SVG user units; about the size in CSS pixels
 LEFT, RIGHT, TOP, BOTTOM = 36, 14, 8, 24
-POINTS = 100  # a longer curve is averaged in this many bins
-MIN_SHARE = 0.02  # a curve that moves by less than this share of its size is drawn flat
-AIR = 0.06  # free share of the y axis above and below a curve
-CLEAN = 0  # severity of an untouched image
-# Colour fallbacks for light paper; the page redefines --s0 ... --s7 for light and dark.
+POINTS = 100  # longer curves are averaged in this many bins
+MIN_SHARE = 0.02  # smallest range of the y axis, relative to the values
+PADDING = 0.06  # empty share of the y axis above and below a curve
+CLEAN = 0  # severity of a clean image
+# Fallback colours for a light background; the page defines --s0 ... --s7 for light and dark.
 COLOURS = (
     "#2456c7", "#bf5309", "#0b7a6f", "#a32f80", "#666d78", "#6f6a08", "#a3372b", "#6d42bd",
 )  # fmt: skip
@@ -50,7 +50,14 @@ TWINS = re.compile(r"(?<![a-z])(real|fake|in|out)(?![a-z])")
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line: points (x, y), the style's number, and whether it is the one to look at."""
+    """One line of a chart.
+
+    Attributes:
+      name: name in tooltips.
+      points: (x, y) pairs.
+      style: index of colour, dash and marker.
+      strong: whether it is drawn thicker and on top.
+    """
 
     name: str
     points: Sequence[Point]
@@ -60,7 +67,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """One small chart with what stands above it."""
+    """One small chart with its title, legend and tag."""
 
     title: str
     svg: Markup
@@ -82,16 +89,16 @@ def line_chart(
 
     Args:
       lines: drawn in order, strong ones last; a point that is not finite interrupts its line.
-      description: read aloud instead of the image.
-      percent: y values are fractions, shown times 100.
-      markers: draw every point, with its value as a tooltip.
+      description: text for screen readers.
+      percent: whether y values are fractions that are shown in percent.
+      markers: whether to draw every point, with its value as a tooltip.
       x_range: lowest and highest x; None fits the points.
       y_range: lowest and highest y, in the points' unit; None fits the points.
-      x_ticks: (x, label); None chooses round numbers.
+      x_ticks: (x, label) pairs; None chooses round numbers.
       marks: (x, name) of vertical dashed lines.
 
     Returns:
-      `<svg>` that scales to the width it is given.
+      `<svg>` element that scales to the available width.
     """
     scale = 100.0 if percent else 1.0
     lines = [dataclasses.replace(t, points=[(x, y * scale) for x, y in t.points]) for t in lines]
@@ -133,7 +140,7 @@ def line_chart(
 def _axes(
     rows: Sequence[tuple[Number, str]], columns: Sequence[tuple[Number, str]]
 ) -> Iterator[str]:
-    """Labelled rules across, and labels below: (place, text) of each."""
+    """Draws horizontal grid lines with labels, and labels of the x axis: (position, text) pairs."""
     for y, text in rows:
         yield (
             f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="var(--rule,#dcdcd8)"/>'
@@ -175,7 +182,7 @@ def _drawn(
 
 
 def key(style: int, strong: bool = False, markers: bool = False) -> Markup:
-    """The short piece of line that stands in a legend before a name."""
+    """Draws the sample of a line for a legend."""
     colour = _colour(style)
     dot = f'<path d="{_marker(style, 12, 6, 3.4)}" fill="{colour}"/>' if markers else ""
     return Markup(
@@ -186,12 +193,15 @@ def key(style: int, strong: bool = False, markers: bool = False) -> Markup:
 
 
 def training_charts(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Chart]]]:
-    """Charts of every figure in metrics.jsonl, in groups.
+    """Draws a chart of every metric in metrics.jsonl, in groups.
 
-    Figures with one last name (validation/fused/recall_at_1, validation/x/recall_at_1) and twins
-    (d_real, d_fake; psnr_in, psnr_out) share a chart; the others have their own. Retrieval
-    metrics are fractions, drawn as percent. All charts have the x axis of the whole run; a dashed
-    line marks where a stage begins.
+    Metrics with the same last name (validation/fused/recall_at_1, validation/x/recall_at_1) and
+    pairs (d_real, d_fake; psnr_in, psnr_out) share a chart. Retrieval metrics are fractions, drawn
+    in percent. The x axis of every chart spans the whole run; dashed lines mark the start of a
+    stage.
+
+    Args:
+      history: lines of metrics.jsonl (`afa.train.logging.read_history`).
 
     Returns:
       (title of the group, its charts); groups without charts are left out.
@@ -229,7 +239,7 @@ def _training_chart(
 
 
 def _titles(names: Sequence[str]) -> tuple[str, list[str]]:
-    """A chart's title and what tells its lines apart: the parts of their names that differ."""
+    """Returns the title of a chart and the labels of its lines: the parts of names that differ."""
     if len(names) == 1:
         return names[0], [""]
     split = [name.split("/") for name in names]
@@ -244,7 +254,7 @@ def _titles(names: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def stage_starts(history: Iterable[Mapping[str, Any]]) -> list[tuple[Number, str]]:
-    """(last step logged before it, name) of each stage, in the order they were run."""
+    """Returns (last step logged before it, name) of each stage, in order."""
     starts: list[tuple[Number, str]] = []
     before = 0
     for entry in history:
@@ -260,18 +270,18 @@ def robustness_charts(
     held_back: Iterable[str],
     highlight: str,
 ) -> tuple[list[Chart], tuple[tuple[str, Markup], ...]]:
-    """One chart a corruption, Recall@1 over severity, all on one y axis, held-back ones last.
+    """Draws Recall@1 over severity, one chart per corruption with the same y axis.
 
     Args:
       robustness: method -> corruption -> severity -> Recall@1 (a fraction).
-      clean: method -> Recall@1 on clean queries, drawn as severity 0 where known.
-      held_back: corruptions that training never saw.
-      highlight: the method drawn strongest.
+      clean: method -> Recall@1 of clean queries, drawn as severity 0.
+      held_back: held-back corruptions; their charts come last.
+      highlight: the method that is emphasised.
 
     Returns:
-      The charts, and the legend they share.
+      The charts and their common legend.
     """
-    methods = sorted(robustness, key=lambda name: name != highlight)  # it gets the first style
+    methods = sorted(robustness, key=lambda name: name != highlight)  # it has the first style
     held = set(held_back)
     corruptions = dict.fromkeys(c for scores in robustness.values() for c in scores)
     scored = [v for s in robustness.values() for c in s.values() for v in c.values()]
@@ -299,15 +309,15 @@ def robustness_charts(
 
 
 def cumulative_chart(curves: Mapping[str, Sequence[float]], highlight: str) -> list[Chart]:
-    """The CMC curves of several methods over the rank, in one chart; [] without any.
+    """Draws the CMC curves of several methods in one chart; [] without curves.
 
     Args:
-      curves: method -> share of queries answered by rank 1, 2, ...
-      highlight: the method drawn strongest.
+      curves: method -> share of queries with a positive by rank 1, 2, ...
+      highlight: the method that is emphasised.
     """
     if not curves:
         return []
-    methods = sorted(curves, key=lambda name: name != highlight)  # it gets the first style
+    methods = sorted(curves, key=lambda name: name != highlight)  # it has the first style
     lines = [
         Line(name, list(enumerate(curves[name], start=1)), i, name == highlight)
         for i, name in enumerate(methods)
@@ -324,16 +334,16 @@ def cumulative_chart(curves: Mapping[str, Sequence[float]], highlight: str) -> l
 
 
 def tuning_chart(curve: Sequence[Point], target: float) -> list[Chart]:
-    """What a search costs by the share of the results it finds; [] without points.
+    """Draws the time of a query over recall; [] without points.
 
     Args:
-      curve: (recall, queries a second), by rising recall.
-      target: recall that was tuned for, marked.
+      curve: (recall, queries per second), by ascending recall.
+      target: target recall of the tuning, marked.
     """
     if not curve:
         return []
     points = [(100 * recall, 1e6 / speed) for recall, speed in curve]
-    description = f"Microseconds of a query from {points[0][1]:.0f} at a recall of " + (
+    description = f"Microseconds per query from {points[0][1]:.0f} at a recall of " + (
         f"{points[0][0]:.1f} % to {points[-1][1]:.0f} at {points[-1][0]:.1f} %"
     )
     marks = [(100 * target, f"target {100 * target:g} %")]
@@ -345,11 +355,11 @@ def tuning_chart(curve: Sequence[Point], target: float) -> list[Chart]:
         x_range=(low - 0.5, 100.5),
         marks=marks,
     )
-    return [Chart("Microseconds of a query by recall", svg, tag="tuned")]
+    return [Chart("Microseconds per query by recall", svg, tag="tuned")]
 
 
 def pretty(name: str) -> str:
-    """A metric's or corruption's name as people write it.
+    """Formats the name of a metric or corruption for display.
 
     `loss/metric_adv` -> `loss · metric adv`, `val/recall_at_1` -> `val · R@1`.
     """
@@ -359,7 +369,7 @@ def pretty(name: str) -> str:
 
 
 def compact(value: Number) -> str:
-    """1500 -> `1.5k`, 2000000 -> `2M`."""
+    """Formats a number with a unit prefix: 1500 -> `1.5k`, 2000000 -> `2M`."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
@@ -367,7 +377,7 @@ def compact(value: Number) -> str:
 
 
 def _binned(points: Sequence[Point]) -> list[Point]:
-    """At most POINTS points, each the mean of a run of neighbours."""
+    """Averages neighbouring points so that at most POINTS remain."""
     size = -(-len(points) // POINTS)
     runs = (points[i : i + size] for i in range(0, len(points), max(size, 1)))
     return [(sum(x for x, _ in r) / len(r), sum(y for _, y in r) / len(r)) for r in runs]
@@ -379,19 +389,19 @@ def _span(values: Sequence[Number]) -> Point:
 
 
 def _padded(values: Sequence[Number]) -> Point:
-    """A y range with air above and below; it touches zero rather than stop just short of it."""
+    """Returns a padded y range; it starts at 0 if the values are close to 0."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     least = MIN_SHARE * (max(abs(low), abs(high)) or 1.0)
     if high - low < least:
         return low - least, high + least
-    air = AIR * (high - low)
+    padding = PADDING * (high - low)
     if 0 <= low < (high - low) * 0.5:
-        return 0.0, high + air
-    return low - air, high + air
+        return 0.0, high + padding
+    return low - padding, high + padding
 
 
 def _ticks(low: Number, high: Number, count: int) -> tuple[list[Number], int]:
-    """Round numbers within [low, high], about `count` of them, and the decimals they need."""
+    """Returns about `count` round numbers within [low, high], and the decimals they need."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = power * next(f for f in (1, 2, 2.5, 5, 10) if f * power >= rough * 0.999)
@@ -417,7 +427,7 @@ def _dash(style: int) -> str:
 
 
 def _marker(style: int, x: Number, y: Number, r: Number) -> str:
-    """The outline of the style's marker around (x, y)."""
+    """SVG path of the style's marker around (x, y)."""
     shape = MARKERS[style % len(MARKERS)]
     if shape == "circle":
         return f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r:.1f} 0a{r} {r} 0 1 0 {-2 * r:.1f} 0z"

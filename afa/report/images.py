@@ -1,4 +1,4 @@
-"""Images about images: grids, frames, the sheet of search results, data URIs for the page.
+"""Draws grids, frames and the image of search results, and encodes images as data URIs.
 
 An image is a uint8 array (h, w, 3), RGB.
 """
@@ -23,21 +23,21 @@ RULE: Colour = (206, 208, 210)
 RIGHT: Colour = (26, 138, 79)
 WRONG: Colour = (207, 59, 52)
 
-CELL = 168  # pixels of the longer side of a result on the sheet
+CELL = 168  # pixels of the longer side of a result
 QUERY_CELL = 232
 FRAME = 4
 MARGIN = 24
 SHEET_COLUMNS = 5
 TEXT_SIZE = 15
-LINE = 22  # pixels from one line of text to the next
-BADGE = 26  # pixels; the strokes below are drawn in it
+LINE = 22  # line height of text in pixels
+BADGE = 26  # side in pixels of the square with the strokes below
 TICK = (((6, 14), (11, 19), (20, 8)),)
 CROSS = (((8, 8), (18, 18)), ((8, 18), (18, 8)))
 JPEG_QUALITY = 82
 
 
 def grid(images: Sequence[Pixels], columns: int, gap: int = 8) -> Pixels:
-    """Images of one size row by row on paper white, `gap` pixels apart.
+    """Arranges images of one size in a grid, row by row, `gap` pixels apart.
 
     Raises:
       ValueError: no images, fewer than one column, or images of different sizes.
@@ -58,7 +58,7 @@ def grid(images: Sequence[Pixels], columns: int, gap: int = 8) -> Pixels:
 
 
 def framed(image: Pixels, colour: Colour, width: int = FRAME) -> Pixels:
-    """The image inside a frame of `width` pixels; the image itself stays whole."""
+    """Adds a frame of `width` pixels around the image."""
     height, breadth, _ = image.shape
     out = np.full((height + 2 * width, breadth + 2 * width, 3), colour, np.uint8)
     out[width : width + height, width : width + breadth] = image
@@ -66,7 +66,7 @@ def framed(image: Pixels, colour: Colour, width: int = FRAME) -> Pixels:
 
 
 def shrunk(image: Pixels, longest: int) -> Pixels:
-    """The image with a longer side of at most `longest` pixels; never enlarged."""
+    """Shrinks the image so that its longer side has at most `longest` pixels; never enlarges."""
     height, width, _ = image.shape
     scale = longest / max(height, width)
     if scale >= 1:
@@ -76,12 +76,12 @@ def shrunk(image: Pixels, longest: int) -> Pixels:
 
 
 def to_png_data_uri(image: Pixels) -> str:
-    """The image, lossless, as the text of an `<img src>`."""
+    """Encodes the image as a PNG data URI."""
     return _data_uri(image, "png", optimize=True)
 
 
 def to_jpeg_data_uri(image: Pixels, quality: int = JPEG_QUALITY) -> str:
-    """The image as JPEG as the text of an `<img src>`: small, for photographs."""
+    """Encodes the image as a JPEG data URI."""
     return _data_uri(image, "jpeg", quality=quality, optimize=True)
 
 
@@ -94,16 +94,16 @@ def _data_uri(image: Pixels, kind: str, **options: int | bool) -> str:
 def results_sheet(
     query: Pixels, results: Sequence[tuple[Pixels, str, float, bool | None]]
 ) -> Pixels:
-    """The answer to one query as one image: the query left, the results in order at its right.
+    """Draws a query and its results: the query on the left, the results on the right.
 
     Args:
-      query: any size.
-      results: (image, name, score, correct), best first. A name may have several lines, all
-        names equally many. `correct` None means unknown: grey frame and no mark; otherwise green
-        with a tick or red with a cross.
+      query: the query image.
+      results: (image, name, score, correct), best first. Names may have several lines, all the
+        same number. `correct` None means unknown and gives a grey frame without a mark; otherwise
+        the frame is green with a tick or red with a cross.
 
     Returns:
-      An image; its size depends on the number of results only.
+      An image whose size depends on the number of results only.
     """
     cells = [_result_cell(rank, *result) for rank, result in enumerate(results, start=1)]
     found = grid(cells, SHEET_COLUMNS, gap=MARGIN) if cells else _fitted(query, 1)[:0]
@@ -129,7 +129,7 @@ def _result_cell(rank: int, image: Pixels, name: str, score: float, correct: boo
 
 
 def _fitted(image: Pixels, side: int) -> Pixels:
-    """The whole image in the middle of a square of `side` pixels, enlarged when it is small."""
+    """Resizes the image to fit a square of `side` pixels and centres it, without cropping."""
     height, width, _ = image.shape
     scale = side / max(height, width)
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
@@ -142,7 +142,7 @@ def _fitted(image: Pixels, side: int) -> Pixels:
 
 
 def _marked(image: Pixels, colour: Colour, correct: bool) -> Pixels:
-    """A tick or a cross in the corner: the frame's colour alone is lost on some eyes."""
+    """Draws a tick or a cross in the corner, for readers who cannot tell the frame colours."""
     left = image.shape[1] - BADGE
     canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)
@@ -154,7 +154,7 @@ def _marked(image: Pixels, colour: Colour, correct: bool) -> Pixels:
 
 
 def _captioned(image: Pixels, lines: Sequence[str]) -> Pixels:
-    """The image with lines of text under it; the first is dark, the others are fainter."""
+    """Adds lines of text below the image; the first is dark, the others are lighter."""
     height, width, _ = image.shape
     canvas = Image.new("RGB", (width, height + LINE * len(lines) + 6), PAPER)
     canvas.paste(Image.fromarray(image), (0, 0))
@@ -172,7 +172,7 @@ def _clipped(
     draw: ImageDraw.ImageDraw,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> str:
-    """The text, or its end after three dots: the end of a path tells images apart."""
+    """Cuts the start of a text that is too wide, because the end of a path is more specific."""
     if draw.textlength(text, font=font) <= width:
         return text
     cut = 1

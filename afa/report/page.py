@@ -1,8 +1,8 @@
-"""`report.html`: one offline page that shows what a run learned, where it fails and how it went.
+"""Renders `report.html`: results, failures and training curves of a run on one offline page.
 
-The page holds everything it shows. Its content security policy allows nothing but the images and
-the style inside it, so opening it asks no machine for anything; it has no scripts. All metrics
-given to it are fractions (0 to 1), shown as percent.
+The page is self-contained. It has no scripts, and its content security policy allows only embedded
+images and styles, so that opening it sends no requests. All metrics are fractions (0 to 1), shown
+in percent.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from afa.report.images import Pixels
 
 FOLDER = Path(__file__).parent
 TEMPLATE = "page.html"
-THUMBNAIL = 144  # pixels of an image's longer side: shown at 72 to 112 CSS pixels
+THUMBNAIL = 144  # pixels of the longer side; shown at 72 to 112 CSS pixels
 SAMPLE = 96
 JPEG_QUALITY = 80
 
-TILES = (  # group of ResultRow, metric, what it is
+TILES = (  # group of ResultRow, metric, label
     ("clean", "recall_at_1", "Recall@1, clean queries"),
     ("clean", "map_at_r", "MAP@R, clean queries"),
     ("trained", "recall_at_1", "Recall@1, trained corruptions"),
@@ -40,7 +40,7 @@ TABLE_GROUPS = (
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """One image found: `correct` None and `class_name` "" when its class is not known."""
+    """One result of a query; `correct` is None and `class_name` "" if its class is not known."""
 
     image: Pixels
     id: str
@@ -62,7 +62,7 @@ class QueryRow:
 
 @dataclasses.dataclass(frozen=True)
 class Restoration:
-    """What G made of a corrupted image; the PSNRs (dB) are against the clean target."""
+    """A corrupted image, its restoration by G, and their PSNRs (dB) to the clean image."""
 
     corruption: str
     degraded: Pixels
@@ -74,11 +74,14 @@ class Restoration:
 
 @dataclasses.dataclass(frozen=True)
 class ResultRow:
-    """A method's metrics by name; `cost` is that of one search relative to the plain backbone.
+    """Metrics of one variant.
 
-    `clean`: recall_at_K, map_at_r, r_precision, mean_average_precision of clean queries;
-    `trained`, `held_back`: the same names, means over the corruptions and their severities;
-    `extra`: figures of pairs and clusters and the CMC curve (`afa.evaluation.metrics.extra`).
+    Attributes:
+      name: of the variant.
+      cost: FLOPs of one query relative to the plain backbone; None if unknown.
+      clean: recall_at_K, map_at_r, r_precision, mean_average_precision of clean queries.
+      trained, held_back: means over the corruptions and their severities.
+      extra: extra metrics: pairs, clusters and the CMC curve (`afa.evaluation.metrics.extra`).
     """
 
     name: str
@@ -91,13 +94,14 @@ class ResultRow:
 
 @dataclasses.dataclass(frozen=True)
 class SearchFacts:
-    """The approximate index against exact search over the same embeddings.
+    """The approximate index compared with exact search over the same embeddings.
 
     Attributes:
-      recall: of the first `results`.
-      queries_per_second: all queries in one call; `single`: one after the other.
-      target: recall that the index was tuned for; 0 if it was not.
-      curve: (recall, queries a second) of what tuning measured and nothing else beat in both.
+      recall: recall of the first `results` results.
+      queries_per_second: all queries in one call.
+      single: queries per second, one query per call.
+      target: target recall of the tuning; 0 if the index was not tuned.
+      curve: Pareto front of the tuning: (recall, queries per second).
     """
 
     engine: str
@@ -114,18 +118,19 @@ class SearchFacts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Page:
-    """All that `report.html` shows; a part left empty is named as empty on the page.
+    """The content of `report.html`. The page says so where a part is empty.
 
     Attributes:
-      protocol: one sentence: how classes were split and what is searched among what.
+      protocol: one sentence: split of the classes, queries and gallery.
       parameters: network (F, G, D, ...) -> number of parameters.
-      facts: more labels -> text for the list of facts.
-      highlight: name of the row this page is about; `reference`: the row it is measured against.
+      facts: label -> text of more entries in the list of facts.
+      highlight: name of the row that is emphasised.
+      reference: name of the row that it is compared with.
       robustness: row -> corruption -> severity -> Recall@1.
-      held_back: corruptions that training never saw.
+      held_back: held-back corruptions.
       restored: corruption -> mean PSNR in dB, "psnr_in" of the images and "psnr_out" after G.
-      history: the lines of metrics.jsonl (`writers.read_history`).
-      notes: plain warnings, shown at the top.
+      history: lines of metrics.jsonl (`afa.train.logging.read_history`).
+      notes: warnings, shown at the top.
     """
 
     title: str
@@ -157,7 +162,7 @@ class Page:
 
 
 def write_report(path: Path | str, page: Page) -> None:
-    """Writes the page as one HTML file, whole or not at all."""
+    """Renders the page and writes it atomically as one HTML file."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
@@ -192,14 +197,14 @@ def write_report(path: Path | str, page: Page) -> None:
 
 
 def thumbnail(image: Pixels, longest: int = THUMBNAIL) -> Markup:
-    """The image, small, as the text of an `<img src>`."""
+    """Returns the shrunk image as a JPEG data URI."""
     small = images.shrunk(image, longest)
     return Markup(images.to_jpeg_data_uri(small, JPEG_QUALITY))
 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """One large figure at the top and what it is compared with."""
+    """One large number at the top of the page and its comparison."""
 
     label: str
     value: str
@@ -231,7 +236,7 @@ def _signed(value: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One figure of the table and whether it is its column's best."""
+    """One cell of a table, and whether it is the best of its column."""
 
     text: str
     best: bool
@@ -239,7 +244,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class ResultTable:
-    """`groups`: (title, labels of its columns); `lines`: (name, highlighted, cost, cells)."""
+    """A table: `groups` of (title, column labels), `lines` of (name, highlighted, cost, cells)."""
 
     groups: tuple[tuple[str, tuple[str, ...]], ...]
     lines: tuple[tuple[str, bool, str, tuple[tuple[Cell, ...], ...]], ...]
@@ -267,7 +272,7 @@ def _table(page: Page) -> ResultTable:
 
 
 def _extra(page: Page) -> ResultTable:
-    """Verification and clusters of the rows that have them, in the form of the table of results."""
+    """The table of verification and clustering metrics, of the rows that have them."""
     rows = [row for row in page.rows if "pairs" in row.extra]
     rates = list(dict.fromkeys(r for row in rows for r in row.extra["pairs"]["fnmr_at_fmr"]))
     errors = [[row.extra["pairs"]["fnmr_at_fmr"].get(r) for row in rows] for r in rates]
@@ -299,7 +304,7 @@ def _column(
     values: Sequence[float | None], best: Callable[[Sequence[float]], float] = max
 ) -> list[Cell]:
     known = [v for v in values if v is not None and math.isfinite(v)]
-    # Compared as printed: two rows that show the same figure are both the best.
+    # Compared as printed, so that rows with equal text are both marked as best.
     top = f"{100 * best(known):.1f}" if len(known) > 1 else None
     cells = []
     for value in values:

@@ -1,1 +1,1 @@
-"""From embeddings to answers: `exact` search, `export` to disk, `index` for fast search."""
+"""Exact and approximate search over embeddings, their export to disk, and re-ranking."""

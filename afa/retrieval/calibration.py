@@ -1,9 +1,9 @@
-"""When to answer "no match": the similarity that an object the gallery does not hold may reach.
+"""Calibrates the "no match" threshold: the similarity that queries of unknown objects reach.
 
-Scores mean nothing by themselves: how near the nearest image is depends on the network, the
-images and the size of the gallery. So images of validation classes, which the gallery does not
-hold, are searched in the very gallery that is served (classes that it does hold are taken out for
-their own queries). The share of them whose best score reaches a threshold is its false match rate.
+The similarity of the nearest image depends on the network, the images and the size of the gallery.
+So the threshold is estimated with unknown queries: images of validation classes, searched in the
+gallery that is served, without the images of their own class. The false match rate of a threshold
+is the share of unknown queries whose best score reaches it.
 """
 
 import math
@@ -23,30 +23,30 @@ BLOCK = 256  # queries at a time
 
 @dataclass(frozen=True)
 class Calibration:
-    """What unknown objects score.
+    """Scores of unknown queries.
 
     Attributes:
-      scores: the best score of each query of an unknown object, ascending.
+      scores: the best score of each unknown query, ascending.
     """
 
     scores: tuple[float, ...]
 
     @classmethod
     def load(cls, stored: Sequence[float] | None) -> "Calibration":
-        """From the manifest of an export.
+        """Takes the scores from the manifest of an export.
 
         Raises:
-          UserError: the export has none.
+          UserError: the export has no scores.
         """
         if not stored:
             raise UserError("this index was made without calibration: export and build it again")
         return cls(tuple(stored))
 
     def threshold(self, rate: float) -> float:
-        """The lowest score that at most this share of unknown objects reach or pass.
+        """Returns the lowest threshold with at most this false match rate.
 
         Raises:
-          UserError: the rate is not between 0 and 1, or fewer than one query could pass.
+          UserError: the rate is not between 0 and 1, or there are too few queries to measure it.
         """
         count = len(self.scores)
         if not 0 < rate < 1:
@@ -54,22 +54,23 @@ class Calibration:
         allowed = math.floor(rate * count + 1e-9)
         if allowed < 1:
             raise UserError(
-                f"false_matches={rate} cannot be told from {count} images of unknown objects:"
+                f"false_matches={rate} cannot be measured with {count} unknown queries:"
                 f" the least is {1 / count:.2g}"
             )
-        # Just above the best score that must not pass.
+        # The next float above the highest score that must be rejected.
         return float(np.nextafter(np.float32(self.scores[count - allowed - 1]), np.float32(2)))
 
 
 def require_apart(unknown: Sequence[Path], gallery: Sequence[Path]) -> None:
-    """Refuses images of unknown objects that the gallery holds: they would score 1, and with them
-    every image of the gallery would be "no match".
+    """Checks that no image of the unknown queries is in the gallery.
+
+    Such an image scores 1, so that the threshold would reject every query.
 
     Args:
-      unknown, gallery: files; copies under another name count as well.
+      unknown, gallery: image files; copies under another name are found as well.
 
     Raises:
-      UserError: naming the first of them.
+      UserError: names the first such image.
     """
     sizes = {path.stat().st_size for path in gallery} & {path.stat().st_size for path in unknown}
     held = {file_sha256(path): path for path in gallery if path.stat().st_size in sizes}
@@ -87,11 +88,17 @@ def best_scores(
     gallery: Float32[np.ndarray, "n d"],
     gallery_labels: Int[np.ndarray, "n"],
 ) -> Calibration:
-    """The best score of each query once its own class is taken out of the gallery.
+    """Searches each query in the gallery without the images of its own class.
+
+    Args:
+      queries: unit vectors of unknown queries.
+      query_labels: class of each query.
+      gallery: unit vectors.
+      gallery_labels: class of each gallery row.
 
     Raises:
-      UserError: no queries, vectors that are not finite or not of unit length, or a gallery that
-        holds nothing but a query's class.
+      UserError: no queries, vectors that are not finite or not of unit length, or a gallery with
+        only one class, that of a query.
     """
     if not len(queries):
         raise UserError("there are no queries to calibrate with")
@@ -105,5 +112,5 @@ def best_scores(
         best.append(np.where(own, -np.inf, scores).max(axis=1))
     found = np.sort(np.concatenate(best))
     if not np.isfinite(found[0]):
-        raise UserError("the gallery holds nothing but the class of a query: nothing is unknown")
+        raise UserError("the gallery holds only the class of a query: no query is unknown")
     return Calibration(tuple(found.tolist()))

@@ -1,11 +1,11 @@
-"""Exact search on the devices: the ground truth of every figure that is reported.
+"""Exact search on the devices; all reported metrics use it.
 
-The gallery is walked in tiles. A tile's similarities are one matrix product in float32, and what is
-kept of them is small: the best k so far, or how many rows beat each positive. So the full table of
-similarities is never held, and a gallery of a million rows fits beside the model.
+The gallery is processed in tiles. The similarities of a tile are one float32 matrix product. They
+are reduced to the best k so far, or to the number of rows ranked before each positive. The full
+similarity matrix is never in memory, so a gallery of a million rows fits beside the model.
 
-Similarity is the cosine, the dot product of unit vectors. Equal similarities rank by gallery row.
-Shapes are rounded up to few sizes, so that calls of about the same size share one compilation.
+Similarity is the cosine: the dot product of unit vectors. Ties are broken by gallery row. Shapes
+are rounded up to a few sizes, so that calls of similar size share one compilation.
 """
 
 import functools
@@ -20,29 +20,27 @@ from afa import parallel
 from afa.errors import UserError
 
 PADDING = -1
-QUERY_ROWS = 1024  # queries a device holds against one tile
-CPU_TILE_ROWS = 2048  # similarities of 1024 x 2048 pairs still sit in a CPU's cache
-ACCELERATOR_TILE_ROWS = 16384  # an accelerator wants fewer, larger kernels
-TILE_STEP = 128  # a whole number of vector registers: equal rows then get equal bits
-ACCELERATOR_SLAB_BYTES = 2**30  # part of the gallery that lies on each device at a time
-CPU_SLAB_BYTES = 2**33  # copying it for every search would cost a sixth of the search
-GROUP = 32  # neighbouring similarities that are first judged by their largest
-COUNTED = 64  # positives of a query up to which a CPU counts faster than it sorts
-SORTED_ENTRIES = (
-    2**23
-)  # similarities that are sorted at a time: 32 MiB, and three times that beside
+QUERY_ROWS = 1024  # queries per device and tile
+CPU_TILE_ROWS = 2048  # 1024 x 2048 similarities fit into a CPU's cache
+ACCELERATOR_TILE_ROWS = 16384  # accelerators are faster with fewer, larger kernels
+TILE_STEP = 128  # a multiple of the vector width, so that equal rows get equal bits
+ACCELERATOR_SLAB_BYTES = 2**30  # part of the gallery on each device at a time
+CPU_SLAB_BYTES = 2**33  # large: copying the gallery for every search costs a sixth of the search
+GROUP = 32  # neighbouring similarities that are first reduced to their maximum
+COUNTED = 64  # up to this many positives per query, counting is faster than sorting on a CPU
+SORTED_ENTRIES = 2**23  # similarities sorted at a time: 32 MiB, and three times that for ranks
 NORM_TOLERANCE = 1e-3
 CHECKED_ROWS = 65536
 
 
 class Gallery:
-    """Unit vectors to search in, checked once, and kept on the devices if they fit in one slab.
+    """Gallery vectors, checked once and kept on the devices if they fit into one slab.
 
-    Every search takes plain arrays too; a `Gallery` saves the check and the transfer when the same
-    one is searched again.
+    Every search function also takes plain arrays; a `Gallery` saves the check and the transfer
+    when it is searched several times.
 
     Args:
-      vectors: one unit vector a row.
+      vectors: unit vectors.
 
     Raises:
       UserError: no rows, a row that is not finite, or one that is not a unit vector.
@@ -64,13 +62,13 @@ class Gallery:
         self._resident = self._slab(0) if slabs == 1 else None
 
     def slabs(self) -> Iterator[tuple[Float32[Array, "tiles rows d"], Int32[np.ndarray, ""]]]:
-        """Every part of the gallery, on the devices, with the row it begins at."""
+        """Yields every part of the gallery, on the devices, with its first row."""
         for begin in range(0, self.rows, self._slab_tiles * self._tile):
             slab = self._slab(begin) if self._resident is None else self._resident
             yield slab, np.array(begin, np.int32)
 
-    def beside(self, marks: Bool[np.ndarray, "n"], begin: int) -> Bool[Array, "tiles rows"]:
-        """What is marked in the part that begins at a row, on the devices."""
+    def slab_mask(self, marks: Bool[np.ndarray, "n"], begin: int) -> Bool[Array, "tiles rows"]:
+        """Puts the marks of the slab that begins at row `begin` on the devices."""
         return self._padded(marks, begin)
 
     def _slab(self, begin: int) -> Float32[Array, "tiles rows d"]:
@@ -96,23 +94,23 @@ def topk(
     allowed: Bool[np.ndarray, "n"] | None = None,
     recall: float = 1.0,
 ) -> tuple[Float32[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
-    """The k most similar gallery rows of each query, best first.
+    """Finds the k most similar gallery rows of each query, best first.
 
     Args:
       queries: unit vectors.
       gallery: unit vectors.
-      k: results a query.
-      exclude: gallery row of each query that is the query itself, -1 for none; it is left out.
-      allowed: gallery rows that may be found; None is all.
-      recall: below 1, accelerators take the best of each tile with `lax.approx_max_k` (Chern et al.
-        2022, "TPU-KNN"), which finds this share of them in expectation; a CPU finds all.
+      k: results per query.
+      exclude: gallery row that is the query itself, -1 for none; it is left out of the results.
+      allowed: mask of gallery rows that may be returned; None for all.
+      recall: below 1, accelerators use `lax.approx_max_k` on each tile (Chern et al. 2022,
+        "TPU-KNN") with this expected recall; a CPU is always exact.
 
     Returns:
-      Similarities and gallery rows; -inf and -1 where fewer than k are allowed.
+      Similarities and gallery rows; -inf and -1 where fewer than k rows are allowed.
 
     Raises:
       UserError: vectors that are not finite or not of unit length, different dimensions, an
-        `exclude` outside of the gallery, or a k below 1 or above the number of rows to choose from.
+        `exclude` outside the gallery, or a k below 1 or above the number of gallery rows.
     """
     gallery, exclude = _checked(queries, gallery, exclude)
     available = gallery.rows - bool(np.any(exclude != PADDING))
@@ -122,11 +120,11 @@ def topk(
     index = np.full((len(queries), k), PADDING, np.int32)
     merge = _topk(recall if parallel.accelerated() else 1.0)
     for slab, begin in gallery.slabs():
-        marked = None if allowed is None else gallery.beside(allowed, int(begin))
+        marked = None if allowed is None else gallery.slab_mask(allowed, int(begin))
         shared = slab, begin, np.array(gallery.rows, np.int32), marked
         for block, size in _blocks(len(queries)):
             rows = queries[block], exclude[block], scores[block], index[block]
-            found = merge(shared, _grow(rows, size))
+            found = merge(shared, _padded_to(rows, size))
             scores[block], index[block] = (part[: len(rows[0])] for part in found)
     return scores, np.where(scores == -np.inf, PADDING, index).astype(np.int64)
 
@@ -138,44 +136,44 @@ def positive_ranks(
     gallery_labels: Int[np.ndarray, "n"],
     exclude: Int[np.ndarray, "q"] | None = None,
 ) -> Int32[np.ndarray, "q r"]:
-    """The rank of every positive of each query in the complete ranking.
+    """Computes the ranks of all positives of each query in the complete ranking.
 
-    A positive's rank is the number of gallery rows that are more similar, or equally similar and
-    stand before it; the query itself is not counted. The similarities of the positives and those
-    they are compared with come from the same compiled product, bit for bit. Rows before a positive
-    are counted; on a CPU, queries with more positives than `COUNTED` have their ranking sorted.
+    The rank of a positive is the number of gallery rows that are more similar, or equally similar
+    with a lower row; the query itself is not counted. The rows before a positive are counted; on a
+    CPU, queries with more than `COUNTED` positives sort their ranking instead. All similarities
+    come from the same compiled product, so ties are exact.
 
     Args:
       queries: unit vectors.
       gallery: unit vectors.
       query_labels: class of each query.
       gallery_labels: class of each gallery row.
-      exclude: gallery row of each query that is the query itself, -1 for none.
+      exclude: gallery row that is the query itself, -1 for none.
 
     Returns:
-      0-based ranks, ascending, padded with -1 (a query without positives: only -1).
+      0-based ranks, ascending, padded with -1; only -1 for a query without positives.
 
     Raises:
       UserError: vectors that are not finite or not of unit length, different dimensions, or an
-        `exclude` outside of the gallery.
+        `exclude` outside the gallery.
     """
     gallery, exclude = _checked(queries, gallery, exclude)
     members = _Members(gallery_labels)
     counts = members.count(query_labels)
     ranks = np.full((len(queries), int(counts.max(initial=0))), PADDING, np.int32)
-    order = np.argsort(counts, kind="stable")  # blocks of queries with about as many positives each
+    order = np.argsort(counts, kind="stable")  # queries of one block have similar counts
     blocks = [(order[block], size) for block, size in _blocks(len(queries))]
     blocks = [(rows, size) for rows, size in blocks if counts[rows[-1]]]
     tables = [
         members.rows(query_labels[rows], _bucket(int(counts[rows[-1]]))) for rows, _ in blocks
     ]
     parts = [(queries[r], exclude[r], table) for (r, _), table in zip(blocks, tables, strict=True)]
-    # Counts ascend from block to block: those whose ranking is sorted stand last.
+    # Counts ascend from block to block, so the blocks to sort are the last ones.
     most = gallery.rows if parallel.accelerated() else COUNTED
     few = sum(int(counts[rows[-1]]) <= most for rows, _ in blocks)
-    beaten = _counted(gallery, parts[:few], [size for _, size in blocks[:few]])
-    beaten += [_sorted(gallery, *part) for part in parts[few:]]
-    for (rows, _), table, count in zip(blocks, tables, beaten, strict=True):
+    before = _counted(gallery, parts[:few], [size for _, size in blocks[:few]])
+    before += [_sorted(gallery, *part) for part in parts[few:]]
+    for (rows, _), table, count in zip(blocks, tables, before, strict=True):
         absent = (table == PADDING) | (table == exclude[rows, None])
         last = np.iinfo(np.int32).max
         ascending = np.sort(np.where(absent, last, count), axis=1)[:, : ranks.shape[1]]
@@ -188,16 +186,16 @@ def _counted(
     parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
     sizes: Sequence[int],
 ) -> list[Int32[np.ndarray, "_ _"]]:
-    """How many rows stand before each positive, of blocks of (queries, exclude, positives)."""
+    """Counts the rows before each positive, for blocks of (queries, exclude, positives)."""
     scores = [np.full(table.shape, -np.inf, np.float32) for _, _, table in parts]
-    beaten = [np.zeros(table.shape, np.int32) for _, _, table in parts]
+    before = [np.zeros(table.shape, np.int32) for _, _, table in parts]
     for counting in (False, True):
         for slab, begin in gallery.slabs():
             shared = slab, begin, np.array(gallery.rows, np.int32), np.array(counting)
             for i, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-                found = _count()(shared, _grow((*part, scores[i], beaten[i]), size))
-                scores[i], beaten[i] = (each[: len(part[0])] for each in found)
-    return beaten
+                found = _count()(shared, _padded_to((*part, scores[i], before[i]), size))
+                scores[i], before[i] = (each[: len(part[0])] for each in found)
+    return before
 
 
 def _sorted(
@@ -206,12 +204,12 @@ def _sorted(
     exclude: Int32[np.ndarray, "q"],
     positives: Int32[np.ndarray, "q w"],
 ) -> Int32[np.ndarray, "q w"]:
-    """As `_counted` of one block, by sorting the whole ranking of a few queries at a time."""
-    beaten = np.zeros(positives.shape, np.int32)
+    """As `_counted` for one block, by sorting the rankings of a few queries at a time."""
+    before = np.zeros(positives.shape, np.int32)
     devices = parallel.local_device_count()
     size = _bucket(min(len(queries), SORTED_ENTRIES // gallery.rows) // devices) * devices
     for block in parallel.local_blocks(len(queries), size):
-        rows = _grow((queries[block], exclude[block]), size)
+        rows = _padded_to((queries[block], exclude[block]), size)
         slabs = [
             np.asarray(_table()((slab, begin, np.array(gallery.rows, np.int32)), rows))
             for slab, begin in gallery.slabs()
@@ -220,15 +218,15 @@ def _sorted(
         order = np.argsort(-scores, axis=1, kind="stable")
         rank = np.empty(order.shape, np.int32)
         np.put_along_axis(rank, order, np.arange(gallery.rows, dtype=np.int32)[None], axis=1)
-        beaten[block] = np.take_along_axis(rank, positives[block], axis=1)
-    return beaten
+        before[block] = np.take_along_axis(rank, positives[block], axis=1)
+    return before
 
 
 def normalise(vectors: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
-    """Vectors of the same direction and length 1.
+    """Scales vectors to unit length.
 
     Raises:
-      UserError: a row without a direction (all zero, NaN or infinite).
+      UserError: a row that is all zero, NaN or infinite.
     """
     norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
     bad = ~(np.isfinite(norms) & (norms > 0))
@@ -239,11 +237,10 @@ def normalise(vectors: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]
 
 
 def check_unit(name: str, vectors: Float32[np.ndarray, "n d"]) -> None:
-    """Refuses vectors that a dot product would compare wrongly.
+    """Checks that all rows are unit vectors.
 
     Raises:
-      UserError: naming the array, the first row at fault and its length, which is NaN or infinite
-        when an entry is.
+      UserError: names the array, the first bad row and its length (NaN or infinite if an entry is).
     """
     for part in parallel.local_blocks(len(vectors), CHECKED_ROWS):
         norms = np.sqrt(np.einsum("nd,nd->n", vectors[part], vectors[part]))
@@ -256,7 +253,7 @@ def check_unit(name: str, vectors: Float32[np.ndarray, "n d"]) -> None:
             )
 
 
-# ---- on the devices ----------------------------------------------------------------------------
+# ---- device functions --------------------------------------------------------------------------
 
 
 @functools.cache
@@ -273,33 +270,33 @@ def _topk(recall: float) -> Callable[[PyTree, PyTree], PyTree]:
             similarity, column = _similarity(query, exclude, total, part, start)
             if marked is not None:
                 similarity = jnp.where(marked, similarity, -jnp.inf)
-            similarity, column = _promising(similarity, column, k, recall)
-            # earlier rows come first here, and top_k prefers the first of equals
+            similarity, column = _tile_candidates(similarity, column, k, recall)
+            # Lower rows come first, and top_k prefers the first of equals.
             candidates = jnp.concatenate([best[0], similarity], axis=1)
-            places = jnp.concatenate([best[1], column], axis=1)
+            rows = jnp.concatenate([best[1], column], axis=1)
             kept, where = lax.top_k(candidates, k)
-            return (kept, jnp.take_along_axis(places, where, axis=1)), None
+            return (kept, jnp.take_along_axis(rows, where, axis=1)), None
 
         return lax.scan(merge, (scores, index), (slab, _starts(slab, begin), allowed))[0]
 
     return parallel.map_rows(step)
 
 
-def _promising(
+def _tile_candidates(
     similarity: Float32[Array, "b t"], column: Int32[Array, "t"], k: int, recall: float
 ) -> tuple[Float32[Array, "b c"], Int32[Array, "b c"]]:
-    """Few of a tile's similarities, with the k best among them, in the order of their rows.
+    """Reduces a tile to few similarities that contain the k best, in the order of their rows.
 
-    A result stands in one of the k groups with the largest maxima: any other group has k before it
-    that each hold something better, or something equal in an earlier row.
+    The k best are in the k groups with the largest maxima: for any other group, k groups each
+    contain a larger similarity, or an equal one in a lower row.
     """
-    places = jnp.broadcast_to(column, similarity.shape)
+    all_rows = jnp.broadcast_to(column, similarity.shape)
     if recall < 1 and k < similarity.shape[1]:
         similarity, where = lax.approx_max_k(similarity, k, recall_target=recall)
-        return similarity, jnp.take_along_axis(places, where, axis=1)
+        return similarity, jnp.take_along_axis(all_rows, where, axis=1)
     groups = similarity.shape[1] // GROUP
     if 2 * k > groups:
-        return similarity, places
+        return similarity, all_rows
     grouped = similarity.reshape(len(similarity), groups, GROUP)
     chosen = jnp.sort(lax.top_k(grouped.max(axis=2), k)[1], axis=1)
     kept = jnp.take_along_axis(grouped, chosen[:, :, None], axis=1)
@@ -310,45 +307,45 @@ def _promising(
 
 @functools.cache
 def _count() -> Callable[[PyTree, PyTree], PyTree]:
-    """Looks up the similarity of each positive in one slab, or counts the rows that beat it.
+    """Looks up the similarity of each positive in one slab, or counts the rows before it.
 
-    Both passes run the one compiled product below: two would be free to round differently.
+    Both passes use one compiled product, because two products could round differently.
     """
 
     def step(shared: PyTree, rows: PyTree) -> PyTree:
         slab, begin, total, counting = shared
-        query, exclude, positives, scores, beaten = rows
+        query, exclude, positives, scores, before = rows
 
         def visit(state: PyTree, tile: PyTree) -> tuple[PyTree, None]:
             similarity, column = _similarity(query, exclude, total, *tile)
 
             def look_up(state: PyTree) -> PyTree:
-                scores, beaten = state
-                place = positives - column[0]
-                inside = (place >= 0) & (place < len(column))
-                here = jnp.take_along_axis(similarity, jnp.where(inside, place, 0), axis=1)
-                return jnp.where(inside, here, scores), beaten
+                scores, before = state
+                offset = positives - column[0]
+                inside = (offset >= 0) & (offset < len(column))
+                here = jnp.take_along_axis(similarity, jnp.where(inside, offset, 0), axis=1)
+                return jnp.where(inside, here, scores), before
 
             def count(state: PyTree) -> PyTree:
-                scores, beaten = state
+                scores, before = state
 
                 def better(positive: tuple[Array, Array]) -> Array:
                     score, row = (part[:, None] for part in positive)
-                    before = (similarity > score) | ((similarity == score) & (column < row))
-                    return before.sum(axis=1, dtype=jnp.int32)
+                    ahead = (similarity > score) | ((similarity == score) & (column < row))
+                    return ahead.sum(axis=1, dtype=jnp.int32)
 
-                return scores, beaten + lax.map(better, (scores.T, positives.T)).T
+                return scores, before + lax.map(better, (scores.T, positives.T)).T
 
             return lax.cond(counting, count, look_up, state), None
 
-        return lax.scan(visit, (scores, beaten), (slab, _starts(slab, begin)))[0]
+        return lax.scan(visit, (scores, before), (slab, _starts(slab, begin)))[0]
 
     return parallel.map_rows(step)
 
 
 @functools.cache
 def _table() -> Callable[[PyTree, PyTree], PyTree]:
-    """Similarities with one slab, whole."""
+    """Computes all similarities with one slab."""
 
     def step(shared: PyTree, rows: PyTree) -> PyTree:
         slab, begin, total = shared
@@ -380,7 +377,7 @@ def _starts(slab: Float32[Array, "tiles t d"], begin: Int32[Array, ""]) -> Int32
     return begin + jnp.arange(slab.shape[0], dtype=jnp.int32) * slab.shape[1]
 
 
-# ---- on the host -------------------------------------------------------------------------------
+# ---- host functions ----------------------------------------------------------------------------
 
 
 class _Members:
@@ -396,11 +393,11 @@ class _Members:
 
     def rows(self, labels: Int[np.ndarray, "q"], width: int) -> Int32[np.ndarray, "q w"]:
         """Rows of the class of each label, padded with -1 to `width`."""
-        place = np.searchsorted(self._sorted, labels)[:, None] + np.arange(width)
-        inside = place < len(self._sorted)
-        place = np.where(inside, place, 0)
-        own: Bool[np.ndarray, "q w"] = inside & (self._sorted[place] == labels[:, None])
-        return np.where(own, self._order[place], np.int32(PADDING))
+        index = np.searchsorted(self._sorted, labels)[:, None] + np.arange(width)
+        inside = index < len(self._sorted)
+        index = np.where(inside, index, 0)
+        own: Bool[np.ndarray, "q w"] = inside & (self._sorted[index] == labels[:, None])
+        return np.where(own, self._order[index], np.int32(PADDING))
 
 
 def _checked(
@@ -417,18 +414,18 @@ def _checked(
     if exclude is None:
         return gallery, np.full(len(queries), PADDING, np.int32)
     if np.any((exclude < PADDING) | (exclude >= gallery.rows)):
-        raise UserError(f"exclude names a row outside of the gallery of {gallery.rows} rows")
+        raise UserError(f"exclude has a row outside the gallery of {gallery.rows} rows")
     return gallery, exclude.astype(np.int32)
 
 
 def _bucket(count: int) -> int:
-    """`count` rounded up to one of few sizes: at most three significant bits, at least 8."""
+    """Rounds `count` up to a number of at most three significant bits, at least 8."""
     step = 1 << max(0, (max(count, 8) - 1).bit_length() - 3)
     return -(-max(count, 8) // step) * step
 
 
 def _blocks(queries: int) -> Iterator[tuple[slice, int]]:
-    """Nearly equal blocks of queries, and the one number of rows all of them grow to."""
+    """Nearly equal blocks of queries, and the number of rows that each is padded to."""
     devices = parallel.local_device_count()
     blocks = max(1, -(-queries // (QUERY_ROWS * devices)))
     size = _bucket(-(-queries // (blocks * devices))) * devices
@@ -436,7 +433,7 @@ def _blocks(queries: int) -> Iterator[tuple[slice, int]]:
         yield block, size
 
 
-def _grow(rows: tuple[np.ndarray, ...], size: int) -> tuple[np.ndarray, ...]:
-    """Appends rows of zeros, whose results are cut off again."""
+def _padded_to(rows: tuple[np.ndarray, ...], size: int) -> tuple[np.ndarray, ...]:
+    """Pads with rows of zeros; their results are discarded."""
     missing = size - len(rows[0])
     return tuple(np.pad(part, [(0, missing)] + [(0, 0)] * (part.ndim - 1)) for part in rows)

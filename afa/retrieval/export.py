@@ -1,7 +1,8 @@
-"""Embeddings on disk: Parquet shards and `index.json`, the manifest that says what they are.
+"""Embeddings on disk: Parquet shards and their manifest, `index.json`.
 
-Written and replaced as a whole (`afa.manifest`). An index over the same embeddings adds its
-own files and names them in the same manifest, so that they cannot part (`afa.retrieval.index`).
+An export is written and replaced atomically (`afa.manifest`). An index over the same embeddings
+adds its own files to the same manifest, so that embeddings and index stay consistent
+(`afa.retrieval.index`).
 """
 
 from pathlib import Path
@@ -38,22 +39,22 @@ def write_export(
     manifest: dict[str, Any],
     rows_per_shard: int = ROWS_PER_SHARD,
 ) -> dict[str, Any]:
-    """Writes an export, replacing the one that is there.
+    """Writes an export and replaces an existing one.
 
     Args:
-      directory: made when missing; everything else in it stays.
-      records: what is exported.
-      manifest: `configuration`, `checkpoint` (its id), `preprocessing`, and anything else worth
-        keeping, as JSON values.
-      rows_per_shard: most rows in a Parquet file.
+      directory: created if missing; other files in it are kept.
+      records: the gallery.
+      manifest: JSON values: `configuration`, `checkpoint` (its id), `preprocessing`, and any other
+        fields.
+      rows_per_shard: most rows per Parquet file.
 
     Returns:
-      The manifest as written: with `count`, `dimension`, `shards` (file, rows, sha256) and `sha256`
-      over all of them, which is the identity of the export.
+      The manifest as written, with `count`, `dimension`, `shards` (file, rows, sha256) and `sha256`
+      over all shards, which identifies the export.
 
     Raises:
-      UserError: a manifest that lacks a field or claims one of its own, or a disk that is full. The
-        old export then stays as it was.
+      UserError: the manifest lacks a required field or contains a reserved one, or the disk is
+        full. The old export is then unchanged.
     """
     check_manifest(manifest)
     directory = Path(directory)
@@ -65,24 +66,23 @@ def write_export(
 
 
 def read_export(directory: Path | str) -> tuple[Records, dict[str, Any]]:
-    """Reads the images of an export that are not removed, and its manifest, and checks one
-    against the other.
+    """Reads an export: the rows that are not removed, and its manifest.
 
     Raises:
-      UserError: no manifest, a manifest of another format, or a shard that is missing, changed, or
-        holds something other than the manifest says.
+      UserError: no manifest, a manifest of another format, or a shard that is missing or does not
+        match the manifest.
     """
     directory = Path(directory)
     manifest = read_manifest(directory, "export")
     alive = read_removed(directory, manifest)
-    everything = read_shards(directory, manifest)
-    return (everything if alive.all() else everything.rows(alive)), manifest
+    records = read_shards(directory, manifest)
+    return (records if alive.all() else records.rows(alive)), manifest
 
 
 def write_shards(
     stage: Path, records: Records, rows_per_shard: int = ROWS_PER_SHARD
 ) -> list[dict[str, Any]]:
-    """Writes Parquet files into a staged folder; returns file, rows and sha256 of each."""
+    """Writes Parquet files into a staging folder; returns file, rows and sha256 of each."""
     table = _table(records)
     shards = []
     for part in parallel.local_blocks(len(records), rows_per_shard):
@@ -96,7 +96,7 @@ def write_shards(
 def contents(
     shards: list[dict[str, Any]], dimension: int, removed: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What a manifest says of the embeddings, with the identity of all of it."""
+    """Returns the manifest fields of the embeddings, with a hash that identifies them."""
     parts = [shard["sha256"] for shard in shards] + ([removed["sha256"]] if removed else [])
     count = sum(shard["rows"] for shard in shards) - (removed["rows"] if removed else 0)
     return {
@@ -110,7 +110,7 @@ def contents(
 
 
 def read_shards(directory: Path, manifest: dict[str, Any]) -> Records:
-    """The rows of all shards, removed ones too.
+    """Reads the rows of all shards, including removed rows.
 
     Raises:
       UserError: as `read_export`.
@@ -123,8 +123,9 @@ def read_shards(directory: Path, manifest: dict[str, Any]) -> Records:
     column = table.column("embedding").combine_chunks()
     if len(table) != expected or column.type.list_size != dimension:
         found = f"{len(table)} x {column.type.list_size}"
-        wanted = f"{expected} x {dimension}"
-        raise UserError(f"{directory} holds {found} values, {MANIFEST} says {wanted}")
+        raise UserError(
+            f"{directory} holds {found} values, {MANIFEST} says {expected} x {dimension}"
+        )
     vectors = column.flatten().to_numpy().reshape(expected, dimension)
     check_unit(str(directory), vectors)
     text = {name: table.column(name).to_numpy() for name in ("id", "label", "class", "path")}
@@ -132,10 +133,10 @@ def read_shards(directory: Path, manifest: dict[str, Any]) -> Records:
 
 
 def read_removed(directory: Path, manifest: dict[str, Any]) -> Bool[np.ndarray, "n"]:
-    """Which rows of the shards can be found.
+    """Returns a mask of the rows of the shards that are not removed.
 
     Raises:
-      UserError: the list of removed rows is missing, changed, or names rows that there are not.
+      UserError: the list of removed rows is missing, changed, or out of range.
     """
     alive = np.ones(sum(shard["rows"] for shard in manifest["shards"]), bool)
     removed = manifest.get("removed")
@@ -146,23 +147,25 @@ def read_removed(directory: Path, manifest: dict[str, Any]) -> Bool[np.ndarray, 
     rows = np.load(path, allow_pickle=False)
     inside = np.all((rows >= 0) & (rows < len(alive)))
     if len(rows) != removed["rows"] or not inside:
-        raise UserError(f"{path} does not fit to {MANIFEST}; build the index again")
+        raise UserError(f"{path} does not match {MANIFEST}; build the index again")
     alive[rows] = False
     return alive
 
 
 def check_manifest(manifest: dict[str, Any]) -> None:
-    """Refuses a manifest that does not say what made the embeddings.
+    """Checks the fields of a manifest.
 
     Raises:
-      UserError: a field is missing, or one that is not the caller's is there.
+      UserError: a required field is missing, or a reserved one is present.
     """
     missing = [name for name in REQUIRED if name not in manifest]
     if missing:
         raise UserError(f"the manifest lacks {', '.join(missing)}")
-    claimed = [name for name in OWN_FIELDS if name in manifest]
-    if claimed:
-        raise UserError(f"the manifest must leave {', '.join(claimed)} to the export")
+    reserved = [name for name in OWN_FIELDS if name in manifest]
+    if reserved:
+        raise UserError(
+            f"the manifest must not contain {', '.join(reserved)}: the export writes these fields"
+        )
 
 
 def _table(records: Records) -> pa.Table:
@@ -179,7 +182,7 @@ def _table(records: Records) -> pa.Table:
 
 
 def _write_shard(rows: pa.Table, path: Path) -> None:
-    # Dictionaries and compression cost time and save nothing on the bits of real-valued vectors.
+    # Dictionary encoding and compression take time and save no space for real-valued vectors.
     vectors = "embedding.list.element"
     names = [name for name in rows.column_names if name != "embedding"]
     columns: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A folder of images as rows of a gallery."""
+"""Embeds a folder of images as rows of a gallery."""
 
 from collections.abc import Callable
 
@@ -8,30 +8,33 @@ from afa.data.listing import Found, class_name
 from afa.data.readable import SHOWN, reading_threads, why_not
 from afa.data.types import Files, ImageSet
 from afa.errors import UserError, printable
-from afa.inference.load import Trained
+from afa.inference.load import TrainedEmbedder
 from afa.retrieval.records import Records
 
-CHUNK = 1024  # images that are described between two lines of progress
+CHUNK = 1024  # images that are embedded between two lines of progress
 
 Note = Callable[[str], None]
 
 
-def described(trained: Trained, found: Found, note: Note) -> Records:
-    """Every image of a folder: its path within is its id, the folder it lies in its class.
+def embed_folder(embedder: TrainedEmbedder, found: Found, note: Note) -> Records:
+    """Embeds every image of a folder.
+
+    The id of an image is its path within the folder; its class is the name of its subfolder.
 
     Args:
-      trained: of a run.
+      embedder: networks of a run.
       found: the images of the folder.
-      note: is told of progress, and of images that cannot be read and are left out.
+      note: receives lines of progress, and the images that are left out because they cannot be
+        read.
 
     Raises:
-      UserError: no image in it can be read.
+      UserError: no image can be read.
     """
-    places = _readable(found, note)
-    if not places:
+    readable = _readable(found, note)
+    if not readable:
         raise UserError(f"{found.root}: holds no images that can be read")
-    every, names = found.paths, found.ids
-    paths, ids = [every[i] for i in places], [names[i] for i in places]
+    all_paths, all_ids = found.paths, found.ids
+    paths, ids = [all_paths[i] for i in readable], [all_ids[i] for i in readable]
     vectors = []
     for begin in range(0, len(paths), CHUNK):
         part = paths[begin : begin + CHUNK]
@@ -42,16 +45,16 @@ def described(trained: Trained, found: Found, note: Note) -> Records:
             tuple(ids[begin : begin + count]),
             np.zeros(count, bool),
         )
-        vectors.append(trained(images, "gallery"))
-        note(f"described {begin + count} of {len(paths)} images")
-    folders = [found.files[i][:-1] for i in places]
+        vectors.append(embedder(images, "gallery"))
+        note(f"embedded {begin + count} of {len(paths)} images")
+    folders = [found.files[i][:-1] for i in readable]
     classes = [class_name(parts[-1]) if parts else "" for parts in folders]
     absolute = [str(path.absolute()) for path in paths]
     return Records.of(np.concatenate(vectors), ids, classes, absolute)
 
 
 def _readable(found: Found, note: Note) -> list[int]:
-    """Places of the images that can be read."""
+    """Indices of the images that can be read."""
     reasons = why_not(found.paths, reading_threads())
     bad = [i for i, reason in enumerate(reasons) if reason]
     names = found.ids

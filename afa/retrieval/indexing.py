@@ -1,4 +1,4 @@
-"""From a gallery to an index that was tuned and measured."""
+"""Builds, tunes and measures the index over a gallery."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +15,11 @@ AUTO = "auto"
 
 
 def address(retrieval: RetrievalConfig) -> uri.Address:
-    """Where the gallery is to be searched.
+    """Returns the address of the search engine.
 
     Raises:
-      UserError: an address that cannot be used here, or a target recall of an engine that has none.
+      UserError: an address that cannot be used here, or a target recall for an engine that cannot
+        be tuned.
     """
     if not 0 <= retrieval.target_recall <= 1:
         raise UserError(f"retrieval.target_recall={retrieval.target_recall} must lie in [0, 1]")
@@ -31,7 +32,7 @@ def address(retrieval: RetrievalConfig) -> uri.Address:
     if retrieval.target_recall and found.options:
         raise UserError(
             f"retrieval.target_recall={retrieval.target_recall} chooses the options of scann://, "
-            f"but {found.text} has some"
+            f"but {found.text} sets some"
         )
     return found
 
@@ -43,19 +44,19 @@ def indexed(
     records: Records | None = None,
     manifest: dict[str, Any] | None = None,
 ) -> tuple[Index, dict[str, Any]]:
-    """Builds an index, tuned where a target is set, and measures it.
+    """Builds an index, tunes it if a target recall is set, and measures it.
 
     Args:
       directory: of the index.
-      retrieval: engine, target, and results a query.
-      note: is told what tuning does.
+      retrieval: engine, target recall and results per query.
+      note: receives lines of progress of the tuning.
       records, manifest: the gallery, as in `index.build`.
 
     Returns:
-      The index, and what was measured, as JSON values: `engine`, `uri`, `gallery_size`,
-      `dimension`, `plan`, `build_seconds`, figures of `tuning.measure` where there are two images
-      to measure with, and after tuning `target`, `reached` and `curve` (recall, queries a second of
-      every plan that no other beats).
+      The index, and measurements as JSON values: `engine`, `uri`, `gallery_size`, `dimension`,
+      `plan`, `build_seconds`; those of `tuning.measure` if the gallery has at least two images;
+      and after tuning `target`, `reached` and `curve`, the Pareto front of (recall, queries per
+      second).
 
     Raises:
       UserError: as `address` and `index.build`.

@@ -1,4 +1,4 @@
-"""What a gallery holds of each image: a unit vector, and who it is."""
+"""Rows of a gallery: unit vectors with ids, classes and paths."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +15,14 @@ Ids = np.ndarray  # int64, or objects that are strings
 
 @dataclass(frozen=True)
 class Records:
-    """Rows of a gallery; `Records.of` checks them.
+    """Rows of a gallery. `Records.of` makes checked ones.
 
     Attributes:
       vectors: unit vectors.
-      ids: the user's own name of each image, unique: int64, or strings (objects).
+      ids: unique id of each image: int64, or strings (object dtype).
       labels: class number of each image.
-      classes: class name of each image, "" where there is none.
-      paths: where each image lies, "" where that is not known.
+      classes: class name of each image, "" if it has none.
+      paths: path of each image, "" if it is not known.
     """
 
     vectors: Float32[np.ndarray, "n d"]
@@ -40,43 +40,43 @@ class Records:
         paths: Any = None,
         labels: Int[np.ndarray, "n"] | None = None,
     ) -> "Records":
-        """Checked rows.
+        """Makes checked records.
 
         Args:
           vectors: unit vectors, (n, d), of any float type.
-          ids: a list or an array, unique.
-          classes: a list of names; None leaves them without.
-          paths: a list; None is not known.
-          labels: None numbers the class names in alphabetical order.
+          ids: unique ids, all integers or all text.
+          classes: class names; None for no classes.
+          paths: paths; None if they are not known.
+          labels: class numbers; None numbers the class names in alphabetical order.
 
         Raises:
-          UserError: nothing there, vectors that are not finite or not of unit length, columns of
-            different lengths, an id twice, or ids that are neither all whole numbers nor all text.
+          UserError: no rows, vectors that are not finite or not of unit length, columns of
+            different lengths, a duplicate id, or ids that are neither all integers nor all text.
         """
         vectors = as_vectors("embeddings", vectors)
         if not len(vectors):
             raise UserError("there are no embeddings")
         check_unit("embeddings", vectors)
-        names = _words("classes", classes, len(vectors))
+        names = _texts("classes", classes, len(vectors))
         if labels is None:
             labels = np.unique(names.astype(str), return_inverse=True)[1]
         for name, column in (("ids", ids), ("labels", labels)):
             _check_length(name, column, len(vectors))
-        places = _words("paths", paths, len(vectors))
-        return cls(vectors, as_ids("ids", ids), labels.astype(np.int64), names, places)
+        locations = _texts("paths", paths, len(vectors))
+        return cls(vectors, as_ids("ids", ids), labels.astype(np.int64), names, locations)
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     def rows(self, index: np.ndarray | slice) -> "Records":
-        """The rows at `index`."""
+        """Selects the rows at `index`."""
         return Records(*(column[index] for column in self._columns()))
 
     def joined(self, more: "Records") -> "Records":
-        """These rows, then those.
+        """Concatenates these rows and `more`.
 
         Raises:
-          UserError: other dimensions, or ids of the other kind.
+          UserError: different dimensions or kinds of ids.
         """
         check_dimension("embeddings", more.vectors, self.vectors.shape[1])
         check_kind(more.ids, self.ids.dtype)
@@ -88,10 +88,10 @@ class Records:
 
 
 def as_vectors(name: str, values: Any) -> Float32[np.ndarray, "n d"]:
-    """`values` as float32 rows.
+    """Converts `values` to a float32 array (n, d).
 
     Raises:
-      UserError: no table of real numbers.
+      UserError: not a two-dimensional array of real numbers.
     """
     try:
         array = np.asarray(values)
@@ -107,10 +107,10 @@ def as_vectors(name: str, values: Any) -> Float32[np.ndarray, "n d"]:
 
 
 def as_ids(name: str, ids: Any) -> Ids:
-    """Ids as an array of int64, or of objects that are strings.
+    """Converts ids to an array of int64, or of strings (object dtype).
 
     Raises:
-      UserError: an id twice, an empty one, or ids that are neither all whole numbers nor all text.
+      UserError: a duplicate or empty id, or ids that are neither all integers nor all text.
     """
     if isinstance(ids, str | bytes) or not hasattr(ids, "__len__"):
         raise UserError(f"{name}={ids!r} must be a list")
@@ -118,56 +118,56 @@ def as_ids(name: str, ids: Any) -> Ids:
     if array.ndim != 1:
         raise UserError(f"{name} must be a list, not of the shape {array.shape}")
     if array.dtype.kind in "iu":
-        array = _whole(name, array)
+        array = _as_int64(name, array)
     elif len(array) and all(isinstance(each, str) for each in array):
         array = array.astype(object)
         if "" in array:
             raise UserError(f"{name} must not be empty, but one is ''")
     elif all(isinstance(each, int | np.integer) and not isinstance(each, bool) for each in array):
-        array = _whole(name, array)
+        array = _as_int64(name, array)
     else:
         plain = [each for each in array if isinstance(each, Id) and not isinstance(each, bool)]
         kind = type(plain[0]) if plain else None
         odd = next(each for each in array if type(each) is not kind)
-        raise UserError(f"{name} must be all whole numbers or all text, but {odd!r} is there")
+        raise UserError(f"{name} must be all whole numbers or all text, but one is {odd!r}")
     if len(set(array.tolist())) < len(array):
         seen: set[Id] = set()
-        twice = next(each for each in array.tolist() if each in seen or seen.add(each))
-        raise UserError(f"{name} must be unique, but {twice!r} stands there twice")
+        duplicate = next(each for each in array.tolist() if each in seen or seen.add(each))
+        raise UserError(f"{name} must be unique, but {duplicate!r} appears twice")
     return array
 
 
 def check_dimension(name: str, vectors: Float32[np.ndarray, "n d"], dimension: int) -> None:
-    """Refuses vectors of another length than the index holds.
+    """Checks that vectors have the dimension of the index.
 
     Raises:
-      UserError: naming both.
+      UserError: names both dimensions.
     """
     if vectors.shape[1] != dimension:
         raise UserError(f"{name} have {vectors.shape[1]} dimensions, the index has {dimension}")
 
 
 def kind_of(ids: np.dtype) -> str:
-    """What ids of this type are, in words."""
+    """Name of a dtype of ids in messages."""
     return "text" if ids.kind == "O" else "whole numbers"
 
 
 def check_kind(ids: Ids, expected: np.dtype) -> None:
-    """Refuses ids of the other kind than the index holds.
+    """Checks that ids have the dtype of the ids of the index.
 
     Raises:
-      UserError: naming both.
+      UserError: names both kinds of ids.
     """
     if ids.dtype != expected:
         ours, theirs = kind_of(expected), kind_of(ids.dtype)
         raise UserError(f"ids must be {ours}, as those of the index, not {theirs}")
 
 
-def _whole(name: str, array: np.ndarray) -> Int64[np.ndarray, "_"]:
+def _as_int64(name: str, array: np.ndarray) -> Int64[np.ndarray, "_"]:
     limits = np.iinfo(np.int64)
     for each in (array.min(), array.max()) if len(array) else ():
         if not limits.min <= each <= limits.max:
-            raise UserError(f"{name} must fit into 64 bits, but {each} is there")
+            raise UserError(f"{name} must fit into 64 bits, but one is {each}")
     return array.astype(np.int64)
 
 
@@ -177,14 +177,14 @@ def _objects(values: Any) -> np.ndarray:
     return column
 
 
-def _words(name: str, words: Any, count: int) -> np.ndarray:
-    if words is None:
+def _texts(name: str, values: Any, count: int) -> np.ndarray:
+    if values is None:
         return np.full(count, "", object)
-    _check_length(name, words, count)
-    column = _objects(words)
+    _check_length(name, values, count)
+    column = _objects(values)
     odd = [each for each in column if not isinstance(each, str)]
     if odd:
-        raise UserError(f"{name} must be text, but {odd[0]!r} is there")
+        raise UserError(f"{name} must be text, but one is {odd[0]!r}")
     return column
 
 

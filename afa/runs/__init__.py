@@ -1,1 +1,1 @@
-"""One run from images to report, and what compares finished runs."""
+"""Runs: from images to report, and the comparison of finished runs."""

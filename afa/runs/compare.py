@@ -1,4 +1,4 @@
-"""Two sets of finished runs, compared on the same queries."""
+"""Compares two sets of finished runs on the same queries."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from afa.evaluation.statistics import Estimate
 from afa.io import file_sha256, joint_sha256
 from afa.workdir import Workdir
 
-# What a run was measured on: images, and which of them are queries under which conditions.
+# Fields of result.json that must be equal: test images, queries and corruptions.
 MEASURED_ON = ("test_fingerprint", "held_back_corruptions", "corruption_seed")
 CONDITIONS = ("clean", "trained", "held_back")
 Key = tuple[str, str, str]  # variant, protocol, condition
@@ -23,12 +23,13 @@ Key = tuple[str, str, str]  # variant, protocol, condition
 
 @dataclass(frozen=True)
 class Run:
-    """What a comparison needs of a finished run.
+    """The results of a finished run that a comparison needs.
 
     Attributes:
-      data: `data` of its result.json.
-      trained: corruptions it was trained with.
-      columns: its per-query table.
+      path: run directory.
+      data: `data` of result.json.
+      trained: trained corruptions.
+      columns: per-query table, name -> column.
     """
 
     path: Path
@@ -41,19 +42,19 @@ class Run:
         """Reads a run directory.
 
         Raises:
-          UserError: no run, or one that is not finished.
+          UserError: no run, a run that is not finished, or damaged files.
         """
-        home = Workdir(path)
-        for part in (home.result, home.per_query):
+        workdir = Workdir(path)
+        for part in (workdir.result, workdir.per_query):
             if not part.is_file():
-                raise UserError(f"{path}: is no finished run ({part} is missing)")
+                raise UserError(f"{path}: is not a finished run ({part} is missing)")
         try:
-            result = json.loads(home.result.read_text("utf-8"))
-            table = pq.read_table(home.per_query)
+            result = json.loads(workdir.result.read_text("utf-8"))
+            table = pq.read_table(workdir.per_query)
             trained = tuple(result["config"]["data"]["corruptions"])
             measured = dict(result["data"])
         except KeyError as error:
-            raise UserError(f"{home.result} is damaged: it lacks {error}") from None
+            raise UserError(f"{workdir.result} is damaged: it lacks {error}") from None
         except (ValueError, OSError, TypeError) as error:
             raise UserError(f"{path}: is damaged ({error})") from None
         columns = {name: table.column(name).to_numpy() for name in table.column_names}
@@ -61,36 +62,35 @@ class Run:
 
 
 def load(paths: Sequence[Path]) -> list[Run]:
-    """Reads run directories, each of another run.
+    """Reads run directories.
 
     Raises:
-      UserError: as `Run.load`, or a run that is there twice, also as a copy: the figures of one run
-        would count as those of several.
+      UserError: as `Run.load`, or a run is given twice, even as a copy: it would count as several
+        runs.
     """
     runs: list[Run] = []
     seen: dict[str, Path] = {}
     for path in paths:
         runs.append(Run.load(path))
-        home = Workdir(path)
-        same = joint_sha256(map(file_sha256, (home.result, home.per_query)))
-        if same in seen:
-            what = str(path) if path == seen[same] else f"{seen[same]} and {path}"
-            raise UserError(f"{what}: the same run is given twice; give each run once")
-        seen[same] = path
+        workdir = Workdir(path)
+        digest = joint_sha256(map(file_sha256, (workdir.result, workdir.per_query)))
+        if digest in seen:
+            names = str(path) if path == seen[digest] else f"{seen[digest]} and {path}"
+            raise UserError(f"{names}: the same run is given twice; give each run once")
+        seen[digest] = path
     return runs
 
 
 @dataclass(frozen=True)
 class Line:
-    """One variant of the table under one protocol and condition.
+    """Comparison of one variant under one protocol and condition.
 
     Attributes:
-      first, second: means of both sides over queries and runs.
-      classes: difference (first minus second) of the mean over runs, with the interval of a
-        bootstrap over classes: would other objects say the same?
-      p: of the sign-flip test over classes.
-      seeds: difference with the interval over pairs of runs (would other seeds say the same?);
-        None for a single pair.
+      variant, protocol, condition: names.
+      first, second: mean of each side over queries and runs.
+      classes: difference (first minus second) with the interval of a bootstrap over classes.
+      p: p-value of the sign-flip test over classes.
+      seeds: difference with the interval over pairs of runs; None for a single pair.
     """
 
     variant: str
@@ -104,12 +104,12 @@ class Line:
 
 
 def compare(first: Sequence[Run], second: Sequence[Run], metric: str = "map_at_r") -> list[Line]:
-    """Every variant, protocol and condition that both sides have.
+    """Compares both sides for every variant, protocol and condition that they have in common.
 
     Args:
       first: runs of one side, such as three seeds.
-      second: as many runs of the other side; they are paired in this order.
-      metric: a figure of the per-query table.
+      second: as many runs of the other side, paired in this order.
+      metric: a metric of the per-query table.
 
     Raises:
       UserError: different numbers of runs, runs on different images or queries, an unknown
@@ -127,8 +127,11 @@ def compare(first: Sequence[Run], second: Sequence[Run], metric: str = "map_at_r
 def common_figures(
     runs: Sequence[Run], metric: str
 ) -> list[tuple[Key, np.ndarray, Int64[np.ndarray, "q"], Float64[np.ndarray, "runs q"]]]:
-    """What all runs have: variant, protocol and condition, names and classes of the queries, and a
-    figure of each query in each run.
+    """Collects a metric for every variant, protocol and condition that all runs have in common.
+
+    Returns:
+      (variant, protocol, condition), ids of the queries, their classes, and the metric of each
+      query in each run.
 
     Raises:
       UserError: runs on different images or queries, an unknown metric, or nothing in common.
@@ -136,11 +139,13 @@ def common_figures(
     for run in runs:
         for name in MEASURED_ON:
             if name not in run.data:
-                raise UserError(f"{run.path}: is of an earlier version; start it again to evaluate")
+                raise UserError(
+                    f"{run.path}: was written by an earlier version; start it again to evaluate"
+                )
             if run.data[name] != runs[0].data[name]:
                 raise UserError(
-                    f"{run.path} and {runs[0].path} were not measured on the same: {name}"
-                    f" {run.data[name]!r}, not {runs[0].data[name]!r}"
+                    f"{run.path} and {runs[0].path} cannot be compared: they differ in {name},"
+                    f" {run.data[name]!r} and {runs[0].data[name]!r}"
                 )
     names = {n: None for n, column in runs[0].columns.items() if column.dtype == np.float64}
     choose("--metric", metric, names)
@@ -152,11 +157,11 @@ def common_figures(
     for key in common:
         queries, labels, _, corrupted = tables[0][key]
         if not all(np.array_equal(one[key][0], queries) for one in tables):
-            raise UserError(f"{' / '.join(key)}: the runs were not asked the same queries")
+            raise UserError(f"{' / '.join(key)}: the runs have different queries")
         if not all(one[key][3] == corrupted for one in tables):
             raise UserError(
-                f"{' / '.join(key)}: the runs were not measured with the same corruptions and "
-                "severities (evaluation.severities)"
+                f"{' / '.join(key)}: the runs have different corruptions or severities "
+                "(evaluation.severities)"
             )
         found.append((key, queries, labels, np.stack([one[key][2] for one in tables])))
     return found
@@ -165,8 +170,8 @@ def common_figures(
 def _figures(
     run: Run, metric: str
 ) -> dict[Key, tuple[np.ndarray, Int64[np.ndarray, "q"], Float64[np.ndarray, "q"], set]]:
-    """(variant, protocol, condition) -> queries, their classes, the figure of each (the mean over
-    corruptions and severities), and the corruptions and severities."""
+    """(variant, protocol, condition) -> queries, their classes, the metric of each query (mean over
+    corruptions and severities), and the set of corruptions and severities."""
     condition = np.where(
         run.columns["corruption"] == "",
         CONDITIONS[0],
@@ -180,11 +185,11 @@ def _figures(
                 chosen = (variants == variant) & (protocols == protocol) & (condition == name)
                 if not chosen.any():
                     continue
-                queries, at, place, count = np.unique(
+                queries, at, inverse, count = np.unique(
                     run.columns["query"][chosen].astype(str),
                     return_index=True, return_inverse=True, return_counts=True,
                 )  # fmt: skip
-                values = np.bincount(place, weights=run.columns[metric][chosen]) / count
+                values = np.bincount(inverse, weights=run.columns[metric][chosen]) / count
                 labels = run.columns["label"][chosen][at]
                 kinds = (run.columns[each][chosen].tolist() for each in ("corruption", "severity"))
                 corrupted = set(zip(*kinds, strict=True))
@@ -210,7 +215,7 @@ def _line(
 
 
 def over_runs(values: Float64[np.ndarray, "runs"]) -> Estimate | None:
-    """Mean and interval of a figure of each run; None for a single one."""
+    """Mean and interval over one value per run; None for a single run."""
     if len(values) < 2:
         return None
     mean, half = statistics.mean_and_interval(values)

@@ -1,4 +1,4 @@
-"""Gathers what `report.html` shows from a finished evaluation."""
+"""Collects the content of `report.html` from a finished evaluation."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ from afa.retrieval.exact import topk
 from afa.train.logging import read_history
 
 QUERIES, FAILURES, HITS, SAMPLES = 8, 6, 8, 24
-CORRUPTED_AT_3 = [(name, 3) for name in CORRUPTIONS]  # what corrupted images are shown with
+CORRUPTED_AT_3 = [(name, 3) for name in CORRUPTIONS]  # corruptions of the images that are shown
 GROUPS = ("trained", "held_back")
 
 
@@ -35,12 +35,12 @@ def page(
     weights: Mapping[str, float],
     workdir: Path,
 ) -> Page:
-    """The page of a run.
+    """Builds the report page of a run.
 
     Args:
-      result: what `result.json` holds.
-      weights: those of the fused descriptor.
-      workdir: where `metrics.jsonl` lies.
+      result: content of `result.json`.
+      weights: block -> weight of the fused descriptor.
+      workdir: run directory, with `metrics.jsonl`.
     """
     config, dataset, images = evaluator.config, evaluator.dataset, evaluator.dataset.test
     protocol = protocols(images, config.evaluation.protocol)[0]
@@ -59,7 +59,7 @@ def page(
         train_seconds=float(result["timings"]["training_steps"]),
         parameters=result["parameters"],
         facts={
-            "Images seen": f"{config.data.image_size} px, {config.data.batch_size} a step",
+            "Training images": f"{config.data.image_size} px, {config.data.batch_size} per step",
             "Steps": str(result["step"]),
             "Fused descriptor": ", ".join(f"{n} {w:g}" for n, w in weights.items()),
         },
@@ -112,12 +112,12 @@ def _search_facts(search: Mapping[str, Any], results: int) -> SearchFacts:
 def _strips(
     evaluator: Evaluator, variables: PyTree, weights: Mapping[str, float], protocol: Protocol
 ) -> tuple[list[QueryRow], list[QueryRow], list[QueryRow]]:
-    """Query rows: clean ones, corrupted ones, and the worst clean failures."""
+    """Returns rows of clean queries, of corrupted queries, and of the worst clean failures."""
     config, images = evaluator.config, evaluator.dataset.test
     seed = config.evaluation.corruption_seed
     embed = evaluator.embedding.fused(weights)
-    asked, offered = evaluator.embedding.in_both_roles(weights)(variables, images)
-    gallery, queries = offered[protocol.gallery], asked[protocol.queries]
+    as_query, as_gallery = evaluator.embedding.in_both_roles(weights)(variables, images)
+    gallery, queries = as_gallery[protocol.gallery], as_query[protocol.queries]
     hits = min(HITS, len(protocol.gallery) - 1)
     some = drawn_evenly(images, protocol.queries, QUERIES, seed + 1)
     at = np.searchsorted(protocol.queries, some)
@@ -126,11 +126,11 @@ def _strips(
         vectors: Float32[np.ndarray, "q d"], at: Int64[np.ndarray, "q"], corrupted: bool = False
     ) -> list[QueryRow]:
         scores, found = topk(vectors, gallery, hits, protocol.exclude[at])
-        shown = [decode(images.images[int(protocol.queries[q])]) for q in at]
+        query_images = [decode(images.images[int(protocol.queries[q])]) for q in at]
         if corrupted:
-            seen = images.subset(protocol.queries[at])
-            shown = np.concatenate(
-                list(eval_batches(seen, config.data, len(at), CORRUPTED_AT_3[: len(at)], seed))
+            subset = images.subset(protocol.queries[at])
+            query_images = np.concatenate(
+                list(eval_batches(subset, config.data, len(at), CORRUPTED_AT_3[: len(at)], seed))
             )
         return [
             _row(
@@ -138,10 +138,10 @@ def _strips(
                 images,
                 protocol,
                 int(q),
-                shown[i],
+                query_images[i],
                 found[i],
                 scores[i],
-                _told(CORRUPTED_AT_3[i]) if corrupted else "",
+                _label(CORRUPTED_AT_3[i]) if corrupted else "",
             )
             for i, q in enumerate(at)
         ]
@@ -153,14 +153,14 @@ def _strips(
     scores, found = topk(queries, gallery, hits, protocol.exclude)
     labels, targets = images.labels[protocol.queries], images.labels[protocol.gallery]
     right = targets[found] == labels[:, None]
-    # Worst: nothing right among the results, and the wrong ones the most convincing.
+    # Worst: no positive among the results, and the highest score of a wrong first result.
     order = np.lexsort((-scores[:, 0], right.any(axis=1), right[:, 0]))
     worst = [int(q) for q in order[:FAILURES] if not right[q, 0]]
     failures = rows(queries[worst], np.array(worst, np.int64)) if worst else []
     return clean, corrupted_rows, failures
 
 
-def _told(corruption: Corruption) -> str:
+def _label(corruption: Corruption) -> str:
     return f"{corruption[0].replace('_', ' ')}, severity {corruption[1]}"
 
 
@@ -168,25 +168,25 @@ def _row(
     evaluator: Evaluator, images: ImageSet, protocol: Protocol, query: int,
     image: UInt8[np.ndarray, "h w 3"], found: np.ndarray, scores: np.ndarray, corruption: str,
 ) -> QueryRow:  # fmt: skip
-    """One query, as it was seen, with its results as images."""
+    """One query image with its result images."""
     names, index = evaluator.dataset.class_names, int(protocol.queries[query])
     hits = []
     for row, score in zip(found, scores, strict=True):
-        place = int(protocol.gallery[row])
+        hit = int(protocol.gallery[row])
         hits.append(
             Hit(
-                decode(images.images[place]),
-                images.ids[place],
+                decode(images.images[hit]),
+                images.ids[hit],
                 float(score),
-                bool(images.labels[place] == images.labels[index]),
-                names[images.labels[place]],
+                bool(images.labels[hit] == images.labels[index]),
+                names[images.labels[hit]],
             )
         )
     return QueryRow(image, images.ids[index], names[images.labels[index]], hits, corruption)
 
 
 def _restorations(evaluator: Evaluator, variables: PyTree) -> list[Restoration]:
-    """One image a corruption: as it came, what G made of it, and the clean target."""
+    """One image per corruption: corrupted, restored by G, and clean."""
     images, config = evaluator.dataset.test, evaluator.config
     seed = config.evaluation.corruption_seed
     wild = np.flatnonzero(~images.catalogue)
@@ -196,15 +196,16 @@ def _restorations(evaluator: Evaluator, variables: PyTree) -> list[Restoration]:
     clean = np.concatenate(list(eval_batches(chosen, config.data, len(chosen))))
     target = jnp.asarray(clean, jnp.float32) / 255
     before, after = (np.asarray(psnr(jnp.asarray(x), target)) for x in (degraded, restored))
-    shown = []
+    restorations = []
     for i, corruption in enumerate(corrupted):
         triple = (to_pixels(degraded[i]), to_pixels(restored[i]), clean[i])
-        shown.append(Restoration(_told(corruption), *triple, float(before[i]), float(after[i])))
-    return shown
+        psnrs = float(before[i]), float(after[i])
+        restorations.append(Restoration(_label(corruption), *triple, *psnrs))
+    return restorations
 
 
 def _samples(evaluator: Evaluator, variables: PyTree) -> list[UInt8[np.ndarray, "h w 3"]]:
-    """Images that G makes from noise alone."""
+    """Images that G samples from noise z."""
     generator = evaluator.networks.generator
     if generator is None:
         return []
@@ -218,5 +219,5 @@ def _samples(evaluator: Evaluator, variables: PyTree) -> list[UInt8[np.ndarray, 
 
 
 def to_pixels(image: Float32[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """[0, 1] -> uint8."""
+    """Converts an image in [0, 1] to uint8."""
     return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""One run from images to report: read `run` from top to bottom."""
+"""A run: training, evaluation, export, index and report."""
 
 import datetime
 import subprocess
@@ -26,7 +26,7 @@ from afa.retrieval import calibration
 from afa.retrieval.indexing import indexed
 from afa.retrieval.records import Records
 from afa.runs import report_page
-from afa.runs.setup import Setup, describe, gallery, setup, unknown_queries
+from afa.runs.setup import Setup, build_setup, describe, gallery, unknown_queries
 from afa.runs.tables import show
 from afa.train import loop
 from afa.train.checkpoint import Checkpoints, Position
@@ -34,19 +34,25 @@ from afa.train.logging import MetricWriter, write_result
 from afa.train.state import TrainState, checkpoint_id
 from afa.workdir import Workdir
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 def run(
-    experiment: str, config: ExperimentConfig, workdir: Path, say: Say = print
+    experiment: str, config: ExperimentConfig, directory: Path, print_line: PrintLine = print
 ) -> dict[str, Any]:
-    """Trains, or goes on training, then evaluates, exports, indexes and reports.
+    """Trains a run or resumes it, then evaluates, exports, indexes and reports.
 
-    A finished run is only evaluated again.
+    A run whose training is finished is only evaluated again.
+
+    Args:
+      experiment: name of the experiment.
+      config: its configuration.
+      directory: of the run.
+      print_line: receives the lines of the log.
 
     Returns:
-      What `result.json` holds: config, commit, data, metrics, timings. Several processes train,
-      embed and end together; the first writes, and the others return an empty result.
+      The content of `result.json`: config, commit, data, metrics, timings. Several processes train,
+      embed and end together; the first writes and returns it, the others return {}.
 
     Raises:
       UserError: a mistake of the user; nothing is half-written.
@@ -54,116 +60,129 @@ def run(
     """
     timings = Timings()
     with timings.of("data"):
-        ready = parallel.together(lambda: setup(config))
-    config = ready.config
-    home = Workdir(workdir)
+        setup = parallel.together(lambda: build_setup(config))
+    config = setup.config
+    workdir = Workdir(directory)
     with ExitStack() as stack:
-        parallel.first_only(lambda: stack.enter_context(home.locked()))
-        parallel.first_only(lambda: claim(experiment, ready, home))
-        for line in describe(ready):
-            say(line)
-        with timings.of("training"), Checkpoints(home.checkpoints, config.train.keep_best) as saved:
-            trained, initial, seconds = train(ready, home, saved, say)
+        parallel.first_only(lambda: stack.enter_context(workdir.locked()))
+        parallel.first_only(lambda: claim(experiment, setup, workdir))
+        for line in describe(setup):
+            print_line(line)
+        keep_best = config.train.keep_best
+        with timings.of("training"), Checkpoints(workdir.checkpoints, keep_best) as checkpoints:
+            state, initial, seconds = train(setup, workdir, checkpoints, print_line)
         timings.seconds["training_steps"] = seconds
-        trained = parallel.local(trained)
-        variables = trained.search_variables()
-        evaluator = Evaluator(ready.networks, config, ready.dataset)
+        state = parallel.local(state)
+        variables = state.search_variables()
+        evaluator = Evaluator(setup.networks, config, setup.dataset)
         with timings.of("evaluation"):
-            results, weights = evaluate(evaluator, variables, initial, say)
+            results, weights = evaluate(evaluator, variables, initial, print_line)
             restored = restoration.measure(
-                evaluator.embedding, variables, ready.dataset.test, config
+                evaluator.embedding, variables, setup.dataset.test, config
             )
             for line in restoration.warnings(restored, config.data.corruptions):
-                say(line)
+                print_line(line)
         with timings.of("export"):
-            records, manifest = export(experiment, ready, evaluator, trained, weights)
+            records, manifest = export(experiment, setup, evaluator, state, weights)
         with timings.of("index"):
-            measured = parallel.first_only(
-                lambda: indexed(home.embeddings, config.retrieval, say, records, manifest)[1]
-            )
+            arguments = workdir.embeddings, config.retrieval, print_line, records, manifest
+            measured = parallel.first_only(lambda: indexed(*arguments)[1])
             search = parallel.from_first(measured)
-        result = collect(experiment, ready, trained, results, restored, search, timings.seconds)
+        result = collect(experiment, setup, state, results, restored, search, timings.seconds)
         with timings.of("report"):
-            page = report_page.page(experiment, result, evaluator, variables, weights, home.root)
-        parallel.first_only(lambda: write(home, result, results, page))
-        show(results, result, home, say)
+            page = report_page.page(experiment, result, evaluator, variables, weights, workdir.root)
+        parallel.first_only(lambda: write(workdir, result, results, page))
+        show(results, result, workdir, print_line)
         parallel.end_together("run")
     return result if parallel.process_index() == 0 else {}
 
 
-def claim(experiment: str, ready: Setup, home: Workdir) -> None:
-    """Makes the directory that of this run, or confirms that it is.
+def claim(experiment: str, setup: Setup, workdir: Workdir) -> None:
+    """Claims the directory for this run, or confirms that it belongs to it.
 
     Raises:
-      UserError: it holds another run, or a run on other images or weights.
+      UserError: the directory holds another run, or a run on other images or weights.
     """
-    home.claim(experiment, ready.config)
-    home.confirm(ready.dataset.fingerprint)
-    home.confirm_weights(ready.pretrained.record() if ready.pretrained else None)
-    registry.save_split(ready.dataset, home.split)
+    workdir.claim(experiment, setup.config)
+    workdir.confirm(setup.dataset.fingerprint)
+    workdir.confirm_weights(setup.pretrained.record() if setup.pretrained else None)
+    registry.save_split(setup.dataset, workdir.split)
 
 
-def write(home: Workdir, result: Mapping[str, Any], results: Results, page: Page) -> None:
-    """Writes the report, the table of queries and, last, `result.json`."""
-    write_report(home.report, page)
-    write_result(home.root, result, results.per_query)
+def write(workdir: Workdir, result: Mapping[str, Any], results: Results, page: Page) -> None:
+    """Writes the report, the per-query table and, last, `result.json`."""
+    write_report(workdir.report, page)
+    write_result(workdir.root, result, results.per_query)
 
 
 def train(
-    ready: Setup, home: Workdir, checkpoints: Checkpoints, say: Say
+    setup: Setup, workdir: Workdir, checkpoints: Checkpoints, print_line: PrintLine
 ) -> tuple[TrainState, PyTree, float]:
-    """The trained state, F's variables before training, and the seconds spent in steps."""
-    fresh = ready.fresh_state()
+    """Trains a run, from its latest checkpoint if it has one.
+
+    Returns:
+      The train state to evaluate, F's variables before training, and the seconds spent in steps.
+    """
+    fresh = setup.fresh_state()
     initial = {"embedder": parallel.to_host(fresh.variables["embedder"])}
     position = Position(0, 0.0)
-    current = parallel.replicate(fresh)
+    state = parallel.replicate(fresh)
     if (step := checkpoints.latest()) is not None:
-        current, position = checkpoints.restore(fresh, ready.config)
-        finished = step >= ready.plan.total
-        say(
-            f"{home.root} is finished ({step} steps); it is evaluated again"
+        state, position = checkpoints.restore(fresh, setup.config)
+        finished = step >= setup.plan.total
+        print_line(
+            f"{workdir.root} is finished ({step} steps); it is evaluated again"
             if finished
-            else f"going on after step {step} of {ready.plan.total}"
+            else f"resuming after step {step} of {setup.plan.total}"
         )
     seconds = position.train_seconds
-    if position.batch < ready.plan.total:
-        evaluator = Evaluator(ready.networks, ready.config, ready.dataset)
-        chief = parallel.process_index() == 0
+    if position.batch < setup.plan.total:
+        evaluator = Evaluator(setup.networks, setup.config, setup.dataset)
+        is_main_process = parallel.process_index() == 0
 
-        def validate(now: TrainState) -> Mapping[str, float]:
-            local = parallel.local(now)
+        def validate(current: TrainState) -> Mapping[str, float]:
+            local = parallel.local(current)
             has_generator = int(local.updates.get("generator", 0)) > 0
             return evaluator.validation(local.search_variables(), has_generator)
 
-        with MetricWriter(home.root, position.batch) if chief else nullcontext() as writer:
-            current, seconds = loop.train(
-                ready.context, ready.plan, current, position, ready.pipeline, checkpoints, writer,
+        writing = MetricWriter(workdir.root, position.batch) if is_main_process else nullcontext()
+        with writing as writer:
+            state, seconds = loop.train(
+                setup.context, setup.plan, state, position, setup.pipeline, checkpoints, writer,
                 validate,
             )  # fmt: skip
-    if ready.config.evaluation.checkpoint == "best" and (best := checkpoints.best()) is not None:
-        say(f"evaluating the best checkpoint, step {best}")
-        current, _ = checkpoints.restore(fresh, ready.config, best)
-    return current, initial, seconds
+    if setup.config.evaluation.checkpoint == "best" and (best := checkpoints.best()) is not None:
+        print_line(f"evaluating the best checkpoint, step {best}")
+        state, _ = checkpoints.restore(fresh, setup.config, best)
+    return state, initial, seconds
 
 
 def evaluate(
-    evaluator: Evaluator, variables: PyTree, initial: PyTree, say: Say
+    evaluator: Evaluator, variables: PyTree, initial: PyTree, print_line: PrintLine
 ) -> tuple[Results, dict[str, float]]:
-    """The table of test classes, and the weights of the fused descriptor."""
+    """Evaluates all variants on the test classes.
+
+    Returns:
+      The results, and the fusion weights of the variant "fused".
+    """
     variants = evaluator.variants(variables, initial)
-    return evaluator.test(variables, initial, variants, say), dict(variants[-1].weights)
+    return evaluator.test(variables, initial, variants, print_line), dict(variants[-1].weights)
 
 
 def export(
     experiment: str,
-    ready: Setup,
+    setup: Setup,
     evaluator: Evaluator,
-    trained: TrainState,
+    state: TrainState,
     weights: Mapping[str, float],
 ) -> tuple[Records, dict[str, Any]]:
-    """The gallery as rows of an index, and the manifest that says what described them."""
-    config, dataset = ready.config, ready.dataset
-    variables, images = trained.search_variables(), gallery(dataset, config)
+    """Embeds the gallery.
+
+    Returns:
+      The gallery as rows of an index, and the manifest of the networks that embedded it.
+    """
+    config, dataset = setup.config, setup.dataset
+    variables, images = state.search_variables(), gallery(dataset, config)
     embed = evaluator.embedding.fused(weights)
     vectors = evaluator.embedding.fused(weights, "gallery")(variables, images)
     unknown = unknown_queries(dataset, config)
@@ -173,12 +192,12 @@ def export(
     manifest = {
         "configuration": configuration.to_dict(config),
         "experiment": experiment,
-        "checkpoint": checkpoint_id(trained),
-        "step": int(trained.step),
+        "checkpoint": checkpoint_id(state),
+        "step": int(state.step),
         "preprocessing": preprocessing(config.data) | preprocessing_record(config),
-        "backbone_weights": ready.pretrained.record() if ready.pretrained else None,
+        "backbone_weights": setup.pretrained.record() if setup.pretrained else None,
         "weights": dict(weights),
-        "training_classes": len(ready.pipeline.classes),
+        "training_classes": len(setup.pipeline.classes),
         "unknown": list(scores.scores),
     }
     classes = [dataset.class_names[label] for label in images.labels]
@@ -188,15 +207,18 @@ def export(
 
 def collect(
     experiment: str,
-    ready: Setup,
-    trained: TrainState,
+    setup: Setup,
+    state: TrainState,
     results: Results,
     restored: Mapping[str, Any],
     search: Mapping[str, Any],
     timings: Mapping[str, float],
 ) -> dict[str, Any]:
-    """What `result.json` holds. `timings` still grows: it is stored as it is when written."""
-    config, dataset = ready.config, ready.dataset
+    """Collects the content of `result.json`.
+
+    `timings` is not copied, because more entries are added before the result is written.
+    """
+    config, dataset = setup.config, setup.dataset
     return {
         "config": {"experiment": experiment, **configuration.to_dict(config)},
         "commit": commit(),
@@ -215,22 +237,22 @@ def collect(
         "timings": timings,
         "hardware": parallel.platform(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "parameters": parameters(trained),
-        "backbone_weights": ready.pretrained.record() if ready.pretrained else None,
-        "step": int(trained.step),
+        "parameters": parameters(state),
+        "backbone_weights": setup.pretrained.record() if setup.pretrained else None,
+        "step": int(state.step),
     }
 
 
-def parameters(trained: TrainState) -> dict[str, int]:
-    """Number of parameters of every network."""
+def parameters(state: TrainState) -> dict[str, int]:
+    """Counts the parameters of every network."""
     return {
         name: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(each["params"]))
-        for name, each in trained.variables.items()
+        for name, each in state.variables.items()
     }
 
 
 def commit() -> str:
-    """Commit of the code, with `+changes` where it differs from it; the version outside of git."""
+    """Git commit of the code, with `+changes` if files differ; outside git the version."""
     root = Path(__file__).parents[2]
 
     def git(*words: str) -> str:
@@ -248,13 +270,14 @@ def commit() -> str:
 
 
 class Timings:
-    """Seconds of each part of a run."""
+    """Measures the seconds of each part of a run."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def of(self, part: str) -> Iterator[None]:
+        """Measures the time spent in a `with` block."""
         began = time.perf_counter()
         try:
             yield

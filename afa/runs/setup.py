@@ -1,4 +1,4 @@
-"""What a run is made of, built and checked before anything is written."""
+"""Builds and checks the parts of a run before anything is written."""
 
 import dataclasses
 
@@ -19,12 +19,21 @@ from afa.retrieval.indexing import address
 from afa.train import loop, optim, state, steps
 from afa.train.state import TrainState
 
-CALIBRATION_QUERIES = 1000  # that tell what unknown objects score
+CALIBRATION_QUERIES = 1000  # unknown queries for the "no match" threshold
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Everything of a run that does not change: built once, before anything is written."""
+    """The constant parts of a run.
+
+    Attributes:
+      config: configuration, with the preprocessing of the pretrained weights filled in.
+      dataset: the data set.
+      pipeline: training batches.
+      plan: number of steps of each stage.
+      context: networks, optimisers and configuration of the steps.
+      pretrained: pretrained weights of the backbone; None for random weights.
+    """
 
     config: ExperimentConfig
     dataset: Dataset
@@ -38,10 +47,10 @@ class Setup:
         return self.context.networks
 
     def fresh_state(self) -> TrainState:
-        """The state before the first step, with the pretrained weights in it.
+        """Creates the train state before the first step, with pretrained weights loaded.
 
         Raises:
-          UserError: they do not fit the backbone.
+          UserError: the weights do not fit the backbone.
         """
         config = self.config
         fresh = state.create(
@@ -54,20 +63,20 @@ class Setup:
         )
 
 
-def setup(config: ExperimentConfig) -> Setup:
-    """Loads the data and builds modules, optimisers and plan.
+def build_setup(config: ExperimentConfig) -> Setup:
+    """Loads the data and builds networks, optimisers and plan.
 
     Raises:
-      UserError: any mistake in configuration or data.
+      UserError: a mistake in configuration or data.
     """
     runtime.keep_memory()
     runtime.keep_programs()
     checks.validate(config)
     weights = pretrained.read(config.backbone)
     config = _with_preprocessing(config, weights)
-    # Modules first: a misspelt name should not wait for the data.
+    # Names and addresses are checked before the data is loaded, so that mistakes show at once.
     build_networks(config, classes=2)
-    address(config.retrieval)  # an engine that is not there should not wait for the training
+    address(config.retrieval)
     dataset = registry.load(config.data)
     _check_fit(config, dataset)
     epoch = steps_per_epoch(dataset.train, config.data)
@@ -84,27 +93,27 @@ def setup(config: ExperimentConfig) -> Setup:
     networks = build_networks(config, len(pipeline.classes))
     optimisers = optim.optimisers(config, plan.embedder_steps, max(plan.generator_steps, 1), epoch)
     context = steps.StepContext(networks, optimisers, config)
-    ready = Setup(config, dataset, pipeline, plan, context, weights)
+    setup = Setup(config, dataset, pipeline, plan, context, weights)
     if weights is not None:
-        jax.eval_shape(ready.fresh_state)  # what does not fit is told before anything is written
-    return ready
+        jax.eval_shape(setup.fresh_state)  # raises if the weights do not fit the backbone
+    return setup
 
 
 def _with_preprocessing(config: ExperimentConfig, weights: Pretrained | None) -> ExperimentConfig:
-    """What the weights expect of an image, written into the configuration: a search does not have
-    to read them again."""
+    """Fills the preprocessing of the pretrained weights into the configuration, so that a search
+    does not need the weights file."""
     if weights is None:
         return config
-    usual, chosen = weights.preprocessing, config.backbone
-    filled = {
-        f"backbone.{name}": getattr(chosen, name) or getattr(usual, name)
+    default, backbone = weights.preprocessing, config.backbone
+    fields = {
+        f"backbone.{name}": getattr(backbone, name) or getattr(default, name)
         for name in ("mean", "std", "channels")
     }
-    return with_changes(config, **filled)
+    return with_changes(config, **fields)
 
 
 def _check_fit(config: ExperimentConfig, dataset: Dataset) -> None:
-    """Checks settings against devices and data."""
+    """Checks the configuration against devices and data."""
     devices = parallel.device_count()
     sizes = {
         "data.batch_size": config.data.batch_size,
@@ -129,25 +138,25 @@ def _check_fit(config: ExperimentConfig, dataset: Dataset) -> None:
 
 
 def gallery(dataset: Dataset, config: ExperimentConfig) -> ImageSet:
-    """The images that are exported and searched."""
+    """Returns the images that are exported and searched."""
     return dataset.test if config.retrieval.gallery == "test" else dataset.everything()
 
 
 def unknown_queries(dataset: Dataset, config: ExperimentConfig) -> ImageSet:
-    """Images of validation classes that tell what an object scores that is not in the gallery."""
+    """Returns images of validation classes that calibrate the "no match" threshold."""
     images = dataset.validation
     wild = np.flatnonzero(~images.catalogue)
     return images.subset(protocols.drawn_evenly(images, wild, CALIBRATION_QUERIES, config.seed))
 
 
-def describe(ready: Setup) -> list[str]:
-    """The first lines of a run: on what, with what, for how long."""
-    config, dataset, plan = ready.config, ready.dataset, ready.plan
+def describe(setup: Setup) -> list[str]:
+    """Returns the first lines of the log: hardware, data, network, weights and steps."""
+    config, dataset, plan = setup.config, setup.dataset, setup.plan
     counts = ", ".join(
         f"{name} {len(images)} images of {len(images.classes)} classes"
         for name, images in dataset.splits.items()
     )
-    stages = ", ".join(f"{s.name} {s.end - s.begin}" for s in loop.stages(ready.context, plan))
+    stages = ", ".join(f"{s.name} {s.end - s.begin}" for s in loop.stages(setup.context, plan))
     lines = [
         f"hardware  {parallel.platform()}, {dtype_of(config.train.precision)}",
         f"data      {dataset.name}: {counts}",
@@ -157,11 +166,11 @@ def describe(ready: Setup) -> list[str]:
         f"steps     {plan.total} ({stages})"
         + (f", the first {plan.small} at {config.train.small_size} px" if plan.small else ""),
     ]
-    if ready.pretrained is not None:
-        known = ready.pretrained
+    if setup.pretrained is not None:
+        weights = setup.pretrained
         lines[4:4] = [
-            f"weights   {known.source} ({known.names} names, sha256 {known.sha256[:12]})",
-            *(f"          {line}" for line in known.told),
+            f"weights   {weights.source} ({weights.names} names, sha256 {weights.sha256[:12]})",
+            *(f"          {line}" for line in weights.told),
         ]
     lines += [f"skipped   {each}" for each in dataset.skipped]
     return lines

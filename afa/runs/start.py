@@ -1,4 +1,4 @@
-"""Starts a run: `afa.run`, and what it shares with the command `python -m experiments.run`.
+"""Starts a run: `afa.run`, and the parts that the command `python -m experiments.run` uses too.
 
 JAX is imported inside the functions that need it, so that the command's `--help` answers at once.
 """
@@ -23,60 +23,60 @@ Scale = Literal["auto", "laptop", "full"]
 def run(
     exp: str | ExperimentConfig, *, workdir: str | Path = "", scale: str = "auto", **changes: Any
 ) -> dict[str, Any]:
-    """Trains, evaluates, exports, indexes and reports; a run that was stopped goes on.
+    """Trains, evaluates, exports, indexes and reports; an interrupted run is resumed.
 
         afa.run("afa_resnet18", workdir="runs/small", **{"data.image_size": 64})
 
     Args:
       exp: name of a recipe (a file of `experiments/configs`), or a configuration.
-      workdir: directory of the run; runs/EXP when empty. A configuration needs one, and the run is
-        then called as the directory is.
-      scale: of a recipe: "laptop" is small images and a short schedule, "auto" is that where there
-        is no accelerator.
-      changes: fields to change, by their names with dots.
+      workdir: directory of the run; runs/EXP if empty. It is required for a configuration, and its
+        name is then the name of the run.
+      scale: scale of a recipe: "full", "laptop" (small images, a short schedule), or "auto":
+        "laptop" without an accelerator, else "full".
+      changes: fields to change, by their dotted names.
 
     Returns:
-      What `result.json` holds: config, commit, data, metrics, timings, ...
+      The content of `result.json`: config, commit, data, metrics, timings, ...
 
     Raises:
-      UserError: no such recipe or field, or any mistake in settings or data.
-      TrainingDiverged: a loss, a gradient or a parameter stopped being finite.
-      Preempted: SIGTERM or Ctrl-C; the state is saved, and the same call goes on.
+      UserError: no such recipe or field, or a mistake in settings or data.
+      TrainingDiverged: a loss, a gradient or a parameter is no longer finite.
+      Preempted: SIGTERM or Ctrl-C; the state is saved, and the same call resumes the run.
     """
     if isinstance(exp, ExperimentConfig):
         if scale != "auto":
             raise UserError(f"scale={scale!r} is of recipes; a configuration has its own sizes")
         if not str(workdir):
             raise UserError("workdir is missing: a configuration has no name to call a run by")
-        name, home = Path(workdir).absolute().name, Path(workdir)
+        name, directory = Path(workdir).absolute().name, Path(workdir)
         join(exp.launch, changes)
         recipe = exp
     else:
-        name, home = exp, Path(workdir or Path("runs") / exp)
+        name, directory = exp, Path(workdir or Path("runs") / exp)
         join(find(exp)(False).launch, changes)
         recipe = configured(exp, scale, changes)
     config = with_changes(recipe, **changes)
     refuse_unread(config, recipe)
-    return execute(name, config, home)
+    return execute(name, config, directory)
 
 
 def find(name: str) -> Callable[[bool], ExperimentConfig]:
-    """The `config` function of a recipe.
+    """Returns the `config` function of a recipe.
 
     Raises:
-      UserError: no such recipe; the nearest is named.
+      UserError: no such recipe; the nearest name is given.
     """
-    # The one import of this package that runs upwards. A recipe is data, as a file of settings
-    # would be: nothing in `afa` depends on any, only a name that a user gives leads to it.
+    # The only import of this package from a higher layer. Recipes are data, like settings files:
+    # no code in `afa` depends on a particular one.
     from experiments import configs
 
     return configs.find(name)
 
 
 def configured(exp: str, scale: str, given: Mapping[str, Any]) -> ExperimentConfig:
-    """The configuration of a recipe at a scale, before the given fields are changed.
+    """Returns the configuration of a recipe at a scale, before the given fields are changed.
 
-    Where they ask for random weights, the recipe's settings of fine-tuning are taken back.
+    If they set random weights, the fine-tuning settings of the recipe are reset.
 
     Raises:
       UserError: no such recipe or scale.
@@ -88,22 +88,22 @@ def configured(exp: str, scale: str, given: Mapping[str, Any]) -> ExperimentConf
 
 
 def is_laptop(scale: str) -> bool:
-    """Whether the small form of a recipe is meant."""
+    """Whether a recipe runs at the scale "laptop"."""
     from afa import parallel
 
     return scale == "laptop" or (scale == "auto" and not parallel.accelerated())
 
 
 def join(launch: LaunchConfig, given: Mapping[str, Any]) -> None:
-    """Joins the other processes of the run, if any, before JAX first looks for devices.
+    """Joins the other processes of the run, if any, before JAX initialises its devices.
 
     Args:
-      launch: of the recipe at full scale, since to ask for the scale looks for devices; it is the
-        same at either.
+      launch: of the recipe at full scale; it is the same at every scale, and choosing the scale
+        would initialise the devices.
       given: fields that are changed.
 
     Raises:
-      UserError: no numbers where numbers are needed, or no coordinator there.
+      UserError: values that are not numbers, or no coordinator at the address.
     """
     from afa import parallel
 
@@ -119,7 +119,7 @@ def join(launch: LaunchConfig, given: Mapping[str, Any]) -> None:
 
 
 def execute(exp: str, config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
-    """The run itself (`afa.runs.run`); of several processes one prints."""
+    """Executes the run (`afa.runs.run`); only the first of several processes prints."""
     from afa import console
 
     console.quiet()
@@ -130,11 +130,11 @@ def execute(exp: str, config: ExperimentConfig, workdir: Path) -> dict[str, Any]
         with first_prints():
             return job.run(exp, config, workdir)
     finally:
-        runtime.forget_programs()  # of a notebook that calls this again and again
+        runtime.forget_programs()  # frees memory in notebooks that start many runs
 
 
 def first_prints() -> contextlib.AbstractContextManager[object]:
-    """Inside, only the first of several processes prints."""
+    """Returns a context in which only the first of several processes prints."""
     from afa import parallel
 
     if parallel.process_index() == 0:

@@ -1,4 +1,4 @@
-"""Several runs of one kind as one result: seeds, or the folds of a cross-validation."""
+"""Summarises several runs of one kind: seeds, or the folds of a cross-validation."""
 
 import json
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ from afa.runs.compare import CONDITIONS, Run, common_figures, over_runs
 from afa.workdir import Workdir
 
 FUSED = "fused"  # the variant whose descriptors are exported
-ITSELF = "leave_one_out"
+LEAVE_ONE_OUT = "leave_one_out"
 TOGETHER = "fused, together"
 GALLERIES = {"query_gallery": "gallery", "catalogue": "catalogue"}  # protocol -> part of the split
 
 
 @dataclass(frozen=True)
 class Line:
-    """One variant of the table under one protocol and condition.
+    """Summary of one variant under one protocol and condition.
 
     Attributes:
-      each: the figure of each run.
-      mean: over queries and runs.
-      classes: the mean, with the interval of a bootstrap over classes: would other objects say the
-        same?
-      runs: the mean, with the interval over runs; None for a single one.
+      variant, protocol, condition: names.
+      each: the metric of each run.
+      mean: mean over queries and runs.
+      classes: the mean with the interval of a bootstrap over classes.
+      runs: the mean with the interval over runs; None for a single run.
     """
 
     variant: str
@@ -44,10 +44,11 @@ class Line:
 
 
 def summarise(runs: Sequence[Run], metric: str = "map_at_r") -> list[Line]:
-    """Every variant, protocol and condition that all runs have.
+    """Summarises every variant, protocol and condition that all runs have in common.
 
     Args:
-      metric: a figure of the per-query table.
+      runs: finished runs.
+      metric: a metric of the per-query table.
 
     Raises:
       UserError: runs on different images or queries, an unknown metric, or nothing in common.
@@ -68,8 +69,14 @@ def summarise(runs: Sequence[Run], metric: str = "map_at_r") -> list[Line]:
 
 
 def together(runs: Sequence[Run], metric: str = "map_at_r") -> list[Line]:
-    """Clean queries with the fused descriptors of all runs joined to one unit vector: what an
-    ensemble of the folds finds ("concatenated" in Musgrave et al. 2020, section 3.3).
+    """Evaluates the ensemble of all runs on clean queries.
+
+    The fused descriptors of all runs are concatenated to one unit vector ("concatenated" in
+    Musgrave et al. 2020, section 3.3).
+
+    Args:
+      runs: finished runs, at least two.
+      metric: a metric of the per-query table.
 
     Raises:
       UserError: as `summarise`, fewer than two runs, or test images that were not all exported.
@@ -81,26 +88,28 @@ def together(runs: Sequence[Run], metric: str = "map_at_r") -> list[Line]:
     exports = [_exported(run, names) for run in runs]
     vectors = np.concatenate([each for each, _ in exports], axis=1) / np.float32(len(runs) ** 0.5)
     classes = exports[0][1]
-    place_of = {name: i for i, name in enumerate(names)}
+    row_of = {name: i for i, name in enumerate(names)}
     found = [
-        (protocol, np.array([place_of[name] for name in queries]), labels)
+        (protocol, np.array([row_of[name] for name in queries]), labels)
         for (variant, protocol, condition), queries, labels, _ in common_figures(runs, metric)
         if variant == FUSED and condition == CONDITIONS[0]
     ]
     lines = []
-    for protocol, asked, labels in found:
-        gallery = asked
-        if protocol != ITSELF:
-            offered = images.get(GALLERIES[protocol])
-            if offered is None:
-                raise UserError(f"{runs[0].path}: is of an earlier version; start it again")
-            gallery = np.array([place_of[name] for name in offered])
+    for protocol, queries, labels in found:
+        gallery = queries
+        if protocol != LEAVE_ONE_OUT:
+            gallery_ids = images.get(GALLERIES[protocol])
+            if gallery_ids is None:
+                raise UserError(
+                    f"{runs[0].path}: was written by an earlier version; start it again"
+                )
+            gallery = np.array([row_of[name] for name in gallery_ids])
         ranks = positive_ranks(
-            vectors[asked],
+            vectors[queries],
             vectors[gallery],
             labels,
             classes[gallery],
-            np.arange(len(asked)) if protocol == ITSELF else None,
+            np.arange(len(queries)) if protocol == LEAVE_ONE_OUT else None,
         )
         values = metrics_from_ranks(np.asarray(ranks)).per_query[metric]
         mean = statistics.bootstrap(values, labels)
@@ -109,18 +118,18 @@ def together(runs: Sequence[Run], metric: str = "map_at_r") -> list[Line]:
 
 
 def _test_images(run: Run) -> dict[str, list[str]]:
-    """`ids` of the test images, and which of them are `catalogue` or `gallery`."""
+    """Reads the `ids` of the test images, and which of them are `catalogue` or `gallery`."""
     path = Workdir(run.path).split
     try:
         return json.loads(path.read_text("utf-8"))["splits"]["test"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is no stored split ({error})") from None
+        raise UserError(f"{path}: is not a stored split ({error})") from None
 
 
 def _exported(
     run: Run, names: Sequence[str]
 ) -> tuple[Float32[np.ndarray, "n d"], Int64[np.ndarray, "n"]]:
-    """Descriptors and classes of these images."""
+    """Reads the descriptors and classes of these images."""
     records, _ = read_export(Workdir(run.path).embeddings)
     row_of = {str(name): i for i, name in enumerate(records.ids)}
     if missing := [name for name in names if name not in row_of]:

@@ -1,4 +1,4 @@
-"""The tables that a finished run prints."""
+"""Prints the tables of a finished run."""
 
 import shlex
 from collections.abc import Callable, Mapping
@@ -23,9 +23,16 @@ GROUPS = {"trained": "trained", "held_back": "held-back"}
 
 
 def show(
-    results: Results, result: Mapping[str, Any], home: Workdir, say: Callable[[str], None]
+    results: Results, result: Mapping[str, Any], workdir: Workdir, print_line: Callable[[str], None]
 ) -> None:
-    """The final tables and where everything lies."""
+    """Prints the result tables and the paths of the written files.
+
+    Args:
+      results: results of the evaluation.
+      result: content of `result.json`.
+      workdir: of the run.
+      print_line: receives the lines below the tables.
+    """
     variants = results.variants
     protocols = [name for name in next(iter(variants.values())) if name not in ("cost", "weights")]
     columns = ["method", "cost", *(f"{each} %" for each in FIGURES.values())]
@@ -40,21 +47,21 @@ def show(
                 + [found[g].get(m) for g in GROUPS for m in SHORT]
             )
         table(f"test classes, {protocol.replace('_', '-')}, exact search", lines, columns)
-        if told := extra.told(variants["fused"][protocol]["extra"]):
-            say(f"fused     {told}")
+        if line := extra.summary(variants["fused"][protocol]["extra"]):
+            print_line(f"fused     {line}")
     search, k = result["metrics"]["search"], result["config"]["retrieval"]["results"]
-    say(
+    print_line(
         f"search    {search['engine']}: recall@{k} {100 * search[f'recall_at_{k}']:.1f} % of exact "
         f"search, {search['queries_per_second']:,.0f} queries/s batched, "
         f"{search['single_queries_per_second']:,.0f} single"
     )
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["timings"].items())
-    say(f"timings   {seconds}")
-    say(f"report    {home.report}")
-    say(f"try       {search_command(home.root)}")
+    print_line(f"timings   {seconds}")
+    print_line(f"report    {workdir.report}")
+    print_line(f"try       {search_command(workdir.root)}")
 
 
 def search_command(run: Path) -> str:
-    """A line for a shell that searches with a run, whatever the name of its directory."""
+    """Returns a shell command that searches with a run; its directory is quoted if needed."""
     words = ["python", "-m", "experiments.search", f"--run={run}", "YOUR_IMAGE.jpg"]
     return shlex.join(words)

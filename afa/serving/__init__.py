@@ -1,1 +1,1 @@
-"""Packages for a service without training code."""
+"""Packages of a trained run for services without training code."""

@@ -1,8 +1,9 @@
-"""A traced network as an ONNX model, for services without JAX.
+"""Converts a traced JAX function to an ONNX model, for services without JAX.
 
-The converters there are pin other versions of what trains here, so this one covers what our
-networks are made of: some forty primitives, one line or one function each in `OPERATORS`. What does
-not depend on the input (BatchNorm's gains, positions, turned kernels) is computed here and stored.
+Existing converters require other versions of the training libraries. This one covers the primitives
+of our networks, about forty; each is one line or one function in `OPERATORS`. Values that do not
+depend on the input (BatchNorm scales, position embeddings, transposed kernels) are computed during
+the conversion and stored as constants.
 """
 
 import math
@@ -17,26 +18,31 @@ from jaxtyping import Array
 from afa.errors import UserError
 
 OPSET = 18
-IR_VERSION = 9  # older than what onnx writes by itself: runtimes refuse what is newer than they are
+IR_VERSION = 9  # older than the default of onnx, because runtimes refuse newer versions than theirs
 INPUT, OUTPUT, ROWS = "views", "vectors", "rows"
 TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
-BEYOND = 2**31 - 1  # any end of an axis
-# As several versions of JAX call them.
+BEYOND = 2**31 - 1  # slice end beyond the end of any axis
+# Primitives that contain a jaxpr, with their names in several versions of JAX.
 INLINED = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2")
 
 Known = np.ndarray | Array
-Value = Known | str  # known now, or the name of a tensor of the graph
+Value = Known | str  # a constant, or the name of a tensor of the graph
 
 
 def model(function: Callable[[Array], Array], size: int, about: Mapping[str, str]) -> bytes:
-    """The content of an ONNX file that computes a function of any number of images.
+    """Converts a function of any number of images to an ONNX model.
 
     Args:
-      function: uint8 images (rows, size, size, 3) -> (rows, d); what it closes over is stored.
+      function: uint8 images (rows, size, size, 3) -> (rows, d). Arrays in its closure are stored as
+        constants.
+      size: side of the images in pixels.
       about: metadata of the model.
 
+    Returns:
+      Content of the ONNX file.
+
     Raises:
-      UserError: onnx is not installed, or the function does something that has no line here.
+      UserError: onnx is not installed, or the function uses a primitive that is not in `OPERATORS`.
     """
     try:
         import onnx  # pyright: ignore[reportMissingImports]
@@ -51,7 +57,7 @@ def model(function: Callable[[Array], Array], size: int, about: Mapping[str, str
     shapes = [ROWS, size, size, 3], [ROWS, *traced.out_avals[0].shape[1:]]
     body = make.make_graph(
         nodes,
-        "describe",
+        "embed",
         [make.make_tensor_value_info(INPUT, onnx.TensorProto.UINT8, shapes[0])],
         [make.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, shapes[1])],
         [onnx.numpy_helper.from_array(array, name) for name, array in stored.items()],
@@ -64,11 +70,11 @@ def model(function: Callable[[Array], Array], size: int, about: Mapping[str, str
 
 
 class Graph:
-    """Nodes and stored tensors of a model under construction.
+    """Nodes and constants of a model under construction.
 
     Attributes:
       make: `onnx.helper`.
-      rows: the symbolic number of images.
+      rows: symbolic number of images.
     """
 
     def __init__(self, make: Any, rows: Any) -> None:
@@ -78,35 +84,35 @@ class Graph:
         self._count = 0
 
     def add(self, operator: str, *inputs: Value, outputs: int = 1, **attributes: Any) -> Any:
-        """A node; the name of its output, or of its outputs."""
-        names = [self._fresh() for _ in range(outputs)]
-        given = [self.name_of(each) for each in inputs]
-        self.nodes.append(self.make.make_node(operator, given, names, **attributes))
+        """Adds a node; returns the name of its output, or the names of its outputs."""
+        names = [self._new_name() for _ in range(outputs)]
+        input_names = [self.name_of(each) for each in inputs]
+        self.nodes.append(self.make.make_node(operator, input_names, names, **attributes))
         return names[0] if outputs == 1 else names
 
     def name_of(self, value: Value) -> str:
-        """The name of a tensor; what is known is stored first."""
+        """Returns the name of a tensor; a constant is stored first."""
         if isinstance(value, str):
             return value
-        name = self._fresh()
+        name = self._new_name()
         self._stored[name] = np.asarray(value)
         return name
 
     def reshape(self, x: Value, shape: Sequence[Any]) -> str:
-        """To a shape in which at most one side goes with the number of images."""
+        """Reshapes; at most one dimension may depend on the number of images."""
         return self.add("Reshape", x, integers(*(side if fixed(side) else -1 for side in shape)))
 
     def expand(self, x: Value, shape: Sequence[Any]) -> str:
-        """Sides of one to the sides of a shape."""
-        here = self.add("Shape", INPUT, start=0, end=1)
+        """Broadcasts dimensions of size 1 to a shape."""
+        rows = self.add("Shape", INPUT, start=0, end=1)
         sides = [
-            integers(side) if fixed(side) else self.add("Mul", here, integers(side // self.rows))
+            integers(side) if fixed(side) else self.add("Mul", rows, integers(side // self.rows))
             for side in shape
         ]
         return self.add("Expand", x, self.add("Concat", *sides, axis=0))
 
     def reached(self, output: str) -> tuple[list[Any], dict[str, np.ndarray]]:
-        """The nodes and the stored tensors that an output depends on."""
+        """Returns the nodes and constants that an output depends on."""
         wanted, nodes = {output}, []
         for node in reversed(self.nodes):
             if wanted & set(node.output):
@@ -114,13 +120,13 @@ class Graph:
                 nodes.append(node)
         return nodes[::-1], {name: a for name, a in self._stored.items() if name in wanted}
 
-    def _fresh(self) -> str:
+    def _new_name(self) -> str:
         self._count += 1
         return f"t{self._count}"
 
 
 def run(graph: Graph, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value]) -> list[Value]:
-    """Adds what a jaxpr computes; returns its outputs."""
+    """Adds the equations of a jaxpr to the graph; returns its outputs."""
     values: dict[Any, Value] = dict(zip(jaxpr.constvars, consts, strict=True))
     values |= zip(jaxpr.invars, args, strict=True)
 
@@ -138,24 +144,27 @@ def _apply(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
     if name in INLINED:
         inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
         return run(graph, getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
-    if all(0 in filter(fixed, shape) for shape in shapes):  # of padding by nothing
+    if all(0 in filter(fixed, shape) for shape in shapes):  # empty, such as padding by 0
         return [np.zeros([side if fixed(side) else 0 for side in shape], np.float32)
                 for shape in shapes]  # fmt: skip
     if all(map(fixed, sum(shapes, ()))) and not any(isinstance(each, str) for each in inputs):
         found = equation.primitive.bind(*inputs, **equation.params)
         return list(found) if equation.primitive.multiple_results else [found]
     if name not in OPERATORS:
-        raise UserError(f"this network cannot be written as ONNX: nothing is known of {name!r}")
+        raise UserError(
+            f"this network cannot be written as ONNX: primitive {name!r} is not supported"
+        )
     found = OPERATORS[name](graph, equation, *inputs)
     return found if isinstance(found, list) else [found]
 
 
 def fixed(side: Any) -> bool:
-    """Whether a side of a shape is a number."""
+    """Whether a dimension is a number, not symbolic."""
     return isinstance(side, int)
 
 
 def integers(*numbers: int) -> np.ndarray:
+    """Returns an int64 array."""
     return np.asarray(numbers, np.int64)
 
 
@@ -179,12 +188,12 @@ def _rsqrt(graph: Graph, equation: Any, x: Value) -> str:
 
 
 def _log1p(graph: Graph, equation: Any, x: Value) -> str:
-    # log(1 + x) loses a small x; what it loses is in (1 + x) - 1 (Goldberg 1991, theorem 4).
+    # x log(1 + x) / ((1 + x) - 1) corrects the rounding of 1 + x (Goldberg 1991, theorem 4).
     one = _number(equation, 1)
-    more = graph.add("Add", x, one)
-    scaled = graph.add("Mul", x, graph.add("Log", more))
-    exact = graph.add("Div", scaled, graph.add("Sub", more, one))
-    return graph.add("Where", graph.add("Equal", more, one), x, exact)
+    total = graph.add("Add", x, one)
+    scaled = graph.add("Mul", x, graph.add("Log", total))
+    exact = graph.add("Div", scaled, graph.add("Sub", total, one))
+    return graph.add("Where", graph.add("Equal", total, one), x, exact)
 
 
 def _erfc(graph: Graph, equation: Any, x: Value) -> str:
@@ -199,14 +208,14 @@ def _cast(graph: Graph, equation: Any, x: Value) -> str:
 def _broadcast(graph: Graph, equation: Any, x: Value, *_: Value) -> str:
     shape, kept = equation.params["shape"], equation.params["broadcast_dimensions"]
     own = dict(zip(kept, equation.invars[0].aval.shape, strict=True))
-    before = [own.get(place, 1) for place in range(len(shape))]
+    before = [own.get(axis, 1) for axis in range(len(shape))]
     reshaped = graph.reshape(x, before)
     return reshaped if before == list(shape) else graph.expand(reshaped, shape)
 
 
 def _concatenate(graph: Graph, equation: Any, *parts: Value) -> str:
-    there = [part for part in parts if isinstance(part, str) or part.size]
-    return graph.add("Concat", *there, axis=equation.params["dimension"])
+    nonempty = [part for part in parts if isinstance(part, str) or part.size]
+    return graph.add("Concat", *nonempty, axis=equation.params["dimension"])
 
 
 def _reshape(graph: Graph, equation: Any, x: Value, *_: Value) -> str:
@@ -221,7 +230,7 @@ def _slice(graph: Graph, equation: Any, x: Value) -> Value:
     params, shape = equation.params, equation.invars[0].aval.shape
     steps = params["strides"] or (1,) * len(shape)
     cuts = [
-        (axis, _place(start, side), _place(stop, side), step)
+        (axis, _index(start, side), _index(stop, side), step)
         for axis, (start, stop, step, side) in enumerate(
             zip(params["start_indices"], params["limit_indices"], steps, shape, strict=True)
         )
@@ -233,9 +242,9 @@ def _slice(graph: Graph, equation: Any, x: Value) -> Value:
     return graph.add("Slice", x, starts, stops, axes, steps)
 
 
-def _place(place: Any, side: Any) -> int:
-    """Where a cut is; counted from the end if it goes with the number of images."""
-    return place if fixed(place) else (place - side) or BEYOND
+def _index(index: Any, side: Any) -> int:
+    """Index of a slice; counted from the end if it depends on the number of images."""
+    return index if fixed(index) else (index - side) or BEYOND
 
 
 def _reverse(graph: Graph, equation: Any, x: Value) -> str:
@@ -244,20 +253,20 @@ def _reverse(graph: Graph, equation: Any, x: Value) -> str:
     return graph.add("Slice", x, last, before_first, integers(*axes), last)
 
 
-def _gather(graph: Graph, equation: Any, x: Value, places: Value) -> str:
-    """A block that begins at known places, or known places along one axis: what indexing becomes
-    beside a symbolic side."""
+def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> str:
+    """A block that begins at constant indices, or constant indices along one axis: the forms of
+    indexing next to a symbolic dimension."""
     how, shape = equation.params["dimension_numbers"], equation.invars[0].aval.shape
     axes = how.start_index_map
-    if not isinstance(places, str) and np.ndim(places) == 1:
-        starts = np.asarray(places, np.int64)
+    if not isinstance(indices, str) and np.ndim(indices) == 1:
+        starts = np.asarray(indices, np.int64)
         stops = starts + [equation.params["slice_sizes"][axis] for axis in axes]
         block = graph.add("Slice", x, starts, stops, integers(*axes))
         return graph.reshape(block, equation.outvars[0].aval.shape)
     others = tuple(each for each in range(len(shape)) if each not in axes)
-    if isinstance(places, str) or len(axes) != 1 or how.offset_dims != others:
-        raise UserError("this network cannot be written as ONNX: it looks up what is not known")
-    return graph.add("Gather", x, np.asarray(places, np.int64)[:, 0], axis=axes[0])
+    if isinstance(indices, str) or len(axes) != 1 or how.offset_dims != others:
+        raise UserError("this network cannot be written as ONNX: an index depends on the input")
+    return graph.add("Gather", x, np.asarray(indices, np.int64)[:, 0], axis=axes[0])
 
 
 def _split(graph: Graph, equation: Any, x: Value) -> list[str]:
@@ -321,7 +330,7 @@ def _convolution(graph: Graph, equation: Any, x: Value, kernel: Value) -> str:
 
 
 def _pool(operator: str) -> Callable[..., str]:
-    """Windows over the sides of an NHWC map; "AveragePool" is made a sum again."""
+    """Pools over height and width of an NHWC map; "AveragePool" is scaled to a sum."""
 
     def pool(graph: Graph, equation: Any, x: Value, *_: Value) -> str:
         params = equation.params

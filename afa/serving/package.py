@@ -1,18 +1,18 @@
-"""A trained run packed for a service: one directory that describes images without training code.
+"""Packages a trained run for a service: a directory that embeds images without training code.
 
-    manifest.json          what everything is, with the digest of every file
-    weights.safetensors    the parameters that the run's search uses, once for all programs
-    cpu-N.jax              the network for N views at once, lowered for the CPU (`jax.export`)
-    accelerator.jax        the same for any number of views, for accelerators
-    cpu-N.stablehlo        the program inside of cpu-N.jax, for other runtimes of StableHLO
-    predictor.onnx         if asked for, the same in float32 with its parameters, as an ONNX model
-    check.safetensors      some views and the run's own vectors of them
-    afa/, requirements.txt `afa.serving.predictor` and what it imports
+    manifest.json          content of the package, with the digest of every file
+    weights.safetensors    the weights that search uses, shared by all programs
+    cpu-N.jax              the network for a batch of N views, lowered for the CPU (`jax.export`)
+    accelerator.jax        the network for any batch size, lowered for accelerators
+    cpu-N.stablehlo        the StableHLO program of cpu-N.jax, for other runtimes
+    predictor.onnx         optional: the network in float32 with its weights, as an ONNX model
+    check.safetensors      some views and the vectors that the run computes for them
+    afa/, requirements.txt `afa.serving.predictor` and its imports
 
-A network is lowered twice, because it is another one on the CPU: convolutions are products over
-windows, cut into blocks whose number of images has to be known (`afa.models.cpu_convolution`), and
-arithmetic is float32 where accelerators may have bfloat16. Parameters are arguments of the
-programs: as constants every program would hold all of them once more.
+The network is lowered separately for the CPU, because it differs there: convolutions are matrix
+products over blocks of a known number of images (`afa.models.cpu_convolution`), and arithmetic is
+float32 where accelerators may use bfloat16. Weights are arguments of the programs, so that they are
+not stored once per program.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from afa.config import ExperimentConfig
 from afa.data.images import resize
 from afa.data.types import ImageSet
 from afa.errors import UserError
-from afa.inference.load import Trained
+from afa.inference.load import TrainedEmbedder
 from afa.io import require_writable, write_bytes, write_json
 from afa.models.fusion import fuse
 from afa.models.networks import Networks, build_networks, dtype_of
@@ -58,7 +58,7 @@ from afa.train.steps import to_unit
 
 ONNX = "predictor.onnx"
 CPU_ROWS = (1, 4, 16)
-# An accelerator's program runs on the CPU too, where it is tested; it only is slow there.
+# The accelerators' program also runs on the CPU, slowly, so that it can be tested there.
 ACCELERATORS = ("cuda", "rocm", "tpu", "cpu")
 CODE = (
     "__init__.py", "errors.py", "data/__init__.py", "data/images.py", "data/types.py",
@@ -68,15 +68,21 @@ LIBRARIES = (
     "flatbuffers", "jax", "jaxtyping", "numpy", "opencv-python-headless", "pillow", "safetensors",
     "simplejpeg",
 )  # fmt: skip
-CHECKED = 3  # views of which a package holds vectors
-# How far a packed program's unit vectors may be from the run's own: by rounding, and in bfloat16.
+CHECKED = 3  # views in check.safetensors
+# Largest distance of unit vectors to the run's own: on the CPU, in ONNX, in bfloat16.
 ROUNDING, NEAR, COARSE = 1e-5, 1e-4, 0.1
 
 Weights = dict[str, np.ndarray]
 
 
 class Family(NamedTuple):
-    """Programs for one kind of device: rows ("any" or a number) -> program."""
+    """Programs for one kind of device.
+
+    Attributes:
+      platforms: platforms of `jax.export` that they are lowered for.
+      precision: dtype of their arithmetic.
+      programs: batch size ("any" or a number) -> program.
+    """
 
     platforms: tuple[str, ...]
     precision: str
@@ -84,122 +90,126 @@ class Family(NamedTuple):
 
 
 def pack(run: Path, out: Path, precision: str | None = None, onnx: bool = False) -> dict[str, Any]:
-    """Writes the package of a finished run, whole or not at all.
+    """Writes the package of a finished run atomically.
 
     Args:
-      out: a directory that does not exist yet, or is empty.
-      precision: "float32" or "bfloat16" for accelerators; None is the run's own rule
-        (`train.precision`). The CPU has the run's.
+      run: directory of the run.
+      out: a directory that does not exist or is empty.
+      precision: "float32" or "bfloat16" on accelerators; None for the run's `train.precision`. The
+        CPU always uses that of the run.
       onnx: whether to write an ONNX model too.
 
     Returns:
-      The manifest, and under "apart" the distance of each family's vectors from the run's own, None
-      of what cannot run here.
+      The manifest, and under "apart" the largest distance of each family's vectors to the run's
+      own; None for a family that cannot run here.
 
     Raises:
-      UserError: no finished run, a directory that holds something or cannot be written, or vectors
+      UserError: no finished run, a directory that is not empty or cannot be written, or vectors
         that differ from the run's own.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out={out}: holds something already; name a new directory")
+        raise UserError(f"--out={out}: is not empty; name a new directory")
     require_writable(out.absolute().parent, "--out")
-    trained = Trained.load(run)
-    weights, known = _needed(trained), _known(trained)
+    embedder = TrainedEmbedder.load(run)
+    weights, known = _needed_weights(embedder), _check_data(embedder)
     families = {
-        "cpu": _family(trained, weights, False, None),
-        "accelerator": _family(trained, weights, True, precision),
+        "cpu": _family(embedder, weights, False, None),
+        "accelerator": _family(embedder, weights, True, precision),
     }
-    with _whole(out) as stage:
+    with _staged(out) as stage:
         names = _write_programs(stage, families)
         write_bytes(stage / WEIGHTS, save(weights))
         write_bytes(stage / CHECK, save(known))
         _write_code(stage)
         if onnx:
-            write_bytes(stage / ONNX, _onnx(trained, weights))
+            write_bytes(stage / ONNX, _onnx(embedder, weights))
         dimension = known["vectors"].shape[1]
-        manifest = _manifest(trained, weights, families, names, dimension)
+        manifest = _manifest(embedder, weights, families, names, dimension)
         manifest["files"] = _digests(stage)
         write_json(stage / MANIFEST, manifest)
-        apart = {name: _apart(stage, name, family) for name, family in families.items()}
+        distances = {name: _distance(stage, name, family) for name, family in families.items()}
         if onnx:
-            apart["onnx"] = _onnx_apart(stage / ONNX, known, families["cpu"])
-    return manifest | {"apart": apart}
+            distances["onnx"] = _onnx_distance(stage / ONNX, known, families["cpu"])
+    return manifest | {"apart": distances}
 
 
 # ---- programs ------------------------------------------------------------------------------------
 
 
-def _family(trained: Trained, weights: Weights, accelerator: bool, precision: str | None) -> Family:
-    """The network lowered for the CPU or for accelerators."""
+def _family(
+    embedder: TrainedEmbedder, weights: Weights, accelerator: bool, precision: str | None
+) -> Family:
+    """Lowers the network for the CPU or for accelerators."""
     with parallel.lowered_for(accelerator):
-        config = trained.config
+        config = embedder.config
         if precision is not None:
             config = configuration.with_changes(config, **{"train.precision": precision})
         platforms = ACCELERATORS if accelerator else ("cpu",)
         rows = {ANY: export.symbolic_shape("rows")[0]} if accelerator else _by_name(CPU_ROWS)
-        lower = export.export(jax.jit(_network(trained, config)), platforms=platforms)
+        lower = export.export(jax.jit(_network(embedder, config)), platforms=platforms)
         programs = {
             name: lower(_shapes(weights), _views_of(config, count)) for name, count in rows.items()
         }
         return Family(platforms, dtype_of(config.train.precision).name, programs)
 
 
-def _onnx(trained: Trained, weights: Weights) -> bytes:
-    """The network as an ONNX model. Like an accelerator, its runtimes have convolutions."""
-    record = trained.record
+def _onnx(embedder: TrainedEmbedder, weights: Weights) -> bytes:
+    """Converts the network to ONNX, lowered as for accelerators to keep convolutions."""
+    record = embedder.record
     with parallel.lowered_for(True):
-        config = configuration.with_changes(trained.config, **{"train.precision": "float32"})
-        describe, arrays = _network(trained, config), jax.tree.map(jnp.asarray, weights)
+        config = configuration.with_changes(embedder.config, **{"train.precision": "float32"})
+        embed, arrays = _network(embedder, config), jax.tree.map(jnp.asarray, weights)
         about = {
             "checkpoint": record["checkpoint"],
             "preprocessing": json.dumps(record["preprocessing"]),
         }
         size = config.data.image_size
-        return onnx_graph.model(lambda views: describe(arrays, views), size, about)
+        return onnx_graph.model(lambda views: embed(arrays, views), size, about)
 
 
 def network(
     networks: Networks, variables: PyTree, fusion: Mapping[str, float]
 ) -> Callable[[Mapping[str, Array], Array], Array]:
-    """What search computes of a query, as a function of named weights and uint8 views.
+    """Returns the function (named weights, uint8 views) -> unit vectors that search uses.
 
     Args:
-      variables: all there are, or their shapes. Those that are not among the weights are zero.
-      fusion: weight of every block of a fused vector.
+      networks: networks of the run.
+      variables: all variables, or their shapes. Those that are not among the weights are zero.
+      fusion: block -> weight in the fused vector.
     """
 
-    def describe(weights: Mapping[str, Array], views: Array) -> Array:
-        def given(path: Any, leaf: Any) -> Any:
-            # Of what nothing reads, nothing is left in a program.
-            known = weights.get(_name(path))
-            return jnp.zeros(leaf.shape, leaf.dtype) if known is None else known
+    def embed(weights: Mapping[str, Array], views: Array) -> Array:
+        def weight_or_zeros(path: Any, leaf: Any) -> Any:
+            # Zeros stand for unused weights; they are removed when the program is lowered.
+            weight = weights.get(_name(path))
+            return jnp.zeros(leaf.shape, leaf.dtype) if weight is None else weight
 
-        filled = jax.tree.map_with_path(given, shapes)
-        blocks, gates = networks.blocks(filled, to_unit(views), tuple(fusion))
+        variables = jax.tree.map_with_path(weight_or_zeros, shapes)
+        blocks, gates = networks.blocks(variables, to_unit(views), tuple(fusion))
         return fuse(blocks, fusion, gates)
 
     shapes = _shapes(variables)
-    return describe
+    return embed
 
 
 def named(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by their paths."""
+    """Returns path -> leaf of a tree."""
     return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def _needed(trained: Trained) -> Weights:
-    """The weights that the description of a query depends on."""
-    weights = {name: np.asarray(leaf) for name, leaf in named(trained.variables).items()}
+def _needed_weights(embedder: TrainedEmbedder) -> Weights:
+    """Returns the weights that the embedding of a query depends on."""
+    weights = {name: np.asarray(leaf) for name, leaf in named(embedder.variables).items()}
     with parallel.lowered_for(False):
-        lower = export.export(jax.jit(_network(trained, trained.config)), platforms=("cpu",))
-        kept = lower(_shapes(weights), _views_of(trained.config, 1)).module_kept_var_idx
-    return {name: weights[name] for place, name in enumerate(sorted(weights)) if place in kept}
+        lower = export.export(jax.jit(_network(embedder, embedder.config)), platforms=("cpu",))
+        kept = lower(_shapes(weights), _views_of(embedder.config, 1)).module_kept_var_idx
+    return {name: weights[name] for i, name in enumerate(sorted(weights)) if i in kept}
 
 
-def _network(trained: Trained, config: ExperimentConfig) -> Callable:
-    manifest = trained.record
+def _network(embedder: TrainedEmbedder, config: ExperimentConfig) -> Callable:
+    manifest = embedder.record
     networks = build_networks(config, manifest["training_classes"])
-    return network(networks, trained.variables, manifest["weights"])
+    return network(networks, embedder.variables, manifest["weights"])
 
 
 def _name(path: Any) -> str:
@@ -219,59 +229,59 @@ def _views_of(config: ExperimentConfig, rows: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
 
 
-# ---- proof ---------------------------------------------------------------------------------------
+# ---- check ---------------------------------------------------------------------------------------
 
 
-def _known(trained: Trained) -> dict[str, np.ndarray]:
-    """Views that anyone may see, blobs of colour under noise, and the run's own vectors of them."""
-    size = trained.config.data.image_size
+def _check_data(embedder: TrainedEmbedder) -> dict[str, np.ndarray]:
+    """Returns random views (coloured blobs with noise) and the vectors that the run computes."""
+    size = embedder.config.data.image_size
     draw = np.random.default_rng(0)
     blobs = [resize(draw.integers(0, 256, (4, 4, 3), np.uint8), size, size) for _ in range(CHECKED)]
     noisy = blobs + draw.normal(0, 10, (CHECKED, size, size, 3))
     views = np.clip(noisy, 0, 255).astype(np.uint8)
     ids = tuple(map(str, range(CHECKED)))
     images = ImageSet(list(views), np.zeros(CHECKED, np.int64), ids, np.zeros(CHECKED, bool))
-    return {"views": views, "vectors": trained(images)}
+    return {"views": views, "vectors": embedder(images)}
 
 
-def _apart(package: Path, name: str, family: Family) -> float | None:
-    """How far the vectors of a written family are from the run's own; None where its programs
+def _distance(package: Path, name: str, family: Family) -> float | None:
+    """Largest distance of the vectors of a written family to the run's own; None if its programs
     cannot run here.
 
     Raises:
-      UserError: too far.
+      UserError: the distance is too large.
     """
-    here = platform()
-    if here not in family.platforms:
+    current = platform()
+    if current not in family.platforms:
         return None
-    # Of a program for any number one is tried, and not the one where rows cannot be mixed up.
+    # A program for any batch size is checked with one size above 1, where rows could be mixed up.
     rows = ANY_ROWS[1:2] if ANY in family.programs else None
-    apart = Predictor.load(package, name).check(rows)
-    exact = here == "cpu" and family.precision == "float32"
-    if not apart <= (ROUNDING if exact else COARSE):
-        raise UserError(f"the programs for {name} are {apart:.1e} from the run's own vectors")
-    return apart
+    distance = Predictor.load(package, name).check(rows)
+    exact = current == "cpu" and family.precision == "float32"
+    if not distance <= (ROUNDING if exact else COARSE):
+        raise UserError(f"the programs for {name} are {distance:.1e} from the run's own vectors")
+    return distance
 
 
-def _onnx_apart(model: Path, known: Mapping[str, np.ndarray], family: Family) -> float | None:
+def _onnx_distance(model: Path, known: Mapping[str, np.ndarray], family: Family) -> float | None:
     try:
         import onnxruntime  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (vectors,) = session.run(None, {onnx_graph.INPUT: known["views"]})
-    apart = float(np.linalg.norm(vectors - known["vectors"], axis=1).max())
+    distance = float(np.linalg.norm(vectors - known["vectors"], axis=1).max())
     exact = platform() == "cpu" and family.precision == "float32"
-    if not apart <= (NEAR if exact else COARSE):
-        raise UserError(f"the ONNX model is {apart:.1e} from the run's own vectors")
-    return apart
+    if not distance <= (NEAR if exact else COARSE):
+        raise UserError(f"the ONNX model is {distance:.1e} from the run's own vectors")
+    return distance
 
 
 # ---- files ---------------------------------------------------------------------------------------
 
 
 def _write_programs(stage: Path, families: Mapping[str, Family]) -> dict[str, dict[str, str]]:
-    """Family -> rows -> file."""
+    """Writes all programs; returns family -> batch size -> file."""
     names: dict[str, dict[str, str]] = {}
     for family, (_, _, programs) in families.items():
         for rows, program in programs.items():
@@ -299,13 +309,13 @@ def _write_code(stage: Path) -> None:
 
 
 def _manifest(
-    trained: Trained,
+    embedder: TrainedEmbedder,
     weights: Weights,
     families: Mapping[str, Family],
     names: Mapping[str, Mapping[str, str]],
     dimension: int,
 ) -> dict[str, Any]:
-    export_manifest = trained.record
+    export_manifest = embedder.record
     same = ("experiment", "checkpoint", "step", "preprocessing", "configuration")
     (version,) = {
         program.calling_convention_version
@@ -328,13 +338,13 @@ def _manifest(
             }
             for name, family in families.items()
         },
-        # In the order of a program's arguments; the views come last.
+        # Names of the weights in the order of a program's arguments; the views come last.
         "arguments": sorted(weights),
     }
 
 
 def _digests(stage: Path) -> dict[str, dict[str, Any]]:
-    """Every file, by its path inside of the package."""
+    """Size and digest of every file, by its path within the package."""
     found = {}
     for path in sorted(stage.rglob("*")):
         if path.is_file():
@@ -345,8 +355,8 @@ def _digests(stage: Path) -> dict[str, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _whole(directory: Path) -> Iterator[Path]:
-    """A folder to write in that becomes `directory` at the end, or is gone after an error.
+def _staged(directory: Path) -> Iterator[Path]:
+    """Yields a staging folder that is renamed to `directory` at the end, or removed on an error.
 
     Raises:
       UserError: the disk is full or not writable.

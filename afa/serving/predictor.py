@@ -1,11 +1,11 @@
-"""Describes images with a package of a trained run: what a service needs, and no training code.
+"""Embeds images with a package of a trained run, without training code.
 
-Beside JAX and NumPy it imports what decodes images and reads safetensors. A package holds a copy
-of this file and of those it imports, so that the package alone serves:
+It needs JAX, NumPy, safetensors and an image decoder. A package contains a copy of this file and of
+its imports, so that it runs on its own:
 
     cd PACKAGE && python -m afa.serving.predictor --check IMAGE.jpg
 
-prints one JSON object an image, {"image": ..., "vector": [...]}.
+prints one JSON object per image, {"image": ..., "vector": [...]}.
 """
 
 import argparse
@@ -31,24 +31,24 @@ MANIFEST = "manifest.json"
 KIND = "afa predictor"
 FORMAT = 1
 WEIGHTS, CHECK = "weights.safetensors", "check.safetensors"
-ANY = "any"  # rows of a program that takes any number
-# What a program for any number of rows is compiled for: fewer programs, and some rows to spare.
+ANY = "any"  # batch size of a program that takes any
+# Batch sizes that such a program is compiled for; views are padded to one of them.
 ANY_ROWS = (1, 4, 16, 64, 256)
 
 Program = Callable[[Mapping[str, Array], Any], Array]
 
 
 class Predictor:
-    """Images to the vectors that the run's gallery has.
+    """Embeds images as the run embedded its gallery.
 
-    Calls may come from several threads. A program is compiled when it is first called: `check`
-    calls all of them, before the first query has to wait.
+    Thread-safe. A program is compiled at its first call; `check` calls all of them, to compile them
+    before the first query.
 
     Attributes:
-      manifest: what `manifest.json` says.
-      size: side of a view, in pixels.
-      dimension: length of a vector.
-      rows: numbers of views that are described at once; what is left over is filled up.
+      manifest: content of `manifest.json`.
+      size: side of a view in pixels.
+      dimension: dimension of a vector.
+      rows: batch sizes; the last batch is padded.
     """
 
     def __init__(
@@ -67,26 +67,27 @@ class Predictor:
 
     @classmethod
     def load(cls, directory: Path | str, family: str | None = None) -> "Predictor":
-        """Opens a package and checks it against its manifest.
+        """Loads a package and checks its files against the manifest.
 
         Args:
-          family: which of the manifest's programs to take; None is "cpu" where JAX has only the
-            CPU, else "accelerator".
+          directory: of the package.
+          family: programs to use, a key of `families` in the manifest; None for "cpu" if JAX has
+            only the CPU, else "accelerator".
 
         Raises:
-          UserError: no package, one that another version wrote, a file that is missing, changed or
-            damaged, or no program for what JAX computes on.
+          UserError: no package, a package of another version, a file that is missing, changed or
+            damaged, or no program for the platform of JAX.
         """
         directory = Path(directory)
         manifest = _manifest(directory)
-        here = platform()
+        current = platform()
         try:
             families = manifest["families"]
-            family = family or ("cpu" if here == "cpu" else "accelerator")
+            family = family or ("cpu" if current == "cpu" else "accelerator")
             chosen = choose("family", family, families)
-            if here not in chosen["platforms"]:
-                able = ", ".join(chosen["platforms"])
-                raise UserError(f"{directory}: its programs run on {able}, not on {here}")
+            if current not in chosen["platforms"]:
+                supported = ", ".join(chosen["platforms"])
+                raise UserError(f"{directory}: its programs run on {supported}, not on {current}")
             content = {
                 name: _read(directory, name, manifest["files"])
                 for name in (*chosen["programs"].values(), WEIGHTS, CHECK)
@@ -99,15 +100,18 @@ class Predictor:
             raise UserError(f"{directory / MANIFEST} is damaged: {error!r}") from None
 
     def view(self, image: RawImage) -> UInt8[np.ndarray, "s s 3"]:
-        """What the network sees of an image, encoded or decoded.
+        """Returns the input of the network: the resized and cropped image.
+
+        Args:
+          image: encoded or decoded.
 
         Raises:
           UnreadableImage: it cannot be decoded.
         """
         return evaluation_view(image, self.size, self._crop)
 
-    def describe(self, views: UInt8[np.ndarray, "n s s 3"]) -> Float32[np.ndarray, "n d"]:
-        """Unit vectors of views.
+    def embed(self, views: UInt8[np.ndarray, "n s s 3"]) -> Float32[np.ndarray, "n d"]:
+        """Embeds views; returns unit vectors.
 
         Raises:
           UserError: views of another size.
@@ -117,42 +121,42 @@ class Predictor:
             raise UserError(f"views of shape {views.shape} are not of shape {side}")
         parts = [np.zeros((0, self.dimension), np.float32)]
         for rows, block in _blocks(views, self.rows):
-            filled = np.concatenate([block, np.repeat(block[-1:], rows - len(block), axis=0)])
-            parts.append(np.asarray(self._programs[rows](self._weights, filled))[: len(block)])
+            padded = np.concatenate([block, np.repeat(block[-1:], rows - len(block), axis=0)])
+            parts.append(np.asarray(self._programs[rows](self._weights, padded))[: len(block)])
         return np.concatenate(parts)
 
-    def describe_images(self, images: Sequence[RawImage]) -> Float32[np.ndarray, "n d"]:
-        """Unit vectors of images.
+    def embed_images(self, images: Sequence[RawImage]) -> Float32[np.ndarray, "n d"]:
+        """Embeds images; returns unit vectors.
 
         Raises:
-          UnreadableImage: one cannot be decoded.
+          UnreadableImage: an image cannot be decoded.
         """
         shape = (len(images), self.size, self.size, 3)
         views = np.array([self.view(each) for each in images], np.uint8)
-        return self.describe(views.reshape(shape))
+        return self.embed(views.reshape(shape))
 
     def check(self, rows: Sequence[int] | None = None) -> float:
-        """How far vectors are from those that the run itself has of the same views: the largest
-        distance. Rounding comes to less than 1e-5; bfloat16, or another kind of device, to more.
+        """Returns the largest distance to the vectors that the run computed for the same views.
+
+        Rounding alone gives less than 1e-5; bfloat16 or another kind of device give more.
 
         Args:
-          rows: the numbers of views to try at once; None is all.
+          rows: batch sizes to check; None for all.
         """
         views, vectors = self._known["views"], self._known["vectors"]
-        apart = 0.0
+        distance = 0.0
         for count in self.rows if rows is None else rows:
-            # Each view comes first once, and the others in the rows behind it.
+            # Each view is once the first of a batch, followed by the others.
             blocks = [np.resize(views[i:], (count, *views.shape[1:])) for i in range(len(views))]
             found = [np.asarray(self._programs[count](self._weights, block))[0] for block in blocks]
-            apart = max(apart, float(np.linalg.norm(found - vectors, axis=1).max()))
-        return apart
+            distance = max(distance, float(np.linalg.norm(found - vectors, axis=1).max()))
+        return distance
 
 
 def _blocks(
     views: UInt8[np.ndarray, "n s s 3"], rows: Sequence[int]
 ) -> Iterator[tuple[int, UInt8[np.ndarray, "m s s 3"]]]:
-    """Consecutive views, and the number that each block of them is filled up to: the largest of
-    which at least half is needed."""
+    """Yields (batch size, views): the largest batch size of which at least half is used."""
     begin = 0
     while left := len(views) - begin:
         size = max((n for n in rows if n <= 2 * left), default=min(rows))
@@ -161,7 +165,7 @@ def _blocks(
 
 
 def platform() -> str:
-    """The name that programs are lowered under for what JAX computes on here."""
+    """Returns the platform of JAX, as named by `jax.export`."""
     name = jax.default_backend()
     if name != "gpu":
         return name
@@ -177,7 +181,7 @@ def _manifest(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
-        raise UserError(f"{directory} holds no package: {MANIFEST} is one of something else")
+        raise UserError(f"{directory} holds no package: {MANIFEST} is not that of a package")
     if manifest.get("format") != FORMAT:
         raise UserError(
             f"{directory} is a package of format {manifest.get('format')}, this version reads "
@@ -195,10 +199,10 @@ def _manifest(directory: Path) -> dict[str, Any]:
 
 
 def _read(directory: Path, name: str, files: Mapping[str, Any]) -> bytes:
-    """A file of the package, once its digest is the manifest's."""
+    """Reads a file of the package and checks its digest."""
     path = directory / name
     if name not in files or Path(name).name != name:
-        raise UserError(f"{directory / MANIFEST} is damaged: {name!r} is none of its files")
+        raise UserError(f"{directory / MANIFEST} is damaged: {name!r} is not one of its files")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -211,7 +215,7 @@ def _read(directory: Path, name: str, files: Mapping[str, Any]) -> bytes:
 def _programs(
     directory: Path, names: Mapping[str, str], content: Mapping[str, bytes]
 ) -> dict[int, Program]:
-    """Rows -> what describes that many views at once."""
+    """Returns batch size -> program."""
     found = {}
     for rows, name in names.items():
         program = jax.jit(_program(directory / name, content[name]).call)
@@ -224,15 +228,15 @@ def _program(path: Path, content: bytes) -> export.Exported:
         return export.deserialize(bytearray(content))
     except ImportError:
         raise UserError("reading a program needs flatbuffers (pip install flatbuffers)") from None
-    except Exception as error:  # a digest that fits says nothing of what the bytes are
-        raise UserError(f"{path} is no program of jax.export ({type(error).__name__})") from None
+    except Exception as error:  # a matching digest does not make the content valid
+        raise UserError(f"{path} is not a jax.export program ({type(error).__name__})") from None
 
 
 def _arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
     try:
         return load(content)
     except SafetensorError as error:
-        raise UserError(f"{path} is no safetensors file ({error})") from None
+        raise UserError(f"{path} is not a safetensors file ({error})") from None
 
 
 # ---- command -------------------------------------------------------------------------------------
@@ -243,10 +247,10 @@ def main(words: Sequence[str] | None = None) -> int:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     options.add_argument("images", nargs="*", type=Path, metavar="IMAGE")
     options.add_argument(
-        "--package", type=Path, default=Path(), metavar="DIR", help="default: where you stand"
+        "--package", type=Path, default=Path(), metavar="DIR", help="default: working directory"
     )
     options.add_argument(
-        "--check", action="store_true", help="first say how far vectors are from the run's own"
+        "--check", action="store_true", help="first print the distance to the run's own vectors"
     )
     chosen = options.parse_args(words)
     try:
@@ -254,7 +258,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if chosen.check:
             print(f"at most {predictor.check():.1e} from the run's own vectors", file=sys.stderr)
         for path in chosen.images:
-            vector = predictor.describe(_view(predictor, path)[None])[0]
+            vector = predictor.embed(_view(predictor, path)[None])[0]
             print(json.dumps({"image": str(path), "vector": vector.tolist()}), flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -272,7 +276,7 @@ def _view(predictor: Predictor, path: Path) -> UInt8[np.ndarray, "s s 3"]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnreadableImage as error:
-        raise UserError(f"{path}: is no readable image ({error})") from None
+        raise UserError(f"{path}: is not a readable image ({error})") from None
 
 
 if __name__ == "__main__":

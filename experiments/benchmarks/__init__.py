@@ -1,1 +1,1 @@
-"""Speed beside other libraries."""
+"""Benchmarks of speed against other libraries."""

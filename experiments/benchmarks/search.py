@@ -1,10 +1,10 @@
-"""Speed of search beside faiss and hnswlib: `python -m experiments.benchmarks.search`.
+"""Speed of search compared with faiss and hnswlib: `python -m experiments.benchmarks.search`.
 
-Every library builds its index in a process of its own over the same vectors, with the same time to
-try kinds of index in; for each the least effort is found that reaches a recall@10, and timed:
-queries a second on one core, all in one call and one after the other. Exact search is
-compared with faiss's, on all cores, and what afa's own layer costs with bare ScaNN; those take
-turns. Needs the extra `bench`.
+Every library builds its index in its own process over the same vectors, with the same time to try
+settings. For each index, the fastest settings that reach a recall@10 are timed: queries per second
+on one core, all in one call and one per call. Exact search is compared with faiss on all cores, and
+the overhead of afa's index interface is measured against plain ScaNN; these alternate. Needs the
+extra `bench`.
 """
 
 import argparse
@@ -28,20 +28,20 @@ PROGRAM = "python -m experiments.benchmarks.search"
 K = 10
 TARGETS = (0.90, 0.95, 0.99)
 QUERIES, SINGLE = 1000, 300
-MOST_CORES = 1.1  # at work while one is timed
-LATENT, NOISE = 32, 0.1  # of clustered vectors: dimensions in which they differ, and the rest
+MOST_CORES = 1.1  # cores in use at most while one core is timed
+LATENT, NOISE = 32, 0.1  # clustered vectors: latent dimensions, and noise in all dimensions
 
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The fastest way in which a library reaches a recall: 0 queries a second where it never does.
+    """The fastest settings of a library that reach a recall.
 
     Attributes:
-      kind: of index, and how it is asked.
-      recall: which it reaches.
-      speed: queries a second on one core.
-      build_seconds: on all cores.
-      megabytes: of memory beside the vectors.
+      kind: settings of index and search, as text.
+      recall: measured recall.
+      speed: queries per second on one core; 0 if the recall was not reached.
+      build_seconds: time to build the index on all cores.
+      megabytes: memory of the index beside the vectors.
     """
 
     kind: str = "not reached"
@@ -55,23 +55,23 @@ Found = dict[str, dict[float, Best]]  # "batch" or "single" -> recall -> best
 
 
 def parser() -> Parser:
-    """The command's options."""
+    """Returns the parser of the command line."""
     options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
     add = options.add_argument
-    add("--rows", nargs="+", type=int, default=[100_000], help="vectors in a gallery")
-    add("--dimensions", nargs="+", type=int, default=[128, 512], help="of a vector")
+    add("--rows", nargs="+", type=int, default=[100_000], help="number of gallery vectors")
+    add("--dimensions", nargs="+", type=int, default=[128, 512], help="dimension of the vectors")
     add("--embeddings", type=Path, default=None, metavar="DIR",
-        help="real vectors instead: those of an export or index")  # fmt: skip
-    add("--engines", default="", help="names with commas between them (default: all)")
-    add("--seconds", type=float, default=120.0, help="for each library to try kinds of index in")
-    add("--parts", default="approximate,exact,layer", help="what is measured")
-    add("--page", type=Path, default=None, metavar="FILE", help="recall against speed as a page")
+        help="use the vectors of an export or index instead")  # fmt: skip
+    add("--engines", default="", help="comma-separated names (default: all)")
+    add("--seconds", type=float, default=120.0, help="time of each library to try settings")
+    add("--parts", default="approximate,exact,layer", help="comma-separated parts to measure")
+    add("--page", type=Path, default=None, metavar="FILE", help="write recall over speed as HTML")
     options.add_out()
     return options
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     return perform(parser, _main, words)
 
 
@@ -90,8 +90,8 @@ def _main(chosen: argparse.Namespace) -> int:
     results = {}
     for title, vectors, queries in _sets(chosen):
         print(f"\n{title}: {parallel.platform()}, {os.cpu_count()} cores")
-        given = vectors, queries, names, chosen.seconds
-        results[title] = {part: PARTS[part](title, *given) for part in parts}
+        arguments = vectors, queries, names, chosen.seconds
+        results[title] = {part: PARTS[part](title, *arguments) for part in parts}
     if chosen.page:
         _write_page(chosen.page, results)
     if chosen.out:
@@ -118,8 +118,9 @@ def _sets(chosen: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
 
         vectors = read_export(chosen.embeddings)[0].vectors
         order = np.random.default_rng(0).permutation(len(vectors))
-        asked, kept = np.split(vectors[order], [QUERIES])
-        yield f"{len(kept):,} x {vectors.shape[1]}, real", np.ascontiguousarray(kept), asked
+        queries, gallery = np.split(vectors[order], [QUERIES])
+        title = f"{len(gallery):,} x {vectors.shape[1]}, real"
+        yield title, np.ascontiguousarray(gallery), queries
         return
     for rows in chosen.rows:
         for dimension in chosen.dimensions:
@@ -128,16 +129,17 @@ def _sets(chosen: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
 
 
 def clustered(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
-    """Unit vectors like those of images: 100 a class, which differ in few directions."""
+    """Makes clustered unit vectors: 100 per class, in a subspace of `LATENT` dimensions plus
+    noise."""
     random = np.random.default_rng(seed)
     centres = random.normal(size=(max(1, rows // 100), LATENT))
-    turn = random.normal(size=(LATENT, dimension)).astype(np.float32) / LATENT**0.5
+    projection = random.normal(size=(LATENT, dimension)).astype(np.float32) / LATENT**0.5
     parts = []
     for begin in range(0, rows, 100_000):
         count = min(100_000, rows - begin)
         latent = centres[random.integers(len(centres), size=count)]
         latent = (latent + 0.6 * random.normal(size=latent.shape)).astype(np.float32)
-        part = latent @ turn
+        part = latent @ projection
         part += NOISE * random.standard_normal(part.shape, np.float32)
         parts.append(part / np.linalg.norm(part, axis=1, keepdims=True))
     return np.concatenate(parts)
@@ -158,9 +160,9 @@ def _approximate(
         path = Path(folder) / "vectors.npy"
         np.save(path, vectors)
         for name in names:
-            given = name, str(path), queries, truth, seconds
-            with multiprocessing.get_context("spawn").Pool(1) as pool:  # memory of its own
-                found[name], curves[name] = pool.apply(contend, given)
+            arguments = name, str(path), queries, truth, seconds
+            with multiprocessing.get_context("spawn").Pool(1) as pool:  # its own memory
+                found[name], curves[name] = pool.apply(measure, arguments)
             note(f"  {name}: measured")
     _print_approximate(title, found)
     return {
@@ -173,11 +175,21 @@ def _approximate(
     }  # fmt: skip
 
 
-def contend(
+def measure(
     name: str, path: str, queries: np.ndarray, truth: np.ndarray, seconds: float
 ) -> tuple[Found, list[tuple[float, float]]]:
-    """Builds kinds of index while the time lasts; returns the best, and recall and speed of all
-    that was timed with all queries in one call."""
+    """Builds and times indexes of one engine until the time is used up.
+
+    Args:
+      name: engine, a key of `ENGINES`.
+      path: file of the gallery vectors.
+      queries: unit vectors.
+      truth: similarity of the k-th exact result of each query.
+      seconds: time limit.
+
+    Returns:
+      The best settings, and (recall, speed) of all settings with all queries in one call.
+    """
     from experiments.benchmarks.engines import ENGINES
 
     vectors = np.load(path)
@@ -189,9 +201,9 @@ def contend(
         build, megabytes = time.perf_counter() - started, (_memory() - before) / 2**20
         for target in TARGETS:
             for effort, reorder, recall in _least(built, vectors, queries, truth, target):
-                ask = built.ask(effort, reorder)
+                search = built.search(effort, reorder)
                 kind = f"{built.kind}, effort {effort}" + (f", {reorder} exact" if reorder else "")
-                for way, speed in _speeds(ask, queries).items():
+                for way, speed in _speeds(search, queries).items():
                     if way == "batch":
                         curve.append((recall, speed))
                     if speed > best[way][target].speed:
@@ -207,44 +219,45 @@ def contend(
 def _least(
     built: Any, vectors: np.ndarray, queries: np.ndarray, truth: np.ndarray, target: float
 ) -> Iterator[tuple[int, int, float]]:
-    """The least effort with a recall, for each number of candidates that are compared exactly."""
+    """The least effort that reaches a recall, for each number of re-scored candidates."""
     for reorder in built.reorder:
         low, high = 0, len(built.effort) - 1
-        recall = _recall(built.ask(built.effort[high], reorder), vectors, queries, truth)
+        recall = _recall(built.search(built.effort[high], reorder), vectors, queries, truth)
         if recall < target:
             continue
         while low < high:
             middle = (low + high) // 2
-            here = _recall(built.ask(built.effort[middle], reorder), vectors, queries, truth)
-            low, high = (low, middle) if here >= target else (middle + 1, high)
+            recall = _recall(built.search(built.effort[middle], reorder), vectors, queries, truth)
+            low, high = (low, middle) if recall >= target else (middle + 1, high)
         effort = built.effort[high]
-        yield effort, reorder, _recall(built.ask(effort, reorder), vectors, queries, truth)
+        yield effort, reorder, _recall(built.search(effort, reorder), vectors, queries, truth)
 
 
-def _recall(ask: Callable, vectors: np.ndarray, queries: np.ndarray, truth: np.ndarray) -> float:
-    """Share of the k best that are found; an equal similarity counts."""
-    ids = ask(queries, K).astype(np.int64)
+def _recall(search: Callable, vectors: np.ndarray, queries: np.ndarray, truth: np.ndarray) -> float:
+    """Share of the exact k best that are found; ties count as found."""
+    ids = search(queries, K).astype(np.int64)
     scores = np.einsum("qkd,qd->qk", vectors[np.maximum(ids, 0)], queries)
     return float(((ids >= 0) & (scores >= truth[:, None] - 1e-5)).mean())
 
 
-def _speeds(ask: Callable, queries: np.ndarray) -> dict[str, float]:
+def _speeds(search: Callable, queries: np.ndarray) -> dict[str, float]:
+    """Queries per second in one call ("batch") and one query per call ("single")."""
     from afa.retrieval.index.tuning import seconds_of
 
-    alone = [query[None] for query in queries[:SINGLE]]
-    began, worked = time.perf_counter(), time.process_time()
+    single = [query[None] for query in queries[:SINGLE]]
+    wall, cpu = time.perf_counter(), time.process_time()
     speeds = {
-        "batch": len(queries) / seconds_of(lambda: ask(queries, K)),
-        "single": len(alone) / seconds_of(lambda: [ask(query, K) for query in alone]),
+        "batch": len(queries) / seconds_of(lambda: search(queries, K)),
+        "single": len(single) / seconds_of(lambda: [search(query, K) for query in single]),
     }
-    cores = (time.process_time() - worked) / (time.perf_counter() - began)
+    cores = (time.process_time() - cpu) / (time.perf_counter() - wall)
     if cores > MOST_CORES:
-        raise AssertionError(f"{cores:.2f} cores worked, and speeds are told of one")
+        raise AssertionError(f"{cores:.2f} cores were in use, but speeds are for one core")
     return speeds
 
 
 def _memory() -> int:
-    """Bytes of the process that are not files."""
+    """Bytes of anonymous memory of the process."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) * 1024
 
@@ -254,8 +267,8 @@ def _print_approximate(title: str, found: dict[str, Found]) -> None:
 
     columns = ["recall@10", "library", "queries/s", "of the fastest", "recall", "build s", "MiB",
                "how"]  # fmt: skip
-    ways = {"batch": "all queries in one call", "single": "one query after the other"}
-    for way, words in ways.items():
+    ways = {"batch": "all queries in one call", "single": "one query per call"}
+    for way, label in ways.items():
         lines = []
         for target in TARGETS:
             fastest = max(each[way][target].speed for each in found.values()) or 1.0
@@ -266,10 +279,10 @@ def _print_approximate(title: str, found: dict[str, Found]) -> None:
                     f"{best.recall:.3f}", f"{best.build_seconds:.0f}", f"{best.megabytes:,.0f}",
                     best.kind,
                 ])  # fmt: skip
-        table(f"{title}: {words}, one core", lines, columns)
+        table(f"{title}: {label}, one core", lines, columns)
 
 
-# ---- exact search, and what the layer costs ----------------------------------------------------
+# ---- exact search, and the overhead of the index interface -------------------------------------
 
 
 def _exact(
@@ -283,11 +296,11 @@ def _exact(
     flat = faiss.IndexFlatIP(vectors.shape[1])
     flat.add(vectors)
     gallery = exact.Gallery(vectors)
-    contenders = {
+    calls = {
         "afa exact://": lambda: exact.topk(queries, gallery, K),
         "faiss Flat": lambda: flat.search(queries, K),
     }
-    return _turns(f"{title}: exact search, all cores", contenders, len(queries), turns=5)
+    return _alternate(f"{title}: exact search, all cores", calls, len(queries), turns=5)
 
 
 def _layer(
@@ -300,45 +313,48 @@ def _layer(
 
     leaves = round(2 * len(vectors) ** 0.5)
     engine = ScannEngine.build(vectors, Plan("tree", leaves, max(1, leaves // 40), reorder=40))
-    bare, plan = engine.searcher, engine.plan
+    searcher, plan = engine.searcher, engine.plan
     rows = Records.of(vectors, np.arange(len(vectors)))
     index = LocalIndex("scann://", unchanged, rows, {}, engine, len(vectors))
     reorder = plan.candidates(K)
     batch = {
         "afa scann://": lambda: index.search(queries, K),
-        "ScaNN": lambda: bare.search_batched_parallel(queries, K, reorder, plan.searched),
+        "ScaNN": lambda: searcher.search_batched_parallel(queries, K, reorder, plan.searched),
     }
-    alone = [query[None] for query in queries[:SINGLE]]
+    rows_of_one = [query[None] for query in queries[:SINGLE]]
     single = {
-        "afa scann://": lambda: [index.search(query, K) for query in alone],
-        "ScaNN": lambda: [bare.search(query[0], K, reorder, plan.searched) for query in alone],
+        "afa scann://": lambda: [index.search(query, K) for query in rows_of_one],
+        "ScaNN": lambda: [
+            searcher.search(query[0], K, reorder, plan.searched) for query in rows_of_one
+        ],
     }
+    name = f"{title}: index interface"
     return {
-        "batch": _turns(f"{title}: afa's layer, all in one call", batch, len(queries), turns=30),
-        "single": _turns(f"{title}: afa's layer, one by one", single, len(alone), turns=30),
+        "batch": _alternate(f"{name}, all in one call", batch, len(queries), turns=30),
+        "single": _alternate(f"{name}, one query per call", single, len(rows_of_one), turns=30),
     }
 
 
-def _turns(
-    title: str, contenders: dict[str, Callable[[], Any]], queries: int, turns: int
+def _alternate(
+    title: str, calls: dict[str, Callable[[], Any]], queries: int, turns: int
 ) -> dict[str, Any]:
-    """Both take turns; the ratio is of turns that follow each other."""
+    """Times both calls alternately; the ratio is between consecutive calls."""
     from afa.console import table
 
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for call in contenders.values():
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
         call()
     for _ in range(turns):
-        for name, call in contenders.items():
+        for name, call in calls.items():
             started = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - started)
-    (ours, mine), (theirs, other) = seconds.items()
-    ratios = np.array(other) / np.array(mine)
+    (first, first_seconds), (second, second_seconds) = seconds.items()
+    ratios = np.array(second_seconds) / np.array(first_seconds)
     speeds = {name: queries / float(np.median(each)) for name, each in seconds.items()}
     spread = [float(value) for value in np.percentile(ratios, [50, 10, 90])]
     lines = [[name, f"{speed:,.0f}"] for name, speed in speeds.items()]
-    lines.append([f"{ours} / {theirs}", f"{spread[0]:.2f} ({spread[1]:.2f} to {spread[2]:.2f})"])
+    lines.append([f"{first} / {second}", f"{spread[0]:.2f} ({spread[1]:.2f} to {spread[2]:.2f})"])
     table(title, lines, ["", "queries/s"])
     return {"queries_per_second": speeds, "ratio": spread}
 
@@ -354,9 +370,9 @@ def _write_page(path: Path, results: dict[str, Any]) -> None:
     from afa.report.charts import Line, key, line_chart
     from afa.retrieval.index.tuning import frontier
 
-    out = ["<!doctype html><meta charset=utf-8><title>Recall against speed</title>",
+    out = ["<!doctype html><meta charset=utf-8><title>Recall and speed</title>",
         "<style>body{font:15px system-ui;margin:2em}svg.chart{width:34em}</style>",
-           "<h1>recall@10 against queries a second on one core (thousands)</h1>"]  # fmt: skip
+           "<h1>Thousand queries per second on one core over recall@10 (%)</h1>"]  # fmt: skip
     for title, parts in results.items():
         lines = []
         for style, (name, each) in enumerate(parts.get("approximate", {}).items()):

@@ -1,12 +1,12 @@
-"""Speed of the backbones beside PyTorch's.
+"""Speed of the backbones compared with PyTorch.
 
     python -m experiments.benchmarks.throughput [NAME ...]
 
-Each network with its classifier, forward with stored statistics and forward and backward with those
-of the batch, filled with the same numbers on both sides and checked to give the same scores. Both
-take turns in one process on the same threads; a ratio is of two turns that follow each other. On
-accelerators both compute in bfloat16, and PyTorch's is compiled. Needs the extra `bench`, and what
-`experiments.benchmarks.torch_zoo` names.
+Measures each network with its classifier: the forward pass with running statistics, and forward and
+backward pass with batch statistics. Both implementations have the same weights and are checked to
+give the same logits. They alternate in one process on the same threads; ratios are between
+consecutive turns. On accelerators both use bfloat16, and PyTorch is compiled. Needs the extra
+`bench` and the libraries that `experiments.benchmarks.torch_zoo` names.
 """
 
 import argparse
@@ -22,28 +22,30 @@ from experiments.benchmarks.training import Contender, add_measurement, measure,
 from experiments.cli import Parser, perform
 
 PROGRAM = "python -m experiments.benchmarks.throughput"
-# One of every kind; all others are asked for by name.
-USUAL = ("resnet18", "resnet50", "resnext50_32x4d", "vgg16", "vgg16_bn", "densenet121", "googlenet",
-         "bn_inception", "inception_v3", "squeezenet1_0", "vit_s16", "vit_s14_reg")  # fmt: skip
+# One network of every kind; all others can be named.
+DEFAULT = (
+    "resnet18", "resnet50", "resnext50_32x4d", "vgg16", "vgg16_bn", "densenet121", "googlenet",
+    "bn_inception", "inception_v3", "squeezenet1_0", "vit_s16", "vit_s14_reg",
+)  # fmt: skip
 TOLERANCE, BFLOAT16_TOLERANCE = 1e-3, 1e-1
 LAYOUTS = ("channels_last", "contiguous_format")
 PASSES = ("forward", "forward + backward")
 
 
 def parser() -> Parser:
-    """The command's options."""
+    """Returns the parser of the command line."""
     options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
     add = options.add_argument
-    add("names", nargs="*", default=list(USUAL), metavar="NAME", help="backbones")
+    add("names", nargs="*", default=list(DEFAULT), metavar="NAME", help="backbones")
     add("--image_size", type=int, default=None,
-        help="pixels (default: 64, or what a network needs; 224 on accelerators)")  # fmt: skip
+        help="pixels (default: 64, or the least of a network; 224 on accelerators)")  # fmt: skip
     add("--batch_size", type=int, default=None, help="default: 32; 128 on accelerators")
     add_measurement(options, turns=5, steps=2)
     return options
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     return perform(parser, _main, words)
 
 
@@ -64,10 +66,12 @@ def _main(chosen: argparse.Namespace) -> int:
         size = chosen.image_size or _side(name, parallel.accelerated())
         seconds = measure(contenders(name, size, batch), chosen.turns, chosen.steps)
         found[name] = {"image_size": size} | figures(seconds, batch)
-        print(_told(name, found[name]), flush=True)
+        print(_summary(name, found[name]), flush=True)
         runtime.forget_programs()
     columns = ["backbone", "px", *(f"{p}, {c}" for p in PASSES for c in ("images/s", "/ torch"))]
-    table("backbones beside torch", [_row(name, each) for name, each in found.items()], columns)
+    table(
+        "backbones compared with torch", [_row(name, each) for name, each in found.items()], columns
+    )
     if chosen.out:
         write_json(chosen.out, {"hardware": parallel.platform(), "threads": chosen.threads,
                                 "batch_size": batch, "backbones": found})  # fmt: skip
@@ -86,10 +90,10 @@ def _side(name: str, accelerated: bool) -> int:
 
 
 def contenders(name: str, size: int, batch: int) -> dict[str, Contender]:
-    """Both passes of both sides, checked to give the same scores.
+    """Builds both passes of both implementations and checks that their logits agree.
 
     Raises:
-      UserError: they disagree, or a library that has the network is not installed.
+      UserError: they disagree, or the library of the network is not installed.
     """
     import jax
     import jax.numpy as jnp
@@ -98,22 +102,23 @@ def contenders(name: str, size: int, batch: int) -> dict[str, Contender]:
     from afa.config import BackboneConfig
     from afa.models import backbones, pretrained
     from afa.models.backbones.contract import Options
+    from afa.models.embedder import IMAGENET_CLASSES
     from afa.models.networks import dtype_of
     from afa.models.pretrained import names, zoo
 
-    model = _theirs(name)
+    model = _torch_network(name)
     state = {k: v.numpy() for k, v in model.state_dict().items()}
     arrays, library = names.translated(state, backbones.family(name))
     weights = pretrained.Pretrained(arrays, name, "", library, backbones.member(name).preprocessing)
     config = BackboneConfig(name, head="imagenet")
     variables, _ = pretrained.fill(zoo.skeleton(name)[1], weights, config)
     variables = jax.tree.map(jnp.asarray, zoo.without_shapes(variables))
-    options = Options(dtype=dtype_of("auto"), classes=zoo.IMAGENET_CLASSES)
+    options = Options(dtype=dtype_of("auto"), classes=IMAGENET_CLASSES)
     module = backbones.build(name, options)
     images = np.random.default_rng(0).standard_normal((batch, size, size, 3), np.float32)
-    draws = np.random.default_rng(1).standard_normal((batch, zoo.IMAGENET_CLASSES), np.float32)
+    draws = np.random.default_rng(1).standard_normal((batch, IMAGENET_CLASSES), np.float32)
 
-    def scores(variables: Any, x: Any, train: bool) -> Any:
+    def logits(variables: Any, x: Any, train: bool) -> Any:
         def run(module: Any, x: Any) -> Any:
             mid = module.lower(x, train, "clean")
             return module.logits(module.upper(mid, train, "clean"))
@@ -121,24 +126,24 @@ def contenders(name: str, size: int, batch: int) -> dict[str, Contender]:
         return module.apply(variables, x, method=run, mutable=["batch_stats"] if train else False)
 
     def loss(params: Any, x: Any, draws: Any) -> Any:
-        out, changed = scores(variables | {"params": params}, x, True)
+        out, changed = logits(variables | {"params": params}, x, True)
         return jnp.sum(out.astype(jnp.float32) * draws), changed
 
     x, y = jnp.asarray(images), jnp.asarray(draws)
-    forward = jax.jit(functools.partial(scores, train=False))
+    forward = jax.jit(functools.partial(logits, train=False))
     backward = jax.jit(jax.grad(loss, has_aux=True))
-    ours = {
+    passes = {
         f"afa {PASSES[0]}": functools.partial(_repeat, lambda: forward(variables, x)),
         f"afa {PASSES[1]}": functools.partial(_repeat, lambda: backward(variables["params"], x, y)),
     }
     found = np.asarray(forward(variables, x), np.float32)
     for layout in LAYOUTS:
-        theirs, wanted = _torch_contenders(model, images, draws, layout)
-        ours |= theirs
-        apart = np.abs(found - wanted).max() / np.abs(wanted).max()
-        if not apart <= (BFLOAT16_TOLERANCE if parallel.accelerated() else TOLERANCE):
-            raise UserError(f"{name}: the contenders disagree, scores {apart:.1e} apart")
-    return ours
+        of_torch, expected = _torch_contenders(model, images, draws, layout)
+        passes |= of_torch
+        error = np.abs(found - expected).max() / np.abs(expected).max()
+        if not error <= (BFLOAT16_TOLERANCE if parallel.accelerated() else TOLERANCE):
+            raise UserError(f"{name}: the implementations disagree: logits differ by {error:.1e}")
+    return passes
 
 
 def _repeat(call: Any, steps: int) -> None:
@@ -150,8 +155,8 @@ def _repeat(call: Any, steps: int) -> None:
     jax.block_until_ready(out)
 
 
-def _theirs(name: str) -> Any:
-    """PyTorch's network, filled with numbers that keep the size of activations, and statistics."""
+def _torch_network(name: str) -> Any:
+    """The PyTorch network with random weights and statistics that keep activations in scale."""
     import torch
 
     from experiments.benchmarks import torch_zoo
@@ -172,7 +177,7 @@ def _theirs(name: str) -> Any:
 def _torch_contenders(
     model: Any, images: np.ndarray, draws: np.ndarray, layout: str
 ) -> tuple[dict[str, Contender], np.ndarray]:
-    """Both passes in PyTorch, and its scores."""
+    """Both passes in PyTorch, and the logits."""
     import copy
 
     import torch
@@ -186,7 +191,7 @@ def _torch_contenders(
     weights = torch.from_numpy(draws).to(device)
     parameters = list(model.parameters())
 
-    def scores() -> Any:
+    def logits() -> Any:
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
             out = call(x)
         return getattr(out, "logits", out).float()
@@ -196,7 +201,7 @@ def _torch_contenders(
         out = torch.zeros(())
         with torch.inference_mode():
             for _ in range(steps):
-                out = scores()
+                out = logits()
         float(out.sum())
 
     def backward(steps: int) -> None:
@@ -204,28 +209,32 @@ def _torch_contenders(
             module.train(isinstance(module, torch.nn.BatchNorm2d))
         out = [torch.zeros(())]
         for _ in range(steps):
-            out = torch.autograd.grad((scores() * weights).sum(), parameters, allow_unused=True)
+            out = torch.autograd.grad((logits() * weights).sum(), parameters, allow_unused=True)
         float(out[-1].sum())
 
     with torch.inference_mode():
-        wanted = scores().cpu().numpy()
-    return {f"{layout} {PASSES[0]}": forward, f"{layout} {PASSES[1]}": backward}, wanted
+        expected = logits().cpu().numpy()
+    return {f"{layout} {PASSES[0]}": forward, f"{layout} {PASSES[1]}": backward}, expected
 
 
 def figures(seconds: Mapping[str, Sequence[float]], batch: int) -> dict[str, Any]:
-    """Of either pass: images per second of both (median turn), torch in its faster layout, and our
-    speed relative to it, with a 95 % interval over turns."""
+    """Computes the metrics of each pass.
+
+    Returns:
+      Pass -> images per second of both implementations (median turn; torch in its faster layout)
+      and afa's speed relative to torch with its 95 % interval over turns.
+    """
     from afa.evaluation.statistics import mean_and_interval
 
     times = {name: np.asarray(each) for name, each in seconds.items()}
     found: dict[str, Any] = {}
     for kind in PASSES:
-        ours = times[f"afa {kind}"]
-        theirs = min((times[f"{layout} {kind}"] for layout in LAYOUTS), key=np.median)
-        ratio, interval = mean_and_interval(theirs / ours)
+        afa_times = times[f"afa {kind}"]
+        torch_times = min((times[f"{layout} {kind}"] for layout in LAYOUTS), key=np.median)
+        ratio, interval = mean_and_interval(torch_times / afa_times)
         found[kind] = {
-            "images_per_second": float(batch / np.median(ours)),
-            "torch_images_per_second": float(batch / np.median(theirs)),
+            "images_per_second": float(batch / np.median(afa_times)),
+            "torch_images_per_second": float(batch / np.median(torch_times)),
             "speed_over_torch": ratio,
             "speed_over_torch_interval": interval,
         }
@@ -248,7 +257,7 @@ def _row(name: str, found: Mapping[str, Any]) -> list[Any]:
     return [name, str(found["image_size"]), *_cells(found)]
 
 
-def _told(name: str, found: Mapping[str, Any]) -> str:
+def _summary(name: str, found: Mapping[str, Any]) -> str:
     return f"{name}: " + "; ".join(
         f"{kind} {found[kind]['images_per_second']:,.0f} images/s, "
         f"{found[kind]['speed_over_torch']:.2f} of torch"

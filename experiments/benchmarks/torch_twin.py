@@ -1,6 +1,7 @@
-"""The baseline step of F in PyTorch, which `experiments.benchmarks.training` measures against.
+"""The baseline training step of F in PyTorch, for `experiments.benchmarks.training`.
 
-Modules and parameters carry the names of the Flax ones, so that a tree of ours fills them.
+Modules and parameters have the names of their Flax counterparts, so that Flax parameters can be
+loaded.
 """
 
 import math
@@ -19,7 +20,7 @@ from afa.models.backbones.resnet import EXPANSION
 from afa.models.embedder import FUSED
 from afa.models.networks import build_backbone
 
-STEM = 64  # channels of the stem and of the first stage
+STEM = 64  # channels of the stem and the first stage
 
 LAYOUTS = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}
 
@@ -56,7 +57,7 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """ResNet with the ImageNet stem: images -> mid map, last map."""
+    """ResNet with the ImageNet stem: images -> second to last and last feature map."""
 
     def __init__(self, kind: str, depths: Sequence[int]) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ class Backbone(nn.Module):
 
 
 class GlobalHead(nn.Module):
-    """Generalised mean, layer normalisation without affine part, linear map, unit length."""
+    """GeM pooling, layer normalisation without affine parameters, linear layer, L2 norm."""
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class GlobalHead(nn.Module):
 
 
 class LocalHead(nn.Module):
-    """Attention-pooled descriptors of the mid map."""
+    """Attention-pooled local features of the second to last feature map."""
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
@@ -133,16 +134,20 @@ class Twin(nn.Module):
         return torch.stack(losses).sum() / sum(weights)
 
     @staticmethod
-    def _blocks(whole: Tensor, local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        parts = [math.sqrt(FUSED["global"]) * whole, math.sqrt(FUSED["local"]) * local]
-        return whole, local, F.normalize(torch.cat(parts, dim=1))
+    def _blocks(global_descriptor: Tensor, local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        parts = [math.sqrt(FUSED["global"]) * global_descriptor, math.sqrt(FUSED["local"]) * local]
+        return global_descriptor, local, F.normalize(torch.cat(parts, dim=1))
 
 
-def filled(model: Twin, params: Mapping[str, np.ndarray]) -> Twin:
-    """The model with our parameters: dotted path -> array, kernels in our order of axes.
+def load_flax_params(model: Twin, params: Mapping[str, np.ndarray]) -> Twin:
+    """Loads Flax parameters into the model.
+
+    Args:
+      model: the PyTorch model.
+      params: dotted path -> array, with the axes of Flax.
 
     Raises:
-      RuntimeError: a parameter is missing, too many or of another shape.
+      RuntimeError: a parameter is missing, unexpected or of another shape.
     """
     state = {}
     for path, value in params.items():
@@ -156,14 +161,15 @@ def filled(model: Twin, params: Mapping[str, np.ndarray]) -> Twin:
 
 
 class Trainer:
-    """Takes steps: loss, gradient, clipping, AdamW, moving average, all as `afa.train` has them;
-    the learning rate is constant. On a GPU the model is compiled and computes in bfloat16.
+    """Takes training steps as `afa.train`: loss, gradient, clipping, AdamW, moving average.
+
+    The learning rate is constant. On a GPU the model is compiled and uses bfloat16.
 
     Args:
-      config: sizes, loss and optimiser; `afa.config`.
-      params: our initial parameters, dotted path -> array.
-      classes: training classes.
-      layout: how maps lie in memory, one of `LAYOUTS`.
+      config: sizes, loss and optimiser.
+      params: initial Flax parameters, dotted path -> array.
+      classes: number of training classes.
+      layout: memory layout of feature maps, one of `LAYOUTS`.
     """
 
     def __init__(
@@ -173,10 +179,10 @@ class Trainer:
         self.standardise = config.embedder.standardise
         self.fast = torch.cuda.is_available()
         self.device = torch.device("cuda" if self.fast else "cpu")
-        model = filled(Twin(config, classes), params)
+        model = load_flax_params(Twin(config, classes), params)
         self.model = model.to(self.device, memory_format=self.order)  # pyright: ignore
         self.forward: Any = torch.compile(self.model) if self.fast else self.model
-        # The integer counters of BatchNorm are no part of the average.
+        # The integer counters of BatchNorm are not averaged.
         self.now = [x for x in self.model.state_dict().values() if x.is_floating_point()]
         self.average = [x.clone() for x in self.now]
         kernels, others = [], []
@@ -193,7 +199,8 @@ class Trainer:
         self.steps = 0
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One step on "image" and "label"; loss and gradient norm, possibly still on their way."""
+        """Takes one step on "image" and "label"; returns loss and gradient norm, without waiting
+        for the device."""
         images, labels = (
             torch.from_numpy(batch[name]).to(self.device, non_blocking=True)
             for name in ("image", "label")

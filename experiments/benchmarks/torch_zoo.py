@@ -1,4 +1,4 @@
-"""The published networks in PyTorch, by the names that our backbones have.
+"""Published networks in PyTorch, by the names of our backbones.
 
 Needs, beside torch: transformers; and, installed without their dependencies, torchvision, timm and
 pretrainedmodels (with munch and six). No weights are downloaded.
@@ -24,7 +24,10 @@ IN_TIMM = {"vit_s16": "vit_small_patch16_224", "vit_b16": "vit_base_patch16_224"
 
 @functools.cache
 def declare_operators() -> list[torch.library.Library]:
-    """torchvision without its compiled part imports once these are known; keep what is returned."""
+    """Declares operators so that torchvision can be imported without its compiled part.
+
+    The declarations last as long as the returned object is referenced.
+    """
     library = torch.library.Library("torchvision", "DEF")
     for name in OPERATORS:
         library.define(f"{name}(Tensor x) -> Tensor")
@@ -33,10 +36,10 @@ def declare_operators() -> list[torch.library.Library]:
 
 
 def build(name: str) -> torch.nn.Module:
-    """The network of that name, with its classifier and random weights.
+    """Builds the network with its classifier and random weights.
 
     Raises:
-      UserError: the library that has it is not installed.
+      UserError: the library of the network is not installed.
     """
     declare_operators()
     makers: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
@@ -70,7 +73,7 @@ def _timm(name: str, timm: Any) -> torch.nn.Module:
 
 def _bn_inception(name: str, module: Any) -> torch.nn.Module:
     model = module.BNInception(CLASSES)
-    model.global_pool = torch.nn.AdaptiveAvgPool2d(1)  # as at 224 px, for other images too
+    model.global_pool = torch.nn.AdaptiveAvgPool2d(1)  # equal at 224 px, and for any other size
     return model
 
 

@@ -1,9 +1,9 @@
-"""Speed of a training step beside PyTorch's: `python -m experiments.benchmarks.training`.
+"""Speed of a training step compared with PyTorch: `python -m experiments.benchmarks.training`.
 
-Both sides train the same network, filled with the same numbers, on the same batch: loss, gradient,
-clipping, AdamW and moving average. They take turns in one process on the same threads, so that
-whatever slows the machine down slows both; a ratio is of two turns that follow each other.
-Needs the extra `bench`.
+Both implementations train the same network with the same initial weights on the same batch: loss,
+gradient, clipping, AdamW and moving average. They alternate in one process on the same threads, so
+that other load on the machine affects both; ratios are between consecutive turns. Needs the extra
+`bench`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from experiments.cli import Parser, perform
 
 PROGRAM = "python -m experiments.benchmarks.training"
 CLASSES = 100
-TOLERANCE = 1e-4  # of the first loss, in float32: both sides compute the same
+TOLERANCE = 1e-4  # relative difference of the first losses, in float32
 BFLOAT16_TOLERANCE = 3e-2
 OURS, THEIRS = "afa", "torch"
 
@@ -31,7 +31,7 @@ Contender = Callable[[int], None]
 
 
 def parser() -> Parser:
-    """The command's options."""
+    """Returns the parser of the command line."""
     options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
     add = options.add_argument
     add("--backbones", nargs="+", default=["resnet18", "resnet50"], metavar="NAME")
@@ -42,16 +42,16 @@ def parser() -> Parser:
 
 
 def add_measurement(options: Parser, turns: int, steps: int) -> None:
-    """The options that say how long and on how many cores both sides are measured."""
+    """Adds the options for the number of threads, turns and steps."""
     add = options.add_argument
-    add("--threads", type=int, default=os.cpu_count(), help="cores either side may use")
-    add("--turns", type=int, default=turns, help="turns of each contender")
-    add("--steps", type=int, default=steps, help="timed steps a turn, after one that is not")
+    add("--threads", type=int, default=os.cpu_count(), help="cores of each implementation")
+    add("--turns", type=int, default=turns, help="turns of each implementation")
+    add("--steps", type=int, default=steps, help="timed steps per turn, after an untimed one")
     options.add_out()
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     return perform(parser, _main, words)
 
 
@@ -80,7 +80,7 @@ def _main(chosen: argparse.Namespace) -> int:
 
 
 def prepare(chosen: argparse.Namespace) -> None:
-    """Checks the options of `add_measurement` and gives both libraries the same cores.
+    """Checks the options of `add_measurement` and restricts both libraries to the same cores.
 
     Raises:
       UserError: a number that is too small, more threads than cores, or no torch.
@@ -89,30 +89,30 @@ def prepare(chosen: argparse.Namespace) -> None:
         if getattr(chosen, name) < least:
             raise UserError(f"--{name}={getattr(chosen, name)} must be at least {least}")
     if importlib.util.find_spec("torch") is None:
-        raise UserError("torch is not installed; the extra `bench` has it")
-    _share_the_machine(chosen.threads)
+        raise UserError("torch is not installed; install the extra `bench`")
+    _restrict_cores(chosen.threads)
     from afa import runtime
 
     runtime.keep_memory()
 
 
-def _share_the_machine(threads: int) -> None:
-    """Gives both libraries the same cores, before either has made its threads."""
+def _restrict_cores(threads: int) -> None:
+    """Restricts both libraries to the same cores; must run before they create threads."""
     cores = sorted(os.sched_getaffinity(0))
     if threads > len(cores):
         raise UserError(f"--threads={threads} is more than the {len(cores)} cores of this machine")
     os.sched_setaffinity(0, cores[:threads])
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # half of a GPU is torch's
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave memory to torch
     import torch
 
     torch.set_num_threads(threads)
 
 
 def build(backbone: str, size: int, batch_size: int) -> dict[str, Contender]:
-    """All contenders on one backbone, checked to compute the same loss.
+    """Builds the training steps of both implementations and checks that their losses agree.
 
     Raises:
-      UserError: no such backbone, or the sides disagree.
+      UserError: no such backbone, or the losses disagree.
     """
     import jax
 
@@ -169,7 +169,7 @@ def build(backbone: str, size: int, batch_size: int) -> dict[str, Contender]:
 
 
 def _ours(step: Callable, state: Any, batch: Mapping[str, Any]) -> tuple[Contender, dict[str, Any]]:
-    """A contender, and the metrics of the step that compiled it."""
+    """A function that takes steps, and the metrics of the first step."""
     import jax
 
     kept, metrics = step(state, batch)
@@ -193,19 +193,21 @@ def _theirs(trainer: Any, batch: Mapping[str, np.ndarray], steps: int) -> None:
 
 
 def _agree(losses: Mapping[str, float], tolerance: float) -> None:
-    """Refuses to compare what does not compute the same."""
+    """Checks that the first losses agree."""
     first = next(iter(losses.values()))
     for name, loss in losses.items():
         if not abs(loss - first) <= tolerance * abs(first):
-            raise UserError(f"the contenders disagree: first loss {first:.6f}, {name} {loss:.6f}")
+            raise UserError(
+                f"the implementations disagree: first loss {first:.6f}, {name} {loss:.6f}"
+            )
 
 
 def measure(contenders: Mapping[str, Contender], turns: int, steps: int) -> dict[str, list[float]]:
-    """Seconds a step of every contender in every turn; all take their turn before any its next."""
+    """Measures the seconds per step of every contender in every turn; contenders alternate."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(turns):
         for name, run in contenders.items():
-            run(1)  # threads and caches are another's until now
+            run(1)  # warms up threads and caches after the previous contender
             began = time.perf_counter()
             run(steps)
             seconds[name].append((time.perf_counter() - began) / steps)
@@ -213,16 +215,22 @@ def measure(contenders: Mapping[str, Contender], turns: int, steps: int) -> dict
 
 
 def figures(seconds: Mapping[str, Sequence[float]], batch_size: int) -> dict[str, dict[str, float]]:
-    """Images per second (median turn), speed relative to the faster layout of torch, and cost
-    relative to our baseline step, both as means over turns with a 95 % interval."""
+    """Computes the metrics of every contender.
+
+    Returns:
+      Name -> images per second (median turn), speed relative to the faster layout of torch, and
+      cost relative to afa's baseline step; the latter two as means over turns with 95 % intervals.
+    """
     from afa.evaluation.statistics import mean_and_interval
 
     times = {name: np.asarray(each) for name, each in seconds.items()}
-    peer = min((n for n in times if n.startswith(THEIRS)), key=lambda n: np.median(times[n]))
+    fastest_torch = min(
+        (n for n in times if n.startswith(THEIRS)), key=lambda n: np.median(times[n])
+    )
     baseline = times[f"{OURS} baseline"]
     found = {}
     for name, each in times.items():
-        speed, speed_interval = mean_and_interval(times[peer] / each)
+        speed, speed_interval = mean_and_interval(times[fastest_torch] / each)
         cost, cost_interval = mean_and_interval(each / baseline)
         found[name] = {
             "images_per_second": float(batch_size / np.median(each)),

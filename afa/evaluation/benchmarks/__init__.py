@@ -1,6 +1,6 @@
-"""Public benchmarks: which images ask, among which they are searched, and how answers are scored.
+"""Public benchmarks: queries, gallery and metrics of each.
 
-A new benchmark is one file and one line of the table.
+A new benchmark is one file and one line of `BENCHMARKS`.
 """
 
 import filecmp
@@ -13,9 +13,9 @@ from afa.data.types import Files, ImageSet
 from afa.errors import UserError, choose
 from afa.evaluation.benchmarks.contract import Benchmark
 
-TAIL_BYTES = 64  # that tell files of one size apart
+TAIL_BYTES = 64  # last bytes of a file, compared before whole files are
 
-# Module and function of each benchmark: only who needs one imports it.
+# Benchmark -> module and function; a module is imported when its benchmark is loaded.
 BENCHMARKS = {
     "folder": ("classes", "load_folder"),
     "gldv2": ("gldv2", "load_retrieval"),
@@ -27,15 +27,16 @@ BENCHMARKS = {
 
 
 def load(name: str, root: Path, distractors: Sequence[Path] = ()) -> Benchmark:
-    """Reads the lists of a benchmark; no image is read yet.
+    """Reads the lists of a benchmark; images are read later.
 
     Args:
-      root: the directory that holds it.
-      distractors: further images that are searched and never right.
+      name: a key of `BENCHMARKS`.
+      root: directory of the benchmark.
+      distractors: extra gallery images that are never positives.
 
     Raises:
-      UserError: no such benchmark, lists or images of it that are missing or malformed, or
-        distractors that are images of the benchmark itself.
+      UserError: no such benchmark, missing or malformed lists or images, or distractors that are
+        images of the benchmark itself.
     """
     module, function = choose("--benchmark", name, BENCHMARKS)
     loader = getattr(importlib.import_module(f"{__name__}.{module}"), function)
@@ -50,15 +51,15 @@ def load(name: str, root: Path, distractors: Sequence[Path] = ()) -> Benchmark:
 
 
 def _files(images: ImageSet) -> Sequence[str]:
-    files = getattr(images.images, "files", images.images)  # whole, where the images are cut
+    files = getattr(images.images, "files", images.images)  # `Cropped` keeps its files
     return files.paths if isinstance(files, Files) else ()
 
 
 def _refuse_known(distractors: Sequence[str], known: Sequence[str]) -> None:
-    """An image of the benchmark among the distractors would count as wrong where it is right.
+    """Refuses distractors that are images of the benchmark: positives would count as wrong.
 
     Raises:
-      UserError: naming the first that is one, or a copy of one.
+      UserError: names the first distractor that is such an image, or a copy of one.
     """
     alike: dict[tuple[int, bytes] | None, list[str]] = {}
     for path in known:
@@ -78,7 +79,7 @@ def _refuse_known(distractors: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _key(path: str) -> tuple[int, bytes] | None:
-    """Size and last bytes of a file: equal for copies, and for few others."""
+    """Size and last bytes of a file, to find candidates for copies without reading whole files."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123 (a million of them)
             size = file.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Benchmarks in which a class says what is right: In-Shop, and query and gallery folders."""
+"""Benchmarks whose positives are the images of one class: In-Shop, query and gallery folders."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ NAMES = {"map_at_r": "MAP@R", "r_precision": "R-precision", "mean_average_precis
 
 
 def load_inshop(name: str, root: Path, distractors: Sequence[Path]) -> Benchmark:
-    """inshop: the queries of the list among its gallery; Recall@K as published, MAP@R, mAP.
+    """inshop: In-Shop queries searched in its gallery; Recall@K at the published K, MAP@R, mAP.
 
     Raises:
-      UserError: the list or images of it are missing or malformed.
+      UserError: the list or its images are missing or malformed.
     """
     found = read_partition(root)
 
@@ -40,18 +40,18 @@ def load_inshop(name: str, root: Path, distractors: Sequence[Path]) -> Benchmark
 
 
 def load_folder(name: str, root: Path, distractors: Sequence[Path]) -> Benchmark:
-    """folder: the class folders of query/ among those of gallery/.
+    """folder: images of the class folders in query/ searched among those in gallery/.
 
     Raises:
-      UserError: one of them is missing, or no folder.
+      UserError: query/ or gallery/ is missing or is not a folder.
     """
-    parts, told = [], []
+    parts, notes = [], []
     for part in (QUERY, GALLERY):
         folder = listed.find(root, (part,), "a folder of class folders with images")
-        listed.directory("--path", folder)  # and not a file of that name
+        listed.directory("--path", folder)
         layout = class_files(folder)
         parts.append(layout.parts[""])
-        told += [f"; {part}/: {line}" for line in layout.notes]
+        notes += [f"; {part}/: {line}" for line in layout.notes]
     number_of = {each: i for i, each in enumerate(sorted({*parts[0], *parts[1]}))}
     queries, gallery = (
         image_set(
@@ -63,9 +63,9 @@ def load_folder(name: str, root: Path, distractors: Sequence[Path]) -> Benchmark
         for part in parts
     )  # fmt: skip
     names = near_equal({*parts[0], *parts[1]})
-    told += [f"; classes {a!r} and {b!r} count as two" for a, b in names]
+    notes += [f"; classes {a!r} and {b!r} count as two" for a, b in names]
     found = _benchmark(name, queries, gallery, distractors, FOLDER_CUTS)
-    return dataclasses.replace(found, protocol=found.protocol + "".join(told))
+    return dataclasses.replace(found, protocol=found.protocol + "".join(notes))
 
 
 def _benchmark(
@@ -75,19 +75,20 @@ def _benchmark(
     distractors: Sequence[Path],
     cuts: Sequence[int],
 ) -> Benchmark:
-    asked = queries.labels
+    query_labels = queries.labels
     none = np.full(len(distractors), NO_CLASS, np.int64)
-    offered: Int64[np.ndarray, "n"] = np.concatenate([gallery.labels, none])
+    gallery_labels: Int64[np.ndarray, "n"] = np.concatenate([gallery.labels, none])
     files = [gallery.path(i) for i in range(len(gallery))] + list(map(str, distractors))
 
     def score(
-        vectors: Float32[np.ndarray, "q d"], place: Float32[np.ndarray, "n d"]
+        query_vectors: Float32[np.ndarray, "q d"], gallery_vectors: Float32[np.ndarray, "n d"]
     ) -> list[Figure]:
-        ranks = np.asarray(positive_ranks(vectors, place, asked, offered))
-        found = metrics_from_ranks(ranks, cuts)
+        ranks = positive_ranks(query_vectors, gallery_vectors, query_labels, gallery_labels)
+        found = metrics_from_ranks(np.asarray(ranks), cuts)
         names = {f"recall_at_{k}": f"Recall@{k}" for k in cuts} | NAMES
         return [
-            mean_figure("", names[each], values, asked) for each, values in found.per_query.items()
+            mean_figure("", names[each], values, query_labels)
+            for each, values in found.per_query.items()
         ]
 
     return Benchmark(
@@ -95,6 +96,6 @@ def _benchmark(
         f"{len(queries)} queries of {len(queries.classes)} classes among {len(gallery)} images"
         + (f" and {len(distractors)} distractors" if distractors else ""),
         queries,
-        image_set(files, [*gallery.ids, *map(str, distractors)], offered),
+        image_set(files, [*gallery.ids, *map(str, distractors)], gallery_labels),
         score,
     )

@@ -1,4 +1,4 @@
-"""What a benchmark is to the command that runs it."""
+"""Interface of a benchmark: `Benchmark` and its results, `Figure`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,14 +15,15 @@ from afa.evaluation.statistics import Estimate
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a benchmark.
+    """One metric of a benchmark.
 
     Attributes:
-      part: which answers it is about, such as "medium" or "Private"; "" for all.
-      name: as the literature calls it.
-      value: a fraction.
-      interval: 95 %, of a bootstrap over queries or their classes; None where it is no mean.
-      queries: number of queries it is taken over.
+      part: part of the test set or difficulty, such as "medium" or "Private"; "" for all.
+      name: name in the literature.
+      value: a fraction (0 to 1).
+      interval: 95 % interval of a bootstrap over queries or their classes; None if the metric is
+        not a mean.
+      queries: number of queries.
     """
 
     part: str
@@ -34,11 +35,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Queries and gallery, and what scores the descriptors of both.
+    """Queries, gallery, and the function that computes the metrics from their descriptors.
 
     Attributes:
-      protocol: one sentence: what is searched among what, and what counts.
-      score: unit vectors of queries and gallery -> figures.
+      name: key of `BENCHMARKS`.
+      protocol: one sentence for the user: queries, gallery and metrics.
+      queries: query images.
+      gallery: gallery images.
+      score: unit vectors of queries and gallery -> metrics.
     """
 
     name: str
@@ -54,11 +58,13 @@ def mean_figure(
     values: Float[np.ndarray, "q"],
     groups: Int[np.ndarray, "q"] | None = None,
 ) -> Figure:
-    """A figure that is a mean over queries.
+    """Mean over queries with its bootstrap interval.
 
     Args:
-      values: one a query; NaN where it has nothing to find.
-      groups: class of each query, drawn as a whole by the bootstrap.
+      part: as in `Figure`.
+      name: as in `Figure`.
+      values: one per query; NaN for a query without positives.
+      groups: class of each query; the bootstrap resamples classes. None resamples queries.
     """
     scored = ~np.isnan(values)
     units = np.arange(len(values)) if groups is None else groups
@@ -70,7 +76,7 @@ def mean_figure(
 def image_set(
     files: Sequence[Path | str], ids: Sequence[str], labels: Int64[np.ndarray, "n"] | None = None
 ) -> ImageSet:
-    """Files as an image set; without labels where nothing depends on them."""
+    """Makes an image set of files; without `labels` all labels are 0."""
     none = np.zeros(len(ids), np.int64)
     labels = none if labels is None else labels
     return ImageSet(Files(map(str, files)), labels, tuple(ids), none.astype(bool))

@@ -1,4 +1,4 @@
-"""Google Landmarks v2: retrieval in the index, and recognition by the nearest training image."""
+"""Google Landmarks v2: retrieval in the index set, recognition by the nearest training image."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from afa.retrieval.exact import topk
 
 
 def load_retrieval(name: str, root: Path, distractors: Sequence[Path]) -> Benchmark:
-    """gldv2: mAP@100 of the test images that have a solution, by part of the test set.
+    """gldv2: mAP@100 of the test images with a solution, by part of the test set.
 
     Raises:
       UserError: lists or images are missing or malformed.
@@ -32,11 +32,11 @@ def load_retrieval(name: str, root: Path, distractors: Sequence[Path]) -> Benchm
     ) -> list[Figure]:
         _, found = topk(queries, gallery, min(landmarks.CUT, len(gallery)))
         lists = {
-            query: [ids[place] for place in row.tolist()]
+            query: [ids[i] for i in row.tolist()]
             for query, row in zip(solution.queries, found, strict=True)
         }
-        right = dict(zip(solution.queries, solution.answers, strict=True))
-        values = landmarks.landmark_precision(lists, right)
+        positives = dict(zip(solution.queries, solution.answers, strict=True))
+        values = landmarks.landmark_precision(lists, positives)
         return [
             mean_figure(part, f"mAP@{landmarks.CUT}", values[chosen])
             for part, chosen in _parts(solution)
@@ -53,15 +53,19 @@ def load_retrieval(name: str, root: Path, distractors: Sequence[Path]) -> Benchm
 
 
 def load_recognition(name: str, root: Path, distractors: Sequence[Path]) -> Benchmark:
-    """gldv2_recognition: every test image is given the landmark of its nearest training image,
-    with their similarity as confidence; GAP by part of the test set.
+    """gldv2_recognition: GAP of nearest-neighbour recognition, by part of the test set.
+
+    The prediction for a test image is the landmark of the nearest training image; its confidence is
+    their similarity.
 
     Raises:
       UserError: lists or images are missing or malformed, or distractors are given.
     """
     if distractors:
-        raise UserError(f"--distractors: {name} has none, every training image has a landmark")
-    train_list, ids, shown = gldv2.read_train(root)
+        raise UserError(
+            f"--distractors: {name} takes none, because every training image has a landmark"
+        )
+    train_list, ids, labels = gldv2.read_train(root)
     solved, solution = gldv2.read_recognition(root)
     files = [gldv2.image(root, "train", each) for each in ids]
     listed.require(files, train_list)
@@ -70,10 +74,10 @@ def load_recognition(name: str, root: Path, distractors: Sequence[Path]) -> Benc
         queries: Float32[np.ndarray, "q d"], gallery: Float32[np.ndarray, "n d"]
     ) -> list[Figure]:
         scores, found = topk(queries, gallery, 1)
-        answers = shown[found[:, 0]]
-        pairs = zip(answers.tolist(), solution.answers, strict=True)
-        correct = np.array([str(answer) in right for answer, right in pairs])
-        with_landmark = np.array([bool(right) for right in solution.answers])
+        predictions = labels[found[:, 0]]
+        pairs = zip(predictions.tolist(), solution.answers, strict=True)
+        correct = np.array([str(prediction) in answers for prediction, answers in pairs])
+        with_landmark = np.array([bool(answers) for answers in solution.answers])
         return [
             Figure(part, "GAP", gap, None, int(chosen.sum()))
             for part, chosen in _parts(solution)
@@ -88,7 +92,7 @@ def load_recognition(name: str, root: Path, distractors: Sequence[Path]) -> Benc
         f"{len(solution.queries)} images, {sum(map(bool, solution.answers))} of them with a "
         f"landmark, by the nearest of {len(ids)} training images; GAP",
         _test_images(root, solved, solution),
-        image_set(files, ids, shown),
+        image_set(files, ids, labels),
         score,
     )
 
@@ -100,6 +104,6 @@ def _test_images(root: Path, solved: Path, solution: Solution) -> ImageSet:
 
 
 def _parts(solution: Solution) -> Iterator[tuple[str, Bool[np.ndarray, "q"]]]:
-    """Every part of the test set and which queries belong to it; the whole set where it has one."""
+    """Parts of the test set, each with a mask of its queries."""
     for part in sorted(set(solution.usage)):
         yield part, np.array([usage == part for usage in solution.usage])

@@ -1,4 +1,4 @@
-"""Revisited Oxford and Paris: three difficulties, junk, and distractors."""
+"""Revisited Oxford and Paris, at three difficulties, with junk and distractors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +20,10 @@ CUTS = (1, 5, 10)
 
 
 class Cropped(Sequence[bytes]):
-    """Images of files, cut to a box each (None: whole) when asked for, and encoded again without
-    loss."""
+    """Encoded images of files, each cropped to its box on access and encoded as PNG.
+
+    An image whose box is None is returned as it is.
+    """
 
     def __init__(self, files: Files, boxes: Sequence[Box | None]) -> None:
         self.files, self.boxes = files, boxes
@@ -51,8 +53,9 @@ class Cropped(Sequence[bytes]):
 
 
 def load_revisited(name: str, root: Path, distractors: Sequence[Path]) -> Benchmark:
-    """roxford5k and rparis6k: queries are cut to their boxes; mAP (trapezoids) and mP@k of the
-    three difficulties.
+    """roxford5k and rparis6k: mAP (trapezoidal rule) and mP@k at three difficulties.
+
+    Queries are cropped to their boxes.
 
     Raises:
       UserError: ground truth or images are missing or malformed.
@@ -60,15 +63,15 @@ def load_revisited(name: str, root: Path, distractors: Sequence[Path]) -> Benchm
     truth = read_ground_truth(root, name)
     names = [path.name for path in truth.queries]
     images = Cropped(Files(map(str, truth.queries)), truth.boxes)
-    nothing = np.zeros(len(names), np.int64)
-    searched = [*truth.gallery, *distractors]
+    zeros = np.zeros(len(names), np.int64)
+    gallery_files = [*truth.gallery, *distractors]
 
     def score(
         queries: Float32[np.ndarray, "q d"], gallery: Float32[np.ndarray, "n d"]
     ) -> list[Figure]:
         figures = []
-        judged = landmarks.difficulties(truth.easy, truth.hard, truth.junk)
-        for level, (positives, junk) in judged.items():
+        levels = landmarks.difficulties(truth.easy, truth.hard, truth.junk)
+        for level, (positives, junk) in levels.items():
             ranked = Ranked.from_vectors(queries, gallery, positives, junk)
             if not ranked.scored.any():
                 continue
@@ -81,10 +84,10 @@ def load_revisited(name: str, root: Path, distractors: Sequence[Path]) -> Benchm
 
     return Benchmark(
         name,
-        f"{len(names)} queries, cut to their boxes, among {len(truth.gallery)} images"
+        f"{len(names)} queries, cropped to their boxes, among {len(truth.gallery)} images"
         + (f" and {len(distractors)} distractors" if distractors else "")
-        + "; junk leaves the list, mAP is the area by trapezoids",
-        ImageSet(images, nothing, tuple(names), nothing.astype(bool)),
-        image_set(searched, [str(path) for path in searched]),
+        + "; junk is removed, mAP by the trapezoidal rule",
+        ImageSet(images, zeros, tuple(names), zeros.astype(bool)),
+        image_set(gallery_files, [str(path) for path in gallery_files]),
         score,
     )

@@ -1,7 +1,7 @@
-"""Clustering figures: how well k-means of the embeddings finds the classes again.
+"""Clustering metrics: agreement of k-means clusters of the embeddings with the classes.
 
-NMI rises with the number of clusters even for random ones; AMI takes that chance out. Both are here
-because the literature of metric learning reports the first.
+NMI grows with the number of clusters even for random clusters; AMI is corrected for chance. NMI is
+kept because the metric learning literature reports it.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int, Int64
 from afa.errors import UserError
 from afa.retrieval.exact import check_unit
 
-ROUNDS = 100  # of Lloyd's algorithm, at most
+ROUNDS = 100  # most iterations of Lloyd's algorithm
 TILE_ROWS = 16384
 TABLE_ROWS = 8192  # 256 MiB of similarities
 
@@ -18,17 +18,28 @@ TABLE_ROWS = 8192  # 256 MiB of similarities
 def kmeans(
     vectors: Float32[np.ndarray, "n d"], clusters: int, seed: int = 0, rounds: int = ROUNDS
 ) -> Int64[np.ndarray, "n"]:
-    """Cluster of each unit vector: spherical k-means from k-means++ seeds (Arthur and
-    Vassilvitskii 2007; Dhillon and Modha 2001), until no vector moves.
+    """Clusters unit vectors by spherical k-means with k-means++ initialisation.
 
-    An empty cluster takes over the vector that fits worst where it is.
+    Runs until no assignment changes. An empty cluster receives the vector that is least similar to
+    its own centre (Dhillon and Modha 2001; Arthur and Vassilvitskii 2007).
+
+    Args:
+      vectors: unit vectors.
+      clusters: number of clusters.
+      seed: seed of the initialisation.
+      rounds: most iterations.
+
+    Returns:
+      Cluster of each vector, from 0.
 
     Raises:
-      UserError: vectors that are not finite or not of unit length, or fewer of them than clusters.
+      UserError: vectors that are not finite or not of unit length, or fewer vectors than clusters.
     """
     check_unit("vectors", vectors)
     if not 1 <= clusters <= len(vectors):
-        raise UserError(f"clusters={clusters} is not between 1 and {len(vectors)}, the vectors")
+        raise UserError(
+            f"clusters={clusters} must lie between 1 and {len(vectors)}, the number of vectors"
+        )
     centres = _seeds(vectors, clusters, np.random.default_rng(seed))
     before = np.full(len(vectors), -1)
     for _ in range(rounds):
@@ -51,22 +62,26 @@ def kmeans(
 def normalised_mutual_information(
     found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "_"]
 ) -> float:
-    """NMI: mutual information over the arithmetic mean of both entropies (1 if both are 0).
+    """NMI: mutual information divided by the arithmetic mean of both entropies (1 if both are 0).
+
+    Args:
+      found: cluster of each vector.
+      labels: class of each vector.
 
     Raises:
-      UserError: not equally many, or none.
+      UserError: different numbers of entries, or none.
     """
-    from sklearn.metrics import normalized_mutual_info_score  # a second: only who needs it waits
+    from sklearn.metrics import normalized_mutual_info_score  # slow import, needed here alone
 
     _check_pairs(found, labels)
     return float(normalized_mutual_info_score(labels, found))
 
 
 def adjusted_mutual_information(found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "_"]) -> float:
-    """AMI: 0 for what chance gives, 1 for equal partitions (Vinh et al. 2010, arithmetic mean).
+    """AMI: mutual information corrected for chance, 0 for random clusters and 1 for equal ones.
 
-    Raises:
-      UserError: not equally many, or none.
+    Normalised by the arithmetic mean of both entropies (Vinh et al. 2010). Arguments and errors as
+    in `normalised_mutual_information`.
     """
     from sklearn.metrics import adjusted_mutual_info_score
 
@@ -88,7 +103,7 @@ def _seeds(
     far = distances(chosen[0])
     for _ in range(1, clusters):
         total = float(far.sum(dtype=np.float64))
-        odds = far.astype(np.float64) / total if total > 0 else None  # all the same: any will do
+        odds = far.astype(np.float64) / total if total > 0 else None  # None: uniform
         chosen.append(int(draw.choice(len(vectors), p=odds)))
         far = np.minimum(far, distances(chosen[-1]))
     return vectors[chosen]
@@ -107,4 +122,6 @@ def _nearest(
 
 def _check_pairs(found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "_"]) -> None:
     if len(found) != len(labels) or not len(found):
-        raise UserError(f"{len(found)} clustered and {len(labels)} labelled: equally many, not 0")
+        raise UserError(
+            f"{len(found)} clusters for {len(labels)} labels: both need the same length, at least 1"
+        )

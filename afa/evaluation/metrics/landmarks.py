@@ -1,4 +1,4 @@
-"""Protocols of landmark retrieval: revisited Oxford and Paris, Google Landmarks."""
+"""Metrics of landmark retrieval: revisited Oxford and Paris, Google Landmarks."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -8,25 +8,29 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from afa.errors import UserError
 from afa.evaluation.metrics.retrieval import Ranked, check_finite, map_at_k
 
-CUT = 100
-Places = list[Int64[np.ndarray, "_"]]
+CUT = 100  # results per query that Google Landmarks scores
+Rows = list[Int64[np.ndarray, "_"]]  # gallery rows of each query
 
 
 def difficulties(
     easy: Sequence[Int[np.ndarray, "_"]],
     hard: Sequence[Int[np.ndarray, "_"]],
     junk: Sequence[Int[np.ndarray, "_"]],
-) -> dict[str, tuple[Places, Places]]:
-    """The three difficulties of revisited Oxford and Paris (Radenović et al. 2018, section 3.3).
+) -> dict[str, tuple[Rows, Rows]]:
+    """Positives and junk of revisited Oxford and Paris (Radenović et al. 2018, section 3.3).
 
-    easy: only easy images are right, hard ones do not count; medium: both are right; hard: only
-    hard ones are right, easy ones do not count. Junk never counts.
+    "easy": easy images are positives, hard images are junk. "medium": both are positives. "hard":
+    hard images are positives, easy images are junk. `junk` is junk in all three.
+
+    Args:
+      easy, hard, junk: gallery rows of each query.
 
     Returns:
-      "easy", "medium" and "hard" -> the positives and what leaves the list, of each query.
+      "easy", "medium" and "hard" -> (positives, junk) of each query. Junk is removed from a ranking
+      before it is scored.
     """
 
-    def both(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Places:
+    def both(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Rows:
         pairs = zip(first, second, strict=True)
         return [np.concatenate(pair).astype(np.int64) for pair in pairs]
 
@@ -43,31 +47,39 @@ def landmark_precision(
     solution: Mapping[str, Collection[str]],
     k: int = CUT,
 ) -> Float64[np.ndarray, "q"]:
-    """AP@k of each query of the solution, whose mean is the mAP@k of Google Landmarks retrieval.
+    """AP@k of each query; the mean is the mAP@k of Google Landmarks retrieval.
 
-    A query left unanswered scores 0; one without a right answer has no value (NaN).
+    Args:
+      answers: query -> results, best first.
+      solution: query -> positives.
+      k: results that are scored.
+
+    Returns:
+      One value per query of the solution, in its order: 0 without an answer, NaN without positives.
     """
-    asked = list(solution)
-    lists = [np.array(answers.get(query, ()), dtype=object) for query in asked]
-    return map_at_k(Ranked.from_lists(lists, [solution[query] for query in asked]), k)
+    queries = list(solution)
+    lists = [np.array(answers.get(query, ()), dtype=object) for query in queries]
+    return map_at_k(Ranked.from_lists(lists, [solution[query] for query in queries]), k)
 
 
 def global_average_precision(
     confidence: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n"], landmarks: int
 ) -> float:
-    """GAP (µAP) of landmark recognition: one average precision over the answers of all images.
+    """GAP (µAP) of landmark recognition: one average precision over the predictions of all images.
 
     Args:
-      confidence: score of the one answer of each answered image; equal scores keep their order.
-      correct: whether the answer is right (never, for an image without a landmark).
-      landmarks: images that show a landmark, answered or not.
+      confidence: score of the prediction of each image; equal scores keep their order.
+      correct: whether the prediction is correct (False for an image without a landmark).
+      landmarks: number of images that show a landmark, with or without a prediction.
 
     Raises:
-      UserError: a confidence is NaN or infinite, or more answers are right than can be.
+      UserError: a confidence is NaN or infinite, or more predictions are correct than `landmarks`.
     """
     check_finite("confidence", confidence)
     if landmarks < max(1, int(correct.sum())):
-        raise UserError(f"{correct.sum()} right answers, but only {landmarks} images to find")
+        raise UserError(
+            f"{correct.sum()} predictions are correct, but only {landmarks} images show a landmark"
+        )
     right = correct[np.argsort(-confidence, kind="stable")]
     precision = np.cumsum(right) / np.arange(1, len(right) + 1)
     return float(precision[right].sum() / landmarks)

@@ -1,8 +1,8 @@
-"""Verification: do two images show the same object? Figures of the scores of pairs.
+"""Verification metrics: do two images show the same object?
 
-All pairs of n images are n²/2, too many to hold, so they are counted into narrow bins of
-similarity, tile by tile. Pairs in one bin count as tied; the bins are fine enough that this moves
-the AUROC by less than `PairCounts.resolution` says; a threshold moves to the edge of a bin.
+The n²/2 pairs of n images do not fit into memory, so they are counted in a histogram of similarity,
+tile by tile. Pairs in one bin count as ties. `PairCounts.resolution` bounds the error of the AUROC;
+thresholds lie on the edges of bins.
 """
 
 from dataclasses import dataclass
@@ -14,18 +14,21 @@ from afa.errors import UserError
 from afa.evaluation.metrics.retrieval import check_finite
 from afa.retrieval.exact import check_unit
 
-BINS = 1 << 16  # over similarities from -1 to 1: 3e-5 each
+BINS = 1 << 16  # over similarities from -1 to 1; a bin is 3e-5 wide
 TILE_ROWS = 2048
 
 
 @dataclass(frozen=True)
 class PairCounts:
-    """How many pairs of the same and of different objects have which similarity.
+    """Histograms of the similarity of positive and negative pairs.
 
     Attributes:
-      same: (bins,) pairs of one object, by similarity, ascending.
-      different: (bins,) pairs of two objects.
-      edges: (bins + 1,) where the bins begin and end.
+      same: (bins,) number of positive pairs (one object), by ascending similarity.
+      different: (bins,) number of negative pairs (two objects).
+      edges: (bins + 1,) edges of the bins.
+
+    Raises:
+      UserError: no positive or no negative pairs.
     """
 
     same: Int64[np.ndarray, "b"]
@@ -35,13 +38,13 @@ class PairCounts:
     def __post_init__(self) -> None:
         if not self.same.sum() or not self.different.sum():
             raise UserError(
-                f"{self.same.sum()} pairs of one object and {self.different.sum()} of two:"
-                " both are needed"
+                f"{self.same.sum()} positive and {self.different.sum()} negative pairs: at least"
+                " one of each is needed"
             )
 
     @property
     def resolution(self) -> float:
-        """Most that the AUROC can be off because pairs within a bin count as tied."""
+        """Largest error of the AUROC caused by counting pairs within a bin as ties."""
         tied = self.same.astype(np.float64) @ self.different
         return float(tied / 2 / self.same.sum() / self.different.sum())
 
@@ -49,11 +52,16 @@ class PairCounts:
 def count_pairs(
     vectors: Float32[np.ndarray, "n d"], labels: Int[np.ndarray, "_"], bins: int = BINS
 ) -> PairCounts:
-    """Counts the similarities (cosine) of all pairs of different images.
+    """Counts the cosine similarities of all pairs of different images.
+
+    Args:
+      vectors: unit vectors.
+      labels: class of each vector.
+      bins: number of bins.
 
     Raises:
-      UserError: vectors that are not finite or not of unit length, columns of different lengths,
-        or only pairs of one kind.
+      UserError: vectors that are not finite or not of unit length, arguments of different lengths,
+        or no positive or no negative pairs.
     """
     _check(vectors, labels)
     counts = np.zeros((2, bins), np.int64)
@@ -73,7 +81,7 @@ def count_pairs_between(
     gallery_labels: Int[np.ndarray, "_"],
     bins: int = BINS,
 ) -> PairCounts:
-    """Counts the similarities of all pairs of a query and a gallery image.
+    """Counts the cosine similarities of all pairs of a query and a gallery image.
 
     Raises:
       UserError: as `count_pairs`.
@@ -99,49 +107,54 @@ def _check(vectors: Float32[np.ndarray, "n d"], labels: Int[np.ndarray, "_"]) ->
 def _count(
     counts: Int64[np.ndarray, "2 b"], scores: Float32[np.ndarray, "p"], same: Bool[np.ndarray, "p"]
 ) -> None:
-    """Adds pairs to the bins of their kind, in place."""
+    """Adds pairs to the histogram of positive (row 0) or negative pairs (row 1), in place."""
     bins = counts.shape[1]
-    places = np.clip(((scores + 1) * (bins / 2)).astype(np.int64), 0, bins - 1)
+    indices = np.clip(((scores + 1) * (bins / 2)).astype(np.int64), 0, bins - 1)
     for kind, chosen in enumerate((same, ~same)):
-        counts[kind] += np.bincount(places[chosen], minlength=bins)
+        counts[kind] += np.bincount(indices[chosen], minlength=bins)
 
 
 def counted(scores: Float[np.ndarray, "n"], same: Bool[np.ndarray, "n"]) -> PairCounts:
-    """The same from a list of scored pairs, without bins: every score is one of its own.
+    """Counts a list of scored pairs exactly: every distinct score is a bin.
+
+    Args:
+      scores: similarity of each pair.
+      same: whether the pair is positive.
 
     Raises:
-      UserError: a score is NaN or infinite, or only pairs of one kind.
+      UserError: a score is NaN or infinite, or no positive or no negative pairs.
     """
     check_finite("scores", scores)
-    values, place = np.unique(scores, return_inverse=True)
-    found = [np.bincount(place[each], minlength=len(values)) for each in (same, ~same)]
+    values, index = np.unique(scores, return_inverse=True)
+    found = [np.bincount(index[each], minlength=len(values)) for each in (same, ~same)]
     return PairCounts(found[0], found[1], np.append(values, values[-1:]))
 
 
 def auroc(pairs: PairCounts) -> float:
-    """Probability that a pair of one object scores higher than a pair of two; ties count half."""
+    """Probability that a positive pair scores higher than a negative pair; ties count half."""
     below = np.cumsum(pairs.different) - pairs.different
     won = pairs.same.astype(np.float64) @ (below + pairs.different / 2)
     return float(won / pairs.same.sum() / pairs.different.sum())
 
 
 def fnmr_at_fmr(pairs: PairCounts, false_match_rate: float) -> tuple[float, float]:
-    """The false non-match rate at the lowest threshold whose false match rate is at most the one
-    given (ISO/IEC 19795-1: pairs that score at or above the threshold match).
+    """False non-match rate at the lowest threshold whose false match rate is at most the given one.
+
+    A pair matches if its score is at or above the threshold (ISO/IEC 19795-1).
 
     Returns:
-      The rate, and the threshold; infinity where no score is strict enough.
+      The false non-match rate, and the threshold: infinity if no score is high enough.
 
     Raises:
-      UserError: the rate is not between 0 and 1, or so small that there are too few pairs of two
-        objects to tell (fewer than one could match).
+      UserError: the rate is not between 0 and 1, or there are too few negative pairs to measure it
+        (fewer than one may match).
     """
     total = int(pairs.different.sum())
     if not 0 < false_match_rate < 1:
         raise UserError(f"false_match_rate={false_match_rate} must lie between 0 and 1")
     if false_match_rate * total < 1:
         raise UserError(
-            f"false_match_rate={false_match_rate} cannot be told from {total} pairs of two objects:"
+            f"false_match_rate={false_match_rate} cannot be measured with {total} negative pairs:"
             f" at least {int(np.ceil(1 / false_match_rate))} are needed"
         )
     matched = np.cumsum(pairs.different[::-1])[::-1]  # at or above each bin

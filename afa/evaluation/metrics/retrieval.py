@@ -1,12 +1,11 @@
 """Retrieval metrics in plain NumPy.
 
-Everything follows from one table: for each query, at which ranks its positives stand (counted
-from 0, the query itself and junk taken out before). `Ranked` is that table; a metric is a function
-of it that gives one value a query. A query without positives has no value (NaN) and stays out of
-every mean (`Metrics.left_out`).
+All metrics are computed from `Ranked`: the ranks of the positives of each query, from 0, after the
+query itself and junk are removed. A metric returns one value per query. A query without positives
+has no value (NaN) and is left out of every mean (`Metrics.left_out`).
 
-Notation in the formulas: R is the number of positives of a query, found or not; r_0 < r_1 < ...
-are the ranks of those found; P_i is the precision of the first i results.
+Notation in the formulas: R is the number of positives of a query, retrieved or not; r_0 < r_1 < ...
+are the ranks of the retrieved positives; P_i is the precision of the first i results.
 """
 
 from collections.abc import Callable, Collection, Hashable, Sequence
@@ -19,21 +18,21 @@ from afa.errors import UserError
 
 PADDING = -1
 RECALL_CUTS = (1, 2, 4, 8)
-BLOCK = 2**24  # similarities held at a time
+BLOCK = 2**24  # similarities in memory at a time
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Where the positives of each query stand in its list of results.
+    """Ranks of the positives of each query.
 
     Attributes:
-      ranks: (q, r) ranks of the positives found, ascending, 0-based, padded with -1 at the end.
-      relevant: (q,) R, the number of positives in the gallery, found or not.
-      depth: (q,) length of each list where lists are cut; None when they hold the whole gallery.
+      ranks: (q, r) ranks of the retrieved positives, ascending, 0-based, padded with -1 at the end.
+      relevant: (q,) R, the number of positives in the gallery, retrieved or not.
+      depth: (q,) length of each result list; None if lists hold the whole gallery.
 
     Raises:
-      UserError: ranks that are not ascending, fewer positives than were found, or a rank beyond
-        the end of its list.
+      UserError: ranks that are not ascending, fewer positives than ranks, or a rank beyond the end
+        of its list.
     """
 
     ranks: Int[np.ndarray, "q r"]
@@ -49,15 +48,16 @@ class Ranked:
         if np.any(self.relevant < self.found.sum(axis=1)):
             raise UserError("a query has more positives in its list than in the gallery")
         if self.depth is not None and np.any(self.ranks >= self.depth[:, None]):
-            raise UserError("a positive stands beyond the end of its list")
+            raise UserError("the rank of a positive is beyond the end of its list")
 
     @property
     def found(self) -> Bool[np.ndarray, "q r"]:
+        """Entries of `ranks` that are not padding."""
         return self.ranks != PADDING
 
     @property
     def scored(self) -> Bool[np.ndarray, "q"]:
-        """Queries that have a positive at all."""
+        """Queries that have at least one positive."""
         return self.relevant > 0
 
     @classmethod
@@ -68,16 +68,16 @@ class Ranked:
         junk: Sequence[Collection[Hashable]] | None = None,
         complete: bool = False,
     ) -> "Ranked":
-        """From lists of results, best first.
+        """Builds ranks from lists of results, best first.
+
+        A result that appears twice counts once, at its first rank; its second rank counts as wrong.
 
         Args:
-          neighbours: the results of each query (rows of the gallery, or names).
-          positives: the results that would be right, for each query.
-          junk: results that count neither as right nor as wrong, for each query (the query itself
-            belongs here): they leave the list and the ones below move up.
-          complete: the lists hold the whole gallery, so no metric finds them too short.
-
-        A result named twice counts once, at its first place; the second place stays occupied.
+          neighbours: results of each query (gallery rows or ids).
+          positives: all positives of each query.
+          junk: results of each query that are removed from its list before ranks are counted,
+            such as the query itself.
+          complete: whether the lists hold the whole gallery.
         """
         ignored = [()] * len(neighbours) if junk is None else junk
         rows, depth = [], []
@@ -93,10 +93,10 @@ class Ranked:
 
     @classmethod
     def joined(cls, parts: "Sequence[Ranked]") -> "Ranked":
-        """Complete rankings of several blocks of queries as one.
+        """Concatenates complete rankings of several blocks of queries.
 
         Raises:
-          UserError: a list is cut.
+          UserError: a part does not rank the whole gallery.
         """
         if any(part.depth is not None for part in parts):
             raise UserError("only rankings of the whole gallery can be joined")
@@ -112,9 +112,13 @@ class Ranked:
         junk: Sequence[Int[np.ndarray, "_"]] | None = None,
         block: int = BLOCK,
     ) -> "Ranked":
-        """From unit vectors and the gallery rows that are right for each query.
+        """Ranks the whole gallery by cosine similarity.
 
-        The scores of few queries are held at a time: `block` numbers, or of one query.
+        Args:
+          queries, gallery: unit vectors.
+          positives: gallery rows of the positives of each query.
+          junk: gallery rows of each query that are removed from the ranking.
+          block: most similarities in memory at a time, but at least those of one query.
 
         Raises:
           UserError: as `from_scores`.
@@ -125,7 +129,7 @@ class Ranked:
         for begin in range(0, len(queries), step):
             rows = slice(begin, begin + step)
             scores = queries[rows] @ gallery.T
-            masks = (_marked(part[rows], len(gallery)) for part in (positives, ignored))
+            masks = (_masks(part[rows], len(gallery)) for part in (positives, ignored))
             parts.append(cls.from_scores(scores, *masks))
         return cls.joined(parts)
 
@@ -136,11 +140,16 @@ class Ranked:
         positives: Bool[np.ndarray, "q n"],
         junk: Bool[np.ndarray, "q n"] | None = None,
     ) -> "Ranked":
-        """From the similarity of every query to the whole gallery; ties go to the lower index.
+        """Ranks the whole gallery by score; ties are broken by the lower gallery index.
+
+        Args:
+          scores: similarity of every query to every gallery row.
+          positives: whether the row is a positive of the query.
+          junk: whether the row is removed from the ranking of the query.
 
         Raises:
-          UserError: a score is NaN or infinite (sorting those puts them anywhere: embeddings of
-            NaN reach a Recall@1 of 100 % in code that does not look).
+          UserError: a score is NaN or infinite. Sorting puts them at arbitrary ranks, so NaN
+            embeddings could reach a Recall@1 of 100 %.
         """
         check_finite("scores", scores)
         skipped = np.zeros_like(positives) if junk is None else junk
@@ -152,15 +161,15 @@ class Ranked:
         return cls(pad(rows), (positives & ~skipped).sum(axis=1))
 
 
-def _marked(places: Sequence[Int[np.ndarray, "_"]], count: int) -> Bool[np.ndarray, "q n"]:
-    marks = np.zeros((len(places), count), bool)
-    for line, at in zip(marks, places, strict=True):
-        line[at] = True
-    return marks
+def _masks(indices: Sequence[Int[np.ndarray, "_"]], count: int) -> Bool[np.ndarray, "q n"]:
+    masks = np.zeros((len(indices), count), bool)
+    for mask, index in zip(masks, indices, strict=True):
+        mask[index] = True
+    return masks
 
 
 def pad(rows: Sequence[Sequence[int] | Int[np.ndarray, "_"]]) -> Int64[np.ndarray, "q r"]:
-    """Rows of different lengths as one array, filled up with -1."""
+    """Stacks rows of different lengths, padded with -1."""
     table = np.full((len(rows), max(map(len, rows), default=0)), PADDING, np.int64)
     for line, row in zip(table, rows, strict=True):
         line[: len(row)] = row
@@ -168,10 +177,10 @@ def pad(rows: Sequence[Sequence[int] | Int[np.ndarray, "_"]]) -> Int64[np.ndarra
 
 
 def check_finite(name: str, values: Float[np.ndarray, "q ..."]) -> None:
-    """Refuses NaN and infinity.
+    """Checks that all values are finite.
 
     Raises:
-      UserError: naming the array, how many of its rows are affected, and the first.
+      UserError: names the array, the number of rows with NaN or infinity, and the first of them.
     """
     bad = np.asarray(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
     if bad.any():
@@ -179,11 +188,11 @@ def check_finite(name: str, values: Float[np.ndarray, "q ..."]) -> None:
         raise UserError(f"{name}: {share} (first: row {bad.argmax()})")
 
 
-# ---- one value a query ------------------------------------------------------------------------
+# ---- metrics with one value per query ----------------------------------------------------------
 
 
 def recall_at_k(ranked: Ranked, k: int) -> Float64[np.ndarray, "q"]:
-    """1 when any positive stands in the first k, else 0: the Recall@K of metric learning.
+    """1 if any positive is among the first k results, else 0: the Recall@K of metric learning.
 
     Raises:
       UserError: a list holds fewer than k results.
@@ -193,7 +202,7 @@ def recall_at_k(ranked: Ranked, k: int) -> Float64[np.ndarray, "q"]:
 
 
 def precision_at_k(ranked: Ranked, k: int) -> Float64[np.ndarray, "q"]:
-    """P_k, the share of positives in the first k.
+    """P_k, the share of positives among the first k results.
 
     Raises:
       UserError: a list holds fewer than k results.
@@ -203,7 +212,7 @@ def precision_at_k(ranked: Ranked, k: int) -> Float64[np.ndarray, "q"]:
 
 
 def coverage_at_k(ranked: Ranked, k: int) -> Float64[np.ndarray, "q"]:
-    """Share of a query's positives found in the first k: the recall of information retrieval.
+    """Share of a query's positives among the first k: the recall of information retrieval.
 
     Raises:
       UserError: a list holds fewer than k results.
@@ -223,7 +232,7 @@ def r_precision(ranked: Ranked) -> Float64[np.ndarray, "q"]:
 
 
 def map_at_r(ranked: Ranked) -> Float64[np.ndarray, "q"]:
-    """1/R · sum over the positives in the first R results of P at that result (ibid.).
+    """1/R · sum of the precision at each positive in the first R results (Musgrave et al. 2020).
 
     Raises:
       UserError: a list is shorter than the R of its query.
@@ -234,32 +243,33 @@ def map_at_r(ranked: Ranked) -> Float64[np.ndarray, "q"]:
 
 
 def map_at_k(ranked: Ranked, k: int) -> Float64[np.ndarray, "q"]:
-    """1/min(R, k) · sum over the positives in the first k results of P there (Google Landmarks)."""
+    """1/min(R, k) · sum of the precision at each positive in the first k (Google Landmarks)."""
     gained = np.where(_first(ranked, k), _precision_at_found(ranked), 0.0)
     return _divide(ranked, gained.sum(axis=1), np.minimum(ranked.relevant, k))
 
 
 def average_precision(ranked: Ranked) -> Float64[np.ndarray, "q"]:
-    """1/R · sum_j (j+1)/(r_j+1) over the whole list; a positive not found adds nothing."""
+    """1/R · sum_j (j+1)/(r_j+1) over the whole list; a positive that is not retrieved adds 0."""
     gained = np.where(ranked.found, _precision_at_found(ranked), 0.0)
     return _divide(ranked, gained.sum(axis=1), ranked.relevant)
 
 
 def average_precision_trapezoid(ranked: Ranked) -> Float64[np.ndarray, "q"]:
-    """Area under the precision-recall curve by trapezoids, as Oxford and Paris are scored.
+    """Area under the precision-recall curve by the trapezoidal rule: the mAP of Oxford and Paris.
 
     1/R · sum_j (p_j + (j+1)/(r_j+1)) / 2, where p_j = j/r_j is the precision just before the
-    positive and p_0 = 1 for one at the very top (Philbin et al. 2007; Radenović et al. 2018).
+    positive, and p_0 = 1 if r_0 = 0 (Philbin et al. 2007; Radenović et al. 2018).
     """
-    place = np.arange(ranked.ranks.shape[1])
-    before = np.where(ranked.ranks > 0, place / np.maximum(ranked.ranks, 1), 1.0)
+    index = np.arange(ranked.ranks.shape[1])
+    before = np.where(ranked.ranks > 0, index / np.maximum(ranked.ranks, 1), 1.0)
     gained = np.where(ranked.found, (before + _precision_at_found(ranked)) / 2, 0.0)
     return _divide(ranked, gained.sum(axis=1), ranked.relevant)
 
 
 def cumulative_match(ranked: Ranked, depth: int) -> Float64[np.ndarray, "depth"]:
-    """The CMC curve: the share of queries whose first positive stands in the first 1, 2, ...
-    `depth` results (of those that have one), as re-identification is scored.
+    """CMC curve: share of queries with a positive among the first 1, 2, ..., `depth` results.
+
+    Over the queries that have a positive; a standard metric of re-identification.
 
     Raises:
       UserError: a list holds fewer than `depth` results, or no query has a positive.
@@ -273,9 +283,9 @@ def cumulative_match(ranked: Ranked, depth: int) -> Float64[np.ndarray, "depth"]
 
 
 def precision_to_last(ranked: Ranked, k: int) -> Float64[np.ndarray, "q"]:
-    """P at min(k, place of the last positive found): the mP@k of revisited Oxford and Paris.
+    """Precision at min(k, rank of the last positive): the mP@k of revisited Oxford and Paris.
 
-    0 for a query whose list, being cut, holds none of its positives.
+    Ranks count from 1 here. 0 for a query whose list holds none of its positives.
     """
     last = ranked.ranks.max(axis=1, initial=PADDING) + 1
     cut = np.where(last > 0, np.minimum(last, k), k)
@@ -283,24 +293,24 @@ def precision_to_last(ranked: Ranked, k: int) -> Float64[np.ndarray, "q"]:
 
 
 def reciprocal_rank(ranked: Ranked) -> Float64[np.ndarray, "q"]:
-    """1/(r_0+1); 0 when a cut list holds no positive."""
+    """1/(r_0+1); 0 if the list holds no positive."""
     if not ranked.ranks.shape[1]:
         return _blank(ranked, np.zeros(len(ranked.ranks)))
     first = ranked.ranks[:, 0]
     return _blank(ranked, np.where(first >= 0, 1.0 / np.maximum(first + 1, 1), 0.0))
 
 
-# ---- the figures of an evaluation --------------------------------------------------------------
+# ---- metrics of a set of queries ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """The figures of one set of queries.
+    """Metrics of one set of queries.
 
     Attributes:
       per_query: name -> (q,) values, NaN for a query without positives.
-      queries: number of queries asked.
-      scored: number of queries that have a positive; the means are over these.
+      queries: number of queries.
+      scored: number of queries that have a positive; means are over these.
     """
 
     per_query: dict[str, Float64[np.ndarray, "q"]]
@@ -314,19 +324,19 @@ class Metrics:
 
     @property
     def left_out(self) -> int:
-        """Queries without a positive in the gallery."""
+        """Number of queries without a positive in the gallery."""
         return self.queries - self.scored
 
 
 def metrics_from_ranks(
     positive_ranks: Int[np.ndarray, "q r"], ks: Sequence[int] = RECALL_CUTS
 ) -> Metrics:
-    """Recall@K for every k, MAP@R, R-precision and mean average precision of complete rankings.
+    """Computes Recall@K, MAP@R, R-precision and mean average precision of complete rankings.
 
     Args:
-      positive_ranks: the rank of EVERY positive of each query, ascending, 0-based, padded with -1
+      positive_ranks: the ranks of ALL positives of each query, ascending, 0-based, padded with -1
         (`afa.retrieval.exact.positive_ranks`).
-      ks: cuts of Recall@K.
+      ks: values of K.
 
     Raises:
       UserError: no query has a positive, or the ranks are malformed.
@@ -336,10 +346,10 @@ def metrics_from_ranks(
 
 
 def metrics_of(ranked: Ranked, ks: Sequence[int] = RECALL_CUTS) -> Metrics:
-    """The same figures from rankings that may be cut.
+    """Computes the metrics of `metrics_from_ranks` from rankings that may be truncated.
 
     Raises:
-      UserError: no query has a positive, or a list is shorter than a figure needs.
+      UserError: no query has a positive, or a list is shorter than a metric needs.
     """
     if not ranked.scored.any():
         raise UserError(f"none of the {len(ranked.relevant)} queries has a positive in the gallery")
@@ -354,14 +364,14 @@ def metrics_of(ranked: Ranked, ks: Sequence[int] = RECALL_CUTS) -> Metrics:
 
 
 def scored_mean(values: Float[np.ndarray, "q"]) -> float:
-    """Mean over the queries that have a value (all but those without positives)."""
+    """Mean over the queries that have a value; queries without positives are left out."""
     return float(values[~np.isnan(values)].mean())
 
 
 def class_mean(values: Float[np.ndarray, "q"], labels: Int[np.ndarray, "q"]) -> float:
-    """Mean over classes of the mean over a class's queries: small classes weigh as much as large.
+    """Mean over classes of the mean over the queries of a class (macro average).
 
-    A class none of whose queries has a value is left out.
+    A class without a query that has a value is left out.
     """
     _, group = np.unique(labels[~np.isnan(values)], return_inverse=True)
     sums = np.bincount(group, weights=values[~np.isnan(values)])
@@ -372,12 +382,12 @@ def class_mean(values: Float[np.ndarray, "q"], labels: Int[np.ndarray, "q"]) -> 
 
 
 def _first(ranked: Ranked, k: int | Int[np.ndarray, "q"]) -> Bool[np.ndarray, "q r"]:
-    """Marks the positives that stand in the first k."""
+    """Whether each positive is among the first k results."""
     return ranked.found & (ranked.ranks < np.reshape(k, (-1, 1)))
 
 
 def _precision_at_found(ranked: Ranked) -> Float64[np.ndarray, "q r"]:
-    """P just behind each positive; anything at the padding."""
+    """Precision at each positive; arbitrary at the padding."""
     return np.arange(1, ranked.ranks.shape[1] + 1) / np.maximum(ranked.ranks + 1, 1)
 
 
@@ -388,12 +398,12 @@ def _divide(
 
 
 def _blank(ranked: Ranked, values: Shaped[np.ndarray, "q"]) -> Float64[np.ndarray, "q"]:
-    """No value for a query without positives."""
+    """Sets the value of queries without positives to NaN."""
     return np.where(ranked.scored, values.astype(np.float64), np.nan)
 
 
 def _need(ranked: Ranked, figure: str, length: int | Int[np.ndarray, "q"]) -> None:
-    """Refuses lists in which the figure would silently come out too low."""
+    """Refuses truncated lists in which a metric would silently be too low."""
     if ranked.depth is None:
         return
     short = ranked.scored & (ranked.depth < length)

@@ -1,7 +1,9 @@
-"""Metrics averaged over every order of results that score the same (McSherry and Najork 2008).
+"""Retrieval metrics averaged over all orders of tied results (McSherry and Najork 2008).
 
-They differ from those of `retrieval` exactly where the rule for ties decides. In a group
-t + m is right with probability r/n, and then (m-1)(r-1)/(n-1) of those before it in the group are.
+They differ from those of `afa.evaluation.metrics.retrieval` only where scores are equal. In a group
+of n tied results with r positives, each result is a positive with probability r/n. Given
+that the m-th of the group is one, (m-1)(r-1)/(n-1) of those before it in the group are expected to
+be positives.
 """
 
 from dataclasses import dataclass
@@ -14,12 +16,12 @@ from afa.evaluation.metrics.retrieval import check_finite
 
 @dataclass(frozen=True)
 class Tied:
-    """What stands at each place of each list, on average over the orders of equal scores.
+    """Expectations at each rank of each list, over all orders of tied results.
 
     Attributes:
-      right: (q, n) probability that the result is right.
-      gained: (q, n) mean of the precision up to there where it is right, and of 0 where not.
-      missed: (q, n) probability that neither it nor any result before it is right.
+      right: (q, n) probability that the result is a positive.
+      gained: (q, n) expected precision at the result if it is a positive, else 0.
+      missed: (q, n) probability that neither it nor any result before it is a positive.
       relevant: (q,) R, the number of positives.
     """
 
@@ -35,10 +37,12 @@ class Tied:
         positives: Bool[np.ndarray, "q n"],
         junk: Bool[np.ndarray, "q n"] | None = None,
     ) -> "Tied":
-        """From the similarity of every query to the gallery, or to its most similar part.
+        """Ranks the gallery, or the most similar part of it, by score.
 
         Args:
-          junk: results that leave the list; its end is then filled with results that are wrong.
+          scores: similarity of every query to every gallery row.
+          positives: whether the row is a positive of the query.
+          junk: whether the row is removed from the ranking; the list is padded with negatives.
 
         Raises:
           UserError: a score is NaN or infinite.
@@ -53,23 +57,23 @@ class Tied:
         return cls(*tables, relevant=(positives & ~skipped).sum(axis=1))
 
     def recall_at_k(self, k: int) -> Float64[np.ndarray, "q"]:
-        """How often any positive stands in the first k."""
+        """Probability that a positive is among the first k results."""
         return self._blank(1 - self.missed[:, k - 1])
 
     def precision_at_k(self, k: int) -> Float64[np.ndarray, "q"]:
-        """P_k."""
+        """Expected precision of the first k results."""
         return self._blank(self.right[:, :k].sum(axis=1) / k)
 
     def r_precision(self) -> Float64[np.ndarray, "q"]:
-        """P_R."""
+        """Expected precision of the first R results."""
         return self._over_relevant(np.where(self._first(), self.right, 0.0))
 
     def map_at_r(self) -> Float64[np.ndarray, "q"]:
-        """MAP@R of each query."""
+        """Expected MAP@R of each query."""
         return self._over_relevant(np.where(self._first(), self.gained, 0.0))
 
     def average_precision(self) -> Float64[np.ndarray, "q"]:
-        """AP over the whole list."""
+        """Expected average precision over the whole list."""
         return self._over_relevant(self.gained)
 
     def _first(self) -> Bool[np.ndarray, "q n"]:
@@ -79,14 +83,14 @@ class Tied:
         return self._blank(table.sum(axis=1) / np.maximum(self.relevant, 1))
 
     def _blank(self, values: Float64[np.ndarray, "q"]) -> Float64[np.ndarray, "q"]:
-        """No value for a query without positives."""
+        """Sets the value of queries without positives to NaN."""
         return np.where(self.relevant > 0, values, np.nan)
 
 
 def _row(
     scores: Float[np.ndarray, "m"], positives: Bool[np.ndarray, "m"], length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One list: probability to be right, precision gained, and probability that all is missed."""
+    """Computes `right`, `gained` and `missed` of one list."""
     order = np.argsort(-scores, kind="stable")
     scores, right = scores[order], positives[order]
     begins = np.concatenate([[True], scores[1:] != scores[:-1]])[: len(scores)]
@@ -95,11 +99,11 @@ def _row(
     good = np.bincount(group, weights=right)[group]
     start = np.flatnonzero(begins)[group]
     before = (np.cumsum(right) - right)[start]
-    place = np.arange(len(scores))
-    inside = place - start  # results of the group before this one
+    rank = np.arange(len(scores))
+    inside = rank - start  # results of the group before this one
     chance = good / size
     among = inside * (good - 1) / np.maximum(size - 1, 1)
-    gained = chance * (before + 1 + among) / (place + 1)
+    gained = chance * (before + 1 + among) / (rank + 1)
     missed = np.cumprod(np.maximum(size - good - inside, 0) / (size - inside))
     rest = length - len(scores)
     last = missed[-1] if len(missed) else 1.0

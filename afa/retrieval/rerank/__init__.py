@@ -1,4 +1,4 @@
-"""Better rankings: the table of re-rankers, and the settings among which validation chooses."""
+"""Re-ranking: the table of methods and the settings that are tried on validation classes."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -16,34 +16,35 @@ from afa.retrieval.rerank.reciprocal import k_reciprocal
 
 
 def word(name: str) -> str:
-    """A method's name as it is typed: `k_reciprocal` for `k-reciprocal`."""
+    """Returns the name of a method as typed on the command line: `k_reciprocal`."""
     return name.lower().replace(" ", "_").replace("-", "_")
 
 
 def combinations(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Every combination of the values of a grid."""
+    """Returns every combination of the values of a grid."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A re-ranker and the values of each of its settings that are tried."""
+    """A re-ranker and the values that are tried for each of its settings."""
 
     reranker: Reranker
     grid: Mapping[str, Sequence[Any]]
 
     def settings(self) -> list[dict[str, Any]]:
-        """Every combination of the grid."""
+        """Returns every combination of the grid."""
         return combinations(self.grid)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is added to the similarity: the evidence, times a weight.
+    """A score that is added to the similarity with a weight.
 
     Attributes:
-      reranker: gallery, settings -> evidence for every gallery row, 0 where there is none.
-      weights: values of the weight that are tried.
+      reranker: gallery, settings -> score of every gallery row, 0 without evidence.
+      grid: values that are tried for each setting.
+      weights: weights that are tried.
     """
 
     reranker: ImageReranker
@@ -51,12 +52,12 @@ class Evidence:
     weights: Sequence[float]
 
     def settings(self) -> list[dict[str, Any]]:
-        """Every combination of the grid, the weight apart."""
+        """Returns every combination of the grid, without the weight."""
         return combinations(self.grid)
 
 
 def plain(gallery: np.ndarray) -> Scorer:
-    """The similarity itself: what all others are measured against."""
+    """Ranks by cosine similarity; the baseline of all other methods."""
     return lambda queries, exclude: queries @ gallery.T
 
 
@@ -75,7 +76,7 @@ METHODS: dict[str, Method] = {
 }
 
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-LOCAL_SCALES = (1.0, 2.0)  # the local view of a larger image has more and finer places
+LOCAL_SCALES = (1.0, 2.0)  # a larger image has more and finer local features
 
 EVIDENCE: dict[str, Evidence] = {
     "class posterior": Evidence(class_agreement, {}, (0.03, 0.1, 0.3, 1.0)),

@@ -1,4 +1,4 @@
-"""What a re-ranker is, and the neighbours that all of them start from."""
+"""Interface of a re-ranker, and the nearest neighbours that all methods use."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,23 +10,23 @@ from jaxtyping import Float32, Int, Int64
 from afa.models.heads import LocalFeatures
 from afa.retrieval import exact
 
-# queries (unit vectors), exclude (row of each query that is the query itself, -1: none) -> score of
-# every gallery row, higher is better. The row that is excluded may get any score.
+# queries (unit vectors), exclude (gallery row that is the query itself, -1 for none) -> score of
+# every gallery row, higher is better. The excluded row may have any score.
 Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-# gallery (unit vectors), parameters -> what answers over it.
+# gallery (unit vectors), settings -> scorer for this gallery.
 Reranker = Callable[..., Scorer]
 
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What is known of some images beside their descriptors; a method takes what it needs.
+    """Features of n images; a method uses those it needs.
 
     Attributes:
-      vectors: unit descriptors.
-      posterior: probabilities of the training classes; no columns when nobody asks for them.
-      places: scale of the images -> the strongest places of their local view.
-      multi_scale: (scales, power) -> unit descriptors of several scales combined.
+      vectors: descriptors of unit length.
+      posterior: probabilities of the training classes; no columns if no method needs them.
+      local_features: image scale -> strongest local features.
+      multi_scale: (scales, power) -> multi-scale descriptors of unit length.
     """
 
     vectors: Float32[np.ndarray, "n d"]
@@ -36,22 +36,22 @@ class ImageFeatures:
 
     @classmethod
     def of(cls, vectors: Float32[np.ndarray, "n d"]) -> "ImageFeatures":
-        """Images of which there are descriptors alone."""
+        """Makes features with descriptors alone."""
         return cls(vectors, np.zeros((len(vectors), 0), np.float32))
 
     def rows(self, index: Int[np.ndarray, "m"] | slice) -> "ImageFeatures":
-        """The images at `index`."""
+        """Selects the images at `index`."""
         parts = (self.vectors, self.posterior, dict(self.local_features), dict(self.multi_scale))
         return ImageFeatures(*jax.tree.map(lambda part: part[index], parts))
 
 
-# As Scorer and Reranker, for methods that need more of an image than its descriptor.
+# As Scorer and Reranker, for methods that need more features than descriptors.
 ImageScorer = Callable[[ImageFeatures, np.ndarray], np.ndarray]
 ImageReranker = Callable[..., ImageScorer]
 
 
 def of_vectors(reranker: Reranker) -> ImageReranker:
-    """A method of descriptors as one of images."""
+    """Adapts a re-ranker of descriptors to `ImageFeatures`."""
 
     def rerank(gallery: ImageFeatures, **settings: object) -> ImageScorer:
         score = reranker(gallery.vectors, **settings)
@@ -66,7 +66,10 @@ def neighbours(
     k: int,
     exclude: Int64[np.ndarray, "q"] | None = None,
 ) -> tuple[Float32[np.ndarray, "q j"], Int64[np.ndarray, "q j"]]:
-    """Similarities and rows of the k nearest, or of all there are when they are fewer."""
+    """Returns similarities and gallery rows of the k nearest neighbours, or of all if fewer.
+
+    Arguments as in `afa.retrieval.exact.topk`.
+    """
     available = len(gallery) - (exclude is not None and bool(np.any(exclude >= 0)))
     return exact.topk(queries, gallery, min(k, available), exclude)
 
@@ -74,5 +77,5 @@ def neighbours(
 def own_neighbours(
     gallery: Float32[np.ndarray, "n d"], k: int
 ) -> tuple[Float32[np.ndarray, "n j"], Int64[np.ndarray, "n j"]]:
-    """The same of every gallery row among the others."""
+    """Returns the k nearest neighbours of every gallery row among the other rows."""
     return neighbours(gallery, gallery, k, np.arange(len(gallery)))

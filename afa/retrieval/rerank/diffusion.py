@@ -1,8 +1,8 @@
-"""Diffusion: similarity that flows along the gallery's own neighbourhoods.
+"""Diffusion on the neighbourhood graph of the gallery.
 
-Iscen et al. 2017 ("Efficient Diffusion on Region Manifolds", section 3): with W the affinities of
-mutual neighbours and S = D^-1/2 W D^-1/2, the ranking of a query y is the f that solves
-(I - alpha S) f = (1 - alpha) y, found by conjugate gradients.
+Iscen et al. 2017 ("Efficient Diffusion on Region Manifolds", section 3): with the affinity matrix W
+of mutual neighbours and S = D^-1/2 W D^-1/2, the scores f of a query y solve
+(I - alpha S) f = (1 - alpha) y. The system is solved by conjugate gradients.
 """
 
 import numpy as np
@@ -11,9 +11,9 @@ from scipy import sparse
 
 from afa.retrieval.rerank.contract import Scorer, neighbours, own_neighbours
 
-ROUNDS = 50  # of conjugate gradients, at most; alpha = 0.99 needs about 20
+ROUNDS = 50  # most iterations of conjugate gradients; alpha = 0.99 needs about 20
 TOLERANCE = 1e-6
-UNREACHED = 1e-6  # weight of plain similarity: it orders only what the flow leaves equal
+UNREACHED = 1e-6  # weight of the similarity, which orders rows with equal diffusion scores
 
 
 def diffuse(
@@ -24,13 +24,13 @@ def diffuse(
     alpha: float = 0.99,
     gamma: float = 3.0,
 ) -> Scorer:
-    """Ranks by what arrives when the query's results pass on their scores.
+    """Ranks by diffusion from the query's nearest neighbours.
 
     Args:
       gallery: unit vectors.
-      graph: neighbours of every gallery row that the graph may join it with.
-      results: rows at which the query enters the graph.
-      alpha: share that is passed on.
+      graph: neighbours of every gallery row in the graph, before mutual ones are selected.
+      results: nearest neighbours of the query at which diffusion starts.
+      alpha: weight of the graph.
       gamma: exponent of affinities, max(similarity, 0)^gamma.
     """
     matrix = alpha * normalised_graph(gallery, graph, gamma)
@@ -52,7 +52,10 @@ def diffuse(
 def normalised_graph(
     gallery: Float32[np.ndarray, "n d"], graph: int, gamma: float
 ) -> sparse.csr_array:
-    """S: affinities of rows that are among each other's neighbours, scaled by both degrees."""
+    """Returns S: affinities of mutual neighbours, normalised by the degrees of both.
+
+    Arguments as in `diffuse`.
+    """
     similarity, rows = own_neighbours(gallery, graph)
     count = len(gallery)
     begins = np.arange(0, rows.size + 1, rows.shape[1])
@@ -67,18 +70,23 @@ def normalised_graph(
 def solve(
     matrix: sparse.csr_array, right: Float64[np.ndarray, "n q"]
 ) -> Float64[np.ndarray, "n q"]:
-    """x with x - matrix x = right, every column by itself: conjugate gradients."""
-    found = np.zeros_like(right)
-    rest, step = right.copy(), right.copy()
-    size = np.einsum("nq,nq->q", rest, rest)
+    """Solves x - matrix x = right for every column by conjugate gradients.
+
+    Args:
+      matrix: symmetric, eigenvalues below 1.
+      right: one right-hand side per column.
+    """
+    solution = np.zeros_like(right)
+    residual, direction = right.copy(), right.copy()
+    size = np.einsum("nq,nq->q", residual, residual)
     enough = TOLERANCE**2 * np.maximum(size, 1e-300)
     for _ in range(ROUNDS):
         if np.all(size <= enough):
             break
-        pushed = step - matrix @ step
-        length = size / np.maximum(np.einsum("nq,nq->q", step, pushed), 1e-300)
-        found += length * step
-        rest -= length * pushed
-        before, size = size, np.einsum("nq,nq->q", rest, rest)
-        step = rest + (size / np.maximum(before, 1e-300)) * step
-    return found
+        product = direction - matrix @ direction
+        length = size / np.maximum(np.einsum("nq,nq->q", direction, product), 1e-300)
+        solution += length * direction
+        residual -= length * product
+        before, size = size, np.einsum("nq,nq->q", residual, residual)
+        direction = residual + (size / np.maximum(before, 1e-300)) * direction
+    return solution

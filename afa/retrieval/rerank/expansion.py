@@ -1,8 +1,8 @@
-"""Query expansion: a query is replaced by the mean of itself and what it finds.
+"""Query expansion: a query is replaced by the mean of itself and its first results.
 
 Chum et al. 2007 ("Total Recall") average the first n results; Radenović et al. 2019, section 3.4,
-weigh each by its similarity to the power of alpha (0 is the plain average). Done to the gallery it
-is database-side augmentation (Turcot and Lowe 2009; Arandjelović and Zisserman 2012).
+weight each by its similarity to the power of alpha (0 is the plain average). Applied to gallery
+vectors it is database-side augmentation (Turcot and Lowe 2009; Arandjelović and Zisserman 2012).
 """
 
 import numpy as np
@@ -19,8 +19,8 @@ def query_expansion(
 
     Args:
       gallery: unit vectors.
-      results: n, how many of them.
-      alpha: exponent of their weights, max(similarity, 0)^alpha; the query's own is 1.
+      results: n, the number of results that are averaged.
+      alpha: exponent of their weights, max(similarity, 0)^alpha; the query has weight 1.
     """
 
     def score(
@@ -35,13 +35,16 @@ def query_expansion(
 def database_augmentation(
     gallery: Float32[np.ndarray, "n d"], *, results: int, alpha: float = 0.0
 ) -> Scorer:
-    """Searches in a gallery each of whose vectors is the mean of itself and its neighbours."""
+    """Replaces each gallery vector by the mean of itself and its neighbours.
+
+    Arguments as in `query_expansion`.
+    """
     augmented = expanded(gallery, gallery, *own_neighbours(gallery, results), alpha)
     return lambda queries, exclude: queries @ augmented.T
 
 
 def both(gallery: Float32[np.ndarray, "n d"], *, results: int, alpha: float = 0.0) -> Scorer:
-    """Query expansion within an augmented gallery."""
+    """Query expansion in an augmented gallery. Arguments as in `query_expansion`."""
     augmented = expanded(gallery, gallery, *own_neighbours(gallery, results), alpha)
     return query_expansion(augmented, results=results, alpha=alpha)
 
@@ -53,6 +56,13 @@ def expanded(
     rows: Int64[np.ndarray, "q j"],
     alpha: float,
 ) -> Float32[np.ndarray, "q d"]:
-    """Each vector plus the weighted sum of its neighbours, at unit length."""
+    """Adds the weighted sum of its neighbours to each vector and normalises the result.
+
+    Args:
+      vectors: unit vectors.
+      gallery: unit vectors.
+      similarity, rows: similarities and gallery rows of the neighbours of each vector.
+      alpha: exponent of the weights.
+    """
     weights = np.maximum(similarity, 0) ** np.float32(alpha)
     return normalise(vectors + np.einsum("qj,qjd->qd", weights, gallery[rows]))

@@ -1,10 +1,10 @@
-"""Geometric verification: do the places of two images match under one affine map?
+"""Geometric verification: do the local features of two images match under one affine map?
 
-Philbin et al. 2007 ("Object Retrieval with Large Vocabularies", section 4): matches between the
-local descriptors of query and candidate, an affine map by RANSAC (Fischler and Bolles 1981), and
-its inliers as evidence beside the global similarity. Matches are mutual nearest neighbours among
-the places that draw attention (DELF, Noh et al. 2017). Everything has one shape, however many
-matches there are: all candidates of a query and all hypotheses of each are one compiled program.
+Philbin et al. 2007 ("Object Retrieval with Large Vocabularies", section 4): local features of query
+and candidate are matched, an affine map is fitted by RANSAC (Fischler and Bolles 1981), and its
+inliers are evidence beside the global similarity. Matches are mutual nearest neighbours among the
+local features with the highest attention (DELF, Noh et al. 2017). Shapes do not depend on the
+number of matches, so all candidates of a query and all hypotheses are one compiled program.
 """
 
 import functools
@@ -18,21 +18,21 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int64
 from afa.models.heads import LocalFeatures
 from afa.retrieval.rerank.contract import ImageFeatures, ImageScorer, neighbours
 
-CANDIDATES = 100  # results that are looked at; the others have no evidence
+CANDIDATES = 100  # results that are verified; the others have no evidence
 HYPOTHESES = 128
-SEED = 0  # of the samples that hypotheses are made from
-MINIMUM = 3  # matches that fix an affine map: they fit it whether it is right or not
-SMALLEST = 1e-3  # area of a sample's parallelogram, as a share of the image's
-LARGEST_CHANGE = 8.0  # of area, between two views of one object
-SHARPNESS = 3.0  # exponent of a match's similarity, which is its weight
+SEED = 0  # seed of the minimal samples
+MINIMUM = 3  # matches that determine an affine map; they are inliers of any hypothesis
+SMALLEST = 1e-3  # least area of a sample's parallelogram, as a share of the image area
+LARGEST_CHANGE = 8.0  # largest change of area between two views of one object
+SHARPNESS = 3.0  # the weight of a match is its similarity to this power
 
 
 class Matches(NamedTuple):
-    """Pairs of places, those that count first.
+    """Matched pairs of local features, largest weights first.
 
     Attributes:
-      source, target: positions in the query and in the candidate.
-      weight: similarity to the power of SHARPNESS; 0 fills up to one shape.
+      source, target: positions in the query and in the candidate, as shares of the image side.
+      weight: similarity to the power of SHARPNESS; 0 for padding.
     """
 
     source: Float[Array, "m 2"]
@@ -41,7 +41,7 @@ class Matches(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """target = matrix source + shift; of no account where it is not sound."""
+    """target = matrix source + shift; ignored unless `sound` (not degenerate)."""
 
     matrix: Float[Array, "2 2"]
     shift: Float[Array, "2"]
@@ -49,11 +49,11 @@ class Affine(NamedTuple):
 
 
 def local_matches(gallery: ImageFeatures, *, scale: float) -> ImageScorer:
-    """Evidence of the matches alone, wherever they lie: what geometry is measured against.
+    """Evidence of all matches, without geometry; the baseline of geometric verification.
 
     Args:
-      gallery: with places.
-      scale: of the images that the places are of.
+      gallery: features with local features.
+      scale: image scale of the local features.
     """
     return _scorer(gallery, scale, None)
 
@@ -61,12 +61,12 @@ def local_matches(gallery: ImageFeatures, *, scale: float) -> ImageScorer:
 def geometric_verification(
     gallery: ImageFeatures, *, scale: float, tolerance: float
 ) -> ImageScorer:
-    """Evidence of the matches that agree on one affine map.
+    """Evidence of the matches that are consistent with one affine map.
 
     Args:
-      gallery: with places.
-      scale: of the images that the places are of.
-      tolerance: distance to where the map takes a place, as a share of the image's side.
+      gallery: features with local features.
+      scale: image scale of the local features.
+      tolerance: largest distance of an inlier to its mapped position, as a share of the image side.
     """
     return _scorer(gallery, scale, tolerance)
 
@@ -76,11 +76,11 @@ def _scorer(gallery: ImageFeatures, scale: float, tolerance: float | None) -> Im
         queries: ImageFeatures, exclude: Int64[np.ndarray, "q"]
     ) -> Float32[np.ndarray, "q n"]:
         found = neighbours(queries.vectors, gallery.vectors, CANDIDATES, exclude)[1]
-        asked, offered = queries.local_features[scale], gallery.local_features[scale]
+        of_queries, of_gallery = queries.local_features[scale], gallery.local_features[scale]
         scores = np.zeros((len(found), len(gallery.vectors)), np.float32)
         for i, rows in enumerate(found):
-            candidates = jax.tree.map(lambda part, rows=rows: part[rows], offered)
-            one = jax.tree.map(lambda part, i=i: part[i : i + 1], asked)
+            candidates = jax.tree.map(lambda part, rows=rows: part[rows], of_gallery)
+            one = jax.tree.map(lambda part, i=i: part[i : i + 1], of_queries)
             scores[i, rows] = evidence(one, candidates, tolerance)
         return scores
 
@@ -90,15 +90,16 @@ def _scorer(gallery: ImageFeatures, scale: float, tolerance: float | None) -> Im
 def evidence(
     query: LocalFeatures, candidates: LocalFeatures, tolerance: float | None
 ) -> Float32[np.ndarray, "c"]:
-    """How much the places of one query and of each candidate have in common.
+    """Computes the evidence that one query and each candidate show the same object.
 
-    Sum of the weights of the matches (of the inliers, less the share of the three that fix a map),
-    divided by the number of places: between 0 and 1.
+    Sum of the weights of the matches, divided by the number of local features: between 0 and 1.
+    With geometry, the sum is over inliers, scaled by (n - 3) / n for n inliers, because three
+    matches always agree.
 
     Args:
-      query: one image.
-      candidates: any number of images, with as many places each.
-      tolerance: as `geometric_verification`; None takes matches wherever they lie.
+      query: local features of one image.
+      candidates: local features of any number of images, with as many features each.
+      tolerance: as in `geometric_verification`; None for no geometry.
     """
     count = len(candidates.strength)
     limit = np.float32(0 if tolerance is None else tolerance)
@@ -112,7 +113,7 @@ def evidence(
 
 @functools.cache
 def draws(hypotheses: int = HYPOTHESES, seed: int = SEED) -> Float32[np.ndarray, "h 3"]:
-    """Numbers in [0, 1) from which every hypothesis picks its three matches."""
+    """Random numbers in [0, 1) that select the three matches of every hypothesis."""
     return np.random.default_rng(seed).random((hypotheses, MINIMUM), np.float32)
 
 
@@ -137,22 +138,27 @@ def _evidence(
 
 
 def mutual(query: LocalFeatures, candidate: LocalFeatures) -> Matches:
-    """Places that are each other's nearest; those without a direction match nothing.
+    """Matches local features that are mutual nearest neighbours; zero descriptors do not match.
 
-    Args: single images, without the leading axis.
+    Args:
+      query, candidate: local features of one image each, without a leading axis.
     """
     similarity = query.descriptor @ candidate.descriptor.T
-    forth, back = jnp.argmax(similarity, axis=1), jnp.argmax(similarity, axis=0)
+    nearest, back = jnp.argmax(similarity, axis=1), jnp.argmax(similarity, axis=0)
     best = jnp.maximum(jnp.max(similarity, axis=1), 0)
-    weight = jnp.where(back[forth] == jnp.arange(len(forth)), best**SHARPNESS, 0)
+    weight = jnp.where(back[nearest] == jnp.arange(len(nearest)), best**SHARPNESS, 0)
     order = jnp.argsort(-weight, stable=True)
-    return Matches(query.position[order], candidate.position[forth[order]], weight[order])
+    return Matches(query.position[order], candidate.position[nearest[order]], weight[order])
 
 
 def consensus(
     matches: Matches, draw: Float[Array, "h 3"], tolerance: Float[Array, ""]
 ) -> Bool[Array, "m"]:
-    """Inliers of the best hypothesis, or of the map fitted to them where those weigh more."""
+    """Returns the inliers of the best hypothesis, or of the map refitted to them if better.
+
+    A set of inliers is better if the sum of its weights is larger. No inliers with fewer than three
+    matches.
+    """
     number = jnp.sum(matches.weight > 0)
     samples = jax.vmap(lambda each: triple(each, number))(draw)
     found = jax.vmap(through)(matches.source[samples], matches.target[samples])
@@ -165,19 +171,17 @@ def consensus(
 
 
 def triple(draw: Float[Array, "3"], count: Int[Array, ""]) -> Int[Array, "3"]:
-    """Three different numbers below `count`, all triples equally likely; of no account when there
-    are fewer than three."""
+    """Returns three different integers below `count`, uniformly; arbitrary if `count` < 3."""
     picked = (draw * (count - jnp.arange(MINIMUM))).astype(jnp.int32)
     first = picked[0]
-    second = picked[1] + (picked[1] >= first)  # steps over the one that is taken
+    second = picked[1] + (picked[1] >= first)  # skips the first number
     low, high = jnp.minimum(first, second), jnp.maximum(first, second)
     third = picked[2] + (picked[2] >= low)
     return jnp.stack([first, second, third + (third >= high)])
 
 
 def through(source: Float[Array, "3 2"], target: Float[Array, "3 2"]) -> Affine:
-    """The map that takes three points to three others, in closed form; not sound where either three
-    lie on a line."""
+    """Returns the affine map of three points; not sound if source or target are collinear."""
     before, after = (source[1:] - source[0]).T, (target[1:] - target[0]).T
     matrix, sound = _quotient(after, before, SMALLEST)
     sound &= jnp.abs(_determinant(after)) > SMALLEST
@@ -185,7 +189,7 @@ def through(source: Float[Array, "3 2"], target: Float[Array, "3 2"]) -> Affine:
 
 
 def fit(matches: Matches, chosen: Bool[Array, "m"]) -> Affine:
-    """The map with the least weighted squared distance over the chosen matches."""
+    """Fits an affine map to the chosen matches by weighted least squares."""
     weight = matches.weight * chosen
     share = weight / jnp.maximum(weight.sum(), 1e-12)
     source, target = share @ matches.source, share @ matches.target
@@ -196,12 +200,12 @@ def fit(matches: Matches, chosen: Bool[Array, "m"]) -> Affine:
 
 
 def inliers(affine: Affine, matches: Matches, tolerance: Float[Array, ""]) -> Bool[Array, "m"]:
-    """Matches whose target lies where the map takes the source."""
+    """Returns the matches whose mapped source is within `tolerance` of the target."""
     change = jnp.abs(_determinant(affine.matrix))
-    likely = affine.sound & (change < LARGEST_CHANGE) & (change > 1 / LARGEST_CHANGE)
-    gap = matches.source @ affine.matrix.T + affine.shift - matches.target
-    near = jnp.sum(jnp.square(gap), axis=-1) <= tolerance**2
-    return likely & near & (matches.weight > 0)
+    plausible = affine.sound & (change < LARGEST_CHANGE) & (change > 1 / LARGEST_CHANGE)
+    error = matches.source @ affine.matrix.T + affine.shift - matches.target
+    near = jnp.sum(jnp.square(error), axis=-1) <= tolerance**2
+    return plausible & near & (matches.weight > 0)
 
 
 def _determinant(matrix: Float[Array, "2 2"]) -> Float[Array, ""]:
@@ -211,7 +215,7 @@ def _determinant(matrix: Float[Array, "2 2"]) -> Float[Array, ""]:
 def _quotient(
     left: Float[Array, "2 2"], right: Float[Array, "2 2"], smallest: float
 ) -> tuple[Float[Array, "2 2"], Bool[Array, ""]]:
-    """left times the inverse of right, and whether right has one."""
+    """Returns left times the inverse of right, and whether right is invertible."""
     area = _determinant(right)
     sound = jnp.abs(area) > smallest
     adjugate = jnp.array([[right[1, 1], -right[0, 1]], [-right[1, 0], right[0, 0]]])

@@ -1,7 +1,7 @@
-"""Fusion of scores with the class posterior: do the two images belong to one training class?
+"""Agreement of class posteriors as evidence beside the similarity.
 
-The probability that two images, each assigned to a class by its own posterior, get the same one
-is the dot product of their posteriors. It knows training classes alone.
+The dot product of two posteriors is the probability that both images are assigned to the same
+training class.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from afa.retrieval.rerank.contract import ImageFeatures, ImageScorer
 
 
 def class_agreement(gallery: ImageFeatures) -> ImageScorer:
-    """Evidence of the posteriors, for every gallery row."""
+    """Scores every gallery row by the dot product of the posteriors."""
 
     def score(
         queries: ImageFeatures, exclude: Int64[np.ndarray, "q"]

@@ -1,7 +1,7 @@
-"""k-reciprocal re-ranking: two images are alike that have the same mutual neighbours.
+"""k-reciprocal re-ranking: images are similar if they share mutual neighbours.
 
-Zhong et al. 2017 ("Re-ranking Person Re-identification with k-reciprocal Encoding"). Every query is
-answered by itself, as in a service: the neighbourhoods are those of the gallery and this query.
+Zhong et al. 2017 ("Re-ranking Person Re-identification with k-reciprocal Encoding"). Unlike in the
+paper, every query is ranked independently: queries are not neighbours of each other.
 """
 
 import numpy as np
@@ -14,13 +14,13 @@ OVERLAP = 2 / 3  # of a neighbour's own set that must be in the set it joins (eq
 
 
 def k_reciprocal(gallery: Float32[np.ndarray, "n d"], *, k1: int, k2: int, plain: float) -> Scorer:
-    """Ranks by the Jaccard similarity of neighbourhoods, mixed with the plain one.
+    """Ranks by a weighted mean of neighbourhood Jaccard similarity and cosine similarity.
 
     Args:
       gallery: unit vectors.
-      k1: neighbours among which mutual ones are sought.
-      k2: neighbours whose sets are averaged (1: only its own).
-      plain: weight of the plain similarity; the paper's lambda.
+      k1: number of neighbours from which mutual neighbours are selected.
+      k2: number of neighbours whose codes are averaged, including the row itself (1: no averaging).
+      plain: weight of the cosine similarity; lambda in the paper.
     """
     similarity, rows = own_neighbours(gallery, k1)
     sets = _Sets(similarity, rows)
@@ -49,7 +49,9 @@ class _Sets:
     """Mutual neighbours of every gallery row.
 
     Attributes:
-      last: similarity of each row's k1-th neighbour: who is at least as near is one, too.
+      last: similarity of each row's k1-th neighbour.
+      all: mutual neighbours among the k1 nearest.
+      halves: mutual neighbours among the k1/2 nearest.
     """
 
     def __init__(
@@ -57,11 +59,11 @@ class _Sets:
     ) -> None:
         half = -(-rows.shape[1] // 2)
         self.last = similarity[:, -1]
-        self.whole = _mutual(rows)
+        self.all = _mutual(rows)
         self.halves = _mutual(rows[:, :half])
 
     def joined(self, members: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "j"]:
-        """The set, and the half-size sets of its members that lie in it by two thirds."""
+        """Returns the members, with the half-size sets that overlap them by two thirds (eq. 3)."""
         own = set(members.tolist())
         extra = set()
         for member in members:
@@ -77,13 +79,13 @@ def _mutual(rows: Int64[np.ndarray, "n k"]) -> list[set[int]]:
 
 
 def _weights(similarity: Float32[np.ndarray, "m"]) -> Float64[np.ndarray, "m"]:
-    """exp(-distance) with the squared distance of unit vectors (equation 7)."""
+    """exp(-distance), with the squared distance of unit vectors (equation 7)."""
     return np.exp(-(2 - 2 * similarity.astype(np.float64)))
 
 
 def _codes(gallery: Float32[np.ndarray, "n d"], sets: _Sets) -> sparse.csr_array:
     columns, values, begins = [], [], [0]
-    for row, own in enumerate(sets.whole):
+    for row, own in enumerate(sets.all):
         members = sets.joined(np.array(sorted(own | {row}), np.int64))
         columns.append(members)
         values.append(_weights(gallery[members] @ gallery[row]))
@@ -95,7 +97,7 @@ def _codes(gallery: Float32[np.ndarray, "n d"], sets: _Sets) -> sparse.csr_array
 
 
 def _averaged(codes: sparse.csr_array, near: Int64[np.ndarray, "n k"]) -> sparse.csr_array:
-    """Every row's code and those of its nearest, at a sum of 1 (local query expansion)."""
+    """Adds the codes of the nearest rows and normalises the sum to 1 (local query expansion)."""
     count = len(near)
     begins = np.arange(0, near.size + 1, near.shape[1]) if near.size else np.zeros(count + 1, int)
     pick = sparse.csr_array((np.ones(near.size), near.ravel(), begins), (count, count))
@@ -105,7 +107,7 @@ def _averaged(codes: sparse.csr_array, near: Int64[np.ndarray, "n k"]) -> sparse
 
 
 def _jaccard(code: Float64[np.ndarray, "n"], by_row: sparse.csc_array) -> Float64[np.ndarray, "n"]:
-    """Sum of minima over sum of maxima with every code; both sum to 1, so that is s / (2 - s)."""
+    """Sum of minima over sum of maxima; both codes sum to 1, so it is s / (2 - s)."""
     members = np.flatnonzero(code)
     shared = np.zeros(len(code))
     for member in members:

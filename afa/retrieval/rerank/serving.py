@@ -1,6 +1,6 @@
-"""A re-ranker at work: settings that validation classes chose, kept with the run, used by a search.
+"""Re-ranking in a search, with the settings chosen on validation classes and saved with the run.
 
-Only methods that need descriptors alone are served: an index holds nothing else of its images.
+Only methods that need descriptors alone are available, because an index stores nothing else.
 """
 
 import json
@@ -20,16 +20,19 @@ from afa.retrieval.rerank import METHODS, word
 FILE = "rerank.json"
 SERVED = {word(name): name for name in METHODS if name != "plain"}
 
-# queries (unit vectors), k -> the k best of the gallery, and scores that are no cosines.
+# queries (unit vectors), k -> the k best gallery rows and the scores of the method.
 Ranker = Callable[[np.ndarray, int], Results]
 
 
 def save(run: Path, settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Keeps the settings of the methods that can be served; returns their names as they are typed.
+    """Saves the settings of the methods that a search can use.
 
     Args:
       run: directory of a finished run.
-      settings: method -> what was chosen on validation classes.
+      settings: method -> settings chosen on validation classes.
+
+    Returns:
+      Names of the saved methods, as typed.
     """
     kept = {word(name): dict(values) for name, values in settings.items() if name in METHODS}
     kept.pop("plain", None)
@@ -38,16 +41,16 @@ def save(run: Path, settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def ranker(run: Path, index: Index, name: str) -> Ranker:
-    """Ranks the gallery of an index by a method, prepared once.
+    """Returns a function that ranks the gallery of an index by a re-ranking method.
 
     Args:
-      run: whose settings are used.
-      index: of vectors that the run made.
-      name: of the method, as it is typed.
+      run: directory of the run with the saved settings.
+      index: gallery embedded by the run.
+      name: name of the method, as typed.
 
     Raises:
-      UserError: no such method, one whose settings were not chosen yet, or an index whose vectors
-        are elsewhere.
+      UserError: no such method, no saved settings, or an index that does not store its vectors
+        locally.
     """
     method = METHODS[choose("--rerank", name, SERVED)]
     stored = _stored(run)
@@ -58,7 +61,7 @@ def ranker(run: Path, index: Index, name: str) -> Ranker:
             "chooses them on validation classes"
         )
     if not isinstance(index, LocalIndex):
-        raise UserError(f"--rerank={name}: {index.uri} keeps its vectors elsewhere")
+        raise UserError(f"--rerank={name}: {index.uri} does not store its vectors locally")
     records = index.records()
     score = method.reranker(records.vectors, **stored[name])
 
@@ -79,7 +82,7 @@ def _stored(run: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError:
-        raise UserError(f"{path} is damaged: it is no JSON") from None
+        raise UserError(f"{path} is damaged: it is not JSON") from None
     if not isinstance(stored, dict) or not all(isinstance(v, dict) for v in stored.values()):
         raise UserError(f"{path} is damaged: it holds no settings of methods")
     return stored

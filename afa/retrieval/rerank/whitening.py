@@ -1,8 +1,8 @@
-"""Whitening: descriptors turned and scaled so that no direction outweighs the others.
+"""Whitening of descriptors, fitted on training classes.
 
 PCA whitening (Jégou and Chum 2012) needs no labels. Learned whitening (Mikolajczyk and Matas 2007;
-Radenović et al. 2019, section 3.3) scales away what differs between images of one object, then
-keeps the directions in which objects differ. Both are fitted on training classes.
+Radenović et al. 2019, section 3.3) whitens the within-class covariance, then projects on the
+principal components of the result.
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from afa.retrieval.exact import check_unit, normalise
 
 @dataclass(frozen=True)
 class Whitening:
-    """An affine map, after which vectors are brought back to unit length.
+    """An affine projection followed by normalisation to unit length.
 
     Attributes:
-      mean: what is taken off.
-      matrix: what is multiplied with; strongest directions first.
+      mean: subtracted from vectors.
+      matrix: projection; columns are ordered by decreasing variance.
     """
 
     mean: Float32[np.ndarray, "d"]
@@ -37,9 +37,9 @@ def pca_whitening(
 
     Args:
       vectors: unit vectors to fit on.
-      dimension: how many directions are kept.
-      shrinkage: share of the mean variance that is added to every direction's: directions that
-        hardly vary are noise, and would be blown up.
+      dimension: number of components that are kept.
+      shrinkage: weight of the mean variance in the variance of every component, so that components
+        of low variance (noise) are not amplified.
 
     Raises:
       UserError: vectors that are not finite or not of unit length, or a dimension or shrinkage out
@@ -59,9 +59,11 @@ def learned_whitening(
     dimension: int,
     shrinkage: float,
 ) -> Whitening:
-    """Fits learned whitening from classes.
+    """Fits learned whitening.
 
-    Args: as `pca_whitening`, and the class of each vector.
+    Args:
+      vectors, dimension, shrinkage: as in `pca_whitening`.
+      labels: class of each vector.
 
     Raises:
       UserError: as `pca_whitening`; no class with two vectors, or labels of another length.
@@ -69,17 +71,17 @@ def learned_whitening(
     wide = _checked(vectors, dimension, shrinkage)
     if len(labels) != len(vectors):
         raise UserError(f"labels has {len(labels)} entries for {len(vectors)} vectors")
-    _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    _, group, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if counts.max() < 2:
         raise UserError("learned whitening needs a class with at least 2 images")
     sums = np.zeros((len(counts), wide.shape[1]))
-    np.add.at(sums, place, wide)
-    within = wide - (sums / counts[:, None])[place]
+    np.add.at(sums, group, wide)
+    within = wide - (sums / counts[:, None])[group]
     variance, directions = _spectrum(_covariance(within))
     whiten = directions / np.sqrt(_shrunk(variance, shrinkage))
     mean = wide.mean(axis=0)
-    _, turned = _spectrum(_covariance((wide - mean) @ whiten))
-    matrix = (whiten @ turned)[:, :dimension]
+    _, components = _spectrum(_covariance((wide - mean) @ whiten))
+    matrix = (whiten @ components)[:, :dimension]
     return Whitening(mean.astype(np.float32), matrix.astype(np.float32))
 
 
@@ -101,7 +103,7 @@ def _covariance(centred: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, "d d
 def _spectrum(
     covariance: Float64[np.ndarray, "d d"],
 ) -> tuple[Float64[np.ndarray, "d"], Float64[np.ndarray, "d d"]]:
-    """Variances, largest first, and their directions as columns."""
+    """Variances, largest first, and the principal directions as columns."""
     variance, directions = np.linalg.eigh(covariance)
     return np.maximum(variance[::-1], 0), directions[:, ::-1]
 
