@@ -151,7 +151,10 @@ def test_missing_files_of_revisited_oxford_are_an_error(tmp_path):
             lambda c: c["gnd"][0].update(bbx=[1, 2, 3]),
             "query 0: 'bbx' is [1, 2, 3], not a box of 4",
         ),
-        (lambda c: c["gnd"][0].update(bbx=[5, 2, 3, 4]), "query 0: 'bbx' is [5, 2, 3, 4], not a box"),
+        (
+            lambda c: c["gnd"][0].update(bbx=[5, 2, 3, 4]),
+            "query 0: 'bbx' is [5, 2, 3, 4], not a box",
+        ),
     ],
 )
 def test_malformed_ground_truth_is_an_error(tmp_path, change, expected):

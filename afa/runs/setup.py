@@ -50,7 +50,7 @@ class Setup:
         if (weights := self.pretrained) is None:
             return fresh
         return state.with_backbone(
-            fresh, lambda own: pretrained.fill(own, weights, config.backbone)[0]
+            fresh, lambda own: pretrained.load_weights(own, weights, config.backbone)[0]
         )
 
 
@@ -154,7 +154,7 @@ def describe(ready: Setup) -> list[str]:
         known = ready.pretrained
         lines[4:4] = [
             f"weights   {known.source} ({known.names} names, sha256 {known.sha256[:12]})",
-            *(f"          {line}" for line in known.told),
+            *(f"          {line}" for line in known.notes),
         ]
     lines += [f"skipped   {each}" for each in dataset.skipped]
     return lines
