@@ -114,10 +114,11 @@ def test_sharded_safetensors(tmp_path, shapes, arrays):
     assert_holds(variables, arrays)
     (tmp_path / "model-2.safetensors").unlink()
     assert refusal(tmp_path, shapes) == (
-        "backbone.weights='FILE': model.safetensors.index.json names model-2.safetensors, not there"
+        "backbone.weights='FILE': model.safetensors.index.json lists model-2.safetensors, "
+        "which is missing"
     )
     index.write_text("{}")
-    assert "is no index" in refusal(tmp_path, shapes)
+    assert "is not an index" in refusal(tmp_path, shapes)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])

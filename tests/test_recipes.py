@@ -56,5 +56,5 @@ def test_no_weights_at_all_are_said_to_be_random(tmp_path, capsys):
     line = ["--exp=debug", "--backbone.weights=", f"--workdir={tmp_path / 'run'}"]
     assert command.main(line) == 2
     assert capsys.readouterr().err == (
-        "error: backbone.weights='' names nothing (from scratch: random)\n"
+        "error: backbone.weights='' is empty (to train from scratch: random)\n"
     )

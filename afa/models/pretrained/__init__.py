@@ -63,7 +63,7 @@ def read(config: BackboneConfig) -> Pretrained | None:
     if config.weights == RANDOM:
         return None
     if not config.weights:
-        raise UserError(f"backbone.weights is empty (to train from scratch: {RANDOM})")
+        raise UserError(f"backbone.weights='' is empty (to train from scratch: {RANDOM})")
     try:
         return from_file(files.read(config.weights), config.name, config.part)
     except files.Missing as error:
