@@ -21,7 +21,7 @@ from experiments.cli import Parser, perform
 
 PROGRAM = "python -m experiments.weights"
 SHOWN = 20  # parameters of each kind that --check names
-MISFITS = ("missing", "unmatched", "reshaped")
+MISFITS = ("missing", "unexpected", "mismatched")
 TOLERANCE = 1e-3  # of --logits, relative to the largest
 
 
@@ -105,17 +105,17 @@ def _check(source: str, backbone: str | None, part: str, logits: Path | None) ->
             lambda name: status.update(f"trying {name}"),
             part,
         )
-    account, weights = found.account, found.weights
+    report, weights = found.report, found.weights
     print(f"backbone   {found.name}, {weights.names} names")
     print(f"sha256     {weights.sha256}")
     expected = weights.preprocessing
     mean, std = ([round(value, 4) for value in each] for each in (expected.mean, expected.std))
     print(f"images   {expected.channels}, mean {mean}, std {std}, crop {expected.crop:g}")
-    for line in weights.told:
+    for line in weights.notes:
         print(f"note       {line}")
     kinds = {
-        kind: getattr(account, kind)
-        for kind in ("loaded", "aside", "missing", "unmatched", "reshaped", "unusable")
+        kind: getattr(report, kind)
+        for kind in ("loaded", "ignored", "missing", "unexpected", "mismatched", "invalid")
     }
     for kind, names in (kinds | {"outside": weights.outside}).items():
         few = ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
@@ -123,7 +123,7 @@ def _check(source: str, backbone: str | None, part: str, logits: Path | None) ->
     # A run does without the published classifier, so that nothing of it decides.
     misfits = [name.partition(":")[0] for kind in MISFITS for name in kinds[kind]]
     headless = bool(misfits) and all(map(pretrained.of_classifier, misfits))
-    fits = not account.unusable and (headless or not misfits)
+    fits = not report.invalid and (headless or not misfits)
     if fits and logits:
         fits = _compare(found, logits)
     without = ", without the published classifier" if headless else ""
@@ -134,9 +134,9 @@ def _check(source: str, backbone: str | None, part: str, logits: Path | None) ->
 def _compare(found: object, path: Path) -> bool:
     """Our logits beside the published ones."""
     from afa.models.pretrained import zoo
-    from afa.models.pretrained.zoo import Verdict
+    from afa.models.pretrained.zoo import Identification
 
-    assert isinstance(found, Verdict)
+    assert isinstance(found, Identification)
     try:
         with np.load(path, allow_pickle=False) as file:
             stored = {name.partition("_")[0]: file[name] for name in file.files}

@@ -29,7 +29,7 @@ def normal(*shape):
     ("kernel", "strides", "padding", "ceil"),
     [(3, 2, 1, False), (3, 2, 0, True), (2, 2, 0, False), (3, 1, 1, False), (2, 2, 0, True)],
 )
-def test_pooling_agrees_in_both_forms(monkeypatch, side, kernel, strides, padding, ceil):
+def test_pooling_on_cpu_equals_xla(monkeypatch, side, kernel, strides, padding, ceil):
     x = normal(2, side, side, 3)
 
     def both(pool):
@@ -74,25 +74,25 @@ def test_the_small_stem_keeps_maps_larger(name):
     assert all(s > i for s, i in zip(sides["small"], sides["imagenet"], strict=True))
 
 
-def test_a_family_without_a_small_stem_says_who_has_one():
+def test_missing_small_stem_is_an_error_listing_backbones_with_one():
     with pytest.raises(UserError) as caught:
         backbones.build("vgg16", Options("small"))
     assert str(caught.value).startswith(
-        "backbone.stem='small': vgg16 has none for small images (allowed: densenet121, "
+        "backbone.stem='small': vgg16 has no such stem (allowed: densenet121, "
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "told"),
+    ("name", "size", "expected"),
     [
         ("inception_v3", 64, "inception_v3 needs at least 75 pixels"),
         ("bn_inception", 80, "bn_inception needs at least 16 pixels and a multiple of 32"),
     ],
 )
-def test_images_that_are_too_small_or_odd_are_refused(name, size, told):
+def test_unsupported_image_sizes_are_an_error(name, size, expected):
     with pytest.raises(UserError) as caught:
         build_backbone(tiny.config(**{"backbone.name": name, "data.image_size": size}))
-    assert str(caught.value) == f"data.image_size={size}: {told}"
+    assert str(caught.value) == f"data.image_size={size}: {expected}"
 
 
 # ---- transformers --------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_tokens_become_descriptors(tokens):
     np.testing.assert_allclose(pooled[:, 24:], last[:, 0, 3:].mean(1), rtol=1e-5)
 
 
-def test_the_adversarial_branch_has_norms_of_its_own(tokens):
+def test_adversarial_branch_has_its_own_normalisation(tokens):
     module, variables = tokens
     images = normal(2, 16, 16, 3)
 
@@ -141,13 +141,13 @@ def test_the_adversarial_branch_has_norms_of_its_own(tokens):
 
 
 @pytest.mark.parametrize("smooth", [False, True])
-def test_positions_of_the_native_size_stay(smooth):
+def test_positions_of_the_native_size_are_unchanged(smooth):
     np.testing.assert_allclose(cubic(9, 9, smooth), np.eye(9), atol=1e-6)
     for after in (5, 14):
         np.testing.assert_allclose(cubic(9, after, smooth).sum(1), 1, rtol=1e-5)
 
 
-def test_layer_norm_is_linens():
+def test_layer_norm_equals_linen():
     x = normal(3, 8)
     mine, theirs = layers.LayerNorm(), nn.LayerNorm(epsilon=1e-6)
     found = mine.apply(mine.init(jax.random.key(0), x), x)
@@ -166,28 +166,26 @@ def convolutional():
     return tiny.networks(tiny.config()).embedder, state.variables["embedder"], images
 
 
-def described(module, variables, images):
+def embed(module, variables, images):
     return np.asarray(apply(module, variables, images, train=False).whole)
 
 
-def test_channels_are_turned_over_before_mean_and_deviation(convolutional):
+def test_channels_are_reversed_before_normalisation(convolutional):
     module, variables, images = convolutional
     figures = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     rgb, bgr = (
         module.clone(preprocessing=Preprocessing(*figures, channels)) for channels in ("rgb", "bgr")
     )
-    turned = described(bgr, variables, images)
-    np.testing.assert_array_equal(turned, described(rgb, variables, images[..., ::-1]))
-    assert np.abs(turned - described(rgb, variables, images)).max() > 1e-3
+    turned = embed(bgr, variables, images)
+    np.testing.assert_array_equal(turned, embed(rgb, variables, images[..., ::-1]))
+    assert np.abs(turned - embed(rgb, variables, images)).max() > 1e-3
 
 
-def test_standardised_images_have_no_brightness_and_contrast(convolutional):
+def test_standardised_images_are_invariant_to_brightness_and_contrast(convolutional):
     module, variables, images = convolutional
     hazy = 0.4 * images + 0.3
     level, plain = (module.clone(standardise=each) for each in (True, False))
     np.testing.assert_allclose(
-        described(level, variables, hazy), described(level, variables, images), atol=5e-3
+        embed(level, variables, hazy), embed(level, variables, images), atol=5e-3
     )
-    assert (
-        np.abs(described(plain, variables, hazy) - described(plain, variables, images)).max() > 0.05
-    )
+    assert np.abs(embed(plain, variables, hazy) - embed(plain, variables, images)).max() > 0.05

@@ -45,7 +45,7 @@ BLOCKS = [2, 1, 0]
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize(("kernel", "stride", "padding", "size"), CASES)
-def test_every_form_is_the_convolution(kernel, stride, padding, size, block, monkeypatch):
+def test_every_form_equals_xla(kernel, stride, padding, size, block, monkeypatch):
     monkeypatch.setattr(parallel, "accelerated", lambda: False)
     monkeypatch.setattr(cpu_convolution, "_block", lambda *_: block)
     x, w = normal(0, 2, *size, 3), normal(1, kernel, kernel, 3, 4)
@@ -87,7 +87,7 @@ def test_strides_of_two_axes_may_differ(block, monkeypatch):
         near(mine, theirs)
 
 
-def test_the_gradient_of_a_gradient_is_xlas(monkeypatch):
+def test_second_derivatives_equal_xla(monkeypatch):
     """R1 differentiates the discriminator twice."""
     monkeypatch.setattr(parallel, "accelerated", lambda: False)
     x, w = normal(0, 2, 6, 6, 3), normal(1, 3, 3, 3, 4)
@@ -175,14 +175,14 @@ def test_grouped_convolutions_agree(side, stride, groups, channels, outputs):
         near(mine, expected)
 
 
-def test_dilated_convolutions_keep_xlas_form(monkeypatch):
+def test_dilated_convolutions_use_xla(monkeypatch):
     monkeypatch.setattr(parallel, "accelerated", lambda: False)
     assert uses_xla(3, 2, 4, rhs_dilation=(2, 2))
     assert uses_xla(3, 2, 4, lhs_dilation=(2, 2))
     assert not uses_xla(3, 2, 4, rhs_dilation=(1, 1), lhs_dilation=(1, 1))
 
 
-def test_a_whole_resnet18_agrees_in_both_forms(monkeypatch):
+def test_resnet18_agrees_in_both_forms(monkeypatch):
     model = ResNet("basic", (2, 2, 2, 2), width=8)
     images = normal(0, 4, 64, 64, 3)
 
@@ -231,7 +231,7 @@ def test_a_whole_resnet18_agrees_in_both_forms(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(6, 2, 5), (6, 5, 2)])
-def test_product_and_its_gradient_are_those_of_matrices(shape):
+def test_product_and_its_gradient_equal_matmul(shape):
     rows, inside, outside = shape
     x, w = normal(0, rows, inside), normal(1, inside, outside)
     cotangent = normal(2, rows, outside)

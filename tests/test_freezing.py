@@ -37,7 +37,7 @@ def names_of(name: str, options: Options = Options(classes=10)) -> tuple[Any, li
 
 
 @pytest.mark.parametrize("name", sorted(set(backbones.MEMBERS) - {"tiny"}))
-def test_stages_hold_every_part_but_the_published_classifier(name):
+def test_stages_cover_everything_but_the_published_classifier(name):
     """Each stage has parts, one more frozen stage holds more, and all of them hold all."""
     module, parts = names_of(name)
     held = [
@@ -87,13 +87,13 @@ def test_frozen_stages_keep_parameters_and_statistics():
     assert {name for name, did in stats.items() if not did} == still - {"conv1"}
 
 
-def test_frozen_norm_keeps_statistics_alone():
+def test_frozen_norm_keeps_only_the_statistics():
     before, after = moved(tiny.config(**{"backbone.frozen_norm": True}))
     assert all(changed(before["params"], after["params"]).values())
     assert not any(changed(before["batch_stats"], after["batch_stats"]).values())
 
 
-def test_frozen_statistics_are_what_training_normalises_by():
+def test_training_normalises_with_frozen_statistics():
     """In training as in evaluation, whatever the batch."""
     context = tiny.context(tiny.config())
     state = tiny.state(context)
@@ -127,19 +127,19 @@ def updates(config: ExperimentConfig, count: int) -> list[dict[str, float]]:
     return found
 
 
-def test_the_backbone_learns_slower_and_the_published_classifier_not_at_all():
+def test_learning_rates_of_backbone_and_published_classifier():
     for found in updates(tiny.config(**{"optim.backbone_rate": 0.1}), 3):
         assert found["backbone"] == pytest.approx(0.1 * found["head"], rel=1e-6)
         assert found["classifier"] == 0
 
 
-def test_new_parts_learn_alone_at_first():
+def test_only_new_layers_are_trained_at_first():
     found = updates(tiny.config(**{"optim.head_warmup": "20%"}), 4)
     assert [each["backbone"] > 0 for each in found] == [False, False, True, True]
     assert all(each["head"] > 0 for each in found)
 
 
-def test_nothing_frozen_decays():
+def test_frozen_parameters_do_not_decay():
     config = tiny.config(**{"backbone.frozen_stages": 5, "optim.weight_decay": 0.5})
     optimiser: Any = optim.optimisers(config, 10, 1, 5)["embedder"]
     params = {"backbone": {"layer4.0": {"conv1": {"kernel": jnp.ones(2)}}}}
@@ -147,12 +147,12 @@ def test_nothing_frozen_decays():
     assert not moves["backbone"]["layer4.0"]["conv1"]["kernel"].any()
 
 
-def test_too_many_stages_are_refused():
+def test_too_many_frozen_stages_are_an_error():
     with pytest.raises(UserError, match=r"backbone\.frozen_stages=6: resnet50 has 5 stages"):
         build_backbone(tiny.config(**{"backbone.frozen_stages": 6}))
 
 
-def test_rematerialised_blocks_compute_the_same():
+def test_rematerialisation_does_not_change_the_result():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 64, 64, 3)), jnp.float32)
 
     def run(module, x):

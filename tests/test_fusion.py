@@ -53,7 +53,7 @@ def test_the_gate_of_a_query_weighs_its_restored_view_against_itself():
         fuse({"global": y, "restored": view}, weights, shares("verdict", opened), "gallery")
         for view, opened in ((restored, gate), (other, 1 - gate))
     ]
-    np.testing.assert_array_equal(*gallery)
+    np.testing.assert_array_equal(gallery[0], gallery[1])
     near(jnp.linalg.norm(gallery[0], axis=1), np.ones(3))
     g = np.asarray(gate)
     expected = np.sqrt(1 - g) * np.sum(x * y, 1) + 2 * np.sqrt(g) * np.sum(restored * y, 1)

@@ -104,7 +104,7 @@ def test_the_two_sets_of_statistics_are_independent():
     )
 
 
-def test_batch_norm_of_a_constant_is_its_bias_with_a_finite_gradient():
+def test_batch_norm_of_a_constant_is_the_bias_with_a_finite_gradient():
     norm, variables = fresh_norm()
     x = jnp.full((8, 4), 7.0)
     near(apply(norm, variables, x, train=True), jnp.tile(variables["params"]["bias"], (8, 1)), 1e-4)
@@ -112,7 +112,7 @@ def test_batch_norm_of_a_constant_is_its_bias_with_a_finite_gradient():
     assert np.isfinite(gradient).all()
 
 
-def test_initialising_leaves_the_statistics_alone():
+def test_initialisation_does_not_update_the_statistics():
     variables: Any = layers.BatchNorm().init(jax.random.key(0), normal(0, 4, 3) + 5, train=True)
     stats = variables["batch_stats"]
     assert set(stats) == {"clean_mean", "clean_var", "adversarial_mean", "adversarial_var"}
@@ -134,7 +134,7 @@ def test_batch_norm_in_bfloat16_keeps_float32_statistics():
 # ---- small layers ------------------------------------------------------------------------------
 
 
-def test_max_pool_never_prefers_its_padding():
+def test_max_pool_ignores_padding():
     x = -1 - jnp.abs(normal(0, 1, 4, 4, 2))
     y = layers.max_pool(x)
     assert y.shape == (1, 2, 2, 2)
@@ -143,7 +143,7 @@ def test_max_pool_never_prefers_its_padding():
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 6), (1, 2), (7, 3)])
-def test_max_pool_and_its_gradient_are_xlas(monkeypatch, size):
+def test_max_pool_and_its_gradient_equal_xla(monkeypatch, size):
     # Rounding makes equal neighbours, of which the first must get the slope.
     x = jnp.round(2 * normal(0, 3, *size, 4))
 
@@ -157,7 +157,7 @@ def test_max_pool_and_its_gradient_are_xlas(monkeypatch, size):
     near(gradient, expected, 1e-6)
 
 
-def test_l2_normalise_gives_float32_unit_rows_and_survives_zero():
+def test_l2_normalise_gives_float32_unit_rows_and_is_finite_at_zero():
     x = normal(0, 5, 7)
     near(layers.l2_normalise(x), x / np.linalg.norm(x, axis=1, keepdims=True))
     assert layers.l2_normalise(x.astype(jnp.bfloat16)).dtype == jnp.float32

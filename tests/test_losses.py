@@ -1,4 +1,4 @@
-"""Losses against plain NumPy, at points where gradients like to break, and the game's formulas."""
+"""Metric losses against NumPy, their gradients at degenerate points, and adversarial losses."""
 
 import dataclasses
 import functools
@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from afa.errors import UserError
-from afa.losses import LOSSES, base, metric, named
-from afa.losses import adversarial as game
+from afa.losses import LOSSES, adversarial, base, metric, named
 from afa.losses.norm_softmax import NormSoftmax
 from afa.models.layers import l2_normalise
 
@@ -52,7 +51,7 @@ def value(loss, x, y, proxies):
 
 @functools.cache
 def gradients_of(name):
-    """Value and slopes of a loss in rows and proxies before they are brought to unit length."""
+    """Value and gradients of a loss with respect to rows and proxies before normalisation."""
 
     def loss(x, y, proxies):
         return LOSSES[name]().apply(base.State(), l2_normalise(x), y, l2_normalise(proxies))[0]
@@ -90,14 +89,14 @@ def arcface(x, y, p, c):
 
 
 def proxy_anchor(x, y, p, c):
-    pulls, pushes = [], []
+    positive_terms, negative_terms = [], []
     for label, proxy in enumerate(p):
         cosine = x @ proxy
         if (y == label).any():
             terms = np.exp(-c.scale * (cosine[y == label] - c.margin))
-            pulls.append(np.log(1 + terms.sum()))
-        pushes.append(np.log(1 + np.exp(c.scale * (cosine[y != label] + c.margin)).sum()))
-    return np.mean(pulls) + np.mean(pushes)
+            positive_terms.append(np.log(1 + terms.sum()))
+        negative_terms.append(np.log(1 + np.exp(c.scale * (cosine[y != label] + c.margin)).sum()))
+    return np.mean(positive_terms) + np.mean(negative_terms)
 
 
 def multi_similarity(x, y, p, c):
@@ -109,8 +108,8 @@ def multi_similarity(x, y, p, c):
         ]
         near_ = np.exp(-c.alpha * (s[i, hard_positive] - c.threshold)).sum()
         far = np.exp(c.beta * (s[i, hard_negative] - c.threshold)).sum()
-        pull, push = np.log(1 + near_) / c.alpha, np.log(1 + far) / c.beta
-        losses.append(pull + push)
+        positive, negative = np.log(1 + near_) / c.alpha, np.log(1 + far) / c.beta
+        losses.append(positive + negative)
     return np.mean(losses)
 
 
@@ -125,9 +124,9 @@ def triplet(x, y, p, c):
 
 def contrastive(x, y, p, c):
     s = x @ x.T
-    pulls = [1 - s[i, j] for i, positive, _ in rows_of(y) for j in positive]
-    pushes = [s[i, j] - c.margin for i, _, negative in rows_of(y) for j in negative]
-    return np.mean(pulls) + np.mean([each for each in pushes if each > 0])
+    positive_terms = [1 - s[i, j] for i, positive, _ in rows_of(y) for j in positive]
+    negative_terms = [s[i, j] - c.margin for i, _, negative in rows_of(y) for j in negative]
+    return np.mean(positive_terms) + np.mean([each for each in negative_terms if each > 0])
 
 
 def supcon(x, y, p, c):
@@ -156,13 +155,13 @@ def test_loss_equals_numpy(name, seed):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_loss_falls_along_its_gradient(name):
+def test_a_gradient_step_lowers_the_loss(name):
     start, (gradient, _) = gradients_of(name)(X, LABELS, PROXIES)
     moved, _ = gradients_of(name)(X - 1e-3 * gradient / np.linalg.norm(gradient), LABELS, PROXIES)
     assert float(moved) < float(start)
 
 
-# ---- points where a gradient may break ---------------------------------------------------------
+# ---- degenerate points -------------------------------------------------------------------------
 
 SAME = np.tile(unit(3, 1), (6, 1))
 TWICE = np.array([0, 0, 1, 1, 2, 2], np.int32)
@@ -181,7 +180,7 @@ PLACES = {
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", LOSSES)
-def test_gradient_is_finite_everywhere(name, place):
+def test_gradient_is_finite_at_degenerate_points(name, place):
     rows, labels = PLACES[place]
     found, gradients = gradients_of(name)(rows, labels, PROXIES)
     assert np.isfinite(found)
@@ -189,7 +188,7 @@ def test_gradient_is_finite_everywhere(name, place):
 
 
 @pytest.mark.parametrize("name", ["triplet", "contrastive", "supcon", "multi_similarity"])
-def test_rows_without_a_positive_add_nothing_to_a_pull(name):
+def test_loss_is_zero_without_positives(name):
     far = np.eye(4, dtype=np.float32)
     assert float(value(CHOSEN[name], far, np.arange(4, dtype=np.int32), PROXIES)) == 0
 
@@ -201,16 +200,16 @@ def gradient_at(cosine):
     return CHOSEN["arcface"].apply(base.State(), rows, jnp.zeros(1, jnp.int32), jnp.eye(2))[0]
 
 
-# Cosines beyond 1 happen by rounding; the slope of an arccos would be infinite at 1.
+# Cosines beyond 1 happen by rounding; the gradient of arccos is infinite at 1.
 @pytest.mark.parametrize("cosine", [1.0, 1.0 + 1e-6, 1 - 1e-7, 0.5, -0.9, -1.0, -1.0 - 1e-6])
-def test_gradient_of_arcface_is_finite_and_pulls(cosine):
+def test_gradient_of_arcface_is_finite_and_not_positive(cosine):
     gradient = float(gradient_at(jnp.float32(cosine)))
     # At most the scale times 1 + sin m / sqrt(epsilon of the root).
     scale, margin = SETTINGS["arcface"].values()
     assert -scale * (1 + np.sin(margin) / np.sqrt(1e-9)) <= gradient <= 0
 
 
-def test_arcface_never_turns_back():
+def test_arcface_loss_increases_with_the_angle():
     """The further from the proxy, the larger the loss, also beyond pi - m."""
     angles = np.linspace(0.01, np.pi - 0.01, 60, dtype=np.float32)
     rows = np.stack([np.cos(angles), np.sin(angles)], 1)
@@ -226,16 +225,16 @@ def test_arcface_without_margin_is_a_softmax():
     near(value(plain, X, LABELS, PROXIES), value(softmax, X, LABELS, PROXIES), 1e-4)
 
 
-def test_only_the_own_proxy_pulls():
+def test_only_the_proxy_of_the_class_attracts():
     """A label one off, a shifted class axis or the last class cut away would show here."""
     for name in ("norm_softmax", "arcface", "proxy_anchor"):
         x, y = PROXIES[-1:], np.array([CLASSES - 1], np.int32)
         gradient = jax.grad(lambda p, x=x, y=y, name=name: value(CHOSEN[name], x, y, p))(
             jnp.asarray(PROXIES)
         )
-        pull = np.asarray(gradient @ x[0])
-        assert pull[-1] < 0, name
-        assert (pull[:-1] > 0).all(), name
+        cotangent = np.asarray(gradient @ x[0])
+        assert cotangent[-1] < 0, name
+        assert (cotangent[:-1] > 0).all(), name
 
 
 # ---- the weighted sum --------------------------------------------------------------------------
@@ -250,7 +249,7 @@ def blocks_and_proxies():
 
 
 @pytest.mark.parametrize(("local", "fused"), [(0.5, 0.25), (0.0, 0.5), (0.0, 0.0)])
-def test_metric_loss_weighs_its_views(local, fused):
+def test_metric_loss_is_the_weighted_mean_over_blocks(local, fused):
     loss = dataclasses.replace(CHOSEN["proxy_anchor"], local_weight=local, fused_weight=fused)
     blocks, proxies = blocks_and_proxies()
     weights = {"global": 1, "local": local, "fused": fused}
@@ -266,7 +265,7 @@ def test_metric_loss_weighs_its_views(local, fused):
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if not LOSSES[name].uses_proxies])
-def test_pair_losses_train_the_class_head_apart(name):
+def test_pair_losses_train_the_class_head_separately(name):
     blocks, proxies = blocks_and_proxies()
 
     @jax.jit
@@ -308,13 +307,13 @@ def test_every_loss_has_its_published_settings():
 SHARED = {field.name for field in dataclasses.fields(base.Loss)}
 
 
-def test_a_loss_is_found_by_name_with_the_weights_of_the_one_before():
+def test_named_loss_keeps_the_block_weights():
     before = NormSoftmax(local_weight=0.25, fused_weight=0.0, temperature=0.3)
     assert named("norm_softmax", before) is before
     assert named("arcface", before) == LOSSES["arcface"](local_weight=0.25, fused_weight=0.0)
 
 
-def test_the_posterior_has_the_temperature_that_trains_the_class_head():
+def test_posterior_temperature_is_that_of_the_class_head_loss():
     found = {name: loss.posterior_temperature for name, loss in CHOSEN.items()}
     assert found == {
         "norm_softmax": 0.2, "arcface": 1 / 8, "proxy_anchor": 1 / 8, "multi_similarity": 0.05,
@@ -322,7 +321,7 @@ def test_the_posterior_has_the_temperature_that_trains_the_class_head():
     }  # fmt: skip
 
 
-def test_unknown_loss_is_refused():
+def test_unknown_loss_is_an_error():
     with pytest.raises(UserError) as caught:
         named("tripplet", CHOSEN["triplet"])
     assert str(caught.value) == (
@@ -331,91 +330,92 @@ def test_unknown_loss_is_refused():
     )
 
 
-# ---- the game ----------------------------------------------------------------------------------
+# ---- adversarial losses --------------------------------------------------------------------------
 
 
-def test_losses_of_the_game_at_equilibrium_and_beyond():
+def test_adversarial_losses_at_equilibrium_and_elsewhere():
     zero = jnp.zeros(5)
-    near(game.discriminator_loss(zero, zero), 2 * np.log(2), 1e-6)
-    near(game.generator_loss(zero), np.log(2), 1e-6)
+    near(adversarial.discriminator_loss(zero, zero), 2 * np.log(2), 1e-6)
+    near(adversarial.generator_loss(zero), np.log(2), 1e-6)
     real, fake = jnp.array([1.0, -2.0, 300.0]), jnp.array([0.5, -300.0, 3.0])
     expected = np.mean(np.log1p(np.exp(-np.asarray(real, np.float64)))) + np.mean(
         np.log1p(np.exp(np.asarray(fake, np.float64)))
     )
-    near(game.discriminator_loss(real, fake), expected)
-    # The networks pull D(x^) in opposite directions.
-    assert (jax.grad(game.generator_loss)(fake) < 0).any()
-    assert (jax.grad(lambda f: game.discriminator_loss(real, f))(fake) >= 0).all()
+    near(adversarial.discriminator_loss(real, fake), expected)
+    # The gradients of G and D with respect to D(x^) have opposite signs.
+    assert (jax.grad(adversarial.generator_loss)(fake) < 0).any()
+    assert (jax.grad(lambda f: adversarial.discriminator_loss(real, f))(fake) >= 0).all()
 
 
 def test_r1_of_a_linear_and_of_a_quadratic_discriminator():
     draw = np.random.default_rng(0)
     x = jnp.asarray(draw.uniform(size=(4, 5, 6, 3)), jnp.float32)
     w = jnp.asarray(draw.normal(size=(5, 6, 3)), jnp.float32)
-    linear = game.r1_penalty(lambda x: jnp.einsum("bhwc,hwc->b", x, w) + 7, x)
+    linear = adversarial.r1_penalty(lambda x: jnp.einsum("bhwc,hwc->b", x, w) + 7, x)
     near(linear, 0.5 * np.sum(np.square(w)))
-    quadratic = game.r1_penalty(lambda x: 1.5 * jnp.sum(jnp.square(x), (1, 2, 3)), x)
+    quadratic = adversarial.r1_penalty(lambda x: 1.5 * jnp.sum(jnp.square(x), (1, 2, 3)), x)
     near(quadratic, 0.5 * 9 * np.sum(np.square(x)) / 4)
 
 
-def push_case():
+def perturbation_case():
     draw = np.random.default_rng(1)
     mid, direction = (jnp.asarray(draw.normal(size=(3, 2, 4, 5)), jnp.float32) for _ in range(2))
     return mid, direction, jax.random.split(jax.random.key(2), 3)
 
 
-def test_feature_perturbation_has_the_stated_length_and_direction():
-    mid, direction, keys = push_case()
-    push = np.asarray(game.feature_perturbation(mid, direction, keys, 0.08))
+def test_feature_perturbation_norm_and_direction():
+    mid, direction, keys = perturbation_case()
+    perturbation = np.asarray(adversarial.feature_perturbation(mid, direction, keys, 0.08))
     u = np.array([jax.random.uniform(key) for key in keys])
     assert len(set(u.tolist())) == 3
-    flat = push.reshape(3, -1)
+    flat = perturbation.reshape(3, -1)
     length = np.linalg.norm(flat, axis=1)
     near(length, 0.08 * u * np.linalg.norm(np.reshape(mid, (3, -1)), axis=1))
     along = np.reshape(direction, (3, -1))
     near(np.sum(flat * along, 1), length * np.linalg.norm(along, axis=1))
-    # The length of the direction is of no account, however small gradients are.
-    near(game.feature_perturbation(mid, 1e-6 * direction, keys, 0.08), push, 1e-4)
+    # The result does not depend on the norm of the direction.
+    near(adversarial.feature_perturbation(mid, 1e-6 * direction, keys, 0.08), perturbation, 1e-4)
 
 
-def test_no_gradient_passes_through_the_perturbation():
-    mid, direction, keys = push_case()
+def test_perturbation_has_no_gradient():
+    mid, direction, keys = perturbation_case()
 
     def through(mid, direction):
-        return jnp.sum(jnp.square(game.feature_perturbation(mid, direction, keys, 0.5)))
+        return jnp.sum(jnp.square(adversarial.feature_perturbation(mid, direction, keys, 0.5)))
 
     for gradient in jax.grad(through, argnums=(0, 1))(mid, direction):
         assert (gradient == 0).all()
 
 
-def test_a_perturbation_along_nothing_is_nothing():
-    mid, direction, keys = push_case()
-    assert (game.feature_perturbation(mid, 0 * direction, keys, 0.5) == 0).all()
-    assert np.abs(game.feature_perturbation(0 * mid, direction, keys, 0.5)).max() < 1e-9
-    half = game.feature_perturbation(mid.astype(jnp.bfloat16), direction, keys, 0.5)
+def test_perturbation_with_zero_direction_or_map_is_zero():
+    mid, direction, keys = perturbation_case()
+    assert (adversarial.feature_perturbation(mid, 0 * direction, keys, 0.5) == 0).all()
+    assert np.abs(adversarial.feature_perturbation(0 * mid, direction, keys, 0.5)).max() < 1e-9
+    half = adversarial.feature_perturbation(mid.astype(jnp.bfloat16), direction, keys, 0.5)
     assert half.dtype == jnp.bfloat16
 
 
 def test_psnr():
     clean = jnp.full((3, 4, 4, 3), 0.5)
     error = jnp.array([0.0, 0.1, 0.01])[:, None, None, None]
-    near(game.psnr(clean + error, clean), [60, 10 * np.log10(1 / (0.01 + 1e-6)), 39.957], 1e-3)
+    expected = [60, 10 * np.log10(1 / (0.01 + 1e-6)), 39.957]
+    near(adversarial.psnr(clean + error, clean), expected, 1e-3)
     # Values outside of [0, 1] are what an image file would hold: clipped.
-    near(game.psnr(jnp.full((1, 2, 2, 3), 1.7), jnp.ones((1, 2, 2, 3))), [60], 1e-3)
+    near(adversarial.psnr(jnp.full((1, 2, 2, 3), 1.7), jnp.ones((1, 2, 2, 3))), [60], 1e-3)
 
 
 def test_reconstruction_is_the_mean_root_of_each_images_error():
     target = jnp.full((3, 2, 2, 3), 0.5)
     found = target + jnp.asarray([0.0, 0.1, 0.3])[:, None, None, None]
     expected = np.mean(np.sqrt(np.array([0.0, 0.01, 0.09]) + 1e-4))
-    near(game.reconstruction(found, target), expected, 1e-5)
+    near(adversarial.reconstruction(found, target), expected, 1e-5)
     # An exact image has a gradient of zero, not of NaN.
-    gradient = jax.grad(game.reconstruction)(found, target)
+    gradient = jax.grad(adversarial.reconstruction)(found, target)
     assert np.isfinite(gradient).all() and (gradient[0] == 0).all()
 
 
 def test_codes_diverge_from_noise_by_mean_and_variance():
     zero = jnp.zeros((2, 3))
-    near(game.code_divergence(zero, zero), 0.0)
-    near(game.code_divergence(zero + 2.0, zero), 0.5 * 3 * 4, 1e-5)
-    near(game.code_divergence(zero, zero + 1.0), 0.5 * 3 * (np.e - 2), 1e-5)
+    near(adversarial.code_divergence(zero, zero), 0.0)
+    near(adversarial.code_divergence(zero + 2.0, zero), 0.5 * 3 * 4, 1e-5)
+    near(adversarial.code_divergence(zero, zero + 1.0), 0.5 * 3 * (np.e - 2), 1e-5)

@@ -54,13 +54,13 @@ def test_resnet_has_the_published_size(name, count, channels):
     assert maps == [(2, 4, 4, channels // 2), (2, 2, 2, channels)]
 
 
-def test_small_stem_keeps_the_image_large():
+def test_small_stem_has_larger_maps():
     maps, variables = shapes_of("resnet18", "small", 32)
     assert maps == [(2, 8, 8, 256), (2, 4, 4, 512)]
     assert variables["params"]["conv1"]["kernel"].shape == (3, 3, 3, 64)
 
 
-def test_unknown_backbone_is_refused(monkeypatch):
+def test_unknown_backbone_is_an_error(monkeypatch):
     # Tests of whole runs, which may share this process, bring a member of their own.
     monkeypatch.delitem(backbones.MEMBERS, "tiny", raising=False)
     with pytest.raises(UserError) as caught:
@@ -99,7 +99,7 @@ def test_block_equals_its_equations(kind, strides):
     near(apply(block, variables, x, False, "clean"), expected, 1e-4)
 
 
-def test_a_fresh_block_is_the_identity():
+def test_initial_block_is_the_identity():
     block, x = Block("basic", 8, 1), jnp.abs(normal(0, 2, 4, 4, 8))
     variables = block.init(jax.random.key(0), x, False, "clean")
     assert "downsample.0" not in variables["params"]
@@ -121,7 +121,7 @@ def test_gem_head_equals_numpy():
     near(apply(head, variables, jnp.asarray(x)), out / np.linalg.norm(out, axis=1, keepdims=True))
 
 
-def test_the_power_of_gem_is_learned_and_moves_from_mean_to_maximum():
+def test_gem_power_is_learned_and_ranges_from_mean_to_maximum():
     x = jnp.abs(normal(1, 2, 4, 4, 6)) + 0.1
     head = GlobalHead(5)
     variables = variables_of(head, x)
@@ -137,7 +137,7 @@ def test_the_power_of_gem_is_learned_and_moves_from_mean_to_maximum():
     assert float(gradient["power"]) != 0
 
 
-def test_heads_survive_a_map_of_zeros():
+def test_heads_are_finite_for_a_map_of_zeros():
     for head in (GlobalHead(4), LocalHead(4)):
         zero = jnp.zeros((2, 3, 3, 5))
         variables = jax.tree.map(jnp.zeros_like, variables_of(head, zero))
@@ -152,7 +152,7 @@ def test_heads_survive_a_map_of_zeros():
             assert np.isfinite(gradient).all()
 
 
-def test_local_head_is_the_attention_weighted_sum_of_its_places():
+def test_local_head_is_the_attention_weighted_sum_of_local_features():
     mid = normal(2, 3, 4, 5, 6)
     head = LocalHead(7)
     variables = variables_of(head, mid)
@@ -168,7 +168,7 @@ def test_local_head_is_the_attention_weighted_sum_of_its_places():
     near(apply(head, variables, mid), pooled / np.linalg.norm(pooled, axis=1, keepdims=True))
 
 
-def test_local_view_has_unit_length_where_nothing_draws_attention():
+def test_local_descriptor_has_unit_length_for_tiny_attention():
     mid = normal(2, 3, 4, 5, 6)
     head = LocalHead(7)
     variables = variables_of(head, mid)
@@ -188,7 +188,7 @@ def composed():
     return context.networks, variables, jnp.asarray(tiny.batch()["image"][:4] / 255, jnp.float32)
 
 
-def test_pooled_features_are_means_of_the_maps_of_the_backbone_alone(composed):
+def test_pooled_features_are_means_of_the_backbone_maps(composed):
     networks, variables, images = composed
     pooled = jax.jit(lambda v, x: networks.pooled(v, x, ("global", "flip")))
     blocks = pooled(variables, images)
@@ -262,7 +262,7 @@ def test_only_wanted_blocks_are_computed(composed):
         plain.restore(variables, images)
 
 
-def test_the_restored_view_takes_the_branch_it_was_trained_in(composed):
+def test_restored_view_uses_the_branch_it_was_trained_with(composed):
     networks, variables, images = composed
     joint = dataclasses.replace(networks, restored_branch="adversarial")
     few = {"wanted": ("restored",)}
@@ -279,7 +279,7 @@ def test_the_restored_view_takes_the_branch_it_was_trained_in(composed):
     near(perturbed["restored"], expected.global_descriptor, 1e-4)
 
 
-def test_images_are_standardised_as_pretrained_files_expect(composed):
+def test_images_are_normalised_for_pretrained_weights(composed):
     networks, variables, _ = composed
     mean = jnp.tile(jnp.asarray(IMAGENET.mean), (1, 16, 16, 1))
     seen = []
@@ -324,19 +324,19 @@ def test_build_follows_the_configuration():
 
 
 @pytest.mark.parametrize("field", ["adversarial.enabled", "adversarial.generator"])
-def test_without_the_game_there_is_no_generator(field):
+def test_no_generator_without_the_adversarial_part(field):
     networks = built(**{field: False})
     assert networks.generator is networks.discriminator is networks.gate is None
     assert "restored" not in networks.block_names()
 
 
-def test_generated_training_views_put_the_restored_view_on_its_own_statistics():
+def test_restored_view_uses_the_adversarial_branch_with_generated_training_views():
     joint = {"train.schedule": "joint", "adversarial.generated_views": 0.5}
     assert built(**joint).restored_branch == "adversarial"
     assert built(**{"adversarial.generated_views": 0.5}).restored_branch == "clean"
 
 
-def test_unknown_view_is_refused():
+def test_unknown_view_is_an_error():
     with pytest.raises(UserError) as caught:
         built(**{"evaluation.views": ("flop",)})
     assert str(caught.value) == (
@@ -345,7 +345,7 @@ def test_unknown_view_is_refused():
     )
 
 
-def test_precision_follows_the_machine_unless_told(monkeypatch):
+def test_auto_precision_depends_on_the_device(monkeypatch):
     for accelerated, expected in ((True, jnp.bfloat16), (False, jnp.float32)):
         monkeypatch.setattr(parallel, "accelerated", lambda it=accelerated: it)
         assert dtype_of("auto") == expected

@@ -36,7 +36,7 @@ def made(name, perturb=False):
     return context, tiny.state(context), parallel.compiled_once(step)
 
 
-def described(context, state, batch):
+def descriptors_of(context, state, batch):
     """Descriptors of a batch as a training step sees them, by block, and the unit proxies."""
     found, _ = apply(
         context.networks.embedder, state.variables["embedder"], jnp.asarray(batch["image"]) / 255,
@@ -60,14 +60,14 @@ def softmax(x, y, proxies, temperature):
     return np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y])
 
 
-def test_a_loss_with_a_memory_trains_through_the_real_step():
+def test_loss_with_a_memory_in_the_training_step():
     """40 rows are kept of batches of 16; the value at every step is that of NumPy."""
     context, state, step = made("cross_batch_memory")
     seen = []
     for number in range(4):
         batch = tiny.batch(ROWS, seed=number)
         y = batch["label"]
-        blocks, proxies = described(context, state, batch)
+        blocks, proxies = descriptors_of(context, state, batch)
         expected = sum(
             weight * (
                 contrastive(blocks[name], y, blocks[name], y, 0.5, skip_self=True)
@@ -89,7 +89,7 @@ def test_a_loss_with_a_memory_trains_through_the_real_step():
     assert len(np.unique(state.loss_memory["global"]["y"])) > 1
 
 
-def test_perturbed_features_do_not_enter_the_memory():
+def test_memory_has_no_perturbed_features():
     _, state, plain = made("cross_batch_memory")
     _, _, push = made("cross_batch_memory", perturb=True)
     for number in range(2):
@@ -102,11 +102,11 @@ def test_perturbed_features_do_not_enter_the_memory():
         state = one
 
 
-def test_parameters_of_a_loss_are_trained_and_do_not_search():
+def test_loss_parameters_are_trained_and_not_used_in_search():
     context, state, step = made("two_centres")
     assert set(state.variables["loss"]["params"]) == set(WEIGHTS)
     batch = tiny.batch(ROWS)
-    blocks, _ = described(context, state, batch)
+    blocks, _ = descriptors_of(context, state, batch)
 
     def written(params):
         total = 0.0
@@ -127,10 +127,10 @@ def test_parameters_of_a_loss_are_trained_and_do_not_search():
     # Adam's first update goes against the sign of the gradient.
     for name in WEIGHTS:
         before, now = (each.variables["loss"]["params"][name]["centres"] for each in (state, first))
-        slope = np.asarray(gradient[name]["centres"])
-        clear = np.abs(slope) > 1e-6
+        grad = np.asarray(gradient[name]["centres"])
+        clear = np.abs(grad) > 1e-6
         assert clear.any()
-        np.testing.assert_array_equal(np.sign(now - before)[clear], -np.sign(slope)[clear])
+        np.testing.assert_array_equal(np.sign(now - before)[clear], -np.sign(grad)[clear])
     assert "loss" not in first.search_variables()
     moved = first.variables | {"loss": state.variables["loss"]}
     assert checkpoint_id(first.replace(variables=moved)) == checkpoint_id(first)
@@ -138,7 +138,7 @@ def test_parameters_of_a_loss_are_trained_and_do_not_search():
 
 
 @pytest.mark.parametrize("name", ["cross_batch_memory", "two_centres"])
-def test_a_fresh_state_and_a_checkpoint_hold_it(name, tmp_path):
+def test_loss_state_is_checkpointed(name, tmp_path):
     context, state, step = made(name)
     fresh = jax.eval_shape(
         lambda: create(context.networks, context.optimisers, 0, tiny.SIDE, context.config.loss)
@@ -154,7 +154,7 @@ def test_a_fresh_state_and_a_checkpoint_hold_it(name, tmp_path):
         np.testing.assert_array_equal(mine, other)
 
 
-def test_a_memory_that_is_not_finite_is_named():
+def test_non_finite_memory_is_reported():
     _, state, _ = made("cross_batch_memory")
     assert health.first_part_not_finite(state) is None
     broken = state.loss_memory["local"] | {"x": state.loss_memory["local"]["x"] * jnp.nan}
@@ -162,7 +162,7 @@ def test_a_memory_that_is_not_finite_is_named():
     assert health.first_part_not_finite(state) == "loss_memory/local/x"
 
 
-def test_its_settings_are_set_and_stored_like_any_other():
+def test_loss_settings_are_parsed_and_stored():
     parsed = command.parse(["--exp=debug", "--loss.name=cross_batch_memory", "--loss.size=8"])
     assert parsed.loss == CrossBatchMemory(size=8)
     stored = configuration.to_dict(parsed)
@@ -173,7 +173,7 @@ def test_its_settings_are_set_and_stored_like_any_other():
     assert configuration.from_dict({"loss": stored["loss"]}).loss == parsed.loss
 
 
-def test_the_descriptors_have_the_stated_lengths():
+def test_descriptor_dimensions():
     context, state, _ = made("two_centres")
-    blocks, _ = described(context, state, tiny.batch(ROWS))
+    blocks, _ = descriptors_of(context, state, tiny.batch(ROWS))
     assert {name: each.shape[1] for name, each in blocks.items()} == dims(context.networks.embedder)

@@ -38,7 +38,7 @@ def arrays(shapes):
     """What a file of the network holds."""
     return {
         match.published(path): rule.value(
-            match.published(path), match.to_theirs(np.empty(leaf.shape, np.float32), path).shape
+            match.published(path), match.to_published(np.empty(leaf.shape, np.float32), path).shape
         )
         for _, path, leaf in match.leaves(shapes)
     }
@@ -56,7 +56,7 @@ def read(chosen):
 
 def loaded(weights, shapes, **changes):
     chosen = config(weights, **changes)
-    return pretrained.fill(shapes, read(chosen), chosen)
+    return pretrained.load_weights(shapes, read(chosen), chosen)
 
 
 def refusal(weights, shapes, **changes) -> str:
@@ -97,9 +97,9 @@ def save_safetensors(path, arrays):
     ],
 )
 def test_every_format_is_read_exactly(tmp_path, shapes, arrays, name, write):
-    variables, account = loaded(write(tmp_path / name, arrays), shapes)
+    variables, report = loaded(write(tmp_path / name, arrays), shapes)
     assert_holds(variables, arrays)
-    assert set(account.loaded) == set(arrays)
+    assert set(report.loaded) == set(arrays)
 
 
 def test_sharded_safetensors(tmp_path, shapes, arrays):
@@ -114,10 +114,11 @@ def test_sharded_safetensors(tmp_path, shapes, arrays):
     assert_holds(variables, arrays)
     (tmp_path / "model-2.safetensors").unlink()
     assert refusal(tmp_path, shapes) == (
-        "backbone.weights='FILE': model.safetensors.index.json names model-2.safetensors, not there"
+        "backbone.weights='FILE': model.safetensors.index.json lists model-2.safetensors, "
+        "which is missing"
     )
     index.write_text("{}")
-    assert "is no index" in refusal(tmp_path, shapes)
+    assert "is not an index" in refusal(tmp_path, shapes)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -130,19 +131,19 @@ def test_half_precision_becomes_float32(tmp_path, shapes, arrays, dtype, suffix)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "module.model.", "backbone."])
-def test_wrappers_are_taken_off(tmp_path, shapes, arrays, prefix):
+def test_wrapper_prefixes_are_removed(tmp_path, shapes, arrays, prefix):
     wrapped = {prefix + name: value for name, value in arrays.items()}
     variables, _ = loaded(torch_files.write_zip(tmp_path / "w.pth", wrapped), shapes)
     assert_holds(variables, arrays)
 
 
-def test_a_state_inside_a_training_checkpoint(tmp_path, shapes, arrays):
+def test_state_dict_in_a_training_checkpoint(tmp_path, shapes, arrays):
     tree = {"epoch": 7, "state_dict": arrays, "note": "best"}
     variables, _ = loaded(torch_files.write_zip(tmp_path / "w.pth", tree), shapes)
     assert_holds(variables, arrays)
 
 
-def test_what_torch_itself_writes(tmp_path, shapes, arrays):
+def test_files_written_by_torch(tmp_path, shapes, arrays):
     torch = pytest.importorskip("torch")
     state = {name: torch.from_numpy(value) for name, value in arrays.items()}
     for i, new in enumerate((True, False)):
@@ -160,11 +161,11 @@ def test_what_torch_itself_writes(tmp_path, shapes, arrays):
     [("os", "system"), ("builtins", "eval"), ("posix", "system"), ("subprocess", "Popen"),
      ("torch.hub", "load"), ("builtins", "getattr"), ("numpy", "load")],
 )  # fmt: skip
-def test_a_hostile_pickle_runs_nothing(tmp_path, shapes, write, module, name):
+def test_malicious_pickle_runs_no_code(tmp_path, shapes, write, module, name):
     mark = tmp_path / "mark"
     tree = {"features.0.weight": Call(Global(module, name), f"touch {mark}")}
-    told = refusal(write(tmp_path / "w.pth", tree), shapes)
-    assert told == (
+    message = refusal(write(tmp_path / "w.pth", tree), shapes)
+    assert message == (
         f"backbone.weights='FILE': it calls {module}.{name}, and only tensors are read from a "
         "pickle: load it with the code that wrote it, and save its state_dict() alone"
     )
@@ -177,15 +178,15 @@ def test_a_hostile_pickle_runs_nothing(tmp_path, shapes, write, module, name):
     [("w.pth", torch_files.write_zip), ("w.pt", torch_files.write_legacy),
      ("w.npz", save_npz), ("w.safetensors", save_safetensors)],
 )  # fmt: skip
-def test_a_truncated_file_is_refused(tmp_path, shapes, arrays, name, write, share):
+def test_truncated_file_is_an_error(tmp_path, shapes, arrays, name, write, share):
     path = write(tmp_path / name, arrays)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    told = refusal(path, shapes)
-    assert "damaged" in told or "ends too early" in told or "no PyTorch file" in told
+    message = refusal(path, shapes)
+    assert "damaged" in message or "truncated" in message or "not a PyTorch file" in message
 
 
-def test_a_tensor_that_reaches_beyond_its_data(tmp_path, shapes):
+def test_tensor_that_exceeds_its_storage_is_an_error(tmp_path, shapes):
     storage = torch_files.Storage("0", np.zeros(4, np.float32))
     for offset, shape, strides in ((2, (4,), (1,)), (0, (2, 2), (4, 1)), (0, (2**40,), (0,))):
         rebuild = Global("torch._utils", "_rebuild_tensor_v2")
@@ -195,37 +196,37 @@ def test_a_tensor_that_reaches_beyond_its_data(tmp_path, shapes):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", torch_files.pickled({"a": call}))
             archive.writestr("archive/data/0", storage.values.tobytes())
-        assert refusal(path, shapes).endswith("a tensor reaches beyond its data")
+        assert refusal(path, shapes).endswith("a tensor exceeds its storage")
 
 
-def test_an_npz_of_objects_is_refused(tmp_path, shapes):
+def test_npz_of_objects_is_an_error(tmp_path, shapes):
     np.savez(tmp_path / "w.npz", a=np.array([{"hostile": True}], dtype=object))
-    assert "no npz file of arrays" in refusal(tmp_path / "w.npz", shapes)
+    assert "not an npz file of arrays" in refusal(tmp_path / "w.npz", shapes)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "expected"),
     [
-        ("w.ckpt", b"x", "it is damaged or of no known format (allowed: PyTorch, safetensors, "
-                         "npz)"),
+        ("w.ckpt", b"x", "it is damaged or of an unknown format (allowed: PyTorch, "
+                         "safetensors, npz)"),
         ("w.pth", b"", "it is empty"),
         ("w.pth", b"<html>", "it is a web page"),
         ("w.pth", b"version https://git-lfs", "it is a Git LFS pointer, not the file itself"),
         ("w.gz", b"\x1f\x8b\x08", "it is compressed by gzip: unpack it first"),
-        ("w.pth", b"\x80\x02", "it is damaged or no PyTorch file (EOFError)"),
-        ("w.json", b"{}", "w.json is no index"),
+        ("w.pth", b"\x80\x02", "it is damaged or not a PyTorch file (EOFError)"),
+        ("w.json", b"{}", "w.json is not an index"),
     ],
 )  # fmt: skip
-def test_no_file_of_weights(tmp_path, shapes, name, content, told):
+def test_other_files_are_an_error(tmp_path, shapes, name, content, expected):
     (tmp_path / name).write_bytes(content)
-    assert refusal(tmp_path / name, shapes) == f"backbone.weights='FILE': {told}"
+    assert refusal(tmp_path / name, shapes) == f"backbone.weights='FILE': {expected}"
 
 
-def test_nothing_there(tmp_path, shapes):
+def test_missing_file_is_an_error(tmp_path, shapes):
     assert refusal(tmp_path / "w.pth", shapes) == (
         f"backbone.weights='FILE' does not exist: get the weights of {NAME}, published as "
-        f"{backbones.member(NAME).source}, and name them with --backbone.weights=FILE, or "
-        "train from scratch on purpose with --backbone.weights=random"
+        f"{backbones.member(NAME).source}, and pass them as --backbone.weights=FILE, or "
+        "train from scratch with --backbone.weights=random"
     )
     assert refusal("~nobody-of-that-name/w.pth", shapes) == (
         "backbone.weights='FILE': ~ stands for no directory here (no HOME, or no such user)"
@@ -234,40 +235,40 @@ def test_nothing_there(tmp_path, shapes):
     assert "is a directory without one of" in refusal(tmp_path / "empty", shapes)
 
 
-def test_not_finite(tmp_path, shapes, arrays):
+def test_non_finite_values_are_an_error(tmp_path, shapes, arrays):
     damaged = dict(arrays)
     damaged["features.0.bias"] = np.full_like(arrays["features.0.bias"], np.nan)
-    told = refusal(save_npz(tmp_path / "w.npz", damaged), shapes)
-    assert told == f"backbone.weights='FILE' as {NAME}: features.0.bias is not finite"
+    message = refusal(save_npz(tmp_path / "w.npz", damaged), shapes)
+    assert message == f"backbone.weights='FILE' as {NAME}: features.0.bias is not finite"
 
 
-# ---- accounting ----------------------------------------------------------------------------------
+# ---- missing and unexpected keys -----------------------------------------------------------------
 
 
-def test_a_wrong_architecture_is_refused_with_every_kind_of_misfit(tmp_path, shapes, arrays):
+def test_weights_of_another_architecture_are_an_error_listing_the_keys(tmp_path, shapes, arrays):
     other = dict(arrays)
     del other["features.3.squeeze.weight"]
     other["features.99.weight"] = np.zeros(3, np.float32)
     other["classifier.1.bias"] = np.zeros(7, np.float32)
     path = save_npz(tmp_path / "w.npz", other)
-    told = refusal(path, shapes)
-    assert told == (
+    message = refusal(path, shapes)
+    assert message == (
         f"backbone.weights='FILE' as {NAME} does not fit: 1 missing: features.3.squeeze.weight; "
-        "1 unmatched: features.99.weight; 1 reshaped: classifier.1.bias: (7,) -> (1000,) "
-        "(backbone.allow_partial names what may be left out)"
+        "1 unexpected: features.99.weight; 1 mismatched: classifier.1.bias: (7,) -> (1000,) "
+        "(backbone.allow_partial sets which keys need not fit)"
     )
     allowed = (r"features\.(3\.squeeze|99)\.weight", r"classifier\..*")
-    variables, account = loaded(path, {**shapes}, allow_partial=allowed)
-    assert account.missing == ("features.3.squeeze.weight",)
-    assert account.unmatched == ("features.99.weight",)
-    assert len(account.reshaped) == 1
+    variables, report = loaded(path, {**shapes}, allow_partial=allowed)
+    assert report.missing == ("features.3.squeeze.weight",)
+    assert report.unexpected == ("features.99.weight",)
+    assert len(report.mismatched) == 1
     kept = variables["params"]["features.3"]["squeeze"]["kernel"]
     assert isinstance(kept, jax.ShapeDtypeStruct)  # left as it was
-    assert "is no regular expression" in refusal(path, shapes, allow_partial=("(",))
-    assert "nothing fits" in refusal(path, zoo.skeleton("resnet18")[1], allow_partial=(".*",))
+    assert "is not a regular expression" in refusal(path, shapes, allow_partial=("(",))
+    assert "no key fits" in refusal(path, zoo.skeleton("resnet18")[1], allow_partial=(".*",))
 
 
-def test_the_published_classifier_may_stay_behind(tmp_path, arrays):
+def test_published_classifier_need_not_be_loaded(tmp_path, arrays):
     module = backbones.build(NAME, Options())
     shapes = jax.eval_shape(
         lambda: module.init(
@@ -277,24 +278,24 @@ def test_the_published_classifier_may_stay_behind(tmp_path, arrays):
     )  # fmt: skip
     path = save_npz(tmp_path / "w.npz", arrays)
     chosen = BackboneConfig(NAME, weights=str(path))
-    _, account = pretrained.fill(shapes, read(chosen), chosen)
-    assert set(account.aside) == {"classifier.1.weight", "classifier.1.bias"}
+    _, report = pretrained.load_weights(shapes, read(chosen), chosen)
+    assert set(report.ignored) == {"classifier.1.weight", "classifier.1.bias"}
 
 
-def test_both_branches_get_the_statistics():
+def test_statistics_are_loaded_into_both_branches():
     _, shapes = zoo.skeleton("resnet18")
     arrays = rule.filled({"bn1.running_mean": (64,), "bn1.running_var": (64,)})
-    variables, _ = match.fill(shapes, arrays, "")
+    variables, _ = match.load_weights(shapes, arrays, "")
     found = variables["batch_stats"]["bn1"]
     for name in ("mean", "var"):
         np.testing.assert_array_equal(found[f"clean_{name}"], arrays[f"bn1.running_{name}"])
         np.testing.assert_array_equal(found[f"adversarial_{name}"], found[f"clean_{name}"])
 
 
-def test_counters_are_not_missed():
+def test_batch_counters_are_ignored():
     arrays = {"bn1.num_batches_tracked": np.zeros((), np.int64)}
-    _, account = match.fill(zoo.skeleton("resnet18")[1], arrays, "")
-    assert not account.unmatched
+    _, report = match.load_weights(zoo.skeleton("resnet18")[1], arrays, "")
+    assert not report.unexpected
 
 
 # ---- names of other libraries: the forward pass is compared in test_parity -----------------------
@@ -311,7 +312,7 @@ def test_counters_are_not_missed():
         ("vit", "conv_proj.weight", "patch_embed.proj.weight"),
     ],
 )  # fmt: skip
-def test_names(family, theirs, ours):
+def test_names_are_translated(family, theirs, ours):
     found, _ = names.translated({theirs: np.zeros(3, np.float32)}, family)
     assert list(found) == [ours]
 
@@ -319,7 +320,7 @@ def test_names(family, theirs, ours):
 # ---- preprocessing -------------------------------------------------------------------------------
 
 
-def test_preprocessing_of_the_network_and_of_the_files_beside_the_weights(tmp_path, arrays):
+def test_preprocessing_of_the_backbone_and_of_configuration_files(tmp_path, arrays):
     path = save_safetensors(tmp_path / "model.safetensors", arrays)
     assert read(config(path)).preprocessing == IMAGENET
     about = {"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 0.95}}
@@ -337,7 +338,7 @@ def test_preprocessing_of_the_network_and_of_the_files_beside_the_weights(tmp_pa
 # ---- hub -----------------------------------------------------------------------------------------
 
 
-def test_hub_offline_and_from_its_cache(tmp_path, shapes, arrays, monkeypatch):
+def test_hub_offline_and_cached(tmp_path, shapes, arrays, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
     save_safetensors(tmp_path / "model.safetensors", arrays)
 
@@ -345,12 +346,12 @@ def test_hub_offline_and_from_its_cache(tmp_path, shapes, arrays, monkeypatch):
         raise hub.errors.LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr(hub, "snapshot_download", gone)
-    told = refusal("hf://some/where", shapes)
-    assert told.startswith(
+    message = refusal("hf://some/where", shapes)
+    assert message.startswith(
         "backbone.weights='FILE' is not in the cache of huggingface_hub and cannot be downloaded "
         f"(LocalEntryNotFoundError): get the weights of {NAME}, "
     )
-    assert told.endswith("train from scratch on purpose with --backbone.weights=random")
+    assert message.endswith("train from scratch with --backbone.weights=random")
     monkeypatch.setattr(hub, "snapshot_download", lambda *args, **kwargs: str(tmp_path))
     assert_holds(loaded("hf://some/where@main", shapes)[0], arrays)
 
@@ -358,7 +359,7 @@ def test_hub_offline_and_from_its_cache(tmp_path, shapes, arrays, monkeypatch):
 # ---- the command ---------------------------------------------------------------------------------
 
 
-def test_check_finds_the_backbone_and_tells_misfits(tmp_path, arrays, capsys):
+def test_check_identifies_the_backbone_and_reports_missing_keys(tmp_path, arrays, capsys):
     path = save_npz(tmp_path / "w.npz", arrays)
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (2, 64, 64, 3), np.uint8)
@@ -367,25 +368,25 @@ def test_check_finds_the_backbone_and_tells_misfits(tmp_path, arrays, capsys):
     np.savez(tmp_path / "l.npz", images=images, logits=zoo.classify(found, images), labels=[1, 2])
     words = ["--check", str(path), "--backbone", NAME, "--logits", str(tmp_path / "l.npz")]
     assert command.main(words) == 0
-    told = capsys.readouterr().out
-    assert f"backbone   {NAME}, torchvision names\n" in told and told.endswith("fits\n")
+    message = capsys.readouterr().out
+    assert f"backbone   {NAME}, torchvision names\n" in message and message.endswith("fits\n")
     short = {name: value for name, value in arrays.items() if name != "features.0.bias"}
     assert command.main(["--check", str(save_npz(path, short)), "--backbone", NAME]) == 2
     assert "missing    1: features.0.bias" in capsys.readouterr().out
 
 
-def test_the_command_refuses_nonsense(capsys):
+def test_invalid_command_lines_are_errors(capsys):
     for words in (["--export", "x"], ["--list", "--backbone", "y"], [], ["--check", "nowhere.pth"]):
         assert command.main(words) == 2
         assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the published weights are not beside the project")
-def test_published_weights_compute_what_their_makers_say():
+def test_published_weights_reproduce_published_logits():
     found = zoo.identify(
         str(REAL / "squeezenet1_0_imagenet_torchvision_layout.pth"), ["squeezenet1_0"]
     )
-    assert not (found.account.missing or found.account.unmatched or found.account.reshaped)
+    assert not (found.report.missing or found.report.unexpected or found.report.mismatched)
     with np.load(REAL / "imagenet20_squeezenet1_0_reference_logits.npz") as stored:
         images, wanted = stored["images_uint8_nhwc"], stored["logits"]
     ours = zoo.classify(found, images)
@@ -396,7 +397,7 @@ def test_published_weights_compute_what_their_makers_say():
 # ---- out again -----------------------------------------------------------------------------------
 
 
-def test_a_run_of_ours_goes_out_and_comes_back(tiny_finished, tmp_path, capsys):
+def test_run_exports_and_reloads(tiny_finished, tmp_path, capsys):
     """A run -> safetensors under published names -> the same network, bit for bit."""
     own = files.read(str(tiny_finished))
     path = tmp_path / "out.safetensors"
@@ -410,7 +411,7 @@ def test_a_run_of_ours_goes_out_and_comes_back(tiny_finished, tmp_path, capsys):
     assert capsys.readouterr().out.endswith("fits, without the published classifier\n")
 
 
-def test_a_run_begins_with_the_weights_of_another(tiny_finished, tiny_data, tmp_path, capsys):
+def test_run_starts_from_the_weights_of_another(tiny_finished, tiny_data, tmp_path, capsys):
     """Through the command line: stored with run and index, searched with, and held to."""
     changes = {"backbone.weights": str(tiny_finished), "backbone.mean": (0.1, 0.2, 0.3)}
     line = tiny_run.words(tiny_data, tmp_path / "run", **changes)
@@ -427,7 +428,7 @@ def test_a_run_begins_with_the_weights_of_another(tiny_finished, tiny_data, tmp_
     assert "began with other weights: sha256 000000000000 -> " in capsys.readouterr().err
 
 
-def test_weights_that_do_not_fit_leave_nothing_behind(tiny_data, tmp_path, arrays, capsys):
+def test_weights_that_do_not_fit_leave_no_files(tiny_data, tmp_path, arrays, capsys):
     path = save_npz(tmp_path / "w.npz", arrays)
     changes = {"backbone.weights": str(path)}
     line = tiny_run.words(tiny_data, tmp_path / "run", **changes)
@@ -436,8 +437,8 @@ def test_weights_that_do_not_fit_leave_nothing_behind(tiny_data, tmp_path, array
     assert not (tmp_path / "run").exists()
 
 
-def test_the_published_classifier_describes_images_too(tiny_finished, tiny_data, tmp_path):
-    """`backbone.head=imagenet`: its parameters stay still, and its posterior is a row."""
+def test_published_classifier_gives_a_descriptor_block(tiny_finished, tiny_data, tmp_path):
+    """`backbone.head=imagenet`: its parameters are frozen, and its posterior is a variant."""
     changes = {"backbone.head": "imagenet", "train.steps": "2", "train.plain": "1",
                "train.generator_steps": "1", "optim.weight_decay": "0.1"}  # fmt: skip
     home = tmp_path / "run"
@@ -453,7 +454,7 @@ def test_the_published_classifier_describes_images_too(tiny_finished, tiny_data,
         backbone = job.build_setup(chosen).fresh_state().variables["embedder"]["params"]["backbone"]
         return np.asarray(backbone["fc"]["kernel"]).T
 
-    average = pytest.approx(trained, rel=1e-5)  # the moving average of what never moved
+    average = pytest.approx(trained, rel=1e-5)  # the moving average of constant values
     assert first(**changes) == average  # neither learned nor decayed
     again = {"backbone.weights": str(home), "backbone.head": "imagenet"}
     np.testing.assert_array_equal(first(**again), trained)

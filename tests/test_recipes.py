@@ -48,7 +48,7 @@ def test_without_the_file_one_line_says_what_to_get(name, tmp_path, monkeypatch,
     chosen = configs.find(name)(False).backbone
     assert told.count("\n") == 1 and told.startswith(f"error: backbone.weights='{chosen.weights}' ")
     assert f"get the weights of {chosen.name}, published as {member(chosen.name).source}, " in told
-    assert told.endswith("or train from scratch on purpose with --backbone.weights=random\n")
+    assert told.endswith("or train from scratch with --backbone.weights=random\n")
     assert not list(tmp_path.iterdir())
 
 
@@ -56,5 +56,5 @@ def test_no_weights_at_all_are_said_to_be_random(tmp_path, capsys):
     line = ["--exp=debug", "--backbone.weights=", f"--workdir={tmp_path / 'run'}"]
     assert command.main(line) == 2
     assert capsys.readouterr().err == (
-        "error: backbone.weights='' names nothing (from scratch: random)\n"
+        "error: backbone.weights='' is empty (to train from scratch: random)\n"
     )

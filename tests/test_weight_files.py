@@ -40,7 +40,7 @@ def arrays(shapes):
     """What a file of the network holds."""
     return {
         match.published(path): rule.value(
-            match.published(path), match.to_theirs(np.empty(leaf.shape, np.float32), path).shape
+            match.published(path), match.to_published(np.empty(leaf.shape, np.float32), path).shape
         )
         for _, path, leaf in match.leaves(shapes)
     }
@@ -54,7 +54,7 @@ def loaded(path, shapes, **changes):
     config = BackboneConfig(NAME, weights=str(path), head="imagenet", **changes)
     read = pretrained.read(config)
     assert read is not None
-    return read, pretrained.fill(shapes, read, config)[0]
+    return read, pretrained.load_weights(shapes, read, config)[0]
 
 
 def refusal(path, shapes, **changes):
@@ -89,18 +89,16 @@ QUEUE = np.zeros((2, 3), np.float32)
      ("module.encoder_q.", "module.queue"), ("model.visual.trunk.", "model.logit_scale"),
      ("_orig_mod.module.", "step")],
 )  # fmt: skip
-def test_a_network_beneath_a_prefix_is_found_beside_others(
-    tmp_path, shapes, arrays, capsys, prefix, beside
-):
+def test_backbone_with_a_prefix_is_found(tmp_path, shapes, arrays, capsys, prefix, beside):
     tree = {"state_dict": {beside: QUEUE, **below(prefix, arrays)}, "epoch": 3}
     path = torch_files.write_zip(tmp_path / "w.pth", tree)
     read, variables = loaded(path, shapes)
     assert_holds(variables, arrays)
     assert read.record()["part"] == f"state_dict.{prefix}"
-    code, told = check(path, capsys)
-    assert code == 0 and told.endswith("fits\n")
-    assert f"note       part state_dict.{prefix[:-1]} of the file\n" in told
-    assert f"outside    1: state_dict.{beside}\n" in told
+    code, output = check(path, capsys)
+    assert code == 0 and output.endswith("fits\n")
+    assert f"note       part state_dict.{prefix[:-1]} of the file\n" in output
+    assert f"outside    1: state_dict.{beside}\n" in output
 
 
 @pytest.mark.parametrize(
@@ -109,7 +107,7 @@ def test_a_network_beneath_a_prefix_is_found_beside_others(
      ["state", "models", "0"]],
 )  # fmt: skip
 @pytest.mark.parametrize("write", [torch_files.write_zip, torch_files.write_legacy])
-def test_a_network_in_any_dictionary_is_found(tmp_path, shapes, arrays, write, keys):
+def test_backbone_in_nested_dictionaries_is_found(tmp_path, shapes, arrays, write, keys):
     tree = arrays
     for key in reversed(keys):
         tree = {key: tree}
@@ -118,7 +116,7 @@ def test_a_network_in_any_dictionary_is_found(tmp_path, shapes, arrays, write, k
     assert read.part == ".".join(keys) + "."
 
 
-def test_moments_of_an_optimiser_are_left_out(tmp_path, shapes, arrays):
+def test_optimiser_moments_are_not_loaded(tmp_path, shapes, arrays):
     moments = {i: {"exp_avg": value} for i, value in enumerate(arrays.values())}
     tree = {"optimizer": {"state": moments, "param_groups": [{"lr": 0.1}]}, "model": arrays}
     read, variables = loaded(torch_files.write_zip(tmp_path / "w.pth", tree), shapes)
@@ -126,50 +124,50 @@ def test_moments_of_an_optimiser_are_left_out(tmp_path, shapes, arrays):
     assert len(read.outside) == len(arrays)
 
 
-def test_of_two_parts_one_is_taken_and_a_flag_takes_the_other(tmp_path, shapes, arrays, capsys):
+def test_backbone_part_chooses_between_two_parts(tmp_path, shapes, arrays, capsys):
     tree = {"state_dict": arrays, "state_dict_ema": below("module.", arrays, 2)}
     path = torch_files.write_zip(tmp_path / "w.pth", tree)
     read, variables = loaded(path, shapes)
     assert_holds(variables, arrays)
-    assert read.told == (
-        "part state_dict of the file; state_dict_ema.module would fit too (backbone.part chooses)",
+    assert read.notes == (
+        "part state_dict of the file; state_dict_ema.module fit too (set backbone.part to choose)",
     )
     read, variables = loaded(path, shapes, part="state_dict_ema")
     assert_holds(variables, arrays, 2)
     assert read.part == "state_dict_ema.module."
-    code, told = check(path, capsys, "--part", "state_dict_ema.module")
-    assert code == 0 and "part state_dict_ema.module of the file" in told
+    code, output = check(path, capsys, "--part", "state_dict_ema.module")
+    assert code == 0 and "part state_dict_ema.module of the file" in output
     assert refusal(path, shapes, part="state_dict_emma") == (
-        "backbone.part='state_dict_emma' is no part of the file; did you mean 'state_dict_ema'? "
-        "(there are: state_dict, state_dict_ema, state_dict_ema.module, state_dict.features, "
+        "backbone.part='state_dict_emma' is not a part of the file; did you mean 'state_dict_ema'? "
+        "(parts: state_dict, state_dict_ema, state_dict_ema.module, state_dict.features, "
         "state_dict.classifier)"
     )
 
 
 @pytest.mark.parametrize(("second", "first"), [("student", "teacher"), ("encoder_k", "encoder_q")])
-def test_the_published_one_of_a_pair_is_taken(tmp_path, shapes, arrays, second, first):
+def test_published_network_of_a_pair_is_loaded(tmp_path, shapes, arrays, second, first):
     tree = {second: below("backbone.", arrays, 2), first: below("backbone.", arrays)}
     read, variables = loaded(torch_files.write_zip(tmp_path / "w.pth", tree), shapes)
     assert_holds(variables, arrays)
     assert read.part == f"{first}.backbone."
 
 
-def test_a_file_without_a_backbone_names_its_parts(tmp_path, capsys):
+def test_file_without_a_backbone_is_an_error_listing_its_parts(tmp_path, capsys):
     tree = {"decoder": {f"conv{i}.kernel": QUEUE for i in range(3)}, "scale": QUEUE}
     path = torch_files.write_zip(tmp_path / "w.pth", tree)
     assert check(path, capsys) == (
-        2, f"error: {path}: has no parameter of any backbone; parts of it with several tensors: "
+        2, f"error: {path}: has no parameter of any backbone; parts with several tensors: "
            "decoder\n",
     )  # fmt: skip
 
 
 def test_check_and_run_agree_on_another_classifier(tmp_path, arrays, capsys):
-    """Fine-tuned to ten classes, a file fills all but the classifier that a run does without."""
+    """Weights fine-tuned to ten classes fit except for the classifier, which runs do not need."""
     other = {name: value[:10] if name.startswith(HEAD) else value for name, value in arrays.items()}
     path = torch_files.write_zip(tmp_path / "w.pth", other)
-    code, told = check(path, capsys)
-    assert code == 0 and "reshaped   2: " in told
-    assert told.endswith("fits, without the published classifier\n")
+    code, output = check(path, capsys)
+    assert code == 0 and "mismatched 2: " in output
+    assert output.endswith("fits, without the published classifier\n")
 
 
 # ---- formats -------------------------------------------------------------------------------------
@@ -179,7 +177,7 @@ def test_check_and_run_agree_on_another_classifier(tmp_path, arrays, capsys):
     "name", ["w.pth.tar", "w.ckpt", "w", "model_best", "w.safetensors", "w.npz"]
 )
 @pytest.mark.parametrize("kind", ["zip", "legacy", "pickle", "npz", "safetensors"])
-def test_the_content_tells_the_format_not_the_name(tmp_path, shapes, arrays, kind, name):
+def test_format_is_detected_from_the_content(tmp_path, shapes, arrays, kind, name):
     path = tmp_path / name
     if kind == "npz":
         with path.open("wb") as file:
@@ -193,7 +191,7 @@ def test_the_content_tells_the_format_not_the_name(tmp_path, shapes, arrays, kin
     assert_holds(loaded(path, shapes)[1], arrays)
 
 
-def test_an_index_may_be_named_itself(tmp_path, shapes, arrays):
+def test_index_file_can_be_given(tmp_path, shapes, arrays):
     save_file(arrays, tmp_path / "one.safetensors")
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": dict.fromkeys(arrays, "one.safetensors")}))
@@ -213,12 +211,12 @@ COUNTS = collections.defaultdict(list, a=[1, 2])
      collections.Counter("aab"), [SETTINGS, {"deep": SETTINGS}]],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
-def test_harmless_objects_beside_the_tensors_are_skipped(tmp_path, shapes, arrays, write, harmless):
+def test_harmless_objects_are_skipped(tmp_path, shapes, arrays, write, harmless):
     tree = {"args": Raw(harmless), "state_dict": arrays}
     assert_holds(loaded(write(tmp_path / "w.pth", tree), shapes)[1], arrays)
 
 
-def test_what_torch_itself_writes_of_a_training(tmp_path, shapes, arrays):
+def test_training_checkpoint_written_by_torch(tmp_path, shapes, arrays):
     torch = pytest.importorskip("torch")
     state = collections.OrderedDict((k, torch.from_numpy(v)) for k, v in arrays.items())
     state._metadata = {"": {"version": 1}}  # pyright: ignore - as the state of a module has
@@ -229,7 +227,7 @@ def test_what_torch_itself_writes_of_a_training(tmp_path, shapes, arrays):
         assert_holds(loaded(tmp_path / f"{i}.tar", shapes)[1], arrays)
 
 
-def test_other_objects_are_refused_with_a_way_out(tmp_path, shapes, arrays):
+def test_other_objects_are_an_error_with_advice(tmp_path, shapes, arrays):
     tree = {"meter": Call(Global("utils.meters", "AverageMeter")), "state_dict": arrays}
     assert refusal(torch_files.write_zip(tmp_path / "w.pth", tree), shapes) == (
         "backbone.weights='FILE': it calls utils.meters.AverageMeter, and only tensors are read "
@@ -237,8 +235,8 @@ def test_other_objects_are_refused_with_a_way_out(tmp_path, shapes, arrays):
     )
 
 
-def test_a_skipped_class_runs_nothing_and_is_not_changed(tmp_path, shapes):
-    """Every opcode that could reach into a class is answered by the stand-in."""
+def test_skipped_class_runs_no_code_and_is_not_changed(tmp_path, shapes):
+    """A placeholder handles every opcode that could modify a class."""
     for body in (
         b"(N}S'__setstate__'\nNstb.",  # BUILD with slots on the class itself
         b"(S'a'\nI1\nu.",  # SETITEMS on the class
@@ -252,7 +250,7 @@ def test_a_skipped_class_runs_nothing_and_is_not_changed(tmp_path, shapes):
 
 
 def test_a_storage_type_cannot_be_changed(tmp_path, shapes):
-    """The type of all 32-bit numbers of this process is within reach of no file."""
+    """A file cannot modify the float32 dtype of this process."""
     path = tmp_path / "w.pth"
     path.write_bytes(b"\x80\x02ctorch\nFloatStorage\n(I3\nS'>'\nNNNI-1\nI-1\nI0\ntb.")
     assert refusal(path, shapes) == "backbone.weights='FILE': it changes a function"
@@ -263,60 +261,61 @@ def test_a_storage_type_cannot_be_changed(tmp_path, shapes):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         (lambda x: x * np.float32(np.nan), "is not finite"),
         (lambda x: np.where(x == x.max(), np.inf, x), "is not finite"),
         (lambda x: x.astype(np.float64) * 1e300, "is not finite"),
-        (lambda x: x.astype(np.int8), "is of type int8, not of floating-point numbers"),
-        (lambda x: x.astype(np.complex64), "is of type complex64, not of floating-point numbers"),
+        (lambda x: x.astype(np.int8), "has type int8, not a floating-point type"),
+        (lambda x: x.astype(np.complex64), "has type complex64, not a floating-point type"),
     ],
 )
-def test_values_that_no_network_can_have_are_refused_by_check_and_run(
-    tmp_path, shapes, arrays, capsys, change, told
+def test_invalid_values_are_an_error_in_check_and_run(
+    tmp_path, shapes, arrays, capsys, change, reason
 ):
     damaged = arrays | {"features.0.bias": change(arrays["features.0.bias"])}
     path = tmp_path / "w.npz"
     np.savez(path, **damaged)
-    expected = f"features.0.bias {told}"
+    expected = f"features.0.bias {reason}"
     assert refusal(path, shapes) == f"backbone.weights='FILE' as {NAME}: {expected}"
-    code, said = check(path, capsys)
-    assert code == 2 and said.endswith("does not fit\n")
-    assert f"unusable   1: features.0.bias: {told}\n" in said
+    code, output = check(path, capsys)
+    assert code == 2 and output.endswith("does not fit\n")
+    assert f"invalid    1: features.0.bias: {reason}\n" in output
 
 
-def test_a_negative_variance_is_refused():
+def test_negative_variance_is_invalid():
     _, shapes = zoo.skeleton("resnet18")
-    _, account = match.fill(shapes, {"bn1.running_var": np.full(64, -1, np.float32)}, "")
-    assert account.unusable == ("bn1.running_var: is below 0",)
+    _, report = match.load_weights(shapes, {"bn1.running_var": np.full(64, -1, np.float32)}, "")
+    assert report.invalid == ("bn1.running_var: is below 0",)
 
 
-# ---- what lies beside ----------------------------------------------------------------------------
+# ---- configuration files -------------------------------------------------------------------------
+
+NOT_A_LIST = "of its configuration is not a list of three numbers, one per channel"
 
 
 @pytest.mark.parametrize(
-    ("about", "told"),
+    ("about", "expected"),
     [
-        ({"mean": "abc"}, "mean='abc' beside it is no list of three figures, one a channel"),
+        ({"mean": "abc"}, f"mean='abc' {NOT_A_LIST}"),
         ({"image_std": ["a", 1, 1]},
-         "image_std=['a', 1, 1] beside it is no list of three figures, one a channel"),
-        ({"mean": [0.5, 0.5]}, "mean=[0.5, 0.5] beside it is no list of three figures, one a "
-                               "channel"),
+         f"image_std=['a', 1, 1] {NOT_A_LIST}"),
+        ({"mean": [0.5, 0.5]}, f"mean=[0.5, 0.5] {NOT_A_LIST}"),
         ({"pretrained_cfg": {"std": [0, 1, 1]}}, "std [0.0, 1.0, 1.0] must be above 0"),
         ({"mean": [float("nan")] * 3},
-         "mean=[nan, nan, nan] beside it is no list of three figures, one a channel"),
+         f"mean=[nan, nan, nan] {NOT_A_LIST}"),
     ],
 )  # fmt: skip
-def test_a_wrong_preprocessing_is_one_line(tmp_path, shapes, arrays, about, told):
+def test_invalid_preprocessing_is_an_error(tmp_path, shapes, arrays, about, expected):
     save_file(arrays, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(about))
-    assert refusal(tmp_path, shapes) == f"backbone.weights='FILE': {told}"
+    assert refusal(tmp_path, shapes) == f"backbone.weights='FILE': {expected}"
 
 
-def test_a_damaged_preprocessing_is_one_line(tmp_path, shapes, arrays):
+def test_damaged_preprocessing_is_an_error(tmp_path, shapes, arrays):
     save_file(arrays, tmp_path / "model.safetensors")
     (tmp_path / "preprocessor_config.json").write_text("{")
-    assert "preprocessor_config.json beside it is no JSON (" in refusal(tmp_path, shapes)
+    assert "preprocessor_config.json next to it is not valid JSON (" in refusal(tmp_path, shapes)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +328,7 @@ def test_a_damaged_preprocessing_is_one_line(tmp_path, shapes, arrays):
         ({"mean": 0.5, "std": 0.5}, [0.5] * 3, [0.5] * 3),
     ],
 )  # fmt: skip
-def test_figures_of_0_to_255_are_recognised_and_told(
+def test_preprocessing_for_0_to_255_is_rescaled_and_reported(
     tmp_path, shapes, arrays, capsys, about, mean, std
 ):
     save_file(arrays, tmp_path / "model.safetensors")
@@ -338,7 +337,7 @@ def test_figures_of_0_to_255_are_recognised_and_told(
     assert read.preprocessing.mean == pytest.approx(mean)
     assert read.preprocessing.std == pytest.approx(std)
     scaled = max(np.ravel([*about.values()])) > 1
-    assert any("divided by 255" in line for line in read.told) == scaled
+    assert any("divided by 255" in line for line in read.notes) == scaled
     assert ("divided by 255" in check(tmp_path, capsys)[1]) == scaled
 
 
@@ -347,7 +346,7 @@ def test_figures_of_0_to_255_are_recognised_and_told(
 
 @pytest.fixture
 def locked():
-    """A folder that another user may look into, and may not read what is locked in it."""
+    """A folder that other users can list, for files that they cannot read."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     yield folder
@@ -369,7 +368,7 @@ def no_administrator():
 
 
 @pytest.mark.parametrize("kind", ["w.pth", "w.safetensors", "w.npz", "config.json", "folder"])
-def test_what_may_not_be_read_says_so(locked, shapes, arrays, kind):
+def test_unreadable_file_is_an_error(locked, shapes, arrays, kind):
     save_file(arrays, locked / "w.safetensors")
     path = locked / "w.safetensors"
     if kind == "folder":
@@ -382,13 +381,13 @@ def test_what_may_not_be_read_says_so(locked, shapes, arrays, kind):
         path = closed = path.rename(locked / kind)
     closed.chmod(0)
     with no_administrator():
-        told = refusal(path, shapes)
+        output = refusal(path, shapes)
     name = "FILE/config.json " if kind == "config.json" else ""
-    assert told == f"backbone.weights='FILE': {name}cannot be read (Permission denied)"
+    assert output == f"backbone.weights='FILE': {name}cannot be read (Permission denied)"
 
 
-def test_a_file_in_a_folder_that_may_not_be_entered(locked, shapes):
+def test_file_in_an_unreadable_folder_is_an_error(locked, shapes):
     locked.chmod(0)
     with no_administrator():
-        told = refusal(locked / "w.pth", shapes)
-    assert told == "backbone.weights='FILE': cannot be read (Permission denied)"
+        output = refusal(locked / "w.pth", shapes)
+    assert output == "backbone.weights='FILE': cannot be read (Permission denied)"

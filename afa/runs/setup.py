@@ -59,7 +59,7 @@ class Setup:
         if (weights := self.pretrained) is None:
             return fresh
         return state.with_backbone(
-            fresh, lambda own: pretrained.fill(own, weights, config.backbone)[0]
+            fresh, lambda own: pretrained.load_weights(own, weights, config.backbone)[0]
         )
 
 
@@ -170,7 +170,7 @@ def describe(setup: Setup) -> list[str]:
         weights = setup.pretrained
         lines[4:4] = [
             f"weights   {weights.source} ({weights.names} names, sha256 {weights.sha256[:12]})",
-            *(f"          {line}" for line in weights.told),
+            *(f"          {line}" for line in weights.notes),
         ]
     lines += [f"skipped   {each}" for each in dataset.skipped]
     return lines

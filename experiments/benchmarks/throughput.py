@@ -111,7 +111,7 @@ def contenders(name: str, size: int, batch: int) -> dict[str, Contender]:
     arrays, library = names.translated(state, backbones.family(name))
     weights = pretrained.Pretrained(arrays, name, "", library, backbones.member(name).preprocessing)
     config = BackboneConfig(name, head="imagenet")
-    variables, _ = pretrained.fill(zoo.skeleton(name)[1], weights, config)
+    variables, _ = pretrained.load_weights(zoo.skeleton(name)[1], weights, config)
     variables = jax.tree.map(jnp.asarray, zoo.without_shapes(variables))
     options = Options(dtype=dtype_of("auto"), classes=IMAGENET_CLASSES)
     module = backbones.build(name, options)

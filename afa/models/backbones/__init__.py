@@ -1,18 +1,17 @@
-"""Backbones, one file a family. A family's file holds `MEMBERS`; every file of this folder is found
-by itself.
+"""Backbones: one file per family, which defines `MEMBERS`. All files of this folder are registered.
 
-A member is built with `Options` into a linen module of this contract:
+A member is built from `Options` as a linen module with these methods:
 
-  lower(image, train, branch) -> mid map     the local view is made of it, and pushed
-  upper(mid map, train, branch) -> last map    the global view is made of it
-  logits(last map) -> (b, classes)             the original classifier, where `classes` is not 0
-  STAGES                                       names of its parts from the image upwards, as
-                                               regular expressions: what can be frozen
+  lower(image, train, branch) -> mid map       input of the local head and of the perturbation
+  upper(mid map, train, branch) -> last map    input of the global head
+  logits(last map) -> (b, classes)             the published classifier, if `classes` is not 0
+  STAGES                                       regular expressions of parameter names, one per
+                                               stage from the input on; stages can be frozen
 
-Parts carry the names that published weights have (torchvision's, or timm's where it has none), with
-dots: the parameter of `layer1.0` / `conv1` / `kernel` is read from and written to
-`layer1.0.conv1.weight`, and no family needs a table of names. A network whose maps are tokens has
-two more methods, `grid(mid)` and `pool(last)`; see `vit`.
+Submodules have the names of the published weights (torchvision's, otherwise timm's), with dots: the
+parameter `layer1.0` / `conv1` / `kernel` corresponds to `layer1.0.conv1.weight`, so that no table
+of names is needed. A network whose maps are tokens also has `grid(mid)` and `pool(last)`; see
+`vit`.
 """
 
 import importlib
@@ -41,29 +40,29 @@ def names() -> list[str]:
 
 
 def member(name: str) -> Member:
-    """The named backbone.
+    """Returns the named backbone.
 
     Raises:
-      UserError: no family has such a member.
+      UserError: unknown backbone.
     """
     return choose("backbone.name", name, MEMBERS)
 
 
 def family(name: str) -> str:
-    """Name of the family, and of the file, of a backbone."""
+    """Returns the family of a backbone, which is the name of its file."""
     return next(file for file, members in FAMILIES.items() if name in members)
 
 
 def build(name: str, options: Options) -> Any:
-    """The named backbone as a linen module.
+    """Builds the named backbone as a linen module.
 
     Raises:
-      UserError: no family has such a member, or it has no such stem.
+      UserError: unknown backbone, or a stem that it does not have.
     """
     chosen = member(name)
     if options.stem not in chosen.stems:
-        able = ", ".join(sorted(n for n, m in MEMBERS.items() if options.stem in m.stems))
+        supported = ", ".join(sorted(n for n, m in MEMBERS.items() if options.stem in m.stems))
         raise UserError(
-            f"backbone.stem={options.stem!r}: {name} has none for small images (allowed: {able})"
+            f"backbone.stem={options.stem!r}: {name} has no such stem (allowed: {supported})"
         )
     return chosen.build(options)

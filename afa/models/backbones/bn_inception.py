@@ -1,7 +1,7 @@
-"""BN-Inception (Ioffe & Szegedy 2015, arXiv:1502.03167): for years the backbone of metric learning.
+"""BN-Inception (Ioffe & Szegedy 2015, arXiv:1502.03167), the usual backbone of metric learning.
 
-Names and arithmetic as in the network from Caffe that `pretrainedmodels` and the metric-learning
-papers use: convolutions with bias, images in BGR from 0 to 255 without division by a deviation.
+Names and arithmetic follow the Caffe network that `pretrainedmodels` and the metric learning
+papers use: convolutions with bias, BGR images from 0 to 255, not divided by a standard deviation.
 """
 
 import flax.linen as nn
@@ -11,8 +11,9 @@ from jaxtyping import Array, Float
 from afa.models import layers
 from afa.models.backbones.contract import Member, Options, Preprocessing
 
-# Channels: 1x1; 1x1 then 3x3; 1x1 then two 3x3; pooling ("avg", "max", each then 1x1). A block
-# without the first halves the map: its last 3x3s have stride 2, and its pooling no convolution.
+# Channels of the branches: 1x1; 1x1 and 3x3; 1x1 and two 3x3; pooling ("avg" or "max") and 1x1.
+# A block without the first branch halves the map: its last 3x3 convolutions have stride 2, and its
+# pooling has no convolution.
 PLANS = {
     "3a": (64, (64, 64), (64, 96), ("avg", 32)),
     "3b": (64, (64, 96), (64, 96), ("avg", 64)),
@@ -26,11 +27,13 @@ PLANS = {
     "5b": (352, (192, 320), (192, 224), ("max", 128)),
 }
 STEM = {"conv1_7x7_s2": (64, 7, 2), "conv2_3x3_reduce": (64, 1, 1), "conv2_3x3": (192, 3, 1)}
-Chain = list[tuple[str, int, int, int]]  # name, channels, kernel, stride of bricks in a row
+Chain = list[
+    tuple[str, int, int, int]
+]  # name, channels, kernel, stride of consecutive convolutions
 
 
 def _branches(block: str) -> list[tuple[str, Chain]]:
-    """The branches of a block: ("", "avg" or "max", which begins with that pooling; its bricks)."""
+    """Returns the branches of a block: initial pooling ("avg", "max" or "") and convolutions."""
     one, single, double, (pool, projected) = PLANS[block]
     strides = 1 if one else 2
     found: list[tuple[str, Chain]] = [("", [("1x1", one, 1, 1)])] if one else []
@@ -49,7 +52,7 @@ def _branches(block: str) -> list[tuple[str, Chain]]:
 class BNInception(nn.Module):
     """Image -> mid map (4d, 1/16 of the side) -> last map (5b, 1/32).
 
-    One flat module, because the published names are flat.
+    A single flat module, because the published names are flat.
     """
 
     options: Options = Options()
@@ -73,12 +76,12 @@ class BNInception(nn.Module):
         if self.options.classes:
             self.last_linear = nn.Dense(self.options.classes, dtype=dtype)
 
-    def _brick(self, x: Array, name: str, train: bool, branch: layers.Branch) -> Array:
+    def _conv_norm(self, x: Array, name: str, train: bool, branch: layers.Branch) -> Array:
         return nn.relu(self.norms[name](self.convs[name](x), train=train, branch=branch))
 
     def _block(self, x: Array, block: str, train: bool, branch: layers.Branch) -> Array:
         halving = not PLANS[block][0]
-        sides = []
+        outputs = []
         for kind, chain in _branches(block):
             y = x
             if kind == "avg":
@@ -86,9 +89,9 @@ class BNInception(nn.Module):
             elif kind == "max":
                 y = layers.max_pool(x, 3, 2, 0, ceil=True) if halving else layers.max_pool(x, 3, 1)
             for name, *_ in chain:
-                y = self._brick(y, name, train, branch)
-            sides.append(y)
-        return jnp.concatenate(sides, axis=-1)
+                y = self._conv_norm(y, name, train, branch)
+            outputs.append(y)
+        return jnp.concatenate(outputs, axis=-1)
 
     def _blocks(self, x: Array, blocks: str, train: bool, branch: layers.Branch) -> Array:
         for block in blocks.split():
@@ -103,10 +106,10 @@ class BNInception(nn.Module):
         self, x: Float[Array, "b h w 3"], train: bool, branch: layers.Branch
     ) -> Float[Array, "b y x c"]:
         """Standardised image -> mid map."""
-        x = self._brick(x.astype(self.options.dtype), "conv1_7x7_s2", train, branch)
+        x = self._conv_norm(x.astype(self.options.dtype), "conv1_7x7_s2", train, branch)
         x = layers.max_pool(x, 3, 2, 0, ceil=True)
         for name in ("conv2_3x3_reduce", "conv2_3x3"):
-            x = self._brick(x, name, train, branch)
+            x = self._conv_norm(x, name, train, branch)
         x = layers.max_pool(x, 3, 2, 0, ceil=True)
         return self._blocks(x, "3a 3b 3c 4a 4b 4c 4d", train, branch)
 
@@ -128,6 +131,6 @@ MEMBERS = {
         preprocessing=Preprocessing(
             (104 / 255, 117 / 255, 128 / 255), (1 / 255, 1 / 255, 1 / 255), "bgr"
         ),
-        multiple=32,  # else convolutions and pooling halve an odd map to different sizes
+        multiple=32,  # otherwise convolutions and pooling round odd sizes differently
     )
 }

@@ -1,4 +1,4 @@
-"""What every family of backbones agrees on."""
+"""Types shared by all families of backbones."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ APACHE = "Apache-2.0"
 
 @dataclass(frozen=True)
 class Options:
-    """How a member is built.
+    """Options of building a member.
 
     Attributes:
       stem: "imagenet", or "small" for images up to 48 pixels.
       dtype: compute type; parameters are float32.
-      remat: compute the maps inside a block again in the backward pass instead of keeping them.
-      classes: outputs of the original classifier; 0 leaves it out.
+      remat: rematerialise activations inside blocks in the backward pass, to save memory.
+      classes: outputs of the published classifier; 0 for none.
     """
 
     stem: Stem = "imagenet"
@@ -33,31 +33,31 @@ class Options:
     classes: int = 0
 
     def block(self, module: Any) -> Any:
-        """The class of a block called as `block(x, train, branch)`, rematerialised if asked for."""
+        """Wraps a module class, called as `block(x, train, branch)`, in `nn.remat` if `remat`."""
         return nn.remat(module, static_argnums=(2, 3)) if self.remat else module
 
 
 def through(
     blocks: Mapping[str, Any],
-    begin: str | tuple[str, ...],
+    prefix: str | tuple[str, ...],
     x: Float[Array, "b h w c"],
     train: bool,
     branch: layers.Branch,
 ) -> Float[Array, "b y x d"]:
-    """A map through the blocks whose names begin so, in their order."""
+    """Applies the blocks whose names start with `prefix`, in order."""
     for name, block in blocks.items():
-        x = block(x, train, branch) if name.startswith(begin) else x
+        x = block(x, train, branch) if name.startswith(prefix) else x
     return x
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network expects of an image in [0, 1]: (image[channels] - mean) / std.
+    """Normalisation of an image in [0, 1]: (image[channels] - mean) / std.
 
     Attributes:
-      mean, std: one figure a channel, in the order of `channels`.
+      mean, std: one value per channel, in the order of `channels`.
       channels: "rgb", or "bgr" for networks from Caffe.
-      crop: share of the shorter side that its makers' evaluation keeps; for the record.
+      crop: fraction of the shorter side kept by the authors' evaluation; recorded, not used.
     """
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -76,15 +76,15 @@ class Member:
 
     Attributes:
       build: options -> linen module.
-      source: where its published weights come from.
-      licence: of those weights.
-      preprocessing: of those weights.
-      input_size: side of the images they were trained on.
-      smallest: side of the smallest images it can take.
-      multiple: what the side has to be a multiple of.
-      stems: what `Options.stem` may be.
-      aside: regular expression of the parameters in published files that the network does without,
-        such as auxiliary classifiers.
+      source: source of the published weights.
+      licence: licence of the published weights.
+      preprocessing: preprocessing of the published weights.
+      input_size: image size of the published training, in pixels.
+      smallest: smallest image size, in pixels.
+      multiple: the image size must be a multiple of this.
+      stems: allowed values of `Options.stem`.
+      ignored: regular expression of keys in published files that the network does not use, such as
+        auxiliary classifiers.
     """
 
     build: Callable[[Options], Any]
@@ -95,4 +95,4 @@ class Member:
     smallest: int = 16
     multiple: int = 1
     stems: tuple[Stem, ...] = ("imagenet",)
-    aside: str = r"(?!)"
+    ignored: str = r"(?!)"

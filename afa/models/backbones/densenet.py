@@ -9,7 +9,7 @@ from afa.models.backbones.contract import Member, Options
 
 
 class DenseLayer(nn.Module):
-    """BatchNorm, ReLU, 1x1; BatchNorm, ReLU, 3x3; the result joins the channels of the input."""
+    """BatchNorm, ReLU, 1x1; BatchNorm, ReLU, 3x3; concatenated with the input."""
 
     growth: int
     dtype: layers.Dtype = jnp.float32
@@ -27,7 +27,7 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """BatchNorm, ReLU, 1x1 to half the channels, and 2x2 mean."""
+    """BatchNorm, ReLU, 1x1 to half of the channels, 2x2 average pooling."""
 
     dtype: layers.Dtype = jnp.float32
 

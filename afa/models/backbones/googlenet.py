@@ -1,5 +1,5 @@
 """GoogLeNet, the first Inception network (Szegedy et al. 2015, arXiv:1409.4842), with BatchNorm and
-3x3 instead of 5x5 convolutions, as torchvision has it."""
+3x3 instead of 5x5 convolutions, as in torchvision."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from afa.models import layers
 from afa.models.backbones.contract import HALF, Member, Options, through
 from afa.models.layers import ConvNorm
 
-# Channels of the four branches: 1x1; 1x1 then 3x3; 1x1 then 3x3; pooling then 1x1.
+# Channels of the four branches: 1x1; 1x1 and 3x3; 1x1 and 3x3; pooling and 1x1.
 PLANS = {
     "inception3a": (64, (96, 128), (16, 32), 32),
     "inception3b": (128, (128, 192), (32, 96), 64),
@@ -24,7 +24,7 @@ PLANS = {
 
 
 class Inception(nn.Module):
-    """Four branches side by side."""
+    """Inception block: four parallel branches, concatenated."""
 
     plan: tuple[int, tuple[int, int], tuple[int, int], int]
     dtype: layers.Dtype = jnp.float32
@@ -33,16 +33,16 @@ class Inception(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], train: bool, branch: layers.Branch
     ) -> Float[Array, "b h w d"]:
-        def brick(x: Array, features: int, kernel: int, name: str) -> Array:
+        def conv_norm(x: Array, features: int, kernel: int, name: str) -> Array:
             return ConvNorm(features, kernel, dtype=self.dtype, name=name)(x, train, branch)
 
         one, *pairs, pooled = self.plan
-        sides = [brick(x, one, 1, "branch1")]
+        outputs = [conv_norm(x, one, 1, "branch1")]
         for i, (reduced, features) in enumerate(pairs, start=2):
-            y = brick(x, reduced, 1, f"branch{i}.0")
-            sides.append(brick(y, features, 3, f"branch{i}.1"))
-        sides.append(brick(layers.max_pool(x, 3, 1, 1), pooled, 1, "branch4.1"))
-        return jnp.concatenate(sides, axis=-1)
+            y = conv_norm(x, reduced, 1, f"branch{i}.0")
+            outputs.append(conv_norm(y, features, 3, f"branch{i}.1"))
+        outputs.append(conv_norm(layers.max_pool(x, 3, 1, 1), pooled, 1, "branch4.1"))
+        return jnp.concatenate(outputs, axis=-1)
 
 
 class GoogLeNet(nn.Module):
@@ -94,7 +94,7 @@ MEMBERS = {
     "googlenet": Member(
         GoogLeNet,
         "torchvision googlenet-1378be20.pth",
-        preprocessing=HALF,  # what its `transform_input` amounts to
-        aside=r"aux[12]\..*",
+        preprocessing=HALF,  # equivalent to its `transform_input`
+        ignored=r"aux[12]\..*",
     )
 }

@@ -1,4 +1,4 @@
-"""Inception v3 (Szegedy et al. 2016, arXiv:1512.00567), as torchvision has it."""
+"""Inception v3 (Szegedy et al. 2016, arXiv:1512.00567), as in torchvision."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,7 +11,7 @@ from afa.models.backbones.contract import HALF, Member, Options, through
 from afa.models.layers import ConvNorm
 
 Shape = tuple[int, int | tuple[int, int], int, int | None]  # channels, kernel, stride, padding
-Chain = tuple[tuple[str, Shape], ...]  # bricks one after the other, by name
+Chain = tuple[tuple[str, Shape], ...]  # consecutive convolutions, by name
 
 
 def _one(features: int) -> Shape:
@@ -41,7 +41,7 @@ def _a(pooled: int) -> dict[str, Chain]:
 
 
 def _c(width: int) -> dict[str, Chain]:
-    """17x17 block: the 7x7 convolutions taken apart into rows and columns."""
+    """17x17 block: 7x7 convolutions factorised into 1x7 and 7x1."""
     return {
         "": (("branch1x1", _one(192)),),
         "7x7": (("branch7x7_1", _one(width)), ("branch7x7_2", _keep(width, ROW)),
@@ -62,8 +62,8 @@ _E: dict[str, Chain] = {
     "avg": (("branch_pool", _one(192)),),
 }  # fmt: skip
 
-# Block -> its branches; "avg" and "max" begin with a pooling, and a brick "...a+b" is two, a row
-# and a column of three, side by side.
+# Block -> branches. "avg" and "max" start with pooling. A convolution "...a+b" is a parallel
+# pair, 1x3 and 3x1.
 PLANS: dict[str, dict[str, Chain]] = {
     "Mixed_5b": _a(32),
     "Mixed_5c": _a(64),
@@ -94,7 +94,7 @@ POOLS: dict[str, Callable[[Array], Array]] = {
 
 
 class Mixed(nn.Module):
-    """The branches of a block side by side."""
+    """Inception block: parallel branches, concatenated."""
 
     plan: Mapping[str, Chain]
     dtype: layers.Dtype = jnp.float32
@@ -103,10 +103,10 @@ class Mixed(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], train: bool, branch: layers.Branch
     ) -> Float[Array, "b y x d"]:
-        def brick(x: Array, name: str, shape: Shape) -> Array:
+        def conv_norm(x: Array, name: str, shape: Shape) -> Array:
             return ConvNorm(*shape, dtype=self.dtype, name=name)(x, train, branch)
 
-        sides = []
+        outputs = []
         for kind, chain in self.plan.items():
             y = POOLS[kind](x) if kind in POOLS else x
             for name, shape in chain:
@@ -114,12 +114,13 @@ class Mixed(nn.Module):
                     stem = name.removesuffix("a+b")
                     pair = {"a": (1, 3), "b": (3, 1)}
                     y = jnp.concatenate(
-                        [brick(y, stem + end, _keep(shape[0], k)) for end, k in pair.items()], -1
+                        [conv_norm(y, stem + end, _keep(shape[0], k)) for end, k in pair.items()],
+                        -1,
                     )
                 else:
-                    y = brick(y, name, shape)
-            sides.append(y)
-        return jnp.concatenate(sides, axis=-1)
+                    y = conv_norm(y, name, shape)
+            outputs.append(y)
+        return jnp.concatenate(outputs, axis=-1)
 
 
 STEM: dict[str, Shape] = {
@@ -129,13 +130,13 @@ STEM: dict[str, Shape] = {
     "Conv2d_3b_1x1": (80, 1, 1, 0),
     "Conv2d_4a_3x3": (192, 3, 1, 0),
 }
-POOLED = ("Conv2d_2b_3x3", "Conv2d_4a_3x3")  # followed by a pooling
+POOLED = ("Conv2d_2b_3x3", "Conv2d_4a_3x3")  # followed by pooling
 
 
 class InceptionV3(nn.Module):
     """Image -> mid map (6e, about 1/16 of the side) -> last map (7c, about 1/32).
 
-    Nothing is padded in the stem and where the map is halved, so an image needs 75 pixels a side.
+    The stem and the halving layers have no padding, so the smallest image size is 75 pixels.
     """
 
     options: Options = Options()
@@ -159,8 +160,8 @@ class InceptionV3(nn.Module):
     ) -> Float[Array, "b y x c"]:
         """Standardised image -> mid map."""
         x = x.astype(self.options.dtype)
-        for name, brick in self.stem.items():
-            x = brick(x, train, branch)
+        for name, conv_norm in self.stem.items():
+            x = conv_norm(x, train, branch)
             x = layers.max_pool(x, 3, 2, 0) if name in POOLED else x
         return through(self.blocks, ("Mixed_5", "Mixed_6"), x, train, branch)
 
@@ -179,9 +180,9 @@ MEMBERS = {
     "inception_v3": Member(
         InceptionV3,
         "torchvision inception_v3_google-0cc3c7bd.pth",
-        preprocessing=HALF,  # what its `transform_input` amounts to
+        preprocessing=HALF,  # equivalent to its `transform_input`
         input_size=299,
         smallest=75,
-        aside=r"AuxLogits\..*",
+        ignored=r"AuxLogits\..*",
     )
 }

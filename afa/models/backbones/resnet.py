@@ -1,5 +1,5 @@
 """ResNet-18/34/50/101/152 (He et al. 2016, arXiv:1512.03385), with the stride of a bottleneck on
-its 3x3 convolution (v1.5, as torchvision has it), ResNeXt-50 32x4d (Xie et al. 2017,
+its 3x3 convolution (v1.5, as in torchvision), ResNeXt-50 32x4d (Xie et al. 2017,
 arXiv:1611.05431) and Wide-ResNet-50-2 (Zagoruyko & Komodakis 2016, arXiv:1605.07146)."""
 
 import functools
@@ -20,11 +20,10 @@ EXPANSION = {"basic": 1, "bottleneck": 4}
 class Block(nn.Module):
     """One residual block: two 3x3 convolutions (basic), or 1x1, 3x3, 1x1 (bottleneck).
 
-    The last BatchNorm starts at zero, so that every block starts as the identity.
+    The scale of the last BatchNorm is initialised to zero, so that the block is the identity.
 
     Attributes:
-      width: channels of the block's first stage of the plan; the block hands on
-        `width * EXPANSION[kind]`.
+      width: base number of channels; the output has `width * EXPANSION[kind]`.
       groups, group_width: of the 3x3 convolution of a bottleneck, which has
         `groups * width * group_width / 64` channels.
     """

@@ -1,4 +1,4 @@
-"""SqueezeNet 1.0 and 1.1 (Iandola et al. 2016, arXiv:1602.07360): for small devices."""
+"""SqueezeNet 1.0 and 1.1 (Iandola et al. 2016, arXiv:1602.07360), for small devices."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -7,18 +7,18 @@ from jaxtyping import Array, Float
 from afa.models import layers
 from afa.models.backbones.contract import Member, Options
 
-PLANS = {  # after the first convolution: "pool", or squeezed and expanded channels
+PLANS = {  # after the first convolution: "pool", or (squeezed, expanded) channels
     "1.0": ("pool", (16, 64), (16, 64), (32, 128), "pool", (32, 128), (48, 192), (48, 192),
             (64, 256), "pool", (64, 256)),
     "1.1": ("pool", (16, 64), (16, 64), "pool", (32, 128), (32, 128), "pool", (48, 192), (48, 192),
             (64, 256), (64, 256)),
 }  # fmt: skip
 FIRST = {"1.0": (96, 7), "1.1": (64, 3)}  # channels and kernel of the first convolution
-OFFSET = 2  # the plan's first place in `features`, after convolution and ReLU
+OFFSET = 2  # index in `features` of the first entry of the plan, after convolution and ReLU
 
 
 class Fire(nn.Module):
-    """1x1 to few channels, then 1x1 and 3x3 side by side."""
+    """Fire module: 1x1 squeeze, then parallel 1x1 and 3x3 expansion, concatenated."""
 
     squeezed: int
     expanded: int
@@ -32,15 +32,15 @@ class Fire(nn.Module):
             return layers.conv(features, kernel, use_bias=True, dtype=self.dtype, name=name)
 
         x = nn.relu(conv(self.squeezed, 1, "squeeze")(x))
-        sides = [conv(self.expanded, k, f"expand{k}x{k}")(x) for k in (1, 3)]
-        return nn.relu(jnp.concatenate(sides, axis=-1))
+        outputs = [conv(self.expanded, k, f"expand{k}x{k}")(x) for k in (1, 3)]
+        return nn.relu(jnp.concatenate(outputs, axis=-1))
 
 
 class SqueezeNet(nn.Module):
     """Image -> mid map (the last map at 1/8 of the side) -> last map (1/16).
 
-    The last pooling opens the upper part. Without normalisation there is nothing the adversarial
-    branch could keep apart: both branches are the same function.
+    The upper part starts with the last pooling. Without normalisation layers the clean and the
+    adversarial branch are the same function.
     """
 
     version: str
@@ -49,12 +49,12 @@ class SqueezeNet(nn.Module):
     @property
     def STAGES(self) -> tuple[str, ...]:
         stages, names = [], [r"features\.0"]
-        for place, part in enumerate(PLANS[self.version], start=OFFSET):
+        for index, part in enumerate(PLANS[self.version], start=OFFSET):
             if part == "pool":
                 stages.append("|".join(names))
                 names = []
             else:
-                names.append(rf"features\.{place}")
+                names.append(rf"features\.{index}")
         return (*stages, "|".join(names))
 
     def setup(self) -> None:
@@ -66,8 +66,8 @@ class SqueezeNet(nn.Module):
             use_bias=True, dtype=options.dtype, name="features.0",
         )  # fmt: skip
         self.fires = {
-            f"{place}": options.block(Fire)(*part, options.dtype, name=f"features.{place}")
-            for place, part in enumerate(PLANS[self.version], start=OFFSET)
+            f"{index}": options.block(Fire)(*part, options.dtype, name=f"features.{index}")
+            for index, part in enumerate(PLANS[self.version], start=OFFSET)
             if part != "pool"
         }
         if options.classes:
@@ -76,13 +76,13 @@ class SqueezeNet(nn.Module):
             )
 
     def _run(
-        self, x: Float[Array, "b h w c"], places: range, train: bool, branch: layers.Branch
+        self, x: Float[Array, "b h w c"], indices: range, train: bool, branch: layers.Branch
     ) -> Float[Array, "b y x d"]:
-        for place in places:
-            if PLANS[self.version][place - OFFSET] == "pool":
+        for index in indices:
+            if PLANS[self.version][index - OFFSET] == "pool":
                 x = layers.max_pool(x, 3, 2, 0, ceil=True)
             else:
-                x = self.fires[f"{place}"](x, train, branch)
+                x = self.fires[f"{index}"](x, train, branch)
         return x
 
     @property

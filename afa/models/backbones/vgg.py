@@ -11,38 +11,38 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 class VGG(nn.Module):
     """Image -> mid map (after the fourth pooling, 1/16 of the side) -> last map (the fifth stage
-    before its pooling, 1/16: as retrieval has it since Babenko & Lempitsky 2015)."""
+    before its pooling, 1/16, as usual in retrieval since Babenko & Lempitsky 2015)."""
 
     depths: tuple[int, ...]
     norm: bool
     options: Options = Options()
 
-    # Places in `features` at which the stages begin differ from member to member.
+    # The indices in `features` of the stages differ between members.
     @property
     def STAGES(self) -> tuple[str, ...]:
-        return tuple(rf"features\.({'|'.join(map(str, stage))})" for stage in self._places())
+        return tuple(rf"features\.({'|'.join(map(str, stage))})" for stage in self._indices())
 
-    def _places(self) -> list[list[int]]:
-        """Place in `features` of every convolution, stage by stage; its BatchNorm is the next."""
-        at, stages = 0, []
+    def _indices(self) -> list[list[int]]:
+        """Returns the indices in `features` of convolutions and BatchNorms, per stage."""
+        start, stages = 0, []
         for depth in self.depths:
-            step = 3 if self.norm else 2  # convolution, perhaps BatchNorm, ReLU
-            stages.append([at + i * step + j for i in range(depth) for j in range(step - 1)])
-            at += depth * step + 1  # and the pooling
+            step = 3 if self.norm else 2  # convolution, BatchNorm if `norm`, ReLU
+            stages.append([start + i * step + j for i in range(depth) for j in range(step - 1)])
+            start += depth * step + 1  # and the pooling
         return stages
 
     def setup(self) -> None:
-        dtype, bricks = self.options.dtype, []
-        for width, places in zip(WIDTHS, self._places(), strict=True):
+        dtype, modules = self.options.dtype, []
+        for width, indices in zip(WIDTHS, self._indices(), strict=True):
             stage = []
-            for place in places[:: 2 if self.norm else 1]:
+            for index in indices[:: 2 if self.norm else 1]:
                 stage.append(
-                    layers.conv(width, 3, use_bias=True, dtype=dtype, name=f"features.{place}")
+                    layers.conv(width, 3, use_bias=True, dtype=dtype, name=f"features.{index}")
                 )
                 if self.norm:
-                    stage.append(layers.BatchNorm(dtype=dtype, name=f"features.{place + 1}"))
-            bricks.append(stage)
-        self.bricks = bricks
+                    stage.append(layers.BatchNorm(dtype=dtype, name=f"features.{index + 1}"))
+            modules.append(stage)
+        self.modules = modules
         if self.options.classes:
             sizes = {0: 4096, 3: 4096, 6: self.options.classes}
             self.dense = [
@@ -52,10 +52,10 @@ class VGG(nn.Module):
     def _stage(
         self, x: Float[Array, "b h w c"], stage: int, train: bool, branch: layers.Branch
     ) -> Float[Array, "b h w d"]:
-        bricks = iter(self.bricks[stage])
-        for conv in bricks:
+        modules = iter(self.modules[stage])
+        for conv in modules:
             x = conv(x)
-            x = nn.relu(next(bricks)(x, train=train, branch=branch) if self.norm else x)
+            x = nn.relu(next(modules)(x, train=train, branch=branch) if self.norm else x)
         return x
 
     def lower(
@@ -76,7 +76,7 @@ class VGG(nn.Module):
     def logits(self, last: Float[Array, "b y x d"]) -> Float[Array, "b classes"]:
         """Last map -> scores of the classes of the published network (without its dropout)."""
         x = layers.adaptive_avg_pool(layers.max_pool(last, 2, 2, 0), 7)
-        # Channels first: the order of its weights.
+        # Channels first, to match the order of the published weights.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         for dense in self.dense[:-1]:
             x = nn.relu(dense(x))

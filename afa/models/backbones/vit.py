@@ -1,9 +1,9 @@
 """Vision transformers: ViT-S/16 and B/16 (Dosovitskiy et al. 2021, arXiv:2010.11929; Steiner et al.
 2022, arXiv:2106.10270) and the S/14 and B/14 of DINOv2 (Oquab et al. 2023, arXiv:2304.07193), with
 layer scale (Touvron et al. 2021) and, as `_reg`, register tokens (Darcet et al. 2024,
-arXiv:2309.16588). Names of parameters as in timm and in DINOv2's own files.
+arXiv:2309.16588). Parameter names are those of timm and of DINOv2's own files.
 
-Maps are tokens, (b, 1, tokens, c): the class token, the registers, then the patches row by row.
+Maps are tokens (b, 1, tokens, c): the class token, the registers, then the patches row by row.
 """
 
 import math
@@ -21,7 +21,7 @@ Tokens = Float[Array, "b 1 t c"]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; weights in float32."""
+    """Multi-head self-attention; the softmax is in float32."""
 
     heads: int
     dtype: layers.Dtype = jnp.float32
@@ -50,7 +50,7 @@ class MLP(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """One learned factor a channel, small at first."""
+    """Learned scale per channel, initialised to 1e-5."""
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
@@ -58,7 +58,7 @@ class LayerScale(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), either perhaps scaled."""
+    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)), with optional layer scale."""
 
     heads: int
     scaled: bool
@@ -66,7 +66,7 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, train: bool, branch: layers.Branch) -> Tokens:
-        del train  # nothing here behaves differently
+        del train  # the same in training and evaluation
         parts = (Attention(self.heads, self.dtype, name="attn"), MLP(self.dtype, name="mlp"))
         for i, part in enumerate(parts, start=1):
             y = part(layers.LayerNorm(dtype=self.dtype, name=f"norm{i}")(x, branch=branch))
@@ -75,7 +75,7 @@ class TransformerBlock(nn.Module):
 
 
 class Patches(nn.Module):
-    """Squares of the image, each through one linear map."""
+    """Patch embedding: one linear layer per square patch."""
 
     width: int
     patch: int
@@ -95,11 +95,12 @@ class ViT(nn.Module):
     """Image -> mid tokens (two thirds of the blocks) -> last tokens (all blocks, normalised).
 
     Attributes:
-      native: side of the images whose patches `pos_embed` has a position for; those of another
-        size are interpolated.
-      smooth: how (`cubic`): as the makers of the network did.
-      both: the classifier sees the class token and the mean patch, as DINOv2's does, instead of the
-        class token alone.
+      native: image size of `pos_embed`, in pixels; interpolated for other sizes.
+      smooth: antialias the interpolation (see `cubic`), as the authors of the network.
+      registers: number of register tokens.
+      scaled: use layer scale.
+      both: the classifier uses the class token and the mean patch token, as in DINOv2, instead of
+        the class token alone.
     """
 
     width: int
@@ -139,7 +140,7 @@ class ViT(nn.Module):
 
     @property
     def prefix(self) -> int:
-        """Tokens before the patches."""
+        """Number of tokens before the patches."""
         return 1 + self.registers
 
     def lower(
@@ -181,14 +182,14 @@ class ViT(nn.Module):
         return jnp.einsum("bhwc,yh,xw->byxc", grid, rows, columns)
 
     def grid(self, mid: Float[Array, "b 1 t c"]) -> Float[Array, "b y x c"]:
-        """The patches of mid tokens as a map, which the local view is made of."""
+        """Returns the patch tokens as a map, the input of the local head."""
         batch, _, _, channels = mid.shape
         patches = mid[:, 0, self.prefix :]
         side = math.isqrt(patches.shape[1])
         return patches.reshape(batch, side, side, channels)
 
     def pool(self, last: Float[Array, "b 1 t c"]) -> Float[Array, "b d"]:
-        """Class token and mean patch, side by side, which the global view is made of."""
+        """Concatenates class token and mean patch token, the input of the global head."""
         x = last[:, 0].astype(jnp.float32)
         return jnp.concatenate([x[:, 0], x[:, self.prefix :].mean(1)], axis=-1)
 
@@ -198,26 +199,26 @@ class ViT(nn.Module):
 
 
 def cubic(before: int, after: int, smooth: bool) -> Float[np.ndarray, "after before"]:
-    """Matrix of cubic interpolation along one axis, at pixel centres, as PyTorch has it.
+    """Returns the matrix of cubic interpolation along one axis, with pixel centres as in PyTorch.
 
     Args:
-      smooth: widen the kernel when shrinking, with slope -1/2 and weights that end at the edge
-        (`antialias`); otherwise slope -3/4 and edges repeated.
+      smooth: antialias: when shrinking, widen the kernel; a = -1/2, and no taps beyond the edge.
+        Otherwise a = -3/4, and the edge is repeated. a is the parameter of the cubic kernel.
     """
-    slope, wide = (-0.5, max(before / after, 1.0)) if smooth else (-0.75, 1.0)
+    a, width = (-0.5, max(before / after, 1.0)) if smooth else (-0.75, 1.0)
     centre = (np.arange(after) + 0.5) * before / after - 0.5
-    reach = math.ceil(2 * wide)
+    reach = math.ceil(2 * width)
     taps = np.floor(centre)[:, None] + np.arange(-reach, reach + 1)
-    d = np.abs(taps - centre[:, None]) / wide
-    near = ((slope + 2) * d - (slope + 3)) * d * d + 1
-    far = ((slope * d - 5 * slope) * d + 8 * slope) * d - 4 * slope
+    d = np.abs(taps - centre[:, None]) / width
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
     weights = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
     if smooth:
         weights *= (taps >= 0) & (taps < before)
         weights /= weights.sum(1, keepdims=True)
     matrix = np.zeros((after, before))
-    places = np.clip(taps, 0, before - 1).astype(int)
-    np.add.at(matrix, (np.arange(after)[:, None], places), weights)
+    columns = np.clip(taps, 0, before - 1).astype(int)
+    np.add.at(matrix, (np.arange(after)[:, None], columns), weights)
     return matrix.astype(np.float32)
 
 
@@ -234,13 +235,13 @@ def _member(
     return Member(build, source, APACHE, preprocessing, native, smallest=patch)
 
 
-WHOLE = Preprocessing(crop=1.0)  # ImageNet's mean and deviation
+NO_CROP = Preprocessing(crop=1.0)  # mean and standard deviation of ImageNet
 
 MEMBERS = {
     "vit_s16": _member(384, 16, "hf://timm/vit_small_patch16_224.augreg_in21k_ft_in1k", HALF),
     "vit_b16": _member(768, 16, "hf://timm/vit_base_patch16_224.augreg_in21k_ft_in1k", HALF),
-    "vit_s14": _member(384, 14, "hf://facebook/dinov2-small", WHOLE),
-    "vit_b14": _member(768, 14, "hf://facebook/dinov2-base", WHOLE),
-    "vit_s14_reg": _member(384, 14, "hf://facebook/dinov2-with-registers-small", WHOLE, 4),
-    "vit_b14_reg": _member(768, 14, "hf://facebook/dinov2-with-registers-base", WHOLE, 4),
+    "vit_s14": _member(384, 14, "hf://facebook/dinov2-small", NO_CROP),
+    "vit_b14": _member(768, 14, "hf://facebook/dinov2-base", NO_CROP),
+    "vit_s14_reg": _member(384, 14, "hf://facebook/dinov2-with-registers-small", NO_CROP, 4),
+    "vit_b14_reg": _member(768, 14, "hf://facebook/dinov2-with-registers-base", NO_CROP, 4),
 }

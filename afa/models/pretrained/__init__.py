@@ -1,4 +1,4 @@
-"""Weights in: somebody's file -> the variables of a backbone; and out again."""
+"""Loads pretrained weights from a file into the variables of a backbone, and exports them."""
 
 import dataclasses
 import re
@@ -13,23 +13,23 @@ from afa.models import backbones
 from afa.models.backbones.contract import Preprocessing
 from afa.models.pretrained import about, files, match, parts
 from afa.models.pretrained.files import File
-from afa.models.pretrained.match import Account
+from afa.models.pretrained.match import LoadReport
 from afa.models.pretrained.names import Arrays
 from afa.models.pretrained.skeleton import published_names
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """Weights that were read, by our names, and what is known of them.
+    """Weights read from a file, with our parameter names.
 
     Attributes:
-      arrays: published name, as ours -> values in PyTorch's order of axes.
-      source, sha256: where they come from, and the digest of those bytes.
-      names: the library whose names the file has.
-      preprocessing: what they expect of an image.
-      part: prefix of the names that were taken, "" of a whole file.
-      outside: names of the file that do not begin so.
-      told: lines on what was found and changed, for the user.
+      arrays: parameter name -> values with PyTorch's axis order.
+      source, sha256: where the weights are from, and the digest of the file.
+      names: library whose parameter names the file has.
+      preprocessing: preprocessing that the weights need.
+      part: prefix of the keys that were used, "" for the whole file.
+      outside: keys of the file without this prefix.
+      notes: lines for the user on what was found and changed.
     """
 
     arrays: Arrays
@@ -39,10 +39,10 @@ class Pretrained:
     preprocessing: Preprocessing
     part: str = ""
     outside: tuple[str, ...] = ()
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        """What is stored with a run and its index."""
+        """Returns the information that is stored with a run and its index."""
         return {
             "source": self.source,
             "sha256": self.sha256,
@@ -53,74 +53,76 @@ class Pretrained:
 
 
 def read(config: BackboneConfig) -> Pretrained | None:
-    """Reads `config.weights` for the network `config.name`; None if they are to be random.
+    """Reads `config.weights` for the backbone `config.name`; None for random initialisation.
 
     Raises:
-      UserError: as `files.read`, or no such network; where the weights are not on this machine, it
-        says what to get and how to do without.
+      UserError: as `files.read`, or unknown backbone. For missing weights, the message says what to
+        download, and how to train from scratch.
     """
-    member = backbones.member(config.name)  # a misspelt name should not wait for the file
+    member = backbones.member(config.name)  # check the name before reading a large file
     if config.weights == RANDOM:
         return None
     if not config.weights:
-        raise UserError(f"backbone.weights='' names nothing (from scratch: {RANDOM})")
+        raise UserError(f"backbone.weights='' is empty (to train from scratch: {RANDOM})")
     try:
-        return understood(files.read(config.weights), config.name, config.part)
+        return from_file(files.read(config.weights), config.name, config.part)
     except files.Missing as error:
         raise UserError(
-            f"{error}: get the weights of {config.name}, published as {member.source}, and name "
-            f"them with --backbone.weights=FILE, or train from scratch on purpose with "
+            f"{error}: get the weights of {config.name}, published as {member.source}, and pass "
+            f"them as --backbone.weights=FILE, or train from scratch with "
             f"--backbone.weights={RANDOM}"
         ) from None
 
 
-def understood(file: File, name: str, part: str = "") -> Pretrained:
-    """What a file holds for the network `name`, by our names.
+def from_file(file: File, name: str, part: str = "") -> Pretrained:
+    """Extracts the weights of the backbone `name` from a file, with our parameter names.
 
     Args:
-      part: prefix of the names to look among (`backbone.part`).
+      part: prefix of the keys to search (`backbone.part`).
 
     Raises:
-      UserError: no such part, or what lies beside the file is no preprocessing.
+      UserError: no such part, or an invalid preprocessing configuration next to the file.
     """
     found = parts.find(file.arrays, backbones.family(name), published_names(name), part)
-    expected, told = about.preprocessing(
+    expected, notes = about.preprocessing(
         file.about, backbones.member(name).preprocessing, file.source
     )
     if found.prefix:
         others = ", ".join(each.rstrip(".") for each in found.others)
-        also = f"; {others} would fit too (backbone.part chooses)" if others else ""
-        told = (f"part {found.prefix.rstrip('.')} of the file{also}", *told)
+        also = f"; {others} fit too (set backbone.part to choose)" if others else ""
+        notes = (f"part {found.prefix.rstrip('.')} of the file{also}", *notes)
     return Pretrained(
         found.arrays, file.source, file.sha256, found.library, expected, found.prefix,
-        found.outside, told,
+        found.outside, notes,
     )  # fmt: skip
 
 
-def fill(
+def load_weights(
     variables: Mapping[str, PyTree], pretrained: Pretrained, config: BackboneConfig
-) -> tuple[dict[str, PyTree], Account]:
-    """The variables of the backbone, with the weights in them.
+) -> tuple[dict[str, PyTree], LoadReport]:
+    """Loads weights into the variables of a backbone.
 
     Args:
       variables: {"params", "batch_stats"} of the backbone alone.
 
+    Returns:
+      The variables with the weights, and a report on every key.
+
     Raises:
-      UserError: the weights do not fit, and `config.allow_partial` does not let them; every
-        parameter that is missing, unmatched or of another shape is named. Or values that no
-        network can work with, such as NaN.
+      UserError: missing keys, unexpected keys or shape mismatches that `config.allow_partial` does
+        not allow, or invalid values such as NaN.
     """
     member = backbones.member(config.name)
-    # A run may do without the published classifier; nothing else may be left over.
-    aside = member.aside if config.head == "imagenet" else f"{member.aside}|{CLASSIFIER}"
-    filled, account = match.fill(variables, pretrained.arrays, aside)
+    # Only the published classifier may remain unused.
+    ignored = member.ignored if config.head == "imagenet" else f"{member.ignored}|{CLASSIFIER}"
+    loaded, report = match.load_weights(variables, pretrained.arrays, ignored)
     field = f"backbone.weights={pretrained.source!r} as {config.name}"
-    account.refuse(config.allow_partial, field)
-    return filled, account
+    report.check(config.allow_partial, field)
+    return loaded, report
 
 
 def of_classifier(name: str) -> bool:
-    """Whether a published name is that of a parameter of the classifier."""
+    """Returns whether a key is a parameter of the published classifier."""
     return re.fullmatch(CLASSIFIER, name) is not None
 
 

@@ -1,4 +1,4 @@
-"""Weights as they lie in files: names of the file's own -> arrays."""
+"""Reads files of weights: keys of the file -> arrays."""
 
 import contextlib
 import hashlib
@@ -19,14 +19,14 @@ from afa.models.pretrained import formats, match
 from afa.unpickle import Refused
 
 HUB = "hf://"
-CHECKPOINTS = "checkpoints"  # what a run of ours has
-# In a directory the first that is there is read; an index names the files of a model in parts.
+CHECKPOINTS = "checkpoints"  # folder in a run directory
+# Files to look for in a directory, in this order; an index lists the files of a sharded model.
 IN_DIRECTORY = (
     "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )  # fmt: skip
-NOTED = "preprocessing"  # in a safetensors file of ours
-BESIDE = ("config.json", "preprocessor_config.json")  # say how images were prepared
+METADATA = "preprocessing"  # metadata key in exported safetensors files
+CONFIG_FILES = ("config.json", "preprocessor_config.json")  # next to weights: preprocessing
 
 
 class Missing(UserError):
@@ -35,13 +35,13 @@ class Missing(UserError):
 
 @dataclass(frozen=True)
 class File:
-    """A file of weights.
+    """Content of a file of weights.
 
     Attributes:
-      source: what the user called it.
-      sha256: of its bytes; of several files, of their digests in order.
-      arrays: the file's own name -> values.
-      about: what `config.json` and `preprocessor_config.json` beside it say.
+      source: value of `backbone.weights`.
+      sha256: digest of the file; for several files, digest of their digests in order.
+      arrays: key of the file -> values.
+      about: content of `config.json` and `preprocessor_config.json` next to the file.
     """
 
     source: str
@@ -51,32 +51,31 @@ class File:
 
 
 def read(source: str) -> File:
-    """Reads a file, a directory of files, the directory of a run of ours, or hf://org/name.
+    """Reads a file, a directory of files, a run directory, or hf://org/name.
 
-    What a file is, its content tells.
+    The file format is detected from the content.
 
     Raises:
-      Missing: there is no such thing, or (for hf://) it is not in the cache and cannot be
-        downloaded.
-      UserError: it may not be read, is damaged, or holds something else than tensors.
+      Missing: the file does not exist, or (hf://) is not cached and cannot be downloaded.
+      UserError: it cannot be read, is damaged, or holds other objects than tensors.
     """
-    place = _download(source) if source.startswith(HUB) else expanded("backbone.weights", source)
+    path = _download(source) if source.startswith(HUB) else expanded("backbone.weights", source)
     try:
-        if not stat.S_ISREG(mode := place.stat().st_mode) and not stat.S_ISDIR(mode):
-            raise UserError(f"backbone.weights={source!r} is no file")
-        if (place / CHECKPOINTS).is_dir():
-            return _of_run(place, source)
-        parts = _parts(place, source)
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise UserError(f"backbone.weights={source!r} is not a file")
+        if (path / CHECKPOINTS).is_dir():
+            return _of_run(path, source)
+        parts = _parts(path, source)
         arrays: dict[str, np.ndarray] = {}
         for part in parts:
             arrays |= _read_one(part, source)
         if not arrays:
-            raise UserError(f"backbone.weights={source!r}: no tensors in it")
+            raise UserError(f"backbone.weights={source!r}: contains no tensors")
         return File(source, _digest(parts), arrays, _about(parts[0], source))
     except OSError as error:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             raise Missing(f"backbone.weights={source!r} does not exist") from None
-        inside = error.filename not in (None, str(place), str(place / CHECKPOINTS))
+        inside = error.filename not in (None, str(path), str(path / CHECKPOINTS))
         name = f"{error.filename} " if inside else ""
         raise UserError(
             f"backbone.weights={source!r}: {name}cannot be read ({error.strerror})"
@@ -84,7 +83,7 @@ def read(source: str) -> File:
 
 
 def _of_run(directory: Path, source: str) -> File:
-    """The backbone of a run of ours: the averaged weights of its latest checkpoint."""
+    """Reads the backbone of a run: the averaged (EMA) weights of its latest checkpoint."""
     import orbax.checkpoint as ocp
 
     steps = [int(p.name) for p in (directory / CHECKPOINTS).iterdir() if p.name.isdigit()]
@@ -98,7 +97,7 @@ def _of_run(directory: Path, source: str) -> File:
         config = json.loads((directory / "config.json").read_text())["config"]["backbone"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"backbone.weights={source!r}: is no run of ours ({reason})") from None
+        raise UserError(f"backbone.weights={source!r}: is not a readable run ({reason})") from None
     digest = hashlib.sha256()
     for name, value in sorted(arrays.items()):
         digest.update(name.encode() + value.tobytes())
@@ -107,31 +106,34 @@ def _of_run(directory: Path, source: str) -> File:
 
 
 def safetensors_of(file: File) -> bytes:
-    """The content of a safetensors file of the same; what is known about it goes along."""
-    return save(file.arrays, {"source": file.source, "format": "pt", NOTED: json.dumps(file.about)})
+    """Serialises weights as safetensors, with `about` as metadata."""
+    metadata = {"source": file.source, "format": "pt", METADATA: json.dumps(file.about)}
+    return save(file.arrays, metadata)
 
 
-def _parts(place: Path, source: str) -> list[Path]:
-    """The files of a directory, of an index, or the file itself."""
-    if place.is_dir():
-        there = {each.name for each in place.iterdir()}
-        found = next((place / name for name in IN_DIRECTORY if name in there), None)
+def _parts(path: Path, source: str) -> list[Path]:
+    """Returns the files of a directory, of an index, or the file itself."""
+    if path.is_dir():
+        present = {each.name for each in path.iterdir()}
+        found = next((path / name for name in IN_DIRECTORY if name in present), None)
         if found is None:
             raise UserError(
                 f"backbone.weights={source!r} is a directory without one of "
                 f"{', '.join(IN_DIRECTORY)}"
             )
-        place = found
-    if not formats.is_json(place):
-        return [place]
+        path = found
+    if not formats.is_json(path):
+        return [path]
     try:
-        named = sorted(set(json.loads(place.read_text())["weight_map"].values()))
+        named = sorted(set(json.loads(path.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(f"backbone.weights={source!r}: {place.name} is no index") from None
-    # An index names its neighbours, and nothing elsewhere.
-    parts = [place.parent / Path(str(each)).name for each in named]
+        raise UserError(f"backbone.weights={source!r}: {path.name} is not an index") from None
+    # Only files next to the index, no other paths.
+    parts = [path.parent / Path(str(each)).name for each in named]
     if missing := [part.name for part in parts if not part.exists()]:
-        raise UserError(f"backbone.weights={source!r}: {place.name} names {missing[0]}, not there")
+        raise UserError(
+            f"backbone.weights={source!r}: {path.name} lists {missing[0]}, which is missing"
+        )
     return parts
 
 
@@ -149,28 +151,28 @@ def _digest(parts: Iterable[Path]) -> str:
 
 
 def _about(part: Path, source: str) -> dict[str, Any]:
-    """What lies beside published weights, or in a file of our own, and says how images were
-    prepared; {} if nothing."""
+    """Reads the preprocessing configuration next to published weights, or in the metadata of an
+    exported file; {} if there is none."""
     found: dict[str, Any] = {}
     if formats.is_safetensors(part):
         with safe_open(part, framework="numpy") as file, contextlib.suppress(ValueError):
-            noted = json.loads((file.metadata() or {}).get(NOTED, "{}"))
-            found |= noted if isinstance(noted, dict) else {}
-    for name in BESIDE:
+            stored = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            found |= stored if isinstance(stored, dict) else {}
+    for name in CONFIG_FILES:
         try:
             read = json.loads((part.parent / name).read_text("utf-8"))
         except FileNotFoundError:
             continue
         except ValueError as error:
             raise UserError(
-                f"backbone.weights={source!r}: {name} beside it is no JSON ({error})"
+                f"backbone.weights={source!r}: {name} next to it is not valid JSON ({error})"
             ) from None
         found |= read if isinstance(read, dict) else {}
     return found
 
 
 def _download(source: str) -> Path:
-    """The cached snapshot of hf://org/name[@revision], downloaded if need be."""
+    """Returns the cached snapshot of hf://org/name[@revision]; downloads it if necessary."""
     try:
         import huggingface_hub
         from huggingface_hub import errors

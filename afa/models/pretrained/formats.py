@@ -1,5 +1,5 @@
-"""One file of weights -> names of its own and arrays. What a file is, its content tells, not its
-name."""
+"""Reads one file of weights: keys -> arrays. The format is detected from the content, not from the
+file name."""
 
 import zipfile
 from pathlib import Path
@@ -13,22 +13,22 @@ from afa.unpickle import Refused
 
 ZIP = b"PK\x03\x04"
 PICKLE = b"\x80"
-HEADER = 100_000_000  # bytes that the header of a safetensors file may have, as the format says
-# How files begin that are no weights, or not yet.
+HEADER = 100_000_000  # maximal bytes of a safetensors header, by the specification
+# First bytes of files that are not weights, or have to be unpacked first.
 OTHERS = {
     b"version https://git-lfs": "it is a Git LFS pointer, not the file itself",
     b"\x1f\x8b": "it is compressed by gzip: unpack it first",
     b"BZh": "it is compressed by bzip2: unpack it first",
     b"\xfd7zXZ": "it is compressed by xz: unpack it first",
     b"\x89HDF": "it is an HDF5 file",
-    b"\x93NUMPY": "it is a single array, without a name",
+    b"\x93NUMPY": "it is a single array without a name",
     b"<": "it is a web page",
 }
 ALLOWED = "PyTorch, safetensors, npz"
 
 
 def begins(path: Path) -> bytes:
-    """The first bytes of a file.
+    """Returns the first 512 bytes of a file.
 
     Raises:
       OSError: it cannot be read.
@@ -38,22 +38,22 @@ def begins(path: Path) -> bytes:
 
 
 def is_json(path: Path) -> bool:
-    """Whether a file is JSON, as the index of a model in parts is."""
+    """Returns whether a file looks like JSON, such as the index of a sharded model."""
     return begins(path).lstrip().startswith(b"{")
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file is safetensors: the length of a header, then the header."""
+    """Returns whether a file looks like safetensors: a header length, then a JSON header."""
     first = begins(path)
     return first[8:9] == b"{" and int.from_bytes(first[:8], "little") <= HEADER
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file; names of nested dictionaries are joined by dots.
+    """Reads the tensors of a file; keys of nested dictionaries are joined by dots.
 
     Raises:
-      Refused: it is damaged, of another format, or holds something else than tensors.
-      OSError: it cannot be read.
+      Refused: the file is damaged, of another format, or holds other objects than tensors.
+      OSError: the file cannot be read.
     """
     first = begins(path)
     if not first:
@@ -61,16 +61,16 @@ def read(path: Path) -> dict[str, np.ndarray]:
     if is_safetensors(path):
         return _safetensors(path)
     if first.startswith(ZIP):
-        return _npz(path) if _of_arrays(path) else _flat(read_torch(path))
+        return _npz(path) if _has_npy_members(path) else _flat(read_torch(path))
     if first.startswith(PICKLE):
         return _flat(read_torch(path))
     if first[257:262] == b"ustar":
         raise Refused("it is a tar archive: unpack it first")
-    told = (told for begin, told in OTHERS.items() if first.lstrip().startswith(begin))
-    raise Refused(next(told, f"it is damaged or of no known format (allowed: {ALLOWED})"))
+    reasons = (why for begin, why in OTHERS.items() if first.lstrip().startswith(begin))
+    raise Refused(next(reasons, f"it is damaged or of an unknown format (allowed: {ALLOWED})"))
 
 
-def _of_arrays(path: Path) -> bool:
+def _has_npy_members(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith(".npy") for name in archive.namelist())
@@ -83,16 +83,16 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise Refused(f"it is damaged or no safetensors file ({error})") from None
+        raise Refused(f"it is damaged or not a safetensors file ({error})") from None
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        # Opened here: of a damaged file `np.load` leaves open what it opened itself.
+        # Opened here, because `np.load` does not close a damaged file that it opened.
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
-        raise Refused(f"it is damaged or no npz file of arrays ({error})") from None
+        raise Refused(f"it is damaged or not an npz file of arrays ({error})") from None
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:

@@ -1,8 +1,7 @@
-"""Names of parameters in other people's files -> the names our backbones have.
+"""Translates the parameter names of other libraries to those of our backbones.
 
-Ours are torchvision's, or timm's for transformers, and what a file calls them is recognised by its
-keys. A dialect is a list of rules, each a regular expression and what replaces it; later rules see
-what earlier ones made.
+Ours are torchvision's, or timm's for transformers. The library of a file is recognised by its keys.
+A dialect is a list of regular expressions and replacements, applied in order.
 """
 
 import re
@@ -20,10 +19,10 @@ class Dialect:
     """How one library names the parameters of a family.
 
     Attributes:
-      name: of the library.
-      family: file of `afa.models.backbones` it applies to.
-      sign: regular expression that one of its keys matches and no key of ours does.
-      rules: in order.
+      name: name of the library.
+      family: family of `afa.models.backbones` that it applies to.
+      sign: regular expression that matches one of its keys and none of ours.
+      rules: replacements, in order.
     """
 
     name: str
@@ -96,17 +95,18 @@ DIALECTS = (
         ((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),),
     ),
 )  # fmt: skip
-OURS = {"vit": "timm", "bn_inception": "pretrainedmodels"}  # whose names a family has; else:
-USUAL = "torchvision"
+# Library whose names a family has.
+OURS = {"vit": "timm", "bn_inception": "pretrainedmodels"}
+DEFAULT = "torchvision"
 
 
 def translated(arrays: Mapping[str, np.ndarray], family: str) -> tuple[Arrays, str]:
-    """The arrays by our names, and the name of the library whose names they have.
+    """Returns the arrays with our names, and the library whose names they had.
 
-    What a training program puts before every name has to be taken off first (`parts.find`).
+    Common prefixes of all keys have to be removed first (`parts.find`).
     """
     found = dict(arrays)
-    name = OURS.get(family, USUAL)
+    name = OURS.get(family, DEFAULT)
     for dialect in DIALECTS:
         sign = re.compile(dialect.sign)
         if dialect.family == family and any(sign.fullmatch(key) for key in found):
@@ -123,14 +123,14 @@ def _renamed(arrays: Arrays, rules: Rules) -> Arrays:
     for key, value in arrays.items():
         for pattern, new in rules:
             key = re.sub(pattern, new, key)
-        key = re.sub(r"<(\d+)>", lambda m: str(int(m[1]) + 1), key)  # they count from 0, we from 1
+        key = re.sub(r"<(\d+)>", lambda m: str(int(m[1]) + 1), key)  # from 0-based to 1-based
         found[key] = value
     return found
 
 
 def _joined(arrays: Arrays) -> Arrays:
-    """Transformers: query, key and value as one; positions of patches alone get one for the class
-    token, of zeros (timm adds it to the class token itself)."""
+    """Adapts transformers: concatenates query, key and value, and adds a zero position for the
+    class token if there is none (timm adds it to the class token itself)."""
     found = dict(arrays)
     for key in arrays:
         if ".attn.query." in key:

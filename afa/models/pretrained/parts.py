@@ -1,7 +1,8 @@
-"""Where in a file of weights a backbone is.
+"""Finds the backbone in a file of weights.
 
-Trainers put a network beneath other names (`state_dict.model.`, `encoder_q.`, `teacher.backbone.`)
-and other networks beside it. A part of a file is what stands beneath one such prefix.
+Training programs save a network under a prefix (`state_dict.model.`, `encoder_q.`,
+`teacher.backbone.`), often together with other networks. A part of a file is all keys with one
+prefix.
 """
 
 import re
@@ -12,23 +13,23 @@ from afa.errors import UserError, nearest
 from afa.models.pretrained import names
 from afa.models.pretrained.names import Arrays
 
-# Of two parts that fit equally well the first in the file is taken, but none of these before its
-# counterpart, which is the one that is published.
+# If several parts fit equally well, the first one is used, but these only after the others: of
+# such a pair of networks, the other one is the published one.
 SECOND = re.compile(r"(^|\.)(student|encoder_k|momentum_encoder)\.")
-SHOWN = 8  # parts that an error names
+SHOWN = 8  # parts in an error message
 
 
 @dataclass(frozen=True)
 class Part:
-    """The part of a file that has a backbone.
+    """The part of a file that holds a backbone.
 
     Attributes:
-      prefix: what stands before every name: "state_dict.encoder_q.", or "" of a whole file.
-      arrays: by our published names.
-      library: whose names the file has.
-      hits: number of names that the backbone has too.
-      outside: names of the file that do not begin so.
-      others: prefixes of parts that fit as well.
+      prefix: prefix of its keys, such as "state_dict.encoder_q."; "" for the whole file.
+      arrays: parameter name, as ours -> values.
+      library: library whose parameter names the file has.
+      hits: number of keys that the backbone has too.
+      outside: keys of the file without the prefix.
+      others: prefixes of parts that fit equally well.
     """
 
     prefix: str
@@ -40,30 +41,30 @@ class Part:
 
 
 def find(arrays: Arrays, family: str, wanted: frozenset[str], chosen: str = "") -> Part:
-    """The part with the most names of a backbone.
+    """Finds the part with the most parameters of a backbone.
 
     Args:
-      arrays: the file's own name -> values.
-      family: of the backbone.
-      wanted: published names of its parameters.
-      chosen: prefix of the part to search in; "" is the whole file.
+      arrays: key of the file -> values.
+      family: family of the backbone.
+      wanted: published names of the parameters of the backbone.
+      chosen: prefix of the part to search; "" for the whole file.
 
     Raises:
-      UserError: nothing stands beneath `chosen`.
+      UserError: no key has the prefix `chosen`.
     """
     root = f"{chosen.rstrip('.')}." if chosen else ""
-    if not _below(arrays, root):
+    if not _with_prefix(arrays, root):
         known = listed(arrays)
         raise UserError(
-            f"backbone.part={chosen!r} is no part of the file{nearest(chosen, known)} "
-            f"(there are: {', '.join(known[:SHOWN]) or 'none'})"
+            f"backbone.part={chosen!r} is not a part of the file{nearest(chosen, known)} "
+            f"(parts: {', '.join(known[:SHOWN]) or 'none'})"
         )
     best = -1
     equal: list[tuple[str, Arrays, str]] = []
-    waiting = [root]
-    while waiting:
-        prefix = waiting.pop(0)
-        inside = _below(arrays, prefix)
+    queue = [root]
+    while queue:
+        prefix = queue.pop(0)
+        inside = _with_prefix(arrays, prefix)
         if len(inside) < best:
             continue
         named, library = names.translated(inside, family)
@@ -73,7 +74,7 @@ def find(arrays: Arrays, family: str, wanted: frozenset[str], chosen: str = "") 
         if hits == best and not any(prefix.startswith(found) for found, *_ in equal):
             equal.append((prefix, named, library))
         heads = dict.fromkeys(name.partition(".")[0] for name in inside if "." in name)
-        waiting += [f"{prefix}{head}." for head in heads]
+        queue += [f"{prefix}{head}." for head in heads]
     equal.sort(key=lambda found: SECOND.search(found[0]) is not None)
     prefix, named, library = equal[0]
     outside = tuple(name for name in arrays if not name.startswith(prefix))
@@ -81,7 +82,7 @@ def find(arrays: Arrays, family: str, wanted: frozenset[str], chosen: str = "") 
 
 
 def listed(arrays: Arrays) -> list[str]:
-    """The prefixes, of one or two names, that at least two tensors share; the most common first."""
+    """Returns the prefixes of one or two words that several tensors share, most common first."""
     counts: Counter[str] = Counter()
     for name in arrays:
         words = name.split(".")
@@ -89,7 +90,7 @@ def listed(arrays: Arrays) -> list[str]:
     return [prefix for prefix, count in counts.most_common() if count > 1]
 
 
-def _below(arrays: Arrays, prefix: str) -> Arrays:
+def _with_prefix(arrays: Arrays, prefix: str) -> Arrays:
     return {
         name.removeprefix(prefix): value
         for name, value in arrays.items()

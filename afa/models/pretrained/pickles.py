@@ -1,4 +1,4 @@
-"""Tensors out of PyTorch's files, without PyTorch and without running what they hold
+"""Reads tensors from PyTorch files, without PyTorch and without executing code from them
 (`afa.unpickle`)."""
 
 import io
@@ -15,7 +15,7 @@ import numpy as np
 from afa import unpickle
 from afa.unpickle import Array, Known, Refused, Table
 
-MAGIC = 0x1950A86A20F9469CFC6C  # opens the files of PyTorch before 1.6, as a pickled number
+MAGIC = 0x1950A86A20F9469CFC6C  # first pickled number in files of PyTorch before 1.6
 
 STORAGES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -32,14 +32,14 @@ STORAGES = {
 
 
 class Storage(NamedTuple):
-    """What a tensor is a view of, before its bytes are known."""
+    """Storage of a tensor, before its bytes are read."""
 
     key: str
     dtype: np.dtype
 
 
 class Lazy(NamedTuple):
-    """A tensor, before its bytes are known."""
+    """A tensor, before its bytes are read."""
 
     storage: Storage
     offset: int
@@ -47,14 +47,14 @@ class Lazy(NamedTuple):
     strides: tuple[int, ...]
 
     def read(self, buffers: dict[str, bytes]) -> np.ndarray:
-        """The values, from the bytes of its storage."""
+        """Returns the values from the bytes of the storages."""
         flat = np.frombuffer(buffers[self.storage.key], self.storage.dtype)
         size = flat.itemsize
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         count = math.prod(self.shape)
         inside = self.offset >= 0 and min(self.strides, default=0) >= 0 and last < len(flat)
         if count > len(flat) or (count and not inside):
-            raise Refused("a tensor reaches beyond its data")
+            raise Refused("a tensor exceeds its storage")
         view = np.lib.stride_tricks.as_strided(
             flat[self.offset :], self.shape, [s * size for s in self.strides], writeable=False
         )
@@ -65,7 +65,7 @@ def _tensor(
     storage: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
 ) -> Lazy:
     if not isinstance(storage, Storage):
-        raise Refused("it holds a tensor without data")
+        raise Refused("it holds a tensor without storage")
     return Lazy(storage, int(offset), tuple(shape), tuple(strides))
 
 
@@ -73,13 +73,13 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
-def _defaults(factory: Any = None, *_: Any) -> Table:
+def _default_dict(factory: Any = None, *_: Any) -> Table:
     return Table()
 
 
 CALLS = {
     **unpickle.CALLS,
-    ("collections", "defaultdict"): _defaults,
+    ("collections", "defaultdict"): _default_dict,
     ("collections", "Counter"): Table,
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -88,7 +88,7 @@ CALLS = {
     ("torch", "Size"): tuple,
     **{("torch", name): dtype for name, dtype in STORAGES.items()},
 }
-# What training programs put beside the weights and nobody here reads: settings, dates, paths.
+# Classes of other objects in training checkpoints, which are skipped: settings, dates, paths.
 HARMLESS = re.compile(
     r"""
     argparse\.Namespace | types\.SimpleNamespace | collections\.deque | uuid\.UUID
@@ -112,7 +112,7 @@ class _Reader(unpickle.Reader):
 
     def persistent_load(self, pid: Any) -> Storage:
         if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
-            raise Refused("it refers to something else than a tensor's data")
+            raise Refused("it refers to other data than tensor storages")
         _, kind, key, *_ = pid
         if not (isinstance(kind, Known) and isinstance(kind.value, np.dtype)):
             raise Refused("its tensors are of an unknown type")
@@ -120,12 +120,13 @@ class _Reader(unpickle.Reader):
 
 
 def read_torch(path: Path) -> Any:
-    """What `torch.save` wrote, of either format, or a plain pickle of arrays: dictionaries, lists
-    and numbers as they are, tensors as arrays.
+    """Reads a file of `torch.save` (zip or legacy format), or a plain pickle of arrays.
+
+    Returns dictionaries, lists and numbers unchanged, and tensors as arrays.
 
     Raises:
-      Refused: the file is damaged, or holds something else.
-      OSError: it cannot be read.
+      Refused: the file is damaged, or holds other objects.
+      OSError: the file cannot be read.
     """
     try:
         if zipfile.is_zipfile(path):
@@ -134,7 +135,7 @@ def read_torch(path: Path) -> Any:
     except (Refused, OSError):
         raise
     except Exception as error:
-        raise Refused(f"it is damaged or no PyTorch file ({type(error).__name__})") from None
+        raise Refused(f"it is damaged or not a PyTorch file ({type(error).__name__})") from None
 
 
 def _read_zip(path: Path) -> Any:
@@ -152,16 +153,14 @@ def _read_zip(path: Path) -> Any:
             raise Refused("its bytes are in big-endian order")
         tree = _load(io.BytesIO(archive.read(inside[0])))
         buffers = {key: archive.read(f"{root}data/{key}") for key in _storages(tree)}
-    return _filled(tree, buffers)
+    return _with_values(tree, buffers)
 
 
 def _read_stream(path: Path) -> Any:
     with path.open("rb") as file:
         first = _load(file)
-        if not (
-            isinstance(first, int) and first == MAGIC
-        ):  # written by `pickle` itself: arrays lie in it
-            return _filled(first, {})
+        if not (isinstance(first, int) and first == MAGIC):  # a plain pickle of arrays
+            return _with_values(first, {})
         _load(file)  # version
         if not _load(file).get("little_endian", True):
             raise Refused("its bytes are in big-endian order")
@@ -173,8 +172,8 @@ def _read_stream(path: Path) -> Any:
             wanted = count * sizes.get(str(key), 0)
             buffers[str(key)] = file.read(wanted)
             if len(buffers[str(key)]) != wanted or not wanted:
-                raise Refused("it ends too early")
-    return _filled(tree, buffers)
+                raise Refused("it is truncated")
+    return _with_values(tree, buffers)
 
 
 def _load(file: io.BufferedIOBase) -> Any:
@@ -193,13 +192,13 @@ def _storages(tree: Any) -> dict[str, Storage]:
     return found
 
 
-def _filled(tree: Any, buffers: dict[str, bytes]) -> Any:
+def _with_values(tree: Any, buffers: dict[str, bytes]) -> Any:
     if isinstance(tree, Lazy):
         return tree.read(buffers)
     if isinstance(tree, Array):
         return tree.values
     if isinstance(tree, dict):
-        return {key: _filled(value, buffers) for key, value in tree.items()}
+        return {key: _with_values(value, buffers) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_filled(each, buffers) for each in tree]
+        return [_with_values(each, buffers) for each in tree]
     return tree

@@ -1,4 +1,4 @@
-"""A backbone without values: its module, and the names and shapes of its parameters."""
+"""A backbone without parameter values: its module, and the names and shapes of its parameters."""
 
 import functools
 from typing import Any
@@ -16,13 +16,13 @@ Variables = dict[str, PyTree]
 
 
 def logits_of(module: Any, x: Float[Array, "b h w 3"]) -> Float[Array, "b classes"]:
-    """Standardised images -> scores of the published classifier; a method for `apply`."""
+    """Computes the logits of the published classifier from normalised images; for `apply`."""
     mid = module.lower(x, False, "clean")
     return module.logits(module.upper(mid, False, "clean"))
 
 
 def skeleton(name: str) -> tuple[Any, Variables]:
-    """A backbone with its published classifier, and the shapes of its variables."""
+    """Returns a backbone with its published classifier, and the shapes of its variables."""
     module = backbones.build(name, Options(classes=IMAGENET_CLASSES))
     side = backbones.member(name).input_size
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
@@ -34,5 +34,5 @@ def skeleton(name: str) -> tuple[Any, Variables]:
 
 @functools.cache
 def published_names(name: str) -> frozenset[str]:
-    """The published names of all parameters and statistics of a backbone."""
+    """Returns the published names of all parameters and statistics of a backbone."""
     return frozenset(match.published(path) for _, path, _ in match.leaves(skeleton(name)[1]))

@@ -1,4 +1,4 @@
-"""The backbones there are, what they weigh, and which of them a file of weights belongs to."""
+"""Costs of the backbones, and identification of the backbone of a file of weights."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from afa.config import BackboneConfig
 from afa.errors import UserError
 from afa.models import backbones, pretrained
 from afa.models.pretrained import files, match, parts
-from afa.models.pretrained.match import Account
+from afa.models.pretrained.match import LoadReport
 from afa.models.pretrained.skeleton import Variables, logits_of, skeleton
 
 
 def without_shapes(variables: Variables) -> Variables:
-    """Zeros where nothing was filled in: the adversarial branch's own parameters."""
+    """Replaces shapes without values by zeros: the parameters of the adversarial branch."""
     return jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x,
         variables,
@@ -27,15 +27,19 @@ def without_shapes(variables: Variables) -> Variables:
 
 @dataclass(frozen=True)
 class Weight:
-    """What a backbone costs at its published size: parameters with its classifier, as its makers
-    count them, and floating-point operations of one image, as XLA counts them."""
+    """Cost of a backbone at its published image size.
+
+    Attributes:
+      parameters: number of parameters, including the published classifier.
+      operations: floating-point operations per image, as counted by XLA.
+    """
 
     parameters: int
     operations: float
 
 
 def weigh(name: str) -> Weight:
-    """Counts a backbone; nothing is computed or compiled."""
+    """Counts parameters and operations of a backbone, without computing or compiling it."""
     module, variables = skeleton(name)
     side = backbones.member(name).input_size
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
@@ -50,19 +54,20 @@ def weigh(name: str) -> Weight:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A file of weights, and the backbone it belongs to.
+class Identification:
+    """A file of weights, and the backbone that fits it best.
 
     Attributes:
-      name: of the backbone.
-      weights: as read for it.
-      account: what became of every parameter.
-      variables: the filled backbone.
+      name: name of the backbone.
+      weights: the weights, with our parameter names.
+      report: result of loading.
+      module: the backbone.
+      variables: variables of the backbone, with the weights.
     """
 
     name: str
     weights: pretrained.Pretrained
-    account: Account
+    report: LoadReport
     module: Any
     variables: Variables
 
@@ -72,53 +77,53 @@ def identify(
     candidates: Iterable[str] | None = None,
     note: Callable[[str], None] = lambda name: None,
     part: str = "",
-) -> Verdict:
-    """The backbone that fits a file of weights best: with the fewest parameters out of place.
+) -> Identification:
+    """Finds the backbone that fits a file of weights best, with the fewest mismatched keys.
 
     Args:
       source: as `backbone.weights`.
-      candidates: names to try; None: all.
-      note: told each name that is tried.
+      candidates: names of backbones to try; None for all.
+      note: called with each name before it is tried.
       part: as `backbone.part`.
 
     Raises:
       UserError: the file cannot be read, or has no parameter of any candidate.
     """
     file = files.read(source)
-    best: tuple[int, Verdict] | None = None
+    best: tuple[int, Identification] | None = None
     for name in backbones.MEMBERS if candidates is None else candidates:
         member = backbones.member(name)
         note(name)
-        weights = pretrained.understood(file, name, part)
+        weights = pretrained.from_file(file, name, part)
         module, shapes = skeleton(name)
-        variables, account = match.fill(shapes, weights.arrays, member.aside)
-        misfit = len(account.missing) + len(account.unmatched) + len(account.reshaped)
-        if account.loaded and (best is None or misfit < best[0]):
-            best = misfit, Verdict(name, weights, account, module, variables)
+        variables, report = match.load_weights(shapes, weights.arrays, member.ignored)
+        misfits = len(report.missing) + len(report.unexpected) + len(report.mismatched)
+        if report.loaded and (best is None or misfits < best[0]):
+            best = misfits, Identification(name, weights, report, module, variables)
     if best is None:
-        there = ", ".join(parts.listed(file.arrays)[: parts.SHOWN]) or "none"
+        known = ", ".join(parts.listed(file.arrays)[: parts.SHOWN]) or "none"
         raise UserError(
-            f"{source}: has no parameter of any backbone; parts of it with several tensors: {there}"
+            f"{source}: has no parameter of any backbone; parts with several tensors: {known}"
         )
     return best[1]
 
 
-def classify(verdict: Verdict, images: UInt8[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b n"]:
-    """Scores of the published classifier for images that are already cut to size.
+def classify(
+    found: Identification, images: UInt8[np.ndarray, "b h w 3"]
+) -> Float[np.ndarray, "b n"]:
+    """Computes the logits of the published classifier for images that are already cropped.
 
     Raises:
-      UserError: the file does not fill the whole network.
+      UserError: the file does not have all weights of the network.
     """
-    config = BackboneConfig(verdict.name, head="imagenet")
-    pretrained.fill(skeleton(verdict.name)[1], verdict.weights, config)
-    expected = verdict.weights.preprocessing
+    config = BackboneConfig(found.name, head="imagenet")
+    pretrained.load_weights(skeleton(found.name)[1], found.weights, config)
+    expected = found.weights.preprocessing
     x = images.astype(np.float32) / 255
     x = x if expected.channels == "rgb" else x[..., ::-1]
     x = (x - np.asarray(expected.mean, np.float32)) / np.asarray(expected.std, np.float32)
     rows = [
-        np.asarray(
-            verdict.module.apply(verdict.variables, jnp.asarray(each[None]), method=logits_of)
-        )
+        np.asarray(found.module.apply(found.variables, jnp.asarray(each[None]), method=logits_of))
         for each in x
     ]
     return np.concatenate(rows)
