@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from afa import losses
 from afa.config import ExperimentConfig, flatten, with_changes
@@ -19,7 +20,6 @@ from afa.models import views
 from afa.retrieval import index
 from experiments import configs, run
 
-ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 README_LINES = 120

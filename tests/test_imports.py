@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 # Bottom up: what stands first is imported by what follows, never the other way.
 AFA = (
     "errors", "io", "console", "bounds", "losses", "config", "checks", "manifest", "workdir",

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from experiments.benchmarks import torch_zoo
-from tests.references import rule
+from tests.support import rule
 
 HERE = Path(__file__).parent
 

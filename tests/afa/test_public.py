@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_run
+from paths import ROOT
 from PIL import Image
 
 import afa
@@ -22,7 +23,6 @@ from afa.runs import start
 from afa.serving import package
 from experiments import configs
 
-ROOT = Path(__file__).resolve().parent.parent
 SHOWN_HERE = {"run", "load", "__version__"}  # their examples need a run: the tests below
 
 

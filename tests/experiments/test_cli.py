@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from afa import parallel
 from afa.errors import EXIT_CLOSED_PIPE, EXIT_USER_ERROR, UserError
 from experiments import cli, evaluate, index, search
 from launch import doctor
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def start(*words, **settings):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gallery import MANIFEST, records, vectors
+from paths import ROOT, SUPPORT
 
 from afa.retrieval import export, index
 
@@ -42,10 +43,10 @@ os._exit(0)
 def seconds_of(task, home, uri, after):
     """Runs a task in a process of its own that kills itself after some seconds (0: never); returns
     how long it took, None if it was killed before its end."""
-    here = Path(__file__).parent
+    path = os.pathsep.join(map(str, (Path(__file__).parent, SUPPORT, ROOT)))
     done = subprocess.run(
         [sys.executable, "-c", KILLED, task, str(home), uri, str(after)],
-        env=os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,25 +1,24 @@
 """Every backbone against the network it was published as: logits, mid map and gradients, with all
-parameters filled by one rule (`references/rule.py`; `references/make.py` makes the references).
+parameters filled by one rule (`support/rule.py`; `references/make.py` makes the references).
 
 Nothing is jitted: a deep network takes a minute to compile and seconds to run operation by
 operation.
 """
 
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from references import rule
+import rule
+from paths import REFERENCES
 
 from afa.config import BackboneConfig
 from afa.models import backbones, pretrained
 from afa.models.backbones.contract import IMAGENET, Options
 from afa.models.pretrained import match, names
 
-REFERENCES = Path(__file__).parent / "references"
 CASES = sorted(path.stem for path in REFERENCES.glob("*.npz"))
 # Backwards, operation by operation, takes half a minute and more: all others are `slow`.
 GRADIENTS = {"resnet18", "vgg11_bn", "squeezenet1_0", "vit_s14_reg"}

@@ -2,16 +2,16 @@
 
 import json
 import zipfile
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import rule
 import tiny_run
 import torch_files
-from references import rule
+from paths import ROOT
 from safetensors.numpy import save_file
 from torch_files import Call, Global
 
@@ -25,7 +25,7 @@ from experiments import run as experiment
 from experiments import weights as command
 
 NAME = "squeezenet1_1"  # the lightest
-REAL = Path(__file__).parents[2] / "shared" / "weights"
+REAL = ROOT.parent / "shared" / "weights"
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import METRICS, ROOT, SUPPORT
 
 from afa.errors import UserError
 from afa.evaluation.metrics.retrieval import Ranked, metrics_from_ranks
@@ -183,7 +184,7 @@ def test_calls_of_similar_size_share_a_compilation(monkeypatch):
 
 @pytest.mark.parametrize("name", ["balanced", "longtail", "many_positives", "missing_class"])
 def test_reference_figures_from_the_search_itself(name):
-    path = Path(__file__).parent / "data" / "metrics" / f"embeddings_{name}.json"
+    path = METRICS / f"embeddings_{name}.json"
     given = json.loads(path.read_text())
     ranks = exact.positive_ranks(
         np.array(given["query"], np.float32),
@@ -277,11 +278,10 @@ print("agrees")
 
 
 def test_eight_devices():
-    here = Path(__file__).parent
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
+        "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent, SUPPORT, ROOT))),
     }
     command = [sys.executable, "-c", EIGHT_DEVICES]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

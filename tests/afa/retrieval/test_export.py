@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from paths import ROOT, SUPPORT
 
 from afa.errors import UserError
 from afa.manifest import STAGE_PREFIX, staged
@@ -187,8 +188,8 @@ cases.write(directory, vectors=cases.columns(seed=1)["vectors"])
 
 def test_a_kill_at_any_time_leaves_a_complete_export(tmp_path):
     write(tmp_path)
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    path = os.pathsep.join(map(str, (Path(__file__).parent, SUPPORT, ROOT)))
+    environment = os.environ | {"PYTHONPATH": path}
     for moment in (0, 2, 3):  # before the first shard, between shards, before the manifest
         command = [sys.executable, "-c", KILLED, str(moment), str(tmp_path)]
         result = subprocess.run(command, env=environment, capture_output=True, timeout=60)

@@ -1,10 +1,11 @@
 """Metrics against reference values: hand calculation and two public evaluators (tests/data)."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import METRICS
+from reference_figures import FIGURES
 
 from afa.errors import UserError
 from afa.evaluation.metrics import landmarks
@@ -12,26 +13,17 @@ from afa.evaluation.metrics import retrieval as metrics
 from afa.evaluation.metrics.retrieval import Ranked
 from afa.evaluation.metrics.ties import Tied
 
-DATA = Path(__file__).parent / "data" / "metrics"
 TOLERANCE = 1e-6
 
 
 def case(name):
-    return json.loads((DATA / f"{name}.json").read_text())
+    return json.loads((METRICS / f"{name}.json").read_text())
 
 
 def near(value, expected):
     np.testing.assert_allclose(value, expected, rtol=0, atol=TOLERANCE)
 
 
-FIGURES = {
-    "r_precision": metrics.r_precision,
-    "map_at_r": metrics.map_at_r,
-    "mean_average_precision": metrics.average_precision,
-    "average_precision": metrics.average_precision,
-    "average_precision_trapezoid": metrics.average_precision_trapezoid,
-    "reciprocal_rank": metrics.reciprocal_rank,
-}
 CUT_FIGURES = {
     "recall": metrics.recall_at_k,
     "precision": metrics.precision_at_k,
@@ -62,7 +54,7 @@ def embedded(name):
     return given, scores, (labels[:, None] == gallery_labels) & ~junk, junk
 
 
-EMBEDDED = sorted(path.stem.removeprefix("embeddings_") for path in DATA.glob("embeddings_*"))
+EMBEDDED = sorted(path.stem.removeprefix("embeddings_") for path in METRICS.glob("embeddings_*"))
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rule
 import torch_files
-from references import rule
 from safetensors.numpy import save_file
 from torch_files import Call, Global, Raw
 

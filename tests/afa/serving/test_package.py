@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from jax import export
+from paths import ROOT
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -38,7 +39,6 @@ TRAINING = {
     "flax", "optax", "orbax", "grain", "tensorflow", "tensorflow_datasets", "array_record", "scann",
     "pyarrow", "tyro", "rich", "tensorboardX", "experiments",
 }  # fmt: skip
-ROOT = Path(__file__).resolve().parent.parent
 SIDE, DIMENSION = 16, 12 + 6 + 4 + 12 + 12 + 12
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import process_worker
 import pytest
 import tiny_run
+from paths import ROOT, SUPPORT
 
 from afa import parallel
 from experiments import run as command
@@ -38,7 +39,7 @@ def pair(tiny_data, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    paths = [str(WORKER.parent), str(WORKER.parent.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(SUPPORT), str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(filter(None, paths)), "XLA_FLAGS": "",
         "JAX_COMPILATION_CACHE_DIR": jax.config.values["jax_compilation_cache_dir"] or "",

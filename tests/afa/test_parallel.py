@@ -10,12 +10,12 @@ import platform
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from paths import ROOT, SUPPORT
 
 from afa import parallel
 from afa.errors import UserError
@@ -25,13 +25,13 @@ FIRST, LATER = 1e-5, 1e-4
 # Gradients pass through more sums than losses do, and R1 through two differentiations.
 GRADIENTS = 1e-4
 LOSSES = [name for name in CHECKED if "gradient" not in name and name != "r1"]
-WORKER = Path(__file__).parent / "parallel_worker.py"
+WORKER = SUPPORT / "parallel_worker.py"
 
 
 def launch(task, folder, devices, *rest):
     # A step runs three times: there is no need of fast code, which takes twice as long to make.
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    paths = os.pathsep.join([str(WORKER.parent), str(WORKER.parent.parent)])
+    paths = os.pathsep.join([str(SUPPORT), str(ROOT)])
     environment = os.environ | {
         "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths,
         "JAX_COMPILATION_CACHE_DIR": jax.config.values["jax_compilation_cache_dir"] or "",
@@ -248,7 +248,7 @@ def test_steps_reuse_the_memory_of_the_step_before():
     quietest of the steps counts: the heap of the first ones is still in pieces."""
 
     def faults(word):
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(WORKER.parent.parent)}
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
         words = [sys.executable, "-c", FAULTS, word]
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
         return int(done.stdout)

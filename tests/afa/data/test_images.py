@@ -6,12 +6,12 @@ import struct
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import image_files
 import numpy as np
 import pytest
 from image_files import chunk, png, tiff
+from paths import ROOT
 from PIL import Image, features
 
 from afa.data import images
@@ -148,8 +148,7 @@ def test_pillow_metadata_warnings_are_silenced(pixels, tmp_path):
         "decode(pathlib.Path(sys.argv[1]).read_bytes())"
     )
     words = [sys.executable, "-W", "default::UserWarning", "-c", code, str(path)]
-    root = Path(__file__).resolve().parent.parent
-    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=root)
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stderr == ""
 
 

@@ -4,20 +4,19 @@
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-import test_metrics
+import reference_figures
+from paths import METRICS
 
 from afa.evaluation.metrics import clusters, pairs
 from afa.evaluation.metrics import retrieval as metrics
 from afa.evaluation.metrics.retrieval import Ranked
 from afa.retrieval.exact import positive_ranks
 
-DATA = Path(__file__).parent / "data" / "metrics"
 TOLERANCE = 1e-6
-FIGURES = test_metrics.FIGURES | {
+FIGURES = reference_figures.FIGURES | {
     "recall_at_1": lambda ranked: metrics.recall_at_k(ranked, 1),
     "recall_at_2": lambda ranked: metrics.recall_at_k(ranked, 2),
     "recall_at_4": lambda ranked: metrics.recall_at_k(ranked, 4),
@@ -32,7 +31,7 @@ def near(value, expected):
 @pytest.fixture(params=["itself", "subset", "separate"])
 def case(request):
     """A case and its vectors, normalised again because JSON has four digits."""
-    given = json.loads((DATA / f"agreement_{request.param}.json").read_text())
+    given = json.loads((METRICS / f"agreement_{request.param}.json").read_text())
     for name in ("query", "gallery"):
         rows = np.array(given[name])
         given[name] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)

@@ -6,11 +6,11 @@ import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from gallery import CLASSES, DIMENSION, MANIFEST, agree, expected, records, vectors
+from paths import ROOT
 
 from afa.errors import UserError
 from afa.manifest import staged
@@ -458,10 +458,9 @@ with locked(Path(sys.argv[1])):
     print(flush=True)
     sys.stdin.read()
 """
-    here = Path(__file__).resolve().parent.parent
     with subprocess.Popen(
         [sys.executable, "-c", code, str(path / "LOCK")],
-        env=os.environ | {"PYTHONPATH": str(here)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as other:  # fmt: skip
         assert other.stdout is not None

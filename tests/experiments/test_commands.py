@@ -3,9 +3,9 @@
 import importlib
 import pkgutil
 import tomllib
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 import experiments
 import launch
@@ -13,7 +13,6 @@ from afa.errors import EXIT_USER_ERROR
 from experiments import search
 from launch import __main__ as entry
 
-ROOT = Path(__file__).resolve().parent.parent
 FOUND = [
     each.name
     for package in (experiments, launch)

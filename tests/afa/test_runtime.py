@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from afa import io, runtime
 
-ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
 import jax, jax.numpy as jnp
 from jax._src import monitoring

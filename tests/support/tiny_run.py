@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from paths import ROOT
 
 from afa.data.images import encode_jpeg
 from afa.io import locked
@@ -24,7 +25,6 @@ from afa.models import backbones
 from afa.models.backbones.contract import Member
 from afa.models.backbones.resnet import ResNet
 
-ROOT = Path(__file__).resolve().parent.parent
 CLASSES, PICTURES, SIDE = 12, 4, 40
 TRAINING_CLASSES = 4  # of the half that trains two validate
 

@@ -2,16 +2,14 @@
 
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import METRICS
 
 from afa.errors import UserError
 from afa.evaluation import statistics
 from afa.evaluation.statistics import Estimate
-
-DATA = Path(__file__).parent / "data" / "metrics"
 
 
 def near(value, expected):
@@ -19,7 +17,7 @@ def near(value, expected):
 
 
 def test_interval_of_ten_seeds():
-    given = json.loads((DATA / "interval.json").read_text())
+    given = json.loads((METRICS / "interval.json").read_text())
     near(statistics.mean_and_interval(given["values"]), (given["mean"], given["half_width"]))
 
 
