@@ -251,10 +251,10 @@ class EvaluationConfig:
     """Validation images of the evaluations during training, likewise; 0: all."""
     checkpoint: Literal["last", "best"] = "last"
     """State that is evaluated and exported: the last, or the best by validation MAP@R."""
-    protocol: Literal["auto", "leave_one_out", "query_gallery", "catalogue"] = "auto"
-    """Gallery: the other images of the split, those that the data set sets apart as its gallery,
-    or one catalogue image a class. auto: the first is the headline, or the second where the data
-    set tells queries from gallery, and the third is reported beside it where there are such."""
+    protocol: str = "auto"
+    """Queries and gallery: query_gallery (as the data set separates them), leave_one_out (the other
+    images of the split), halves (of every class), or catalogue (one clean image a class). auto:
+    the first of these that the split supports, and catalogue beside it if the split has one."""
 
 
 @dataclasses.dataclass(frozen=True)
