@@ -119,6 +119,8 @@ class EmbedderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig:
+    name: str = "residual"
+    """Network G, a file of afa/models/generators."""
     width: int = bounded(32, above=0)
     """Channels at half of the resolution; doubled with every further halving."""
     levels: int = bounded(3, above=0)
