@@ -25,6 +25,7 @@ from afa.errors import (
     UserError,
     drop_unread,
     nearest,
+    printable,
 )
 from afa.io import PROGRAM_CACHE, require_writable
 
@@ -269,7 +270,7 @@ def _told(command: Callable[[], int], after_signal: str) -> int:
 
 
 def _end(line: str, code: int) -> int:
-    note(line.replace("\n", "\\n"))  # of a file's name, say
+    note(printable(line))  # the name of a file may hold anything
     return code
 
 
