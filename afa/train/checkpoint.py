@@ -110,7 +110,7 @@ class Checkpoints:
             raise UserError(f"checkpoint of step {step} {_reason(error)}") from error
 
     def _check_space(self, step: int, state: TrainState) -> None:
-        """Checks the free disk space: on a full disk, Orbax would leave an incomplete checkpoint."""
+        """Checks the free space: on a full disk, Orbax would leave an incomplete checkpoint."""
         needed = SPARE_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self._manager.directory).free
         if free < needed:

@@ -137,7 +137,7 @@ def worsened(line: Mapping[str, float], corruptions: Sequence[str]) -> str | Non
 
 
 def summarise(steps: Sequence[Mapping[str, Any]], corruptions: Sequence[str]) -> dict[str, float]:
-    """Returns the values of a log line from the metrics of its steps: means, and PSNR by corruption."""
+    """Returns a log line: means of the metrics of its steps, and PSNR by corruption."""
     names = ("clean", *corruptions)
     line: dict[str, float] = {}
     for name in steps[-1]:

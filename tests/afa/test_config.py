@@ -33,7 +33,7 @@ def test_what_is_no_duration_is_refused(duration):
     with pytest.raises(UserError) as caught:
         steps_of("train.steps", duration, whole=200, epoch=7)
     assert str(caught.value) == (
-        f'train.steps={duration!r} is no duration (allowed: "500", "20ep", "40%")'
+        f'train.steps={duration!r} is not a duration (allowed: "500", "20ep", "40%")'
     )
 
 
@@ -53,10 +53,10 @@ def test_with_changes_reaches_nested_fields_and_leaves_the_rest():
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ("data.image_sise", "data.image_sise is no field; did you mean 'data.image_size'?"),
-        ("dada.image_size", "dada.image_size is no field; did you mean 'data.image_size'?"),
-        ("seed.zz", "seed.zz is no field; did you mean 'seed'?"),
-        ("zzz", "zzz is no field"),
+        ("data.image_sise", "data.image_sise is not a field; did you mean 'data.image_size'?"),
+        ("dada.image_size", "dada.image_size is not a field; did you mean 'data.image_size'?"),
+        ("seed.zz", "seed.zz is not a field; did you mean 'seed'?"),
+        ("zzz", "zzz is not a field"),
     ],
 )
 def test_with_changes_refuses_what_is_no_field(field, message):
@@ -81,7 +81,9 @@ def test_a_stored_configuration_may_lack_new_fields_but_not_hold_unknown_ones():
     del stored["retrieval"]
     assert configuration.from_dict(stored) == changed(seed=9)
     stored["data"]["colour"] = "red"
-    with pytest.raises(UserError, match="stored configuration: 'colour' is no field of DataConfig"):
+    with pytest.raises(
+        UserError, match="stored configuration: 'colour' is not a field of DataConfig"
+    ):
         configuration.from_dict(stored)
 
 
@@ -168,16 +170,16 @@ def test_defaults_are_valid():
         ({"optim.ema_decay": 1.0}, "optim.ema_decay=1.0 must lie in [0, 1)"),
         (
             {"data.image_size": 72},
-            "data.image_size=72 must be a multiple of 16, 2 to the larger of generator.levels and "
-            "discriminator.levels",
+            "data.image_size=72 must be a multiple of 16 (2**max(generator.levels, "
+            "discriminator.levels))",
         ),
-        ({"data.folds": 1}, "data.folds=1 must be 2 or more, or 0: no cross-validation"),
+        ({"data.folds": 1}, "data.folds=1 must be 2 or more, or 0 (no cross-validation)"),
         ({"data.folds": -2}, "data.folds=-2 must not be negative"),
         (
             {"data.folds": 4, "data.fold": 4},
-            "data.fold=4 is not there (allowed: 0 to 3)",
+            "data.fold=4 is out of range (allowed: 0 to 3)",
         ),
-        ({"data.fold": 1}, "data.fold=1 is not there (allowed: 0, as data.folds=0)"),
+        ({"data.fold": 1}, "data.fold=1 is out of range (allowed: 0, as data.folds=0)"),
         (
             {"evaluation.severities": (0, 3)},
             "evaluation.severities=(0, 3) must lie in [1, 5]",
@@ -292,12 +294,12 @@ def test_more_values_that_cannot_work_are_refused(fields, message):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("data.batch_size", 8.0, "is no whole number"),
-        ("data.batch_size", True, "is no whole number"),
-        ("optim.clip", "1", "is no number"),
-        ("train.steps", 100, "is no text"),
+        ("data.batch_size", 8.0, "is not a whole number"),
+        ("data.batch_size", True, "is not a whole number"),
+        ("optim.clip", "1", "is not a number"),
+        ("train.steps", 100, "is not text"),
         ("data.flip", 1, "is neither True nor False"),
-        ("evaluation.views", ["flip"], "is no list of such values with spaces between them"),
+        ("evaluation.views", ["flip"], "is not a list of values separated by spaces"),
         ("train.schedule", "jont",
          "is unknown; did you mean 'joint'? (allowed: joint, staged)"),
     ],
@@ -319,8 +321,7 @@ def test_values_of_another_type_are_refused(field, value, message):
     [
         (
             {"train.steps": "40%"},
-            "train.steps='40%' is a share of nothing: it is itself the whole "
-            '(allowed: "500", "20ep")',
+            'train.steps=\'40%\' must not be a percentage (allowed: "500", "20ep")',
         ),
         ({"optim.warmup": "200%"}, "optim.warmup='200%' must be at most 100%"),
         ({"optim.head_warmup": "101%"}, "optim.head_warmup='101%' must be at most 100%"),
@@ -328,7 +329,7 @@ def test_values_of_another_type_are_refused(field, value, message):
         ({"train.small_steps": "150%"}, "train.small_steps='150%' must be at most 100%"),
         (
             {"train.log_every": "now"},
-            'train.log_every=\'now\' is no duration (allowed: "500", "20ep", "40%")',
+            'train.log_every=\'now\' is not a duration (allowed: "500", "20ep", "40%")',
         ),
     ],
 )
@@ -370,8 +371,8 @@ JOINT = {"train.schedule": "joint", "adversarial.generated_views": 0.5}
         ),
         (
             {"evaluation.checkpoint": "best", "train.evaluate_every": "0"},
-            "evaluation.checkpoint='best' needs evaluations to choose by, and "
-            "train.evaluate_every='0' means none",
+            "evaluation.checkpoint='best' needs evaluations during training, "
+            "and train.evaluate_every='0' disables them",
         ),
         (
             {"evaluation.checkpoint": "best", "train.keep_best": 0},
@@ -398,27 +399,27 @@ OFF, NO_G = {"adversarial.enabled": False}, {"adversarial.generator": False}
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (OFF | {"generator.width": 8}, "generator.width=8 changes nothing with "
+        (OFF | {"generator.width": 8}, "generator.width=8 has no effect with "
          "adversarial.enabled=False"),
-        (NO_G | {"discriminator.spectral_norm": True}, "discriminator.spectral_norm=True changes "
-         "nothing with adversarial.generator=False"),
-        (NO_G | {"adversarial.lambda_mse": 1.0}, "adversarial.lambda_mse=1.0 changes nothing with "
+        (NO_G | {"discriminator.spectral_norm": True}, "discriminator.spectral_norm=True has no "
+         "effect with adversarial.generator=False"),
+        (NO_G | {"adversarial.lambda_mse": 1.0}, "adversarial.lambda_mse=1.0 has no effect with "
          "adversarial.generator=False"),
-        (NO_G | {"adversarial.gate": "learned"}, "adversarial.gate='learned' changes nothing with "
+        (NO_G | {"adversarial.gate": "learned"}, "adversarial.gate='learned' has no effect with "
          "adversarial.generator=False"),
         (NO_G | {"optim.generator_learning_rate": 1e-3}, "optim.generator_learning_rate=0.001 "
-         "changes nothing with adversarial.generator=False"),
-        (NO_G | {"train.generator_steps": "3"}, "train.generator_steps='3' changes nothing with "
+         "has no effect with adversarial.generator=False"),
+        (NO_G | {"train.generator_steps": "3"}, "train.generator_steps='3' has no effect with "
          "adversarial.generator=False"),
-        (OFF | {"adversarial.feature_epsilon": 0.1}, "adversarial.feature_epsilon=0.1 changes "
-         "nothing with adversarial.enabled=False"),
-        ({"adversarial.feature_epsilon": 0.0, "train.plain": "10%"}, "train.plain='10%' changes "
-         "nothing with adversarial.feature_epsilon=0"),
-        ({"adversarial.r1": 0.0, "adversarial.r1_every": 2}, "adversarial.r1_every=2 changes "
-         "nothing with adversarial.r1=0"),
+        (OFF | {"adversarial.feature_epsilon": 0.1}, "adversarial.feature_epsilon=0.1 has no "
+         "effect with adversarial.enabled=False"),
+        ({"adversarial.feature_epsilon": 0.0, "train.plain": "10%"}, "train.plain='10%' has no "
+         "effect with adversarial.feature_epsilon=0"),
+        ({"adversarial.r1": 0.0, "adversarial.r1_every": 2}, "adversarial.r1_every=2 has no "
+         "effect with adversarial.r1=0"),
         ({"train.schedule": "joint", "train.generator_steps": "3"}, "train.generator_steps='3' "
-         "changes nothing with train.schedule='joint'"),
-        ({"train.small_size": 16}, "train.small_size=16 changes nothing with "
+         "has no effect with train.schedule='joint'"),
+        ({"train.small_size": 16}, "train.small_size=16 has no effect with "
          "train.small_steps='0'"),
     ],
 )  # fmt: skip
@@ -456,10 +457,10 @@ def test_a_setting_of_another_loss_is_refused():
     with pytest.raises(UserError) as caught:
         changed(**{"loss.margin": 0.3})
     assert str(caught.value) == (
-        "loss.margin is no field of loss.name='norm_softmax'; did you mean 'loss.name'? (allowed: "
+        "loss.margin is not a field of loss.name='norm_softmax'; did you mean 'loss.name'? (allowed: "
         "loss.name, loss.local_weight, loss.fused_weight, loss.temperature)"
     )
-    with pytest.raises(UserError, match="'scale' is no field of Triplet"):
+    with pytest.raises(UserError, match="'scale' is not a field of Triplet"):
         configuration.from_dict({"loss": {"name": "triplet", "scale": 3.0}})
 
 

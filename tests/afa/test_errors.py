@@ -49,7 +49,7 @@ CORRUPTIONS = (
     "occlusion, salt_pepper, stripes"
 )
 LOSSES = "arcface, contrastive, multi_similarity, norm_softmax, proxy_anchor, supcon, triplet"
-NO_DURATION = 'is no duration (allowed: "500", "20ep", "40%")'
+NO_DURATION = 'is not a duration (allowed: "500", "20ep", "40%")'
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ NO_DURATION = 'is no duration (allowed: "500", "20ep", "40%")'
          f"exp='debugg' is unknown; did you mean 'debug'? (allowed: {EXPERIMENTS})"),
         ("exp", "", f"--exp is missing (allowed: list, {EXPERIMENTS})"),
         ("data.image_sise", 3,
-         "--data.image_sise is no field; did you mean 'data.image_size'? (--help lists all)"),
+         "--data.image_sise is not a field; did you mean 'data.image_size'? (--help lists all)"),
         ("scale", "big", "scale='big' is unknown (allowed: auto, full, laptop)"),
         ("data.name", "foldr",
          "data.name='foldr' is unknown; did you mean 'folder'? (allowed: synthetic, folder, "
@@ -92,19 +92,19 @@ def test_unknown_names_get_the_nearest(field, value, line, refused):
 @pytest.mark.parametrize(
     ("field", "value", "line"),
     [
-        ("data.image_size", "abc", "data.image_size='abc' is no whole number"),
-        ("seed", "1.5", "seed='1.5' is no whole number"),
-        ("optim.clip", "a", "optim.clip='a' is no number"),
+        ("data.image_size", "abc", "data.image_size='abc' is not a whole number"),
+        ("seed", "1.5", "seed='1.5' is not a whole number"),
+        ("optim.clip", "a", "optim.clip='a' is not a number"),
         ("data.flip", "maybe", "data.flip='maybe' is unknown (allowed: True, False)"),
         ("evaluation.severities", "a",
-         "evaluation.severities='a' is no list of such values with spaces between them"),
+         "evaluation.severities='a' is not a list of values separated by spaces"),
         ("evaluation.severities", (0, 3),
          "evaluation.severities=(0, 3) must lie in [1, 5]"),
         ("evaluation.severities", (), "evaluation.severities=() must be some of 1, 2, 3, 4, 5"),
         ("data.image_size", 0, "data.image_size=0 must be above 0"),
         ("data.image_size", 18,
-         "data.image_size=18 must be a multiple of 4, 2 to the larger of generator.levels and "
-         "discriminator.levels"),
+         "data.image_size=18 must be a multiple of 4 (2**max(generator.levels, "
+         "discriminator.levels))"),
         ("loss.temperature", "nan", "loss.temperature=nan must be finite"),
         ("data.crop_fraction", 2, "data.crop_fraction=2.0 must lie in (0, 1]"),
         ("data.max_unreadable", 2, "data.max_unreadable=2.0 must lie in [0, 1]"),
@@ -127,7 +127,7 @@ def test_a_stray_word_is_no_field(refused):
 
 
 def test_a_notebook_gets_the_same_lines_as_exceptions():
-    with pytest.raises(UserError, match=r"image_sise is no field; did you mean 'data\.image_s"):
+    with pytest.raises(UserError, match=r"image_sise is not a field; did you mean 'data\.image_s"):
         afa.run("debug", **{"data.image_sise": 3})  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="exp='debugg' is unknown"):
         afa.run("debugg")
@@ -286,7 +286,7 @@ def poison(state):
 
 def test_a_directory_with_another_configuration(refused, tiny_copy):
     refused(
-        f"--workdir={tiny_copy} holds a run of another configuration: seed: 0 -> 1; "
+        f"--workdir={tiny_copy} contains a run with another configuration: seed: 0 -> 1; "
         "optim.learning_rate: 0.001 -> 0.5 (choose another --workdir, or the stored values)",
         home=tiny_copy,
         **{"optim.learning_rate": 0.5, "seed": 1},
@@ -310,8 +310,8 @@ def test_other_images_than_the_run_began_with(refused, tiny_copy, tmp_path):
     stored = json.loads((tiny_copy / "split.json").read_text())["fingerprint"]
     now = job.build_setup(tiny_config(data)).dataset.fingerprint
     refused(
-        f"--workdir={tiny_copy} holds a run on other images: fingerprint {stored[:12]} -> "
-        f"{now[:12]} (choose another --workdir, or bring back the data set as it was)",
+        f"--workdir={tiny_copy} contains a run on other images: fingerprint {stored[:12]} -> "
+        f"{now[:12]} (choose another --workdir, or restore the data set)",
         data=data,
         home=tiny_copy,
     )
@@ -322,16 +322,18 @@ def test_a_second_run_in_a_live_directory(refused, tmp_path):
     home.mkdir()
     with io.locked(home / ".lock"):
         refused(
-            f"--workdir={home}: another run is working there (choose another directory, or wait "
+            f"--workdir={home}: another run is using it (choose another directory, or wait "
             "until it ends)"
         )
 
 
 def test_a_directory_that_cannot_be_made(refused, tmp_path):
     (tmp_path / "file").write_text("")
-    refused(f"--workdir={tmp_path / 'file'}: cannot be made (File exists)", home=tmp_path / "file")
     refused(
-        f"--workdir={tmp_path / 'file' / 'run'}: cannot be made (Not a directory)",
+        f"--workdir={tmp_path / 'file'}: cannot be created (File exists)", home=tmp_path / "file"
+    )
+    refused(
+        f"--workdir={tmp_path / 'file' / 'run'}: cannot be created (Not a directory)",
         home=tmp_path / "file" / "run",
     )
 
@@ -343,7 +345,8 @@ def full(*args, **kwargs):
     raise DISK_FULL
 
 
-CANNOT = "cannot be written (No space left on device); the same command goes on once it can"
+CANNOT = "cannot be written (No space left on device); fix this and run the same command again"
+CANNOT += " to continue"
 
 
 def test_no_room_for_a_checkpoint(tiny_data, tmp_path, monkeypatch, capsys):
@@ -353,8 +356,8 @@ def test_no_room_for_a_checkpoint(tiny_data, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said.startswith("error: checkpoint of step 2 needs 1.") and said.count("\n") == 1
     assert said.endswith(
-        f" MiB and 0.8 MiB are free in {home}/checkpoints; make room, and the same command goes "
-        "on from the last checkpoint\n"
+        f" MiB and 0.8 MiB are free in {home}/checkpoints; free some space and run the same command "
+        "again to continue from the last checkpoint\n"
     )
     assert not list((home / "checkpoints").iterdir())
 
@@ -406,7 +409,7 @@ def test_no_room_for_the_export(evaluated, tiny_data, tiny_copy, monkeypatch, ca
     monkeypatch.setattr(export.pq, "write_table", full)
     assert tiny_run.main(*tiny_run.words(tiny_data, tiny_copy)) == EXIT_USER_ERROR
     assert capsys.readouterr().err == (
-        f"error: cannot write {tiny_copy}/embeddings: No space left on device; what it held is "
+        f"error: cannot write {tiny_copy}/embeddings: No space left on device; its content is "
         "unchanged\n"
     )
     assert tiny_run.listing(tiny_copy / "embeddings") == before
@@ -469,10 +472,10 @@ def poisoned_steps(monkeypatch, before=0, after=0):
 @pytest.mark.parametrize(
     ("where", "line"),
     [
-        ({"before": 7}, "step 7: metric_loss is not finite; training stopped, step 6 is the last "
-                        "good one"),
+        ({"before": 7}, "step 7: metric_loss is not finite; training stopped, last good "
+                        "checkpoint: step 6"),
         ({"after": 8}, "step 8: average/embedder/params/global_head/linear/bias is not finite; "
-                       "training stopped, step 6 is the last good one"),
+                       "training stopped, last good checkpoint: step 6"),
         ({"before": 1}, "step 1: metric_loss is not finite; training stopped, no checkpoint was "
                         "written"),
     ],

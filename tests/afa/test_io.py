@@ -44,7 +44,7 @@ def test_whether_a_directory_can_be_written(tmp_path):
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match=f"^--out={place}: cannot be written ") as error:
             io.require_writable(place, "--out")
-        assert str(error.value).endswith("is no directory)")
+        assert str(error.value).endswith("is not a directory)")
     with pytest.raises(UserError, match=r"^--out=/proc/x: cannot be written "):
         io.require_writable(Path("/proc/x"), "--out")
 
@@ -67,7 +67,7 @@ def homeless(monkeypatch):
 def test_without_a_home_caches_lie_among_temporary_files(homeless, monkeypatch, tmp_path):
     monkeypatch.setattr(io.tempfile, "tempdir", str(tmp_path))
     assert io.cache_home() == tmp_path / f"afa-cache-{os.getuid()}"
-    with pytest.raises(UserError, match=r"^data\.path='~/x': ~ stands for no directory here"):
+    with pytest.raises(UserError, match=r"^data\.path='~/x': ~ cannot be expanded"):
         io.expanded("data.path", "~/x")
     assert io.expanded("data.path", "x/y") == Path("x/y")
 
@@ -93,5 +93,5 @@ def test_every_path_of_a_user_is_told_without_a_home(homeless, tmp_path):
         "--path": lambda: listed.directory("--path", "~/e"),
         "backbone.weights": lambda: files.read("~/w.pth"),
     }.items():
-        with pytest.raises(UserError, match=f"^{field}='~/.*': ~ stands for no directory here"):
+        with pytest.raises(UserError, match=f"^{field}='~/.*': ~ cannot be expanded"):
             call()

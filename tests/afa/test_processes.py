@@ -100,7 +100,7 @@ def test_a_mistake_that_the_first_finds_ends_both(pair):
                        strict=True)  # fmt: skip
     assert codes == (2, 2)
     assert lines[0] == lines[1]
-    assert "holds a run of another configuration: seed: 0 -> 1" in lines[0]
+    assert "contains a run with another configuration: seed: 0 -> 1" in lines[0]
     assert lines[0].count("\n") == 1
     assert max(each["changed"]["seconds"] for each in found) < 60
 

@@ -95,7 +95,7 @@ def test_what_is_run(tmp_path, monkeypatch):
         (afa.ExperimentConfig(), {"scale": "full"}, "scale='full' is of recipes"),
         ("debug", {"scale": "ful"}, "scale='ful' is unknown; did you mean 'full'"),
         (afa.ExperimentConfig(), {"workdir": "w", "data.image_sise": 3},
-         r"data\.image_sise is no field; did you mean 'data\.image_size'"),
+         r"data\.image_sise is not a field; did you mean 'data\.image_size'"),
     ],
 )  # fmt: skip
 def test_mistakes_of_a_call(exp, settings, line, tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ def test_one_process_at_a_time_and_a_dead_one_lets_go(tmp_path):
     other.start()
     try:
         assert ready.wait(60)
-        with pytest.raises(UserError, match="another run is working there"), home.locked():
+        with pytest.raises(UserError, match="another run is using it"), home.locked():
             raise AssertionError("the lock was given twice")
     finally:
         other.kill()
@@ -49,7 +49,7 @@ def test_a_run_owns_its_directory(tmp_path):
     with pytest.raises(UserError) as error:
         home.claim("one", with_changes(config, **{"seed": 3, "data.flip": False}))
     assert str(error.value) == (
-        f"--workdir={tmp_path} holds a run of another configuration: seed: 0 -> 3; "
+        f"--workdir={tmp_path} contains a run with another configuration: seed: 0 -> 3; "
         "data.flip: True -> False (choose another --workdir, or the stored values)"
     )
     assert home.config.read_bytes() == written
@@ -89,7 +89,7 @@ def test_where_and_how_fast_may_change(tmp_path):
 def test_a_damaged_configuration_is_told(content, tmp_path):
     home = Workdir(tmp_path)
     home.config.write_text(content)
-    with pytest.raises(UserError, match=r"config\.json: is no stored configuration \("):
+    with pytest.raises(UserError, match=r"config\.json: is not a stored configuration \("):
         home.stored()
 
 
@@ -101,11 +101,11 @@ def test_images_are_known_by_their_fingerprint(tmp_path):
     with pytest.raises(UserError) as error:
         home.confirm("b" * 64)
     assert str(error.value) == (
-        f"--workdir={tmp_path} holds a run on other images: fingerprint aaaaaaaaaaaa -> "
-        "bbbbbbbbbbbb (choose another --workdir, or bring back the data set as it was)"
+        f"--workdir={tmp_path} contains a run on other images: fingerprint aaaaaaaaaaaa -> "
+        "bbbbbbbbbbbb (choose another --workdir, or restore the data set)"
     )
     home.split.write_text("{}")
-    with pytest.raises(UserError, match=r"split\.json: is no stored split \('fingerprint'\)"):
+    with pytest.raises(UserError, match=r"split\.json: is not a stored split \('fingerprint'\)"):
         home.confirm("a" * 64)
 
 
@@ -114,8 +114,8 @@ def test_a_full_disk_is_one_line(number, tmp_path):
     with pytest.raises(UserError) as error, Workdir(tmp_path).locked():
         raise OSError(number, os.strerror(number))
     assert str(error.value) == (
-        f"--workdir={tmp_path}: cannot be written ({os.strerror(number)}); the same command goes "
-        "on once it can"
+        f"--workdir={tmp_path}: cannot be written ({os.strerror(number)}); fix this and run "
+        "the same command again to continue"
     )
 
 

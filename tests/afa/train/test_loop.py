@@ -24,31 +24,30 @@ def planned(**fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"train.steps": "0"}, "train.steps='0' comes to no step at all (allowed: at least 1)"),
+        ({"train.steps": "0"}, "train.steps='0' gives 0 steps (allowed: at least 1)"),
         (
             {"train.steps": "0.04ep"},
-            "train.steps='0.04ep' comes to no step at all (allowed: at least 1)",
+            "train.steps='0.04ep' gives 0 steps (allowed: at least 1)",
         ),
         (
             {"train.generator_steps": "1%"},
-            "train.generator_steps='1%' comes to no step at all (allowed: at least 1)",
+            "train.generator_steps='1%' gives 0 steps (allowed: at least 1)",
         ),
         (
             {"optim.accumulate": 9},
-            "optim.accumulate=9 is more than the 8 steps that F takes: no parameter would move",
+            "optim.accumulate=9 is more than the 8 steps of F: no parameter would be updated",
         ),
         (
             {"optim.accumulate": 5},
-            "optim.accumulate=5 is more than the 4 steps that G and D take: no parameter would "
-            "move",
+            "optim.accumulate=5 is more than the 4 steps of G and D: no parameter would be updated",
         ),
         (
             {"optim.warmup": "1ep"},
-            "optim.warmup='1ep' is 10 steps, more than the 8 that F takes",
+            "optim.warmup='1ep' is 10 steps, more than the 8 of F",
         ),
         (
             {"optim.head_warmup": "1ep"},
-            "optim.head_warmup='1ep' is 10 steps, more than the 8 that F takes",
+            "optim.head_warmup='1ep' is 10 steps, more than the 8 of F",
         ),
     ],
 )

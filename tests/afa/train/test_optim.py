@@ -59,7 +59,7 @@ def test_accumulated_steps_count_once():
 
 
 def test_malformed_warm_up_is_refused():
-    with pytest.raises(UserError, match=r"optim\.warmup='soon' is no duration"):
+    with pytest.raises(UserError, match=r"optim\.warmup='soon' is not a duration"):
         optim.learning_rate(OptimConfig(warmup="soon"), 1.0, 10, 5)
 
 
