@@ -1,4 +1,4 @@
-"""Configuration: durations, changes, storing, comparing, refusing."""
+"""Configuration: durations, changes, storing, comparison, invalid values."""
 
 import dataclasses
 
@@ -25,13 +25,13 @@ def changed(**fields):
      ("150%", 300), ("12.4", 12)],
 )  # fmt: skip
 def test_durations_in_steps_epochs_and_percent(duration, steps):
-    assert steps_of("train.steps", duration, whole=200, epoch=7) == steps
+    assert steps_of("train.steps", duration, total=200, epoch=7) == steps
 
 
 @pytest.mark.parametrize("duration", ["", "soon", "-3", "5 epochs", "%", "ep", "nan", "inf", "-1%"])
-def test_what_is_no_duration_is_refused(duration):
+def test_invalid_durations_are_refused(duration):
     with pytest.raises(UserError) as caught:
-        steps_of("train.steps", duration, whole=200, epoch=7)
+        steps_of("train.steps", duration, total=200, epoch=7)
     assert str(caught.value) == (
         f'train.steps={duration!r} is not a duration (allowed: "500", "20ep", "40%")'
     )
@@ -40,7 +40,7 @@ def test_what_is_no_duration_is_refused(duration):
 # ---- changes -----------------------------------------------------------------------------------
 
 
-def test_with_changes_reaches_nested_fields_and_leaves_the_rest():
+def test_with_changes_changes_only_the_given_fields():
     before = ExperimentConfig()
     after = with_changes(before, **{"data.image_size": 64, "seed": 3, "data.batch_size": 8})
     assert (after.data.image_size, after.data.batch_size, after.seed) == (64, 8, 3)
@@ -59,7 +59,7 @@ def test_with_changes_reaches_nested_fields_and_leaves_the_rest():
         ("zzz", "zzz is not a field"),
     ],
 )
-def test_with_changes_refuses_what_is_no_field(field, message):
+def test_with_changes_refuses_unknown_fields(field, message):
     with pytest.raises(UserError) as caught:
         changed(**{field: 1})
     assert str(caught.value) == message
@@ -75,7 +75,7 @@ def test_every_field_is_stored_and_read_back():
     assert stored["data"]["corruptions"] == ["occlusion"]
 
 
-def test_a_stored_configuration_may_lack_new_fields_but_not_hold_unknown_ones():
+def test_stored_configuration_may_lack_fields_but_not_have_unknown_ones():
     stored = configuration.to_dict(changed(seed=9))
     del stored["adversarial"]["gate"]
     del stored["retrieval"]
@@ -99,7 +99,7 @@ def test_flatten_names_every_leaf_once():
 # ---- resuming ----------------------------------------------------------------------------------
 
 
-def test_differences_name_what_decides_a_result():
+def test_differences_name_fields_that_affect_the_result():
     stored = ExperimentConfig()
     assert configuration.differences(stored, stored) == []
     now = changed(**{"seed": 1, "optim.name": "sgd", "data.corruptions": ("occlusion",)})
@@ -110,7 +110,7 @@ def test_differences_name_what_decides_a_result():
     ]
 
 
-def test_where_and_how_fast_a_run_computes_may_change():
+def test_resumable_fields_may_change():
     now = changed(**{
         "launch.processes": 2, "train.parallel": "shard_map", "data.cache": "elsewhere",
         "data.read_threads": 5, "train.log_every": "3", "retrieval.results": 3,
@@ -125,7 +125,7 @@ def test_resumable_fields_exist():
         assert any(name.startswith(prefix) for name in names), prefix
 
 
-# ---- refusing ----------------------------------------------------------------------------------
+# ---- invalid values ----------------------------------------------------------------------------
 
 
 def test_defaults_are_valid():
@@ -186,25 +186,25 @@ def test_defaults_are_valid():
         ),
     ],
 )
-def test_values_that_cannot_work_are_refused(fields, message):
+def test_invalid_values_are_refused(fields, message):
     with pytest.raises(UserError) as caught:
         checks.validate(changed(**fields))
     assert str(caught.value) == message
 
 
-def test_without_a_generator_any_image_size_will_do():
+def test_any_image_size_is_allowed_without_generator():
     checks.validate(changed(**{"data.image_size": 70, "adversarial.generator": False}))
     checks.validate(changed(**{"data.image_size": 70, "adversarial.enabled": False}))
 
 
-# ---- every field by itself -----------------------------------------------------------------------
+# ---- bounds of every field -----------------------------------------------------------------------
 
-# Fields whose values nothing limits: texts, switches, and what other files check by name.
+# Types without bounds: switches, and texts, which other modules check by name.
 FREE = (str, bool)
 
 
-def limited():
-    """Every field with bounds, as (name, bounds)."""
+def bounded_fields():
+    """Returns field name -> bounds."""
     return {
         name: field.metadata["bounds"]
         for name, field, _ in configuration.leaves(ExperimentConfig())
@@ -213,17 +213,17 @@ def limited():
 
 
 def test_every_number_has_bounds():
-    """A number without any would let a negative weight or size through."""
+    """Without bounds, negative weights or sizes would be accepted."""
     for name, _, value in configuration.leaves(ExperimentConfig()):
         values = value if isinstance(value, tuple) else (value,)
         if values and not isinstance(values[0], FREE):
-            assert name in limited(), name
-    assert len(limited()) > 50
+            assert name in bounded_fields(), name
+    assert len(bounded_fields()) > 50
 
 
-@pytest.mark.parametrize(("name", "bounds"), limited().items())
+@pytest.mark.parametrize(("name", "bounds"), bounded_fields().items())
 def test_values_at_and_beyond_a_bound(name, bounds):
-    """The smallest and largest allowed values pass the bounds, the next ones do not."""
+    """The smallest and largest allowed values are accepted, the next ones are not."""
     value = configuration.flatten(ExperimentConfig())[name]
     many = isinstance(value, tuple)
     kind = type((value or (0.5,))[0] if many else value)
@@ -239,15 +239,15 @@ def test_values_at_and_beyond_a_bound(name, bounds):
             return str(error) == f"{name}={given!r} {bounds}"
         return False
 
-    little = 1 if kind is int else 1e-6
+    step = 1 if kind is int else 1e-6
     for limit, sign in ((bounds.least, -1), (bounds.most, 1)):
         if limit is not None:
-            assert refused(limit + sign * little)
+            assert refused(limit + sign * step)
             assert not refused(limit)
     for limit, sign in ((bounds.above, 1), (bounds.below, -1)):
         if limit is not None:
             assert refused(limit)
-            assert not refused(limit + sign * little)
+            assert not refused(limit + sign * step)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
@@ -285,7 +285,7 @@ def test_numbers_that_are_not_finite_are_refused_in_every_field(number):
         ({"evaluation.severities": ()}, "evaluation.severities=() must be some of 1, 2, 3, 4, 5"),
     ],
 )
-def test_more_values_that_cannot_work_are_refused(fields, message):
+def test_more_invalid_values_are_refused(fields, message):
     with pytest.raises(UserError) as caught:
         checks.validate(changed(**fields))
     assert str(caught.value) == message
@@ -305,7 +305,7 @@ def test_more_values_that_cannot_work_are_refused(fields, message):
     ],
 )  # fmt: skip
 def test_values_of_another_type_are_refused(field, value, message):
-    """As a notebook may pass them; here set by force, since tests check types at run time."""
+    """As a notebook may pass them; set with object.__setattr__, because tests check types."""
     head, _, last = field.partition(".")
     config = ExperimentConfig()
     part = dataclasses.replace(getattr(config, head))
@@ -333,14 +333,14 @@ def test_values_of_another_type_are_refused(field, value, message):
         ),
     ],
 )
-def test_durations_that_cannot_work_are_refused(fields, message):
+def test_duration_fields_out_of_range_are_refused(fields, message):
     with pytest.raises(UserError) as caught:
         checks.validate(changed(**fields))
     assert str(caught.value) == message
     checks.validate(changed(**{"train.generator_steps": "150%", "optim.warmup": "100%"}))
 
 
-# ---- fields that must fit each other -------------------------------------------------------------
+# ---- combinations of fields ----------------------------------------------------------------------
 
 JOINT = {"train.schedule": "joint", "adversarial.generated_views": 0.5}
 
@@ -384,14 +384,14 @@ JOINT = {"train.schedule": "joint", "adversarial.generated_views": 0.5}
         ),
     ],
 )  # fmt: skip
-def test_fields_that_do_not_fit_each_other_are_refused(fields, message):
+def test_invalid_combinations_are_refused(fields, message):
     with pytest.raises(UserError) as caught:
         checks.validate(changed(**fields))
     assert str(caught.value) == message
     checks.validate(changed(**JOINT))
 
 
-# ---- settings that nothing reads -----------------------------------------------------------------
+# ---- settings without effect ---------------------------------------------------------------------
 
 OFF, NO_G = {"adversarial.enabled": False}, {"adversarial.generator": False}
 
@@ -423,13 +423,13 @@ OFF, NO_G = {"adversarial.enabled": False}, {"adversarial.generator": False}
          "train.small_steps='0'"),
     ],
 )  # fmt: skip
-def test_changes_that_change_nothing_are_refused(fields, message):
+def test_changes_without_effect_are_refused(fields, message):
     with pytest.raises(UserError) as caught:
         checks.refuse_unread(changed(**fields), ExperimentConfig())
     assert str(caught.value) == message
 
 
-def test_what_a_recipe_sets_may_lie_idle():
+def test_unused_fields_of_a_recipe_are_allowed():
     """A recipe without its adversarial part is a baseline."""
     context = changed(**{"generator.width": 8, "train.generator_steps": "3"})
     checks.refuse_unread(with_changes(context, **OFF), context)
@@ -440,7 +440,7 @@ def test_what_a_recipe_sets_may_lie_idle():
 # ---- the settings of a loss ----------------------------------------------------------------------
 
 
-def test_another_loss_brings_its_published_settings():
+def test_new_loss_has_its_published_settings():
     before = changed(**{"loss.temperature": 0.1, "loss.local_weight": 0.25})
     after = with_changes(before, **{"loss.margin": 0.3, "loss.name": "arcface"})
     assert configuration.to_dict(after)["loss"] == {
@@ -457,8 +457,8 @@ def test_a_setting_of_another_loss_is_refused():
     with pytest.raises(UserError) as caught:
         changed(**{"loss.margin": 0.3})
     assert str(caught.value) == (
-        "loss.margin is not a field of loss.name='norm_softmax'; did you mean 'loss.name'? (allowed: "
-        "loss.name, loss.local_weight, loss.fused_weight, loss.temperature)"
+        "loss.margin is not a field of loss.name='norm_softmax'; did you mean 'loss.name'? "
+        "(allowed: loss.name, loss.local_weight, loss.fused_weight, loss.temperature)"
     )
     with pytest.raises(UserError, match="'scale' is not a field of Triplet"):
         configuration.from_dict({"loss": {"name": "triplet", "scale": 3.0}})

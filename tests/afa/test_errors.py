@@ -1,4 +1,4 @@
-"""What bad input gets: one line, the exit code, and nothing half-written."""
+"""Bad input: one-line error, exit code, and no partially written files."""
 
 import errno
 import json
@@ -31,7 +31,7 @@ DISK_FULL = OSError(errno.ENOSPC, "No space left on device")
 
 @pytest.fixture
 def refused(tiny_data, tmp_path, capsys, monkeypatch):
-    """Runs a tiny run that has to be refused with this line, leaving everything as it was."""
+    """Returns a function that checks the error line of a tiny run, and that no file changed."""
     monkeypatch.chdir(tmp_path)
 
     def check(line, *extra, data=tiny_data, home=tmp_path / "run", code=EXIT_USER_ERROR, **changes):
@@ -43,7 +43,7 @@ def refused(tiny_data, tmp_path, capsys, monkeypatch):
     return check
 
 
-EXPERIMENTS = ", ".join(command.configs.names())  # test_run says which there are
+EXPERIMENTS = ", ".join(command.configs.names())  # tested in test_run
 CORRUPTIONS = (
     "clutter, contrast, gaussian_blur, gaussian_noise, jpeg, low_resolution, motion_blur, "
     "occlusion, salt_pepper, stripes"
@@ -121,12 +121,12 @@ def test_bad_values_name_field_and_value(field, value, line, refused):
     refused(line, **{field: value})
 
 
-def test_a_stray_word_is_no_field(refused):
+def test_positional_arguments_are_refused(refused):
     refused("'word' is no field (fields are written --FIELD=VALUE)", "word")
     refused("'-x' is no field (fields are written --FIELD=VALUE)", "-x")
 
 
-def test_a_notebook_gets_the_same_lines_as_exceptions():
+def test_run_raises_the_same_messages():
     with pytest.raises(UserError, match=r"image_sise is not a field; did you mean 'data\.image_s"):
         afa.run("debug", **{"data.image_sise": 3})  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="exp='debugg' is unknown"):
@@ -136,7 +136,7 @@ def test_a_notebook_gets_the_same_lines_as_exceptions():
 # ---- data ----------------------------------------------------------------------------------------
 
 
-def test_folders_that_hold_no_data(refused, tmp_path):
+def test_folders_without_data(refused, tmp_path):
     nowhere, empty = tmp_path / "nowhere", tmp_path / "empty"
     empty.mkdir()
     refused(f"data.path='{nowhere}' does not exist", data=nowhere)
@@ -210,7 +210,7 @@ def test_few_unreadable_images_are_listed_and_skipped(tmp_path):
     assert f"skipped   {ready.dataset.skipped[0]}" in job.describe(ready)
 
 
-def test_an_image_that_goes_while_training(tiny_data, tmp_path, capfd):
+def test_an_image_deleted_during_training(tiny_data, tmp_path, capfd):
     data = shutil.copytree(tiny_data, tmp_path / "data")
     ready = job.build_setup(tiny_config(data))
     shutil.rmtree(data / "train")
@@ -294,7 +294,7 @@ def test_a_directory_with_another_configuration(refused, tiny_copy):
 
 
 def test_a_checkpoint_with_another_configuration(tiny_data, tiny_copy, capsys):
-    """As after the configuration file was lost: the checkpoint knows."""
+    """Without the configuration file, the checkpoint is compared."""
     (tiny_copy / "config.json").unlink()
     before = tiny_run.listing(tiny_copy / "checkpoints")
     assert tiny_run.main(*tiny_run.words(tiny_data, tiny_copy, seed=1)) == EXIT_USER_ERROR
@@ -305,7 +305,7 @@ def test_a_checkpoint_with_another_configuration(tiny_data, tiny_copy, capsys):
     assert tiny_run.listing(tiny_copy / "checkpoints") == before
 
 
-def test_other_images_than_the_run_began_with(refused, tiny_copy, tmp_path):
+def test_other_images_than_those_of_the_run(refused, tiny_copy, tmp_path):
     data = tiny_run.images(tmp_path / "others", seed=1)
     stored = json.loads((tiny_copy / "split.json").read_text())["fingerprint"]
     now = job.build_setup(tiny_config(data)).dataset.fingerprint
@@ -317,7 +317,7 @@ def test_other_images_than_the_run_began_with(refused, tiny_copy, tmp_path):
     )
 
 
-def test_a_second_run_in_a_live_directory(refused, tmp_path):
+def test_a_second_run_in_a_locked_directory(refused, tmp_path):
     home = tmp_path / "run"
     home.mkdir()
     with io.locked(home / ".lock"):
@@ -327,7 +327,7 @@ def test_a_second_run_in_a_live_directory(refused, tmp_path):
         )
 
 
-def test_a_directory_that_cannot_be_made(refused, tmp_path):
+def test_a_directory_that_cannot_be_created(refused, tmp_path):
     (tmp_path / "file").write_text("")
     refused(
         f"--workdir={tmp_path / 'file'}: cannot be created (File exists)", home=tmp_path / "file"
@@ -345,26 +345,28 @@ def full(*args, **kwargs):
     raise DISK_FULL
 
 
-CANNOT = "cannot be written (No space left on device); fix this and run the same command again"
-CANNOT += " to continue"
+CANNOT_WRITE = (
+    "cannot be written (No space left on device); fix this and run the same command again to "
+    "continue"
+)
 
 
 def test_no_room_for_a_checkpoint(tiny_data, tmp_path, monkeypatch, capsys):
     home = tmp_path / "run"
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 3 * 2**18))
     assert tiny_run.main(*tiny_run.words(tiny_data, home)) == EXIT_USER_ERROR
-    said = capsys.readouterr().err
-    assert said.startswith("error: checkpoint of step 2 needs 1.") and said.count("\n") == 1
-    assert said.endswith(
-        f" MiB and 0.8 MiB are free in {home}/checkpoints; free some space and run the same command "
-        "again to continue from the last checkpoint\n"
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: checkpoint of step 2 needs 1.") and stderr.count("\n") == 1
+    assert stderr.endswith(
+        f" MiB and 0.8 MiB are free in {home}/checkpoints; free some space and run the same "
+        "command again to continue from the last checkpoint\n"
     )
     assert not list((home / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize("error", [DISK_FULL, ValueError("RESOURCE_EXHAUSTED: disk\nmore")])
-def test_a_checkpoint_that_fails_all_the_same(error, tmp_path, monkeypatch):
-    """A quota, say, that no one can see beforehand; TensorStore makes a ValueError of it."""
+def test_a_checkpoint_that_cannot_be_written(error, tmp_path, monkeypatch):
+    """For example because of a quota, for which TensorStore raises a ValueError."""
     state = TrainState(jnp.zeros((), jnp.int32), {}, {}, {}, {})
     config = tiny_config(tmp_path)
     position = checkpoint.Position(4, 1.0)
@@ -375,27 +377,27 @@ def test_a_checkpoint_that_fails_all_the_same(error, tmp_path, monkeypatch):
 
         monkeypatch.setattr(saved._manager, "save", fail)
         monkeypatch.setattr(saved, "_check_space", lambda *args: None)
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as caught:
             saved.save(state, position, config, None)
     reason = str(error).splitlines()[0]
-    assert str(told.value) == f"checkpoint of step 4 could not be written: {reason}"
+    assert str(caught.value) == f"checkpoint of step 4 could not be written: {reason}"
 
 
 @pytest.mark.parametrize("name", ["config.json", "split.json"])
-def test_no_room_to_begin(name, tiny_data, tmp_path, monkeypatch, capsys):
+def test_no_room_to_start(name, tiny_data, tmp_path, monkeypatch, capsys):
     home = tmp_path / "run"
     write = io.write_atomically
     monkeypatch.setattr(
         io, "write_atomically", lambda p, w: full() if p.name == name else write(p, w)
     )
     assert tiny_run.main(*tiny_run.words(tiny_data, home)) == EXIT_USER_ERROR
-    assert capsys.readouterr().err == f"error: --workdir={home}: {CANNOT}\n"
+    assert capsys.readouterr().err == f"error: --workdir={home}: {CANNOT_WRITE}\n"
     assert {p.name for p in home.iterdir()} <= {".lock", "config.json"}
 
 
 @pytest.fixture
 def evaluated(monkeypatch):
-    """Leaves the evaluation and the page out: the files after them are what matters here."""
+    """Skips evaluation and report, to test the files written after them."""
     row = Variant("fused", "trained", {"global": 1.0}, 1.0)
     monkeypatch.setattr(Evaluator, "variants", lambda self, variables, initial: [row])
     monkeypatch.setattr(Evaluator, "test", lambda *args: Results({}, {"variant": []}))
@@ -425,13 +427,13 @@ def test_no_room_for_the_result(name, evaluated, tiny_data, tiny_copy, monkeypat
 
     monkeypatch.setattr(io, "write_atomically", some)
     assert tiny_run.main(*tiny_run.words(tiny_data, tiny_copy)) == EXIT_USER_ERROR
-    assert capsys.readouterr().err == f"error: --workdir={tiny_copy}: {CANNOT}\n"
+    assert capsys.readouterr().err == f"error: --workdir={tiny_copy}: {CANNOT_WRITE}\n"
     assert (tiny_copy / "result.json").read_bytes() == before
     assert not list(tiny_copy.glob("*.tmp")) + list(tiny_copy.glob(".*.tmp"))
 
 
-def test_a_disk_that_is_really_full(tiny_data, tmp_path):
-    """On a file system of its own, too small for the second checkpoint; with room it goes on."""
+def test_a_full_file_system(tiny_data, tmp_path):
+    """On a temporary file system that is too small for the second checkpoint."""
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1400k", "tmpfs", str(small)]
@@ -452,7 +454,7 @@ def test_a_disk_that_is_really_full(tiny_data, tmp_path):
 
 
 def poisoned_steps(monkeypatch, before=0, after=0):
-    """Makes F's parameters NaN before, or after, the step of this number."""
+    """Sets parameters of F to NaN before or after this step."""
     mapped = parallel.data_parallel
 
     def data_parallel(step, impl):

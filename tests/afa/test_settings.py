@@ -1,4 +1,4 @@
-"""Settings that cannot work, through the command line: one line, exit code 2, nothing written."""
+"""Invalid settings on the command line: one line, exit code 2, nothing written."""
 
 import pytest
 import tiny_run
@@ -9,7 +9,7 @@ from afa.errors import EXIT_USER_ERROR, UserError
 
 @pytest.fixture
 def refused(tiny_data, tmp_path, capsys, monkeypatch):
-    """Runs a tiny run that has to be refused with this line."""
+    """Returns a function that checks the error line of a tiny run."""
     monkeypatch.chdir(tmp_path)
 
     def check(line, **changes):
@@ -46,11 +46,11 @@ def refused(tiny_data, tmp_path, capsys, monkeypatch):
          "(allowed: loss.name, loss.local_weight, loss.fused_weight, loss.temperature)"),
     ],
 )  # fmt: skip
-def test_a_field_that_cannot_work(field, value, line, refused):
+def test_invalid_field(field, value, line, refused):
     refused(line, **{field: value})
 
 
-def test_more_than_one_field_that_does_not_fit(refused):
+def test_invalid_combinations_of_fields(refused):
     refused("loss.margin=nan must be finite", **{"loss.name": "arcface", "loss.margin": "nan"})
     refused(
         "adversarial.generated_views=0.5 needs a generator (adversarial.enabled=True and "

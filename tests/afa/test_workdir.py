@@ -1,4 +1,4 @@
-"""The directory of a run: its lock, its owner, its disk."""
+"""The directory of a run: lock, stored configuration, full disk."""
 
 import errno
 import multiprocessing
@@ -14,13 +14,13 @@ from afa.workdir import Workdir
 
 
 def hold(root, ready):
-    """Another process that holds the directory until it is killed."""
+    """Locks the directory in another process until it is killed."""
     with Workdir(root).locked():
         ready.set()
         signal.pause()
 
 
-def test_one_process_at_a_time_and_a_dead_one_lets_go(tmp_path):
+def test_lock_is_exclusive_and_released_when_the_process_dies(tmp_path):
     home = Workdir(tmp_path / "deep" / "run")
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
@@ -35,11 +35,11 @@ def test_one_process_at_a_time_and_a_dead_one_lets_go(tmp_path):
         other.join()
     with home.locked():
         assert home.root.is_dir()
-    with home.locked():  # and again, once it was let go
+    with home.locked():  # again, after it was released
         pass
 
 
-def test_a_run_owns_its_directory(tmp_path):
+def test_directory_accepts_only_its_own_run(tmp_path):
     home, config = Workdir(tmp_path), ExperimentConfig()
     assert home.stored() is None
     home.claim("one", config)
@@ -56,7 +56,7 @@ def test_a_run_owns_its_directory(tmp_path):
 
 
 def another(config, name, value):
-    """A value that a field may have, and does not."""
+    """Returns a valid value of a field, different from `value`."""
     head, _, last = name.rpartition(".")
     choices = get_args(get_type_hints(type(getattr(config, head) if head else config))[last])
     if isinstance(value, tuple):
@@ -70,8 +70,8 @@ def another(config, name, value):
     return value + 1
 
 
-def test_where_and_how_fast_may_change(tmp_path):
-    """Every other field decides what is computed."""
+def test_only_resumable_fields_may_change(tmp_path):
+    """All other fields affect what is computed."""
     home, config = Workdir(tmp_path), ExperimentConfig()
     home.claim("one", config)
     for name, value in flatten(config).items():
@@ -86,16 +86,16 @@ def test_where_and_how_fast_may_change(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"experiment": "a"}', '{"config": 3}'])
-def test_a_damaged_configuration_is_told(content, tmp_path):
+def test_a_damaged_configuration_is_an_error(content, tmp_path):
     home = Workdir(tmp_path)
     home.config.write_text(content)
     with pytest.raises(UserError, match=r"config\.json: is not a stored configuration \("):
         home.stored()
 
 
-def test_images_are_known_by_their_fingerprint(tmp_path):
+def test_images_are_compared_by_fingerprint(tmp_path):
     home = Workdir(tmp_path)
-    home.confirm("a" * 64)  # a run that begins
+    home.confirm("a" * 64)  # a new run
     home.split.write_text('{"fingerprint": "%s"}' % ("a" * 64))
     home.confirm("a" * 64)
     with pytest.raises(UserError) as error:
@@ -119,7 +119,7 @@ def test_a_full_disk_is_one_line(number, tmp_path):
     )
 
 
-def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
+def test_other_errors_are_not_reported_as_a_full_disk(tmp_path):
     with pytest.raises(FileNotFoundError), Workdir(tmp_path).locked():
         raise FileNotFoundError(errno.ENOENT, "gone")
 
