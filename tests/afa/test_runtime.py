@@ -25,7 +25,7 @@ print(sum(name.endswith("cache_hits") for name in hits))
 
 
 def compiled(where: Path | str, **environment: str) -> tuple[str, int]:
-    """Runs PROGRAM in a new process; returns the bits of its result and the number of cache hits."""
+    """Runs PROGRAM in a new process; returns the bits of its result and its cache hits."""
     fixed = {"PYTHONPATH": str(ROOT), io.PROGRAM_CACHE: str(where), "PYTHONWARNINGS": "error"}
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     done = subprocess.run(

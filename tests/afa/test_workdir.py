@@ -13,7 +13,7 @@ from afa.errors import UserError
 from afa.workdir import Workdir
 
 
-def hold(root, ready):
+def keep_locked(root, ready):
     """Locks the directory in another process until it is killed."""
     with Workdir(root).locked():
         ready.set()
@@ -24,7 +24,7 @@ def test_lock_is_exclusive_and_released_when_the_process_dies(tmp_path):
     home = Workdir(tmp_path / "deep" / "run")
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
-    other = context.Process(target=hold, args=(home.root, ready))
+    other = context.Process(target=keep_locked, args=(home.root, ready))
     other.start()
     try:
         assert ready.wait(60)
