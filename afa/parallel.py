@@ -182,7 +182,7 @@ def require_devices() -> None:
     """
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the second is JAX's for cuda alone
+    except (RuntimeError, AssertionError) as error:  # JAX raises the second for cuda only
         requested = _requested_platforms()
         reason = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".") or "no such device"
         field = f"JAX_PLATFORMS={requested}" if requested else "JAX"

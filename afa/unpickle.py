@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-NUMBERS = "biuf"  # kinds of NumPy types that hold numbers alone
+NUMBERS = "biuf"  # kinds of numeric NumPy dtypes
 LATIN = ("latin1", "latin-1", "iso-8859-1")
 
 

@@ -244,7 +244,7 @@ print(min(faults))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-@pytest.mark.skipif(parallel.accelerated(), reason="an accelerator has memory of its own")
+@pytest.mark.skipif(parallel.accelerated(), reason="an accelerator has its own memory")
 def test_steps_reuse_the_memory_of_the_previous_step():
     """Counts page faults: 16 MiB of working memory are 4,096 pages. The minimum over the steps is
     used, because the heap is still fragmented in the first ones."""
