@@ -119,6 +119,8 @@ class EmbedderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig:
+    name: str = "residual"
+    """Network G, a file of afa/models/generators."""
     width: int = bounded(32, above=0)
     """Channels at half resolution; doubled at every further halving."""
     levels: int = bounded(3, above=0)
@@ -251,10 +253,10 @@ class EvaluationConfig:
     """Validation images of evaluations during training, drawn evenly; 0: all."""
     checkpoint: Literal["last", "best"] = "last"
     """Checkpoint that is evaluated and exported: the last, or the best by validation MAP@R."""
-    protocol: Literal["auto", "leave_one_out", "query_gallery", "catalogue"] = "auto"
-    """Gallery: the other images of the split, the gallery of the data set, or one catalogue image
-    per class. auto: query_gallery if the data set defines a gallery, otherwise leave_one_out; also
-    catalogue if there are catalogue images."""
+    protocol: str = "auto"
+    """Queries and gallery: query_gallery (defined by the data set), leave_one_out (the other images
+    of the split), halves (of every class), or catalogue (one clean image per class). auto: the
+    first of these that the split supports, and also catalogue if there are catalogue images."""
 
 
 @dataclasses.dataclass(frozen=True)

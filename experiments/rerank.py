@@ -27,7 +27,7 @@ def parser() -> Parser:
     options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
     add = options.add_argument
     add("--run", required=True, type=Path, help="directory of a finished run")
-    add("--protocol", choices=("query_gallery", "halves", "catalogue"), default=None,
+    add("--protocol", default=None,
         help="of the test queries; halves: half of every class's images searched among the others "
         "(default: the first that the test split has)")  # fmt: skip
     add("--methods", type=_listed, default=None, metavar="A,B",
@@ -109,7 +109,7 @@ def _protocol(name: str | None, images: Any) -> str:
 
     allowed = supported_protocols(images)
     if name is not None and name not in allowed:
-        raise UserError(f"--protocol={name}: the test split allows {', '.join(allowed)}")
+        raise UserError(f"--protocol={name!r}: the test split allows {', '.join(allowed)}")
     return name or allowed[0]
 
 

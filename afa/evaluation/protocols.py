@@ -1,18 +1,15 @@
 """Evaluation protocols: which images of a split are queries and which are the gallery."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int64
 
 from afa.data.types import ImageSet
-from afa.errors import UserError
+from afa.errors import UserError, choose
 
 Index = Int64[np.ndarray, "_"]
-NEEDS = {
-    "query_gallery": "images that the data set calls queries and gallery",
-    "catalogue": "catalogue images",
-}
 
 
 @dataclass(frozen=True)
@@ -30,60 +27,97 @@ class Protocol:
     gallery: Index
     exclude: Index
 
+    @property
+    def supported(self) -> bool:
+        """Whether there is something to search for, and something to search in."""
+        return bool(len(self.queries) and len(self.gallery))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a protocol divides a split.
+
+    Attributes:
+      divide: image set -> image indices of queries and of gallery; the split supports the
+        protocol if neither is empty.
+      needs: what such a split lacks, for the error.
+    """
+
+    divide: Callable[[ImageSet], tuple[Index, Index]]
+    needs: str
+
+
+def leave_one_out(images: ImageSet) -> tuple[Index, Index]:
+    """Every image that is not a catalogue image is searched among the others."""
+    wild = np.flatnonzero(~images.catalogue)
+    return wild, wild
+
+
+def query_gallery(images: ImageSet) -> tuple[Index, Index]:
+    """The queries of the data set are searched in its gallery."""
+    if images.gallery is None:
+        return leave_one_out(images)[0], np.zeros(0, np.int64)
+    wild = ~images.catalogue
+    return np.flatnonzero(wild & ~images.gallery), np.flatnonzero(wild & images.gallery)
+
+
+def catalogue(images: ImageSet) -> tuple[Index, Index]:
+    """Single-view: the queries of the data set are searched among the catalogue images, of which
+    every class has one."""
+    return query_gallery(images)[0], np.flatnonzero(images.catalogue)
+
+
+def halves(images: ImageSet) -> tuple[Index, Index]:
+    """Every class is divided at random, without catalogue images. No query is in the gallery, as
+    methods that prepare the gallery require. Of an odd number the gallery has one more."""
+    shuffled, position = _positions(images, np.flatnonzero(~images.catalogue), seed=0)
+    queries, gallery = (np.sort(shuffled[position % 2 == half]) for half in (1, 0))
+    return queries, gallery
+
+
+# The first that a split supports is its main protocol.
+PROTOCOLS = {
+    "query_gallery": Rule(query_gallery, "images that the data set calls queries and gallery"),
+    "leave_one_out": Rule(leave_one_out, "images"),
+    "halves": Rule(halves, "images"),
+    "catalogue": Rule(catalogue, "catalogue images"),
+}
+
 
 def protocols(images: ImageSet, choice: str = "auto") -> list[Protocol]:
-    """Returns the protocols that a split supports, the main one first.
-
-    leave_one_out: every image that is not a catalogue image is searched among the others.
-    query_gallery: the queries of the data set are searched in its gallery; it replaces
-    leave_one_out if the data set has a gallery, unless `choice` is "leave_one_out".
-    catalogue (single-view): every query is searched among the catalogue images, one per class.
+    """Returns the protocols to evaluate with.
 
     Args:
       images: the split.
-      choice: name of one protocol, or "auto" for all.
+      choice: name of one protocol, or "auto": the main protocol of the split, and all others that
+        it supports with the same queries.
 
     Raises:
-      UserError: the split does not support the choice.
+      UserError: the name is unknown, or the split does not support the protocol.
     """
-    wild, catalogue = ~images.catalogue, np.flatnonzero(images.catalogue)
-    queries, gallery = np.flatnonzero(wild), np.zeros(0, np.int64)
-    if images.gallery is not None and choice != "leave_one_out":
-        queries = np.flatnonzero(wild & ~images.gallery)
-        gallery = np.flatnonzero(wild & images.gallery)
-    not_in_gallery = np.full(len(queries), -1)
-    found = {}
-    if len(gallery):
-        found["query_gallery"] = Protocol("query_gallery", queries, gallery, not_in_gallery)
-    else:
-        own = np.arange(len(queries))
-        found["leave_one_out"] = Protocol("leave_one_out", queries, queries, own)
-    if len(catalogue):
-        found["catalogue"] = Protocol("catalogue", queries, catalogue, not_in_gallery)
     if choice == "auto":
-        return list(found.values())
-    if choice not in found:
+        main, *others = supported(images)
+        return [main, *(one for one in others if np.array_equal(one.queries, main.queries))]
+    rule = choose("evaluation.protocol", choice, {"auto": None, **PROTOCOLS})
+    assert rule is not None
+    found = _divided(choice, images)
+    if not found.supported:
         raise UserError(
-            f"evaluation.protocol={choice!r} needs {NEEDS[choice]}, and the test classes have none"
+            f"evaluation.protocol={choice!r} needs {rule.needs}, and the test classes have none"
         )
-    return [found[choice]]
+    return [found]
 
 
-def halves(images: ImageSet, seed: int = 0) -> Protocol:
-    """Splits every class in halves, without catalogue images: queries and gallery.
+def supported(images: ImageSet) -> list[Protocol]:
+    """Returns all protocols that a split supports, the main one first."""
+    found = [_divided(name, images) for name in PROTOCOLS]
+    return [one for one in found if one.supported]
 
-    Like leave-one-out it needs no queries and gallery of the data set, but no query is in the
-    gallery, as methods that prepare the gallery require. A class with an odd number of images has
-    one more in the gallery.
 
-    Args:
-      images: the split.
-      seed: the same seed gives the same halves.
-    """
-    wild = np.flatnonzero(~images.catalogue)
-    shuffled, position = _positions(images, wild, seed)
-    queries, gallery = (np.sort(shuffled[position % 2 == half]) for half in (1, 0))
-    return Protocol("halves", queries, gallery, np.full(len(queries), -1))
+def _divided(name: str, images: ImageSet) -> Protocol:
+    queries, gallery = PROTOCOLS[name].divide(images)
+    exclude = np.where(np.isin(queries, gallery), np.searchsorted(gallery, queries), -1)
+    return Protocol(name, queries, gallery, exclude)
 
 
 def drawn_evenly(images: ImageSet, index: Index, count: int, seed: int) -> Index:

@@ -19,7 +19,7 @@ from afa.data.types import ImageSet
 from afa.errors import choose
 from afa.evaluation import statistics
 from afa.evaluation.metrics.retrieval import Metrics, Ranked, metrics_of, pad
-from afa.evaluation.protocols import Protocol, drawn_evenly, halves, protocols
+from afa.evaluation.protocols import Protocol, drawn_evenly, protocols, supported
 from afa.evaluation.statistics import Estimate
 from afa.inference.embed import ONE_SIZE, Embedding, Pyramid
 from afa.models.fusion import Role
@@ -283,13 +283,12 @@ def supported_protocols(images: ImageSet) -> list[str]:
     Methods that prepare the gallery use the neighbours of its images. With leave-one-out the query
     is one of them and would change its own result, so halves replace it.
     """
-    found = [each.name for each in protocols(images) if each.name != "leave_one_out"]
-    return sorted({HALVES, *found}, key=("query_gallery", HALVES, "catalogue").index)
+    return [each.name for each in supported(images) if (each.exclude < 0).all()]
 
 
 def _with_queries(images: ImageSet, name: str, count: int) -> Protocol:
     """The protocol with `count` of its queries (0: all)."""
-    full = halves(images) if name == HALVES else protocols(images, name)[0]
+    full = protocols(images, name)[0]
     drawn = drawn_evenly(images, full.queries, count, seed=0)
     at = np.searchsorted(full.queries, drawn)
     return dataclasses.replace(full, queries=drawn, exclude=full.exclude[at])

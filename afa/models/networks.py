@@ -12,13 +12,12 @@ from jaxtyping import Array, Float, Key, PyTree
 from afa import parallel
 from afa.config import ExperimentConfig
 from afa.errors import UserError, choose
-from afa.models import backbones, layers, views
+from afa.models import backbones, generators, layers, views
 from afa.models.backbones.contract import Options, Preprocessing
 from afa.models.discriminator import Discriminator, Verdict
 from afa.models.embedder import IMAGENET_CLASSES, Descriptors, Embedder, Images
 from afa.models.freezing import Frozen
 from afa.models.fusion import RestorationGate, shares
-from afa.models.generator import Generator
 from afa.models.heads import LocalFeatures
 
 
@@ -30,7 +29,7 @@ class Networks:
     """
 
     embedder: Embedder
-    generator: Generator | None
+    generator: nn.Module | None
     discriminator: Discriminator | None
     gate: RestorationGate | None
     latent_dim: int
@@ -248,7 +247,7 @@ def build_networks(config: ExperimentConfig, classes: int) -> Networks:
       classes: number of training classes.
 
     Raises:
-      UserError: unknown view, or as `build_backbone`.
+      UserError: unknown view or generator, or as `build_backbone`.
     """
     dtype = dtype_of(config.train.precision)
     for name in config.evaluation.views:
@@ -269,10 +268,8 @@ def build_networks(config: ExperimentConfig, classes: int) -> Networks:
     if not (adversarial.enabled and adversarial.generator):
         generator = discriminator = gate = None
     else:
-        g, d = config.generator, config.discriminator
-        generator = Generator(
-            g.width, g.levels, g.blocks, g.latent_dim, config.data.image_size, dtype
-        )
+        d = config.discriminator
+        generator = generators.build(config.generator, config.data.image_size, dtype)
         discriminator = Discriminator(d.width, d.levels, d.spectral_norm, dtype)
         gate = RestorationGate(adversarial.gate)
     joint = config.train.schedule == "joint" and adversarial.generated_views > 0

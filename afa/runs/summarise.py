@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
+from afa.data.types import Files, ImageSet
 from afa.errors import UserError
 from afa.evaluation import statistics
 from afa.evaluation.metrics.retrieval import metrics_from_ranks
+from afa.evaluation.protocols import protocols
 from afa.evaluation.statistics import Estimate
 from afa.retrieval.exact import positive_ranks
 from afa.retrieval.export import read_export
@@ -17,9 +19,7 @@ from afa.runs.compare import CONDITIONS, Run, common_figures, over_runs
 from afa.workdir import Workdir
 
 FUSED = "fused"  # the variant whose descriptors are exported
-LEAVE_ONE_OUT = "leave_one_out"
 TOGETHER = "fused, together"
-GALLERIES = {"query_gallery": "gallery", "catalogue": "catalogue"}  # protocol -> part of the split
 
 
 @dataclass(frozen=True)
@@ -83,45 +83,43 @@ def together(runs: Sequence[Run], metric: str = "map_at_r") -> list[Line]:
     """
     if len(runs) < 2:
         raise UserError("--together needs at least 2 runs")
-    images = _test_images(runs[0])
-    names = images["ids"]
+    names, catalogue, gallery = _test_images(runs[0])
     exports = [_exported(run, names) for run in runs]
     vectors = np.concatenate([each for each, _ in exports], axis=1) / np.float32(len(runs) ** 0.5)
     classes = exports[0][1]
+    # Protocols read no image: the ids stand for the files.
+    images = ImageSet(Files(names), classes, tuple(names), catalogue, gallery)
     row_of = {name: i for i, name in enumerate(names)}
-    found = [
-        (protocol, np.array([row_of[name] for name in queries]), labels)
-        for (variant, protocol, condition), queries, labels, _ in common_figures(runs, metric)
-        if variant == FUSED and condition == CONDITIONS[0]
-    ]
     lines = []
-    for protocol, queries, labels in found:
-        gallery = queries
-        if protocol != LEAVE_ONE_OUT:
-            gallery_ids = images.get(GALLERIES[protocol])
-            if gallery_ids is None:
-                raise UserError(
-                    f"{runs[0].path}: was written by an earlier version; start it again"
-                )
-            gallery = np.array([row_of[name] for name in gallery_ids])
+    for (variant, name, condition), queries, labels, _ in common_figures(runs, metric):
+        if variant != FUSED or condition != CONDITIONS[0]:
+            continue
+        (protocol,) = protocols(images, name)
+        rows = np.array([row_of[query] for query in queries])
+        at = np.searchsorted(protocol.queries, rows)
         ranks = positive_ranks(
-            vectors[queries],
-            vectors[gallery],
+            vectors[rows],
+            vectors[protocol.gallery],
             labels,
-            classes[gallery],
-            np.arange(len(queries)) if protocol == LEAVE_ONE_OUT else None,
+            classes[protocol.gallery],
+            protocol.exclude[at],
         )
         values = metrics_from_ranks(np.asarray(ranks)).per_query[metric]
         mean = statistics.bootstrap(values, labels)
-        lines.append(Line(TOGETHER, protocol, CONDITIONS[0], (), mean.mean, mean, None))
+        lines.append(Line(TOGETHER, name, CONDITIONS[0], (), mean.mean, mean, None))
     return lines
 
 
-def _test_images(run: Run) -> dict[str, list[str]]:
-    """Reads the `ids` of the test images, and which of them are `catalogue` or `gallery`."""
+def _test_images(
+    run: Run,
+) -> tuple[list[str], Bool[np.ndarray, "n"], Bool[np.ndarray, "n"] | None]:
+    """Reads the ids of the test images, and whether each is of the catalogue or the gallery."""
     path = Workdir(run.path).split
     try:
-        return json.loads(path.read_text("utf-8"))["splits"]["test"]
+        split = json.loads(path.read_text("utf-8"))["splits"]["test"]
+        ids, gallery = split["ids"], split.get("gallery")
+        of_catalogue = np.isin(ids, split.get("catalogue", []))
+        return ids, of_catalogue, None if gallery is None else np.isin(ids, gallery)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is not a stored split ({error})") from None
 

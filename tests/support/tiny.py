@@ -11,7 +11,7 @@ from afa.models.backbones.resnet import ResNet
 from afa.models.discriminator import Discriminator
 from afa.models.embedder import Embedder, dims
 from afa.models.fusion import RestorationGate
-from afa.models.generator import Generator
+from afa.models.generators.residual import Generator
 from afa.models.networks import Networks
 from afa.train import optim
 from afa.train.state import TrainState, create

@@ -52,7 +52,7 @@ def figures(
             queries, gallery, query_labels, gallery_labels, protocol.exclude, ranked.scored
         ),
     }
-    leave_one_out = protocol.name == "leave_one_out"
+    leave_one_out = np.array_equal(protocol.queries, protocol.gallery)
     both = query_labels if leave_one_out else np.concatenate([query_labels, gallery_labels])
     drawn = draw_classes(both[np.isin(both, query_labels[ranked.scored])], MAX_IMAGES, seed=0)
     if len(drawn) < 2:

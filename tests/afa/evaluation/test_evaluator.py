@@ -11,9 +11,10 @@ from afa.config import with_changes
 from afa.data.corruptions import CORRUPTIONS, held_back
 from afa.data.types import Dataset, ImageSet
 from afa.errors import UserError
+from afa.evaluation import protocols as protocol_module
 from afa.evaluation import variants
 from afa.evaluation.evaluator import Evaluator, ranked_metrics
-from afa.evaluation.protocols import drawn_evenly, protocols
+from afa.evaluation.protocols import Rule, drawn_evenly, protocols, supported
 from afa.evaluation.variants import GRID, LEAST_GAIN, Costs, Variant, choose_weights
 from afa.inference.embed import DescriptorBlocks, Embedding, pixels
 from afa.models.networks import build_networks
@@ -82,6 +83,37 @@ def test_a_protocol_that_the_split_does_not_allow_is_refused(choice, needed):
     assert str(error.value) == (
         f"evaluation.protocol='{choice}' needs {needed}, and the test classes have none"
     )
+
+
+def test_an_unknown_protocol_is_refused():
+    with pytest.raises(UserError) as error:
+        protocols(image_set(3, 4), "catalog")
+    assert str(error.value) == (
+        "evaluation.protocol='catalog' is unknown; did you mean 'catalogue'? (allowed: auto, "
+        "catalogue, halves, leave_one_out, query_gallery)"
+    )
+
+
+def test_auto_takes_protocols_with_the_queries_of_the_main_one():
+    images = image_set(3, 4)
+    assert [one.name for one in supported(images)] == ["leave_one_out", "halves", "catalogue"]
+    assert [one.name for one in protocols(images)] == ["leave_one_out", "catalogue"]
+    (halves,) = protocols(images, "halves")
+    assert not set(halves.queries) & set(halves.gallery)
+    wild = np.flatnonzero(~images.catalogue)
+    np.testing.assert_array_equal(np.sort([*halves.queries, *halves.gallery]), wild)
+
+
+def test_a_protocol_is_one_function_and_one_line(monkeypatch):
+    def first_image(images):
+        """The first image of every class is the gallery."""
+        gallery = np.sort(np.unique(images.labels, return_index=True)[1])
+        return np.setdiff1d(np.arange(len(images)), gallery), gallery
+
+    monkeypatch.setitem(protocol_module.PROTOCOLS, "first_image", Rule(first_image, "images"))
+    (found,) = protocols(image_set(3, 4, catalogue=False), "first_image")
+    assert (found.name, len(found.queries), len(found.gallery)) == ("first_image", 9, 3)
+    assert (found.exclude == -1).all()
 
 
 def test_without_a_catalogue_there_is_one_protocol():

@@ -10,8 +10,11 @@ import pytest
 import tiny
 from arrays import apply, near, normal, uniform, variables_of
 
+from afa.config import GeneratorConfig
+from afa.errors import UserError
+from afa.models import generators
 from afa.models.discriminator import Discriminator, diffaugment
-from afa.models.generator import Generator, Upsample, clip_unit, pixel_norm
+from afa.models.generators.residual import Generator, Upsample, clip_unit, pixel_norm
 
 # ---- generator ---------------------------------------------------------------------------------
 
@@ -247,3 +250,17 @@ def test_fresh_variables_of_every_network(fresh):
     # He: variance 2 over the fan out.
     kernel = np.asarray(last["conv2"]["kernel"])
     near(kernel.std(), np.sqrt(2 / (9 * kernel.shape[-1])), 0.1)
+
+
+def test_an_unknown_generator_is_refused():
+    with pytest.raises(UserError) as error:
+        generators.build(GeneratorConfig(name="residuall"), 16, jnp.float32)
+    assert str(error.value) == (
+        "generator.name='residuall' is unknown; did you mean 'residual'? (allowed: residual)"
+    )
+
+
+def test_the_settings_reach_the_generator():
+    config = GeneratorConfig(width=4, levels=1, blocks=3, latent_dim=7)
+    built = generators.build(config, 16, jnp.bfloat16)
+    assert built == Generator(4, 1, 3, 7, 16, jnp.bfloat16)

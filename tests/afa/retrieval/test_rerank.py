@@ -10,7 +10,7 @@ import pytest
 from afa.data.types import ImageSet
 from afa.errors import UserError
 from afa.evaluation import reranking
-from afa.evaluation.protocols import drawn_evenly, halves
+from afa.evaluation.protocols import drawn_evenly, protocols
 from afa.models.heads import LocalFeatures
 from afa.retrieval import rerank
 from afa.retrieval.exact import normalise
@@ -258,7 +258,7 @@ def test_neighbours_are_limited_by_the_gallery():
 def test_manifold_methods_beat_the_similarity():
     vectors, labels = arcs()
     split = split_of(vectors, labels)
-    protocol = halves(split.images)
+    protocol = protocols(split.images, "halves")[0]
 
     def figure(reranker, settings):
         found = reranking.measure(contract.of_vectors(reranker), settings, split, protocol)[0]
@@ -360,7 +360,7 @@ def test_some_queries_are_searched_in_the_whole_gallery():
     )
     assert (whole.queries, few.queries) == (12, 8)
     test = splits["test"].images
-    asked = halves(test).queries
+    asked = protocols(test, "halves")[0].queries
     place = np.searchsorted(asked, drawn_evenly(test, asked, 8, seed=0))
     for name, values in few.per_query.items():
         np.testing.assert_array_equal(values, whole.per_query[name][place])
@@ -368,12 +368,12 @@ def test_some_queries_are_searched_in_the_whole_gallery():
 
 def test_half_of_every_class_is_searched_among_the_other_half():
     test = images(np.repeat([3, 5, 9], [4, 5, 1]))
-    protocol = halves(test)
+    protocol = protocols(test, "halves")[0]
     assert sorted([*protocol.queries, *protocol.gallery]) == list(range(10))
     assert test.labels[protocol.queries].tolist() == [3, 3, 5, 5]
     assert test.labels[protocol.gallery].tolist() == [3, 3, 5, 5, 5, 9]
     assert (protocol.exclude == -1).all()
-    np.testing.assert_array_equal(halves(test).queries, protocol.queries)
+    np.testing.assert_array_equal(protocols(test, "halves")[0].queries, protocol.queries)
 
 
 @pytest.mark.parametrize("name", reranking.NAMES)
@@ -385,7 +385,7 @@ def test_no_query_is_in_what_a_method_prepares(name):
     candidate = reranking._candidates(train)[name]
     settings = dict(candidate.settings[0])
     assert reranking.supported_protocols(test.images) == ["halves"]
-    protocol = halves(test.images)
+    protocol = protocols(test.images, "halves")[0]
     asked = test.known.rows(protocol.queries[:3])
     other = known(test.images.labels, 77).rows(protocol.queries)
 
@@ -408,7 +408,7 @@ def _parts(of):
 
 def test_the_weight_of_evidence_is_the_best_of_all():
     split = full_splits()["validation"]
-    protocol = halves(split.images)
+    protocol = protocols(split.images, "halves")[0]
     candidate = reranking.Candidate(class_agreement, [{}], (3.0, 0.3, 0.03))
     figure, settings = reranking.choice(candidate, split, protocol)
     found = {

@@ -15,7 +15,7 @@ from afa import parallel
 from afa.config import ExperimentConfig, with_changes
 from afa.errors import UserError
 from afa.models import backbones
-from afa.models.generator import clip_unit
+from afa.models.generators.residual import clip_unit
 from afa.models.networks import build_networks
 from afa.serving import onnx_graph, package
 from experiments import package as command

@@ -1,4 +1,4 @@
-"""The generator: imperfect image to clean image, and noise to image."""
+"""A residual generator at half of the resolution, with a decoder of noise beside it."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from afa.config import GeneratorConfig
 from afa.models import layers
 
 Image = Float[Array, "b h w 3"]
@@ -162,3 +163,10 @@ class Generator(nn.Module):
         """Both modes at once; initialises every parameter."""
         self.encode(images)
         return self.restore(images), self.sample(z)
+
+
+def build(config: GeneratorConfig, image_size: int, dtype: layers.Dtype) -> Generator:
+    """Builds the generator from its settings."""
+    return Generator(
+        config.width, config.levels, config.blocks, config.latent_dim, image_size, dtype
+    )
