@@ -1,31 +1,31 @@
-"""Allowed values of a setting, written beside its default: `bounded(1e-3, above=0)`.
+"""Allowed values of a setting, given with its default: `bounded(1e-3, above=0)`.
 
-`afa.checks` reads them. A tuple keeps its bounds when each of its values does.
+`afa.checks` checks them. For a tuple, they apply to each value.
 """
 
 import dataclasses
 from typing import Any
 
 KEY = "bounds"
-# What is wrong with a text that is no value of a field's type.
+# Error texts for a value that is not of the field's type.
 KINDS = {
-    int: "is no whole number",
-    float: "is no number",
+    int: "is not a whole number",
+    float: "is not a number",
     bool: "is neither True nor False",
-    tuple: "is no list of such values with spaces between them",
-    str: "is no text",
+    tuple: "is not a list of values separated by spaces",
+    str: "is not text",
 }
 Number = int | float
 
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """What a number, or each value of a tuple, must keep to; None: no such limit.
+    """Limits of a number, or of each value of a tuple; None: no limit.
 
     Attributes:
-      above, least: the smallest value, without and with the limit itself.
-      below, most: the largest value, likewise.
-      unique: no value of a tuple may stand in it twice.
+      above, least: lower limit, exclusive and inclusive.
+      below, most: upper limit, exclusive and inclusive.
+      unique: no value of a tuple may occur twice.
       lengths: allowed lengths of a tuple; empty: any.
     """
 
@@ -36,8 +36,8 @@ class Bounds:
     unique: bool = False
     lengths: tuple[int, ...] = ()
 
-    def hold(self, value: Number) -> bool:
-        """Whether a number lies inside; NaN never does."""
+    def contains(self, value: Number) -> bool:
+        """Whether a number is within the limits; False for NaN."""
         return (
             (self.above is None or value > self.above)
             and (self.least is None or value >= self.least)
@@ -60,11 +60,11 @@ class Bounds:
 
 @dataclasses.dataclass(frozen=True)
 class Duration:
-    """What a duration ("500", "20ep", "40%") must keep to, beside its form.
+    """Limits of a duration ("500", "20ep", "40%").
 
     Attributes:
-      share: it may be a percentage.
-      most: largest percentage; None: any.
+      share: whether a percentage is allowed.
+      most: largest percentage; None: no limit.
     """
 
     share: bool = True
@@ -81,11 +81,11 @@ def bounded(
     unique: bool = False,
     lengths: tuple[int, ...] = (),
 ) -> Any:
-    """A dataclass field with a default and `Bounds`."""
+    """Returns a dataclass field with a default and `Bounds`."""
     bounds = Bounds(above, least, below, most, unique, lengths)
     return dataclasses.field(default=default, metadata={KEY: bounds})
 
 
 def duration(default: str, *, share: bool = True, most: Number | None = None) -> Any:
-    """A dataclass field that holds a duration, with its default and `Duration`."""
+    """Returns a dataclass field for a duration, with a default and `Duration`."""
     return dataclasses.field(default=default, metadata={KEY: Duration(share, most)})

@@ -1,4 +1,4 @@
-"""What a configuration must keep to: every field its type and bounds, and fields each other."""
+"""Checks a configuration: type and bounds of every field, and fields that depend on each other."""
 
 import math
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from afa.errors import UserError, choose
 
 
 def validate(config: ExperimentConfig) -> None:
-    """Checks every field by itself, then fields that must fit each other.
+    """Checks each field, then combinations of fields.
 
     Raises:
-      UserError: naming the first field that does not fit.
+      UserError: the message names the first invalid field.
     """
     for name, field, value in leaves(config):
         _check_type(name, field.type, value)
@@ -52,7 +52,7 @@ def _check_number(name: str, value: Any, bounds: Bounds) -> None:
     numbers = [each for each in values if isinstance(each, int | float)]
     if not all(map(math.isfinite, numbers)):
         raise UserError(f"{name}={value!r} must be finite")
-    if not all(map(bounds.hold, numbers)):
+    if not all(map(bounds.contains, numbers)):
         raise UserError(f"{name}={value!r} {bounds}")
     if bounds.unique and len(set(values)) < len(values):
         twice = next(each for each in values if values.count(each) > 1)
@@ -63,19 +63,16 @@ def _check_number(name: str, value: Any, bounds: Bounds) -> None:
 
 
 def _check_duration(name: str, value: str, rule: Duration) -> None:
-    steps_of(name, value, whole=1, epoch=1)  # refuses what is no duration
+    steps_of(name, value, total=1, epoch=1)  # raises for invalid text
     if not value.endswith("%"):
         return
     if not rule.share:
-        raise UserError(
-            f"{name}={value!r} is a share of nothing: it is itself the whole "
-            '(allowed: "500", "20ep")'
-        )
+        raise UserError(f'{name}={value!r} must not be a percentage (allowed: "500", "20ep")')
     if rule.most is not None and float(value.removesuffix("%")) > rule.most:
         raise UserError(f"{name}={value!r} must be at most {rule.most:g}%")
 
 
-# ---- fields that must fit each other -------------------------------------------------------------
+# ---- combinations of fields ----------------------------------------------------------------------
 
 
 def has_generator(config: ExperimentConfig) -> bool:
@@ -83,8 +80,8 @@ def has_generator(config: ExperimentConfig) -> bool:
     return config.adversarial.enabled and config.adversarial.generator
 
 
-def _smallest(config: ExperimentConfig) -> int:
-    """What the image size must be a multiple of, for G and D."""
+def _downsampling(config: ExperimentConfig) -> int:
+    """Factor of G and D that the image size must be a multiple of."""
     return 2 ** max(config.generator.levels, config.discriminator.levels)
 
 
@@ -94,7 +91,7 @@ def _weights_of_generator(config: ExperimentConfig) -> tuple[float, ...]:
 
 
 def _never(duration: str) -> bool:
-    return steps_of("", duration, whole=10**9, epoch=10**9) == 0
+    return steps_of("", duration, total=10**9, epoch=10**9) == 0
 
 
 def _which_folds(config: ExperimentConfig) -> str:
@@ -102,23 +99,23 @@ def _which_folds(config: ExperimentConfig) -> str:
     return f"0 to {folds - 1}" if folds else "0, as data.folds=0"
 
 
-# (what is wrong, what to say)
+# (whether the combination is invalid, error message)
 COMBINATIONS: tuple[
     tuple[Callable[[ExperimentConfig], bool], Callable[[ExperimentConfig], str]], ...
 ] = (
     (
         lambda c: c.data.folds == 1,
-        lambda c: "data.folds=1 must be 2 or more, or 0: no cross-validation",
+        lambda c: "data.folds=1 must be 2 or more, or 0 (no cross-validation)",
     ),
     (
         lambda c: c.data.fold >= max(c.data.folds, 1),
-        lambda c: f"data.fold={c.data.fold} is not there (allowed: {_which_folds(c)})",
+        lambda c: f"data.fold={c.data.fold} is out of range (allowed: {_which_folds(c)})",
     ),
     (
-        lambda c: has_generator(c) and c.data.image_size % _smallest(c) != 0,
+        lambda c: has_generator(c) and c.data.image_size % _downsampling(c) != 0,
         lambda c: (
-            f"data.image_size={c.data.image_size} must be a multiple of {_smallest(c)}, 2 to the "
-            "larger of generator.levels and discriminator.levels"
+            f"data.image_size={c.data.image_size} must be a multiple of {_downsampling(c)} "
+            "(2**max(generator.levels, discriminator.levels))"
         ),
     ),
     (
@@ -163,8 +160,8 @@ COMBINATIONS: tuple[
     (
         lambda c: c.evaluation.checkpoint == "best" and _never(c.train.evaluate_every),
         lambda c: (
-            "evaluation.checkpoint='best' needs evaluations to choose by, and "
-            f"train.evaluate_every={c.train.evaluate_every!r} means none"
+            "evaluation.checkpoint='best' needs evaluations during training, and "
+            f"train.evaluate_every={c.train.evaluate_every!r} disables them"
         ),
     ),
     (
@@ -179,24 +176,24 @@ COMBINATIONS: tuple[
     ),
 )  # fmt: skip
 
-# ---- settings that nothing reads -----------------------------------------------------------------
+# ---- settings without effect ---------------------------------------------------------------------
 
 
 def _without(config: ExperimentConfig) -> str:
-    """The setting that leaves G out."""
+    """The setting that disables G."""
     off = "generator" if config.adversarial.enabled else "enabled"
     return f"adversarial.{off}=False"
 
 
-OF_THE_GENERATOR = (
+GENERATOR_FIELDS = (
     "generator.", "discriminator.", "adversarial.lambda_", "adversarial.r1",
     "adversarial.diffaugment", "adversarial.gate", "optim.generator_learning_rate",
     "optim.discriminator_learning_rate", "train.generator_steps",
 )  # fmt: skip
-OF_THE_FEATURES = ("adversarial.feature_", "train.plain")
+FEATURE_FIELDS = ("adversarial.feature_", "train.plain")
 
-# (beginnings of names, whether nothing reads them, the setting that is why)
-UNREAD: tuple[
+# (prefixes of field names, whether they are unused, the setting that disables them)
+UNUSED: tuple[
     tuple[
         tuple[str, ...],
         Callable[[ExperimentConfig], bool],
@@ -204,8 +201,8 @@ UNREAD: tuple[
     ],
     ...,
 ] = (
-    (OF_THE_GENERATOR, lambda c: not has_generator(c), _without),
-    (OF_THE_FEATURES, lambda c: not c.adversarial.enabled, lambda c: "adversarial.enabled=False"),
+    (GENERATOR_FIELDS, lambda c: not has_generator(c), _without),
+    (FEATURE_FIELDS, lambda c: not c.adversarial.enabled, lambda c: "adversarial.enabled=False"),
     (
         ("adversarial.feature_direction", "train.plain"),
         lambda c: c.adversarial.feature_epsilon == 0,
@@ -226,17 +223,18 @@ UNREAD: tuple[
 
 
 def refuse_unread(config: ExperimentConfig, context: ExperimentConfig) -> None:
-    """Refuses a change of a recipe that would change nothing: of G where there is no G, say.
+    """Refuses changes of a recipe that have no effect, such as settings of G in a run without G.
 
-    What the recipe itself sets may lie idle: a recipe without its adversarial part is a baseline.
+    Fields set by the recipe itself may be unused: a recipe without its adversarial part is a
+    baseline.
 
     Raises:
-      UserError: naming the first such field and the setting that leaves it unread.
+      UserError: the message names the first such field and the setting that disables it.
     """
     before = flatten(context)
     for name, value in flatten(config).items():
         if before.get(name, value) == value:
             continue
-        for beginnings, unread, reason in UNREAD:
-            if name.startswith(beginnings) and unread(config):
-                raise UserError(f"{name}={value!r} changes nothing with {reason(config)}")
+        for prefixes, unused, reason in UNUSED:
+            if name.startswith(prefixes) and unused(config):
+                raise UserError(f"{name}={value!r} has no effect with {reason(config)}")

@@ -1,7 +1,7 @@
-"""Every setting of a run: nested frozen dataclasses, read by `python -m experiments.run`.
+"""All settings of a run: nested frozen dataclasses, read by `python -m experiments.run`.
 
-The text under a field is what `--help` shows. A duration is a string: "500" steps, "20ep" epochs
-of the training images, or "40%" of the whole it belongs to.
+`--help` shows the text below each field. A duration is a string: "500" steps, "20ep" epochs of the
+training images, or "40%" of a total.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ from afa.losses.base import Loss
 from afa.losses.norm_softmax import NormSoftmax
 
 TRAINED_CORRUPTIONS = ("gaussian_noise", "gaussian_blur", "occlusion", "low_resolution")
-MOST_SEED = 2**32 - 1  # of JAX and NumPy alike
+MAX_SEED = 2**32 - 1  # of both JAX and NumPy
 
-RANDOM = "random"  # what `backbone.weights` says of a network without published weights
-# What a recipe sets for published weights, and training from scratch does without.
+RANDOM = "random"  # value of `backbone.weights` for training from scratch
+# Fields that a recipe sets for fine-tuning; training from scratch uses their defaults.
 FINE_TUNING = ("backbone.frozen_norm", "optim.backbone_rate", "optim.head_warmup")
 
 
@@ -28,93 +28,93 @@ class DataConfig:
     name: str = "synthetic"
     """Data set: synthetic, folder, inshop, gldv2, or tfds:NAME."""
     path: str = ""
-    """folder: the directory of class folders; inshop, gldv2: the one that holds their lists; tfds:
-    the data_dir (empty: the TFDS default)."""
+    """folder: directory of class folders; inshop, gldv2: directory with their lists; tfds: data_dir
+    (empty: the TFDS default)."""
     cache: str = ""
-    """Where the synthetic set is built (empty: ~/.cache/afa, or afa-cache-UID in the directory for
-    temporary files where that cannot be written)."""
+    """Directory of the synthetic set (empty: ~/.cache/afa or, if not writable, afa-cache-UID in the
+    directory for temporary files)."""
     image_size: int = bounded(224, above=0)
-    """Side of the square images the networks see, in pixels."""
+    """Side of the square input images of the networks, in pixels."""
     crop_fraction: float = bounded(1.0, above=0, most=1)
     """Evaluation: the shorter side becomes image_size / crop_fraction, then a centre crop."""
     batch_size: int = bounded(64, above=0)
-    """Images a step, over all devices."""
+    """Images per step, over all devices."""
     sampler: Literal["pk", "shuffle"] = "pk"
-    """pk: batch_size / images_per_class classes with images_per_class images each; shuffle."""
+    """pk: batch_size / images_per_class classes with images_per_class images; shuffle: random."""
     images_per_class: int = bounded(4, above=0)
     """K of the pk sampler."""
     validation_fraction: float = bounded(0.2, least=0, most=1)
-    """Share of the training classes held out as validation classes."""
+    """Fraction of the training classes used as validation classes."""
     folds: int = bounded(0, least=0)
-    """Cross-validation: the training classes are divided in so many parts, of which one validates;
-    test classes stay as they are. 0: off, validation_fraction decides."""
+    """Cross-validation: number of parts of the training classes, one of which is for validation;
+    test classes do not change. 0: off, validation_fraction is used."""
     fold: int = bounded(0, least=0)
-    """The part that validates, 0 to folds - 1: one run each."""
-    split_seed: int = bounded(0, least=0, most=MOST_SEED)
-    """Chooses the validation classes, or divides the training classes in folds."""
+    """The part for validation, 0 to folds - 1; one run for each."""
+    split_seed: int = bounded(0, least=0, most=MAX_SEED)
+    """Seed of the choice of validation classes, or of the division into folds."""
     objects: int = bounded(160, above=0)
     """Synthetic set: number of objects."""
     views: int = bounded(20, above=0)
-    """Synthetic set: in-the-wild views of each object, beside one catalogue view."""
+    """Synthetic set: in-the-wild views per object, in addition to one catalogue view."""
     render_size: int = bounded(96, above=0)
     """Synthetic set: side of the rendered images, in pixels."""
     crop_scale: float = bounded(0.6, above=0, most=1)
-    """Training: smallest share of the area a random crop keeps."""
+    """Training: smallest fraction of the area of a random crop."""
     flip: bool = True
     """Training: mirror half of the images."""
     jitter: float = bounded(0.2, least=0, most=1)
     """Training: largest relative change of brightness, contrast and saturation."""
     corruptions: tuple[str, ...] = bounded(TRAINED_CORRUPTIONS, unique=True)
-    """Corruptions seen in training; all others are held back for the robustness test."""
+    """Corruptions used in training; all others are held back for the robustness test."""
     corrupt_probability: float = bounded(0.5, least=0, most=1)
-    """Training: share of the images that get one of these corruptions."""
+    """Training: fraction of the images with one of these corruptions."""
     max_unreadable: float = bounded(0.01, least=0, most=1)
-    """Share of unreadable images that is skipped with a warning; more is refused."""
+    """Largest fraction of unreadable images that is skipped with a warning; more is an error."""
     read_threads: int = bounded(0, least=0)
-    """Threads that read and augment the coming batches (0: one a CPU core, at most 16)."""
+    """Threads that read and augment the next batches (0: one per CPU core, at most 16)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BackboneConfig:
     name: str = "resnet50"
-    """Network of F; `python -m experiments.weights --list` shows them all."""
+    """Network of F; `python -m experiments.weights --list` shows all."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """imagenet: as published; small: 3x3 stride 1, for images up to 48 pixels."""
     weights: str = RANDOM
-    """First weights: a file (of PyTorch, safetensors or npz), a directory of them, a run of ours,
-    or hf://org/name; random: training from scratch."""
+    """Initial weights: a file (PyTorch, safetensors or npz), a directory of such files, a run of
+    afa, or hf://org/name; random: training from scratch."""
     part: str = ""
-    """The part of the file that holds the network, as state_dict_ema or state_dict.encoder_q;
-    empty: the one that fits best, which is told."""
+    """Part of the file with the weights, such as state_dict_ema or state_dict.encoder_q; empty: the
+    best match, which is printed."""
     allow_partial: tuple[str, ...] = bounded((), unique=True)
-    """Regular expressions of parameters that the weights may lack, have too many, or in another
-    shape; all others must fit."""
+    """Regular expressions of parameters that may be missing, unexpected or of another shape in the
+    weights; all others must match."""
     head: Literal["none", "imagenet"] = "none"
-    """imagenet: the published classifier too; its posterior becomes a descriptor block."""
+    """imagenet: also load the published classifier; its posterior becomes a descriptor block."""
     mean: tuple[float, ...] = bounded((), lengths=(0, 3))
-    """Mean of the images in [0, 1], a figure a channel; empty: that of the weights."""
+    """Mean per channel of images in [0, 1]; empty: that of the weights."""
     std: tuple[float, ...] = bounded((), above=0, lengths=(0, 3))
-    """Deviation, likewise."""
+    """Standard deviation per channel; empty: that of the weights."""
     channels: Literal["", "rgb", "bgr"] = ""
-    """Order of the channels that the network sees; empty: that of the weights."""
+    """Channel order of the network input; empty: that of the weights."""
     frozen_stages: int = bounded(0, least=0)
-    """Stages of the backbone, from the image upwards, that are not trained."""
+    """Number of frozen backbone stages, counted from the input."""
     frozen_norm: bool = False
-    """Training normalises by the stored BatchNorm statistics and leaves them as they are."""
+    """Training uses the stored BatchNorm statistics and does not update them."""
     remat: bool = False
-    """Compute the maps inside a block again in the backward pass: less memory, more time."""
+    """Recompute activations of each block in the backward pass: less memory, more time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbedderConfig:
     embedding_dim: int = bounded(512, above=0)
-    """Length of the global descriptor."""
+    """Dimension of the global descriptor."""
     local_dim: int = bounded(128, above=0)
-    """Length of the local descriptor, and of each of the local descriptors it pools."""
+    """Dimension of the local descriptor and of the local features it pools."""
     gem_power: float = bounded(3.0, above=0)
-    """First value of the learned power of generalised-mean pooling."""
+    """Initial value of the learned power of generalised-mean pooling."""
     standardise: bool = False
-    """F sees every image at the same mean and contrast."""
+    """Normalise every input image of F to the same mean and contrast."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,23 +122,23 @@ class GeneratorConfig:
     name: str = "residual"
     """Network G, a file of afa/models/generators."""
     width: int = bounded(32, above=0)
-    """Channels at half of the resolution; doubled with every further halving."""
+    """Channels at half resolution; doubled at every further halving."""
     levels: int = bounded(3, above=0)
-    """Halvings of the resolution of an image to be restored; 1: half of the resolution alone."""
+    """Halvings of the resolution of the corrupted image; 1: half resolution only."""
     blocks: int = bounded(2, above=0)
     """Residual blocks of two 3x3 convolutions at the lowest resolution; one at every other."""
     latent_dim: int = bounded(32, above=0)
-    """Length of the noise z, and of the code of an image."""
+    """Dimension of the noise z and of the code of an image."""
     batch_size: int = bounded(0, least=0)
-    """Staged: images in a step of G and D, over all devices; 0: data.batch_size."""
+    """Staged: images per step of G and D, over all devices; 0: data.batch_size."""
     corrupt_probability: float = bounded(0.75, least=0, most=1)
-    """Staged: share of the images in the batches of G and D that get a corruption."""
+    """Staged: fraction of corrupted images in the batches of G and D."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorConfig:
     width: int = bounded(32, above=0)
-    """Channels of the first map; doubled at every level down, up to eight times as many."""
+    """Channels of the first feature map; doubled at every level, up to eight times as many."""
     levels: int = bounded(4, above=0)
     """Halvings of the resolution."""
     spectral_norm: bool = False
@@ -148,34 +148,34 @@ class DiscriminatorConfig:
 @dataclasses.dataclass(frozen=True)
 class AdversarialConfig:
     enabled: bool = True
-    """The adversarial part as a whole; off: the baseline, otherwise identical."""
+    """The whole adversarial part; False: the baseline, otherwise identical."""
     feature_epsilon: float = bounded(0.02, least=0)
-    """Largest push of the mid map along its gradient, relative to the map's norm; 0: off."""
+    """Largest perturbation of the mid map along its gradient, relative to the norm of the map; 0:
+    off."""
     feature_direction: Literal["gradient", "random"] = "gradient"
-    """random: the control experiment, a push of the same length in a random direction."""
+    """random: control experiment, a perturbation of the same norm in a random direction."""
     generator: bool = True
     """Train G and D; their views and features join the fused descriptor."""
     lambda_mse: float = bounded(10.0, least=0)
-    """G: weight of the root of each image's mean squared error towards the clean image."""
+    """G: weight of the root of each image's mean squared error to the clean image."""
     lambda_adversarial: float = bounded(0.05, least=0)
-    """G: weight of the adversarial term on restored images; 0: no discriminator verdict."""
+    """G: weight of the adversarial term on restored images; 0: off."""
     lambda_features: float = bounded(1.0, least=0)
-    """G: weight of the distance between F's descriptors of restored and clean image."""
+    """G: weight of the distance between the descriptors (F) of restored and clean image."""
     lambda_noise: float = bounded(0.05, least=0)
-    """G: weight of the adversarial term on images made from noise alone; 0: off."""
+    """G: weight of the adversarial term on images sampled from noise; 0: off."""
     lambda_code: float = bounded(10.0, least=0)
-    """G: weight of the same error of what the decoder of noise makes of the code of a clean image;
-    0: off."""
+    """G: weight of the reconstruction error of a clean image decoded from its code; 0: off."""
     r1: float = bounded(1.0, least=0)
     """D: weight of the R1 gradient penalty."""
     r1_every: int = bounded(4, above=0)
-    """D: the penalty is computed on every such step and weighted up accordingly."""
+    """D: the penalty is computed every r1_every steps, with r1_every times the weight."""
     diffaugment: bool = True
-    """D sees real and generated images through the same differentiable augmentation."""
+    """D: apply the same differentiable augmentation to real and generated images."""
     gate: Literal["fixed", "learned", "verdict"] = "fixed"
-    """How far an image trusts its restored view: always, by a trained gate, or by D's verdict."""
+    """Weight of the restored view of an image: constant, from a trained gate, or from D."""
     generated_views: float = bounded(0.0, least=0)
-    """Joint schedule: weight of the metric loss on G's images as extra training views."""
+    """Joint schedule: weight of the metric loss on restored images as extra training views."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,115 +185,114 @@ class OptimConfig:
     learning_rate: float = bounded(1e-3, above=0)
     """Peak learning rate of F."""
     backbone_rate: float = bounded(1.0, least=0)
-    """Learning rate of the backbone, relative to that of the new parts of F."""
+    """Learning rate of the backbone, relative to that of the new layers of F."""
     head_warmup: str = duration("0", most=100)
-    """Duration at the beginning in which the new parts of F learn alone."""
+    """Duration at the start in which only the new layers of F are trained."""
     weight_decay: float = bounded(1e-4, least=0)
-    """Decoupled weight decay of F, on kernels only."""
+    """Decoupled weight decay of F; kernels only."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Decay of every learning rate after the warm-up."""
+    """Decay of all learning rates after the warm-up."""
     warmup: str = duration("5%", most=100)
     """Duration of the linear warm-up."""
     clip: float = bounded(1.0, least=0)
     """Largest global gradient norm of each network; 0: no clipping."""
     accumulate: int = bounded(1, above=0)
-    """Steps whose gradients are averaged before the parameters move."""
+    """Gradient accumulation: steps whose gradients are averaged for one parameter update."""
     generator_learning_rate: float = bounded(4e-4, above=0)
     """Adam learning rate of G."""
     discriminator_learning_rate: float = bounded(4e-4, above=0)
     """Adam learning rate of D."""
     ema_decay: float = bounded(0.999, least=0, below=1)
     """Decay of the moving average of F and G that is evaluated and exported; 0: off. It warms up
-    with the updates of each network, so that the first weights do not dominate short runs."""
+    with the updates of each network, so the initial weights do not dominate in short runs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     steps: str = duration("100ep", share=False)
-    """Labelled steps (of F)."""
+    """Training steps of F (with labels)."""
     small_steps: str = duration("0", most=100)
-    """Staged: the first of `steps`, on smaller and so cheaper images (progressive resizing)."""
+    """Staged: number of first steps on smaller images (progressive resizing)."""
     small_size: int = bounded(32, above=0)
-    """Side of the images of these steps, in pixels."""
+    """Side of the images in small_steps, in pixels."""
     schedule: Literal["staged", "joint"] = "staged"
     """staged: F, F with feature augmentation, then G and D on frozen F; joint: all together."""
     plain: str = duration("40%", most=100)
-    """Staged: share of `steps` before feature augmentation begins."""
+    """Staged: steps before feature augmentation starts, part of `steps`."""
     generator_steps: str = duration("50%")
     """Staged: steps of G and D on frozen F, after `steps`."""
     log_every: str = duration("20", most=100)
-    """Steps between log lines, beside one at the end of each stage; 0: none at all."""
+    """Steps between log lines, in addition to one at the end of each stage; 0: no log lines."""
     evaluate_every: str = duration("10%", most=100)
-    """Steps between evaluations on the validation classes, beside one at the end of each stage;
-    0: none at all."""
+    """Steps between evaluations on the validation classes, in addition to one at the end of each
+    stage; 0: no evaluations."""
     checkpoint_every: str = duration("5%", most=100)
-    """Steps between checkpoints, beside one at the end of each stage; 0: only there."""
+    """Steps between checkpoints, in addition to one at the end of each stage; 0: only those."""
     keep_best: int = bounded(2, least=0)
-    """Checkpoints kept by validation MAP@R, beside the latest."""
+    """Checkpoints kept by validation MAP@R, in addition to the latest."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute type of the networks; auto: bfloat16 on accelerators, float32 on the CPU."""
+    """Compute dtype of the networks; auto: bfloat16 on accelerators, float32 on the CPU."""
     parallel: Literal["auto", "pmap", "shard_map"] = "auto"
-    """How a step is mapped over devices; auto: pmap on one host, shard_map over several."""
+    """Mapping of steps over devices; auto: pmap on one host, shard_map on several."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     batch_size: int = bounded(128, above=0)
-    """Images embedded at once, over all devices of the process."""
+    """Images per embedding batch, over all devices of the process."""
     views: tuple[str, ...] = bounded(("flip", "median", "standardise"), unique=True)
-    """Second views of the image, fused beside the restored one when there is a generator."""
+    """Extra views of the image, fused in addition to the restored view of a generator."""
     severities: tuple[int, ...] = bounded((3, 5), least=1, most=5, unique=True)
-    """Severities of every corruption in the robustness test."""
+    """Severities of each corruption in the robustness test."""
     corruption_queries: int = bounded(2000, least=0)
-    """Test queries of the robustness test, drawn evenly over the classes, 0: all. Each is embedded
-    once for every corruption and severity: 2,000 with two severities are 40,000 images a view."""
-    corruption_seed: int = bounded(0, least=0, most=MOST_SEED)
-    """Seed of the corrupted queries, one for all runs, so that runs can be compared in pairs."""
+    """Queries of the robustness test, drawn evenly over the classes; 0: all. Each is embedded once
+    per corruption and severity: 2,000 with two severities are 40,000 images per view."""
+    corruption_seed: int = bounded(0, least=0, most=MAX_SEED)
+    """Seed of the corrupted queries, the same for all runs, for paired comparisons."""
     validation_queries: int = bounded(0, least=0)
-    """Validation images of the evaluations during training, likewise; 0: all."""
+    """Validation images of evaluations during training, drawn evenly; 0: all."""
     checkpoint: Literal["last", "best"] = "last"
-    """State that is evaluated and exported: the last, or the best by validation MAP@R."""
+    """Checkpoint that is evaluated and exported: the last, or the best by validation MAP@R."""
     protocol: str = "auto"
-    """Queries and gallery: query_gallery (as the data set separates them), leave_one_out (the other
-    images of the split), halves (of every class), or catalogue (one clean image a class). auto:
-    the first of these that the split supports, and catalogue beside it if the split has one."""
+    """Queries and gallery: query_gallery (defined by the data set), leave_one_out (the other images
+    of the split), halves (of every class), or catalogue (one clean image per class). auto: the
+    first of these that the split supports, and also catalogue if there are catalogue images."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalConfig:
     index: str = "auto"
-    """Address of the index built over the exported embeddings: exact://, scann://?OPTION=VALUE,
-    milvus://HOST:PORT or milvus://PATH/file.db; auto is scann:// where it is installed."""
+    """URI of the index over the exported embeddings: exact://, scann://?OPTION=VALUE,
+    milvus://HOST:PORT or milvus://PATH/file.db; auto: scann:// if it is installed."""
     target_recall: float = bounded(0.0, least=0, most=1)
-    """Recall of scann:// that its settings are tuned for by measurement; 0 takes those of a
-    rule."""
+    """Recall that the settings of scann:// are tuned for by measurement; 0: settings by a rule."""
     tune_seconds: float = bounded(60.0, least=0)
     """Time budget of the tuning."""
     tune_for: Literal["batch", "single"] = "batch"
-    """Speed that is tuned for: of many queries in one call, or of one query after the other."""
+    """Tune the speed of many queries per call, or of one query per call."""
     gallery: Literal["test", "all"] = "test"
     """Images that are exported and searched: the test classes, or the whole data set."""
     results: int = bounded(10, above=0)
-    """Results of a search, and k of the recall against exact search."""
+    """Results per query, and k of the recall against exact search."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LaunchConfig:
     coordinator: str = "auto"
-    """Several processes in one run: host:port of process 0; auto: as SLURM, Open MPI or a TPU slice
-    say in the environment; environment: as JAX finds by itself (TPU VM); none: a single process."""
+    """Runs with several processes: host:port of process 0; auto: from the environment variables of
+    SLURM, Open MPI or a TPU slice; environment: detected by JAX (TPU VM); none: one process."""
     processes: int = bounded(1, above=0)
     """Number of processes."""
     index: int = bounded(0, least=0)
     """Index of this process."""
     program_cache: str = "auto"
-    """Directory of compiled programs, which the next process does not compile again; auto:
-    programs in the cache directory; off: none."""
+    """Directory of compiled programs, reused by later processes; auto: programs in the cache
+    directory; off: none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """Every setting of a run; frozen. The method's published settings are the defaults.
+    """All settings of a run; frozen. The defaults are the published settings of the method.
 
     >>> import dataclasses
     >>> import afa
@@ -302,7 +301,7 @@ class ExperimentConfig:
     (3, 'resnet50')
     """
 
-    seed: int = bounded(0, least=0, most=MOST_SEED)
+    seed: int = bounded(0, least=0, most=MAX_SEED)
     """Seed of initial weights, batches, corruptions and noise."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
@@ -319,8 +318,8 @@ class ExperimentConfig:
 
 
 def generator_data(config: ExperimentConfig) -> DataConfig:
-    """The data settings of the stage of G and D on frozen F: its own batch size and share of
-    corrupted images, drawn without classes, since no label enters there."""
+    """Returns the data settings of the stage that trains G and D: own batch size, own fraction of
+    corrupted images, and shuffled batches, because this stage uses no labels."""
     return dataclasses.replace(
         config.data,
         batch_size=config.generator.batch_size or config.data.batch_size,
@@ -331,7 +330,7 @@ def generator_data(config: ExperimentConfig) -> DataConfig:
 
 LOSS_NAME = "loss.name"
 
-# Where and how fast a run computes may change when it is resumed; what it computes may not.
+# Fields that may change when a run is resumed, because they do not affect what is trained.
 RESUMABLE = (
     "launch.", "train.parallel", "train.log_every", "data.read_threads", "data.cache", "data.path",
     "train.keep_best", "retrieval.", "evaluation.",
@@ -339,13 +338,13 @@ RESUMABLE = (
 
 
 def with_changes(config: Any, **changes: Any) -> Any:
-    """A copy with dotted fields changed: `with_changes(c, **{"data.image_size": 64})`.
+    """Returns a copy with dotted fields changed: `with_changes(c, **{"data.image_size": 64})`.
 
-    Another `loss.name` brings that loss's published settings; it is changed first, so that its
-    fields can be changed by the same call.
+    A new `loss.name` sets the published settings of that loss. It is applied first, so the same
+    call can change fields of the loss.
 
     Raises:
-      UserError: there is no such field, or no such loss.
+      UserError: unknown field or loss.
     """
     for field, value in sorted(changes.items(), key=lambda each: each[0] != LOSS_NAME):
         head, _, rest = field.partition(".")
@@ -359,13 +358,13 @@ def with_changes(config: Any, **changes: Any) -> Any:
 
 
 def refuse_unknown(field: str, config: Any, dashes: str = "", hint: str = "") -> None:
-    """Refuses a dotted field that a configuration does not have.
+    """Checks that a configuration has a dotted field.
 
     Args:
-      dashes, hint: written before and after the name, as a command line has them.
+      dashes, hint: text before and after the name in the message, for command lines.
 
     Raises:
-      UserError: naming the nearest field, or for a loss all of its fields.
+      UserError: it has not; the message gives the nearest field, or for a loss all of its fields.
     """
     names = flatten(config)
     if field in names or hasattr(config, field):
@@ -374,14 +373,14 @@ def refuse_unknown(field: str, config: Any, dashes: str = "", hint: str = "") ->
     if isinstance(loss, Loss) and field.startswith("loss."):
         own = ", ".join(name for name in names if name.startswith("loss."))
         raise UserError(
-            f"{dashes}{field} is no field of {LOSS_NAME}={loss.name!r}{nearest(field, names)} "
+            f"{dashes}{field} is not a field of {LOSS_NAME}={loss.name!r}{nearest(field, names)} "
             f"(allowed: {own})"
         )
-    raise UserError(f"{dashes}{field} is no field{nearest(field, names)}{hint}")
+    raise UserError(f"{dashes}{field} is not a field{nearest(field, names)}{hint}")
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
-    """Dotted name, field and value of every leaf."""
+    """Yields dotted name, field and value of every leaf."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -391,24 +390,24 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Fie
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """Dotted field name -> value, for every leaf."""
+    """Returns dotted field name -> value for every leaf."""
     return {name: value for name, _, value in leaves(config)}
 
 
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:
-    """Nested plain values, as they stand in JSON."""
+    """Converts a configuration to JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def from_dict(values: dict[str, Any], into: Any = None) -> Any:
-    """The inverse of `to_dict`; fields a stored configuration lacks keep their default."""
+    """Inverse of `to_dict`; missing fields have their defaults."""
     config = ExperimentConfig() if into is None else into
     known = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     changes = {}
     for name, value in values.items():
         if name not in known:
             raise UserError(
-                f"stored configuration: {name!r} is no field of {type(config).__name__}"
+                f"stored configuration: {name!r} is not a field of {type(config).__name__}"
             )
         if dataclasses.is_dataclass(into := known[name]):
             if isinstance(into, Loss) and "name" in value:
@@ -420,8 +419,8 @@ def from_dict(values: dict[str, Any], into: Any = None) -> Any:
 
 
 def differences(stored: ExperimentConfig, now: ExperimentConfig) -> list[str]:
-    """`field: stored -> now` for every field that decides what a run computes and differs. Of two
-    losses their names, and what both have."""
+    """Returns `field: stored -> now` for every changed field that affects what a run computes. For
+    different losses, only their names and shared fields are compared."""
     before, after = flatten(stored), flatten(now)
     return [
         f"{name}: {before[name]!r} -> {after[name]!r}"
@@ -430,19 +429,19 @@ def differences(stored: ExperimentConfig, now: ExperimentConfig) -> list[str]:
     ]
 
 
-def steps_of(field: str, duration: str, *, whole: int, epoch: int) -> int:
-    """Steps in a duration: "500", "20ep" or "40%".
+def steps_of(field: str, duration: str, *, total: int, epoch: int) -> int:
+    """Converts a duration to steps: "500", "20ep" or "40%".
 
     Args:
-      field: its name, for the error.
+      field: name of the setting, for the error.
       duration: the text.
-      whole: steps that "%" refers to.
-      epoch: steps of one epoch.
+      total: steps that "%" refers to.
+      epoch: steps per epoch.
 
     Raises:
-      UserError: the text is none of the three forms, or negative.
+      UserError: the text has none of the three forms, or is negative.
     """
-    forms = {"%": whole / 100, "ep": epoch}
+    forms = {"%": total / 100, "ep": epoch}
     for suffix, factor in forms.items():
         if duration.endswith(suffix):
             number, unit = duration.removesuffix(suffix), factor
@@ -454,13 +453,13 @@ def steps_of(field: str, duration: str, *, whole: int, epoch: int) -> int:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise UserError(f'{field}={duration!r} is no duration (allowed: "500", "20ep", "40%")')
+        raise UserError(f'{field}={duration!r} is not a duration (allowed: "500", "20ep", "40%")')
     return round(value * unit)
 
 
 def from_scratch(config: ExperimentConfig) -> ExperimentConfig:
-    """A recipe without its published weights, and without the settings that go with them."""
-    usual = flatten(ExperimentConfig())
+    """Returns a recipe without published weights and fine-tuning settings."""
+    defaults = flatten(ExperimentConfig())
     return with_changes(
-        config, **{"backbone.weights": RANDOM} | {name: usual[name] for name in FINE_TUNING}
+        config, **{"backbone.weights": RANDOM} | {name: defaults[name] for name in FINE_TUNING}
     )

@@ -1,4 +1,4 @@
-"""What a run says while it goes: a live line on a terminal, plain lines in a log, final tables."""
+"""Console output of a run: a live line on a terminal, plain lines in a log, result tables."""
 
 import collections
 import io
@@ -17,24 +17,24 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-LOSS = "loss"  # the metric that leads the line; all others follow in the caller's order
-RATE_WINDOW = 30  # updates whose mean pace predicts the time left
+LOSS = "loss"  # the first metric of the line; all others follow in the caller's order
+RATE_WINDOW = 30  # updates whose mean speed predicts the time left
 BAR_WIDTH = 24
-LIVE_INTERVAL = 0.1  # seconds between two drawings of the live line
-TABLE_WIDTH = 400  # wider than any table, so that a log never wraps one
+LIVE_INTERVAL = 0.1  # seconds between updates of the live line
+TABLE_WIDTH = 400  # wider than any table, so that lines are never wrapped
 BLANK = "\N{EN DASH}"
 
 Cell = str | int | float | None
 
 
 def quiet() -> None:
-    """Keeps libraries' own log lines off the terminal; their errors still come through."""
+    """Hides log messages of libraries below errors."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def duration(seconds: int | float) -> str:
-    """Seconds in words a person reads at a glance: `8s`, `3m 05s`, `2h 07m`, `4d 03h`."""
+    """Formats seconds: `8s`, `3m 05s`, `2h 07m`, `4d 03h`."""
     if not math.isfinite(seconds):
         return BLANK
     minutes, second = divmod(round(seconds), 60)
@@ -48,7 +48,7 @@ def duration(seconds: int | float) -> str:
 
 
 def figure(value: int | float) -> str:
-    """A number with about four significant digits and no exponent where it can be avoided."""
+    """Formats a number with about four significant digits, without exponent where possible."""
     if not math.isfinite(value):
         return str(value)
     if value and not 1e-3 <= abs(value) < 1e6:
@@ -58,16 +58,15 @@ def figure(value: int | float) -> str:
 
 
 class Progress:
-    """The progress line of one run; a context manager.
+    """Progress line of a run; a context manager.
 
-    On a terminal one live line is redrawn in place; elsewhere a plain line without control codes is
-    printed at most every `interval` seconds, and always for the first and the last step and the
-    first step of a stage.
+    A terminal shows one live line. Otherwise a plain line without control codes is printed at most
+    every `interval` seconds, and always for the first and last step and the first step of a stage.
 
     Args:
-      total_steps: the step at which the run ends.
-      stages: names of the stages in their order; shown as `2/3 name`.
-      interval: least seconds between two plain lines.
+      total_steps: last step of the run.
+      stages: names of the stages in order; shown as `2/3 name`.
+      interval: minimum seconds between two plain lines.
     """
 
     def __init__(self, total_steps: int, *stages: str, interval: int | float = 10) -> None:
@@ -101,7 +100,7 @@ class Progress:
         metrics: Mapping[str, SupportsFloat],
         images_per_second: SupportsFloat,
     ) -> None:
-        """Shows the state after `step` (counted from 1); cheap enough to call at every log step."""
+        """Shows the metrics after `step` (counted from 1); cheap enough for every log step."""
         now = time.monotonic()
         self._seen.append((now, step))
         due = stage != self._stage or step >= self._total
@@ -112,8 +111,8 @@ class Progress:
         facts = self._facts(step, metrics, float(images_per_second))
         others = [f"{k} {figure(float(v))}" for k, v in metrics.items() if k != LOSS]
         if self._live is None:
-            place = f"{self._name(stage)}  step {step:>{len(str(self._total))}}/{self._total}"
-            print("  ".join([place, *facts, *others]), file=self._file, flush=True)
+            head = f"{self._name(stage)}  step {step:>{len(str(self._total))}}/{self._total}"
+            print("  ".join([head, *facts, *others]), file=self._file, flush=True)
             return
         self._live.update(self._drawing(step, facts, others), refresh=True)
 
@@ -135,10 +134,10 @@ class Progress:
         return [*loss, f"{rate:,.0f} images/s", f"ETA {duration(self._seconds_left(step))}"]
 
     def _seconds_left(self, step: int) -> float:
-        """Steps left times the recent pace; NaN until two updates give a pace.
+        """Remaining steps times the recent time per step; NaN before the second update.
 
-        The window opens after the first update, so the time of compilation is not in it, while the
-        evaluations between updates are.
+        The window starts after the first update, so it excludes compilation. It includes
+        evaluations between updates.
         """
         (then, first), (now, _) = self._seen[0], self._seen[-1]
         if step <= first:
@@ -156,12 +155,13 @@ class Progress:
 
 
 def table(title: str, rows: Sequence[Sequence[Cell]], columns: Sequence[str]) -> None:
-    """Prints a table of results: colours on a terminal, plain text elsewhere, never wrapped.
+    """Prints a table of results: colours on a terminal, plain text otherwise, never wrapped.
 
     Args:
-      title: the line above it.
-      rows: one value a column. A column whose header holds a `%` has fractions, printed times 100
-        with one decimal, the largest emphasised on a terminal. None and NaN print as a dash.
+      title: the line above the table.
+      rows: one value per column. Columns with `%` in the header contain fractions; they are printed
+        times 100 with one decimal, the largest emphasised on a terminal. None and NaN print as a
+        dash.
       columns: the headers.
     """
     colours = sys.stdout.isatty()
@@ -184,7 +184,7 @@ def table(title: str, rows: Sequence[Sequence[Cell]], columns: Sequence[str]) ->
         ]
         shown.add_row(*cells)
     text = io.StringIO()
-    # Not a notebook, whatever surrounds us: rich would answer with HTML instead of text.
+    # force_jupyter=False: in a notebook, rich would otherwise write HTML instead of text.
     Console(file=text, width=TABLE_WIDTH, force_terminal=colours, force_jupyter=False).print(shown)
     lines = text.getvalue().splitlines()
     print("\n".join(line.rstrip() for line in lines), flush=True)

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, digests, locks, and where caches lie."""
+"""Files: atomic writes, digests, locks, and the cache directory."""
 
 import contextlib
 import dataclasses
@@ -20,9 +20,9 @@ PROGRAM_CACHE = "AFA_PROGRAM_CACHE"  # environment: auto, off, or a directory (`
 
 
 def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
-    """Lets `write` fill a new file, syncs it to disk, then puts it in the place of `path`.
+    """Calls `write` with a new file, syncs it to disk, then renames it to `path`.
 
-    When `write` fails, the file that was there stays as it was and nothing is left beside it.
+    If `write` fails, an existing file is unchanged and the new one is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,25 +39,25 @@ def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> N
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
-    """Writes a file, whole or not at all."""
+    """Writes a file atomically."""
     write_atomically(path, lambda file: file.write(content))
 
 
 def write_json(path: Path | str, obj: Any) -> None:
-    """Writes `obj` as indented JSON, whole or not at all.
+    """Writes `obj` as indented JSON, atomically.
 
-    Takes what `plain` takes: dataclasses, mappings, sequences, arrays, paths and numbers.
+    Accepts what `plain` accepts: dataclasses, mappings, sequences, arrays, paths and numbers.
     """
     text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_bytes(path, text.encode())
 
 
 def plain(value: Any) -> Any:
-    """`value` in JSON's own types; keys become strings, and non-finite numbers, which JSON does not
-    have, the strings "NaN", "Infinity" and "-Infinity".
+    """Converts `value` to JSON types. Keys become strings; non-finite numbers, which JSON does not
+    have, become the strings "NaN", "Infinity" and "-Infinity".
 
     Raises:
-      TypeError: something has no meaning in JSON.
+      TypeError: a value has no JSON equivalent.
     """
     if value is None or isinstance(value, str | bool | int):
         return value
@@ -84,20 +84,20 @@ def _spelled(value: float) -> str:
 
 
 def require_writable(directory: Path, field: str) -> None:
-    """Looks whether files can be written in a directory, which need not exist yet.
+    """Checks whether files can be written in a directory, which need not exist yet.
 
     Args:
-      directory: itself, or else the nearest one above it that exists, is tried; nothing is left.
-      field: what the user calls it.
+      directory: if it does not exist, its nearest existing parent is tested.
+      field: name of the setting, for the error.
 
     Raises:
-      UserError: it is no directory, or cannot be written.
+      UserError: it is not a directory, or not writable.
     """
-    place = _existing(directory)
+    path = _existing(directory)
     try:
-        if not place.is_dir():
-            raise NotADirectoryError(0, f"{place} is no directory")
-        with tempfile.TemporaryFile(dir=place):
+        if not path.is_dir():
+            raise NotADirectoryError(0, f"{path} is not a directory")
+        with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         raise UserError(f"{field}={directory}: cannot be written ({error.strerror})") from None
@@ -107,13 +107,13 @@ def require_writable(directory: Path, field: str) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Returns the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def joint_sha256(digests: Iterable[str]) -> str:
-    """SHA-256 of several digests in their order, in hexadecimal: the identity of several files."""
+    """Returns the SHA-256 of several digests in hexadecimal: identifies several files."""
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -122,15 +122,15 @@ def joint_sha256(digests: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path, busy: str | None = None) -> Iterator[None]:
-    """Holds an advisory lock on a file, which is made when missing; the system lets go of it when
-    the process dies.
+    """Takes an advisory lock on a file, which is created if missing. The system releases the lock
+    when the process ends.
 
     Args:
-      path: of the file.
-      busy: what is told when another holds it; None waits instead.
+      path: the lock file.
+      busy: error message if the lock is taken; None: wait for it.
 
     Raises:
-      UserError: another process or thread holds it.
+      UserError: another process or thread has the lock.
     """
     with path.open("a") as handle:
         try:
@@ -140,36 +140,36 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
         yield
 
 
-# ---- places ------------------------------------------------------------------------------------
+# ---- paths -------------------------------------------------------------------------------------
 
 
 def expanded(field: str, path: Path | str) -> Path:
-    """A path of the user's, in which ~ is the home directory.
+    """Expands ~ in a path given by the user.
 
     Raises:
-      UserError: it begins with ~, and no such directory is known.
+      UserError: there is no home directory, or no such user.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError:
         raise UserError(
-            f"{field}={str(path)!r}: ~ stands for no directory here (no HOME, or no such user)"
+            f"{field}={str(path)!r}: ~ cannot be expanded (no HOME, or no such user)"
         ) from None
 
 
 def cache_home() -> Path:
-    """Where what can be made again is kept: ~/.cache/afa, or, for a user without a home that can be
-    written (in containers), afa-cache-UID in the directory for temporary files."""
-    with contextlib.suppress(RuntimeError):  # no HOME, and a user that the system does not know
-        found = Path.home() / ".cache" / "afa"
-        if found.is_dir() or os.access(_existing(found), os.W_OK):
-            return found
+    """Returns the cache directory: ~/.cache/afa or, without a writable home (in containers),
+    afa-cache-UID in the directory for temporary files."""
+    with contextlib.suppress(RuntimeError):  # no HOME, and a user without a name
+        path = Path.home() / ".cache" / "afa"
+        if path.is_dir() or os.access(_existing(path), os.W_OK):
+            return path
     return Path(tempfile.gettempdir()) / f"afa-cache-{os.getuid()}"
 
 
 def _existing(path: Path) -> Path:
-    """Itself, or else the nearest directory above it that exists."""
-    place = path.absolute()
-    while not (place.exists() or place.is_symlink()):
-        place = place.parent
-    return place
+    """Returns the path, or its nearest existing parent."""
+    path = path.absolute()
+    while not (path.exists() or path.is_symlink()):
+        path = path.parent
+    return path

@@ -1,8 +1,8 @@
-"""Files that replace others as a whole: an export and its index survive a kill at any moment.
+"""Atomic replacement of the files of an export or index, safe if the process is killed.
 
-`index.json`, the manifest, is what makes a directory an export or an index. Everything it names is
-written aside and moved in under a name that carries its content's hash; then the manifest is
-replaced in one step, and only after that the files that nothing names any more go.
+A directory is an export or an index if it contains the manifest, `index.json`. New files are
+written to a temporary folder and moved to names that contain the hash of their content. Then the
+manifest is replaced atomically, and files that it no longer names are deleted.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from afa.io import file_sha256, locked
 
 MANIFEST = "index.json"
 FORMAT = 2
-# Fields that the writer of an export or of an index sets; all others are its caller's.
+# Fields set by the writer of an export or index; the caller sets all others.
 OWN_FIELDS = ("format", "count", "dimension", "sha256", "shards", "removed", "engine")
 STAGE_PREFIX = ".writing-"
 LOCK = ".lock"
-# What every manifest holds, and of each file with rows.
+# Required fields of a manifest, and of each of its files with rows.
 FIELDS = {"count": int, "dimension": int, "sha256": str, "shards": list, "configuration": dict,
           "checkpoint": str, "preprocessing": dict}  # fmt: skip
 SHARD = {"file": str, "rows": int, "sha256": str}
@@ -32,37 +32,37 @@ OURS = ("embeddings-*.parquet", "removed-*.npy", "scann-*")
 
 @contextlib.contextmanager
 def staged(directory: Path) -> Iterator[Path]:
-    """An empty folder inside `directory` to write in; it is gone afterwards, also after an error.
+    """Yields an empty temporary folder in `directory`; it is deleted afterwards, also after errors.
 
-    Remains of a writer that was killed are cleared away first.
+    Deletes first what a killed writer left.
 
     Raises:
-      UserError: the disk is full or not writable, or another process is writing there.
+      UserError: the disk is full or not writable, or another process is writing to the directory.
     """
     stage = directory / f"{STAGE_PREFIX}{uuid.uuid4().hex}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         busy = f"{directory}: another process is writing there; wait for it"
         with locked(directory / LOCK, busy):
-            for left in directory.glob(f"{STAGE_PREFIX}*"):
-                shutil.rmtree(left)
+            for leftover in directory.glob(f"{STAGE_PREFIX}*"):
+                shutil.rmtree(leftover)
             stage.mkdir()
             yield stage
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"cannot write {directory}: {reason}; what it held is unchanged") from error
+        raise UserError(f"cannot write {directory}: {reason}; its content is unchanged") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
 def publish(stage: Path, directory: Path, manifest: dict[str, Any], keep: Iterable[str]) -> None:
-    """Moves what was staged into `directory`, makes `manifest` its manifest, removes the old.
+    """Moves staged files into `directory`, replaces the manifest, deletes old files.
 
     Args:
-      stage: from `staged`; files and folders in it carry the hash of their content in their name.
-      directory: what is published.
+      stage: from `staged`; names of its files and folders contain the hash of their content.
+      directory: directory of the export or index.
       manifest: JSON values.
-      keep: names of files that the new manifest names and that are there already.
+      keep: names of existing files that the new manifest names.
     """
     draft = stage / MANIFEST
     draft.write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -79,23 +79,23 @@ def publish(stage: Path, directory: Path, manifest: dict[str, Any], keep: Iterab
 
 
 def read_manifest(directory: Path, what: str = "index") -> dict[str, Any]:
-    """The manifest of an export or of an index.
+    """Returns the manifest of an export or index.
 
     Raises:
-      UserError: there is none, it is no JSON, of another format, or lacks a field that all have.
+      UserError: there is none, it is not JSON, has another format, or lacks a required field.
     """
     path = directory / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{directory} holds no finished {what}: {MANIFEST} is missing") from None
+        raise UserError(f"{directory} contains no finished {what}: {MANIFEST} is missing") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:
-        raise UserError(f"{path} is damaged: it is no JSON") from None
+        raise UserError(f"{path} is damaged: it is not JSON") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise UserError(f"{path} has format {found}, this version reads format {FORMAT}")
+        version = manifest.get("format") if isinstance(manifest, dict) else None
+        raise UserError(f"{path} has format {version}, this version reads format {FORMAT}")
     _check_fields(path, "", manifest, FIELDS)
     for i, shard in enumerate(manifest["shards"]):
         _check_fields(path, f"shards[{i}]", shard, SHARD)
@@ -105,25 +105,25 @@ def read_manifest(directory: Path, what: str = "index") -> dict[str, Any]:
     return manifest
 
 
-def _check_fields(path: Path, where: str, found: Any, fields: Mapping[str, type]) -> None:
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged: {where} is {found!r}; make it again")
+def _check_fields(path: Path, prefix: str, values: Any, fields: Mapping[str, type]) -> None:
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged: {prefix} is {values!r}; create it again")
     for name, kind in fields.items():
-        place = f"{where}.{name}" if where else name
-        if name not in found:
-            raise UserError(f"{path} is damaged: it lacks {place}; make it again")
-        if type(found[name]) is not kind:
-            raise UserError(f"{path} is damaged: {place} is {found[name]!r}; make it again")
+        field = f"{prefix}.{name}" if prefix else name
+        if name not in values:
+            raise UserError(f"{path} is damaged: it lacks {field}; create it again")
+        if type(values[name]) is not kind:
+            raise UserError(f"{path} is damaged: {field} is {values[name]!r}; create it again")
 
 
 def refuse_if_changed(directory: Path, manifest: dict[str, Any]) -> None:
-    """Refuses to write over what another process published since.
+    """Refuses to overwrite changes of another process.
 
     Args:
-      manifest: as it was when the directory was opened or saved last.
+      manifest: the manifest when the directory was last opened or saved.
 
     Raises:
-      UserError: it is another one now, or gone.
+      UserError: the manifest has changed or is missing.
     """
     if read_manifest(directory) != json.loads(json.dumps(manifest)):
         raise UserError(
@@ -138,13 +138,13 @@ def named_by_content(path: Path, kind: str, suffix: str) -> tuple[Path, str]:
 
 
 def check_file(path: Path, sha256: str) -> None:
-    """Whether a file is there, and is the one the manifest names.
+    """Checks that a file exists and has the content that the manifest names.
 
     Raises:
       UserError: it is missing or changed.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing, though {MANIFEST} names it; make it again")
+        raise UserError(f"{path} is missing, though {MANIFEST} names it; create it again")
     if file_sha256(path) != sha256:
         raise UserError(f"{path} is not the file {MANIFEST} names (sha256 differs)")
 
@@ -156,13 +156,13 @@ def _sync(path: Path) -> None:
 
 
 def _move(path: Path, target: Path) -> None:
-    # A name carries the digest of the content: a folder that is there is the same one, or damaged.
+    # The name contains the digest of the content: an existing folder is the same one, or damaged.
     if not target.is_dir():
         path.replace(target)
     elif _sums(path) == _sums(target):
         shutil.rmtree(path)
     else:
-        target.rename(path.with_name(f"damaged-{target.name}"))  # it goes with the stage
+        target.rename(path.with_name(f"damaged-{target.name}"))  # deleted with the stage
         path.rename(target)
 
 

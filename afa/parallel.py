@@ -1,15 +1,15 @@
-"""The only file that knows devices.
+"""Devices and processes. No other module uses devices, meshes, pmap or shard_map.
 
-A step is written for one device on its share of the batch and calls `pmean`, `all_gather` and
-`sample_keys`, which see all devices inside a mapped step and one device outside of it. So the same
-function runs unmapped (tests, notebooks), under `pmap` on one host, and under `shard_map` when
-several processes form one machine.
+A step is written for one device and its part of the batch. It calls `pmean`, `all_gather` and
+`sample_keys`, which act on all devices inside a mapped step and on one device outside. So the same
+function runs unmapped (tests, notebooks), under `pmap` on one host, and under `shard_map` with
+several processes.
 
-Conventions: a batch is a pytree of host arrays whose leading axis is this process's share of the
-global batch; a state is an ordinary pytree, the same on every device, saved as it is.
+Conventions: a batch is a pytree of host arrays whose leading axis is this process's part of the
+global batch; a state is a pytree with the same values on every device.
 
 Gradients: differentiate the per-device loss, then `pmean` the gradients. Because `psum` transposes
-to `psum`, that is the gradient of the mean of all devices' losses, also through `all_gather`.
+to `psum`, this is the gradient of the mean of all devices' losses, also through `all_gather`.
 """
 
 import contextlib
@@ -34,36 +34,35 @@ from afa.errors import UserError
 AXIS = "data"
 Impl = Literal["auto", "pmap", "shard_map"]
 T = TypeVar("T")
-# Variables of launchers: number of processes -> what every one of them has beside it. The script of
-# a SLURM batch job has the number, but no step: it is a single process until `srun` starts some.
+# Environment variables of launchers: number of processes -> variables that each process also has.
+# The script of a SLURM batch job has the number but no step: it is one process until `srun`.
 PROCESS_COUNTS = {
     "SLURM_NTASKS": ("SLURM_PROCID", "SLURM_STEP_NODELIST"),
     "OMPI_COMM_WORLD_SIZE": ("OMPI_COMM_WORLD_RANK",),
 }
-MESSAGE_BYTES = 4096  # of an error that processes tell each other
+MESSAGE_BYTES = 4096  # size of an error message exchanged between processes
 _ACCELERATED: ContextVar[bool | None] = ContextVar("accelerated", default=None)
 
 
 def start(coordinator: str, processes: int = 1, index: int = 0) -> None:
-    """Joins the processes of one run; to be called before anything asks JAX for devices.
+    """Initialises `jax.distributed`; call it before JAX is asked for devices.
 
     Args:
-      coordinator: "host:port" of process 0. "auto": as SLURM, Open MPI or the hosts of a TPU slice
-        say in the environment, if they say so. "environment": as JAX finds by itself, which also
-        asks the metadata server of a TPU VM. "none": a single process.
-      processes: their number, with "host:port".
-      index: which one this is, with "host:port".
+      coordinator: "host:port" of process 0. "auto": from the environment variables of SLURM, Open
+        MPI or a TPU slice, if set. "environment": detected by JAX, which also queries the metadata
+        server of a TPU VM. "none": a single process.
+      processes: number of processes, for "host:port".
+      index: index of this process, for "host:port".
 
     Raises:
-      UserError: the processes did not find each other.
+      UserError: the processes cannot connect.
     """
     if coordinator == "none" or (coordinator == "auto" and environment_processes() < 2):
         return
-    if jax.distributed.is_initialized():  # by an earlier run of the same notebook or program
+    if jax.distributed.is_initialized():  # by an earlier run in the same notebook or program
         return
-    found = coordinator not in ("auto", "environment")
     try:
-        if found:
+        if coordinator not in ("auto", "environment"):
             jax.distributed.initialize(coordinator, processes, index)
         else:
             jax.distributed.initialize()
@@ -73,7 +72,7 @@ def start(coordinator: str, processes: int = 1, index: int = 0) -> None:
 
 
 def environment_processes() -> int:
-    """Number of processes that a launcher announces in the environment; 1 without one."""
+    """Returns the number of processes from the environment of a launcher; 1 without a launcher."""
     names = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
     counts = [len(names) if all(names) else 1]
     for count, others in PROCESS_COUNTS.items():
@@ -83,12 +82,12 @@ def environment_processes() -> int:
 
 
 def together(action: Callable[[], T]) -> T:
-    """Runs `action` in every process; a user's mistake in any of them ends all of them.
+    """Runs `action` in every process; a user error in one process is raised in all.
 
     Every process has to call it.
 
     Raises:
-      UserError: that of the first process that has one.
+      UserError: the error of the first process that has one.
     """
     if jax.process_count() == 1:
         return action()
@@ -99,18 +98,18 @@ def together(action: Callable[[], T]) -> T:
         message = str(error)
     text = np.frombuffer(message.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0"), np.uint8)
     for each in multihost_utils.process_allgather(text):
-        if said := each.tobytes().rstrip(b"\0").decode(errors="ignore"):
-            raise UserError(said)
+        if message := each.tobytes().rstrip(b"\0").decode(errors="ignore"):
+            raise UserError(message)
     return cast(T, result)
 
 
 def first_only(action: Callable[[], T]) -> T | None:
-    """Runs `action` in the first process; None in the others. Otherwise as `together`."""
+    """As `together`, but runs `action` only in the first process; returns None in the others."""
     return together(lambda: action() if jax.process_index() == 0 else None)
 
 
 def from_first(value: Any) -> Any:
-    """JSON values of the first process, in every process."""
+    """Returns the JSON values of the first process in every process."""
     if jax.process_count() == 1:
         return value
     text = json.dumps(value).encode() if jax.process_index() == 0 else b""
@@ -120,7 +119,7 @@ def from_first(value: Any) -> Any:
 
 
 def share(rows: int) -> slice:
-    """This process's part of so many rows; all of them where there are fewer than processes."""
+    """Returns this process's part of the rows; all rows if there are fewer than processes."""
     count = jax.process_count()
     if rows < count:
         return slice(0, rows)
@@ -129,7 +128,7 @@ def share(rows: int) -> slice:
 
 
 def gather_shares(tree: PyTree, rows: int) -> PyTree:
-    """Host arrays of every process's `share` of the rows, joined in order, in every process."""
+    """Concatenates the host arrays of every process's `share` of the rows, in every process."""
     count = jax.process_count()
     if count == 1 or rows < count:
         return tree
@@ -145,7 +144,7 @@ def gather_shares(tree: PyTree, rows: int) -> PyTree:
 
 
 def end_together(name: str) -> None:
-    """Waits until every process has come here; a process that ends early would end the others."""
+    """Waits for all processes; one that exits early would end the others."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -167,51 +166,51 @@ def process_index() -> int:
 
 
 def accelerated() -> bool:
-    """True on a GPU or TPU, False when JAX has only the CPU; inside `lowered_for`, as it says."""
-    told = _ACCELERATED.get()
-    if told is None:
+    """True on a GPU or TPU, False on the CPU; inside `lowered_for`, the value it sets."""
+    override = _ACCELERATED.get()
+    if override is None:
         require_devices()
         return jax.default_backend() != "cpu"
-    return told
+    return override
 
 
 def require_devices() -> None:
-    """Looks whether JAX can compute on what it was asked for.
+    """Checks that JAX can use the requested devices.
 
     Raises:
-      UserError: it cannot (`JAX_PLATFORMS=cuda` on a machine without a GPU); what it can is named.
+      UserError: it cannot (`JAX_PLATFORMS=cuda` without a GPU); the message lists usable platforms.
     """
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the second is JAX's for cuda alone
-        asked = _asked_platforms()
+    except (RuntimeError, AssertionError) as error:  # JAX raises the second for cuda only
+        requested = _requested_platforms()
         reason = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".") or "no such device"
-        field = f"JAX_PLATFORMS={asked}" if asked else "JAX"
+        field = f"JAX_PLATFORMS={requested}" if requested else "JAX"
         raise UserError(f"{field}: {reason}; usable here: {', '.join(_usable())}") from None
 
 
 def _usable() -> list[str]:
-    """Platforms that JAX finds when it may choose; what was asked for is asked for again later."""
-    asked = _asked_platforms()
+    """Platforms that JAX finds without a request; the request is restored afterwards."""
+    requested = _requested_platforms()
     jax.config.update("jax_platforms", "")
     try:
         return sorted(backend.backends())
     except RuntimeError:
         return ["none"]
     finally:
-        jax.config.update("jax_platforms", asked)
-        if asked:
+        jax.config.update("jax_platforms", requested)
+        if requested:
             backend.clear_backends()
 
 
-def _asked_platforms() -> str:
+def _requested_platforms() -> str:
     return jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextlib.contextmanager
 def lowered_for(accelerator: bool) -> Iterator[None]:
-    """Inside, networks are built and traced for an accelerator, or for the CPU, wherever they are
-    to run. Nothing traced inside may be kept by a function that is called outside too."""
+    """Inside, networks are built and traced for an accelerator or for the CPU, independent of the
+    machine. A function called both inside and outside must not cache its trace."""
     before = _ACCELERATED.set(accelerator)
     try:
         yield
@@ -220,12 +219,12 @@ def lowered_for(accelerator: bool) -> Iterator[None]:
 
 
 def platform() -> str:
-    """What the run computes on, in words: `2 x TPU v5e`, `1 x cpu`."""
+    """Returns number and kind of the devices: `2 x TPU v5e`, `1 x cpu`."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 def peak_device_bytes() -> int | None:
-    """Most bytes in use on the first device so far; None where the backend keeps no count."""
+    """Returns the peak memory of the first device in bytes; None if it is not measured."""
     stats = jax.local_devices()[0].memory_stats()
     return None if not stats else stats.get("peak_bytes_in_use")
 
@@ -234,7 +233,7 @@ def peak_device_bytes() -> int | None:
 
 
 def axis_size() -> int:
-    """Devices that share this step: 1 outside of a mapped function."""
+    """Returns the number of devices of the step; 1 outside of a mapped function."""
     try:
         return lax.axis_size(AXIS)
     except NameError:
@@ -253,14 +252,14 @@ def pmean(tree: PyTree) -> PyTree:
 
 
 def all_gather(tree: PyTree) -> PyTree:
-    """Joins every device's rows (axis 0), in device order: the rows of the global batch."""
+    """Concatenates the rows (axis 0) of all devices, in device order: the global batch."""
     return tree if axis_size() == 1 else lax.all_gather(tree, AXIS, tiled=True)
 
 
 def sample_keys(key: Key[Array, ""], rows: int) -> Key[Array, "rows"]:
-    """One key a row, by its place in the global batch: any device count draws the same numbers."""
-    place = jnp.arange(rows) + axis_index() * rows
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(place)
+    """Returns one key per row of the global batch, the same for any device count."""
+    index = jnp.arange(rows) + axis_index() * rows
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
 # ---- around a step ----------------------------------------------------------------------------
@@ -280,12 +279,12 @@ def data_parallel(step: Callable, impl: Impl = "auto") -> Callable:
     """Maps `step(state, batch) -> (state, outputs)` over all devices; donates the state.
 
     Args:
-      step: pure; sees this device's rows of `batch`; returns a state and outputs that are the same
-        on every device (it has called `pmean` where needed).
+      step: pure; gets this device's rows of `batch`; returns a state and outputs that are the same
+        on every device (it calls `pmean` where needed).
       impl: "pmap" (one host), "shard_map" (any number of processes) or "auto".
 
     Returns:
-      A function of the state and this process's share of the global batch (host arrays).
+      A function of the state and this process's part of the global batch (host arrays).
 
     Raises:
       UserError: the batch cannot be divided evenly among the devices.
@@ -304,7 +303,7 @@ def data_parallel(step: Callable, impl: Impl = "auto") -> Callable:
     replicated, by_row = PartitionSpec(), PartitionSpec(AXIS)
 
     def one_device(state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
-        # A leading axis of one, squeezed away, as pmap has it: XLA then makes the same program.
+        # Squeezes a leading axis of size 1, as pmap does: XLA then compiles the same program.
         return step(state, jax.tree.map(lambda rows: jnp.squeeze(rows, 0), batch))
 
     mapped = jax.jit(
@@ -325,7 +324,7 @@ def data_parallel(step: Callable, impl: Impl = "auto") -> Callable:
 
 
 def split_rows(rows: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "devices per ..."]:
-    """Cuts a process's rows into one block a local device."""
+    """Splits a process's rows into one block per local device."""
     devices = jax.local_device_count()
     if len(rows) % devices:
         raise UserError(f"a batch of {len(rows)} rows cannot be divided among {devices} devices")
@@ -333,13 +332,13 @@ def split_rows(rows: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "devices
 
 
 def global_rows(mesh: Mesh, rows: Shaped[np.ndarray, "n ..."]) -> Array:
-    """This process's rows, cut into blocks, as its share of one array over all devices."""
+    """Returns a global array over all devices, to which this process contributes its rows."""
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     return jax.make_array_from_process_local_data(sharding, split_rows(rows))
 
 
 def replicate(tree: PyTree) -> PyTree:
-    """Puts the same values on every device of every process; free when they are there already."""
+    """Copies values to every device of every process; no copy if they are there already."""
     sharding = NamedSharding(_mesh(), PartitionSpec())
 
     def put(leaf: Any) -> Array:
@@ -354,14 +353,14 @@ def replicate(tree: PyTree) -> PyTree:
 
 
 def replicate_local(tree: PyTree) -> PyTree:
-    """Puts the same values on each of this process's devices: a `shared` of `map_rows` to keep."""
+    """Copies values to each device of this process, for repeated use as `shared` of `map_rows`."""
     mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def replicated_shapes(tree: PyTree) -> PyTree:
-    """Shapes of a tree that lies on every device: what a checkpoint is restored into, whatever
-    devices wrote it."""
+    """Returns the shapes of a replicated tree. A checkpoint is restored into them, whatever devices
+    wrote it."""
     sharding = NamedSharding(_mesh(), PartitionSpec())
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
@@ -369,10 +368,10 @@ def replicated_shapes(tree: PyTree) -> PyTree:
 
 
 def preempted(step: int, signalled: bool) -> bool:
-    """Whether this run is to save and leave now; all processes answer the same at a step.
+    """Whether the run has to save and stop now; the same in all processes at a step.
 
-    `signalled` is what this process's own signal handler saw; with several processes the
-    coordination service makes them agree on one step.
+    `signalled` is whether this process received a signal. With several processes, the coordination
+    service chooses a common step.
     """
     if jax.process_count() == 1:
         return signalled
@@ -383,8 +382,8 @@ def map_rows(function: Callable) -> Callable:
     """Maps `function(shared, rows) -> rows` over this process's devices.
 
     `rows` (a pytree of host arrays with one leading axis) is padded to a multiple of the device
-    count by repeating its last row, and the padding is cut off again; `shared` is the same on
-    every device and is not donated. Each process maps its own rows: there are no collectives.
+    count by repeating its last row, and the padding is removed from the result; `shared` is the
+    same on every device and is not donated. Each process maps its own rows, without collectives.
     """
     mapped = jax.pmap(function, in_axes=(None, 0), devices=jax.local_devices())
 
@@ -406,12 +405,12 @@ def map_rows(function: Callable) -> Callable:
 
 
 def compiled_once(function: Callable) -> Callable:
-    """`jax.jit` for what is called once: the CPU's compiler would spend seconds on its speed."""
-    hasty = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    compiled = jax.jit(function, compiler_options=None if accelerated() else hasty)
+    """`jax.jit` for a function called once: no optimisations that take seconds on the CPU."""
+    unoptimised = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    compiled = jax.jit(function, compiler_options=None if accelerated() else unoptimised)
 
     def run(*args: Any) -> Any:
-        # Inside of another trace (`jax.eval_shape`) options are refused, and nothing is compiled.
+        # Inside another trace (`jax.eval_shape`) JAX rejects options, and nothing is compiled.
         traced = any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(args))
         return function(*args) if traced else compiled(*args)
 
@@ -419,7 +418,7 @@ def compiled_once(function: Callable) -> Callable:
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """Replicated device values, or what is on the host already, as NumPy arrays."""
+    """Converts replicated device values or host values to NumPy arrays."""
 
     def host(leaf: Any) -> np.ndarray:
         return np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
@@ -428,11 +427,11 @@ def to_host(tree: PyTree) -> PyTree:
 
 
 def local(tree: PyTree) -> PyTree:
-    """Replicated values in a form that one process can compute with by itself."""
+    """Converts replicated values so that one process alone can compute with them."""
     return tree if jax.process_count() == 1 else to_host(tree)
 
 
 def local_blocks(rows: int, block: int) -> Iterator[slice]:
-    """Consecutive slices of at most `block` rows."""
+    """Yields consecutive slices of at most `block` rows."""
     for begin in range(0, rows, block):
         yield slice(begin, min(begin + block, rows))

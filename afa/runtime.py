@@ -1,4 +1,4 @@
-"""The host process: memory of steps on the CPU, and compiled programs."""
+"""The host process: memory of steps on the CPU, and the cache of compiled programs."""
 
 import contextlib
 import ctypes
@@ -15,19 +15,19 @@ import jax
 from afa import parallel
 from afa.io import PROGRAM_CACHE, cache_home, expanded
 
-PROGRAM_CACHE_BYTES = 2 * 2**30  # the programs used longest ago are removed beyond that
+PROGRAM_CACHE_BYTES = 2 * 2**30  # beyond this size the least recently used programs are deleted
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt, in glibc's malloc.h
 
 
 def keep_memory() -> None:
-    """Lets steps on the CPU reuse the memory of the step before; best called before anything else
-    asks JAX for devices.
+    """Lets steps on the CPU reuse the memory of the previous step; call it before JAX is asked for
+    devices.
 
-    A step takes its working memory in one piece. glibc maps a piece of that size anew each time,
-    and the kernel then fills it page by page: a quarter of the time of a ResNet-18 step. Here the
-    heap keeps it instead. That heap is the main thread's, so a program must run in the thread that
-    calls it. Accelerators have memory of their own; other C libraries are left as they are.
+    A step allocates its working memory in one block. glibc maps a block of that size anew each
+    time, and the kernel fills it page by page: a quarter of the time of a ResNet-18 step. With
+    these settings the heap keeps the memory. It is the heap of the main thread, so programs run in
+    the calling thread. No effect with accelerators or other C libraries.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if not parallel.accelerated():
@@ -38,13 +38,13 @@ def keep_memory() -> None:
 def keep_programs() -> None:
     """Keeps compiled programs on disk for later processes (JAX's persistent compilation cache).
 
-    Best called before anything is compiled. Where: the variable `PROGRAM_CACHE` of the environment;
-    "auto" is `programs` in the cache directory, "off" keeps nothing. A directory of its own for
-    every JAX, processor and set of XLA flags: a program compiled for another one is never loaded.
-    A damaged entry is compiled again.
+    Call it before anything is compiled. The environment variable `PROGRAM_CACHE` names the
+    directory; "auto": `programs` in the cache directory, "off": no cache. Each JAX version,
+    processor and set of XLA flags has its own subdirectory, so a program compiled for another one
+    is never loaded. A damaged entry is compiled again.
 
     Raises:
-      UserError: the directory begins with ~ and there is no home directory.
+      UserError: the directory starts with ~ and there is no home directory.
     """
     chosen = os.environ.get(PROGRAM_CACHE, "auto")
     if chosen == "off":
@@ -54,7 +54,7 @@ def keep_programs() -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return  # compiling again is slower, and nothing else
+        return  # without a cache, only slower
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_compilation_cache_max_size", PROGRAM_CACHE_BYTES)
@@ -62,7 +62,7 @@ def keep_programs() -> None:
 
 
 def _machine() -> str:
-    """Digest of what a compiled program depends on beside its code and its devices."""
+    """Returns a digest of what a compiled program depends on, besides its code and devices."""
     flags = ""
     with contextlib.suppress(OSError):  # Linux only
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -73,14 +73,14 @@ def _machine() -> str:
 
 
 def forget_programs() -> None:
-    """Frees all compiled programs. Each holds memory maps, of which Linux allows a process 65,530;
-    some ten runs in one process come to that, and XLA then ends it without a word."""
+    """Frees all compiled programs. Each uses memory maps, and Linux allows 65,530 per process;
+    about ten runs in one process reach this limit, and XLA then ends it without a message."""
     jax.clear_caches()
     gc.collect()
-    _glibc("malloc_trim", 0)  # what `keep_memory` kept for them
+    _glibc("malloc_trim", 0)  # memory kept by `keep_memory`
 
 
 def _glibc(function: str, *numbers: int) -> None:
-    """Calls a function of the C library, if it is one that has it."""
+    """Calls a function of the C library if it exists there."""
     with contextlib.suppress(AttributeError, TypeError):  # musl; Windows has no process handle
         getattr(ctypes.CDLL(None), function)(*numbers)

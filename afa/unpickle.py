@@ -1,8 +1,8 @@
-"""A restricted unpickler: data out of a pickle, without running anything that the file holds.
+"""A restricted unpickler: reads data from a pickle without executing code from the file.
 
-A pickle is a program. `Reader` never imports a name: it knows the few calls that dictionaries and
-NumPy arrays are made of as stand-ins of its own, and refuses the file at the first other one. What
-a reader needs beside them it adds to `calls`.
+A pickle is a program. `Reader` never imports a name: it has its own replacements for the few calls
+that create dictionaries and NumPy arrays, and refuses the file at any other call. Subclasses add
+further replacements to `calls`.
 """
 
 import pickle
@@ -12,16 +12,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-NUMBERS = "biuf"  # kinds of NumPy types that hold numbers alone
+NUMBERS = "biuf"  # kinds of numeric NumPy dtypes
 LATIN = ("latin1", "latin-1", "iso-8859-1")
 
 
 class Refused(Exception):
-    """The file holds something else than it may, or is damaged; the message says what."""
+    """The file has content that is not allowed, or is damaged; the message says which."""
 
 
 class Known:
-    """A function or constant that a pickle may name, and can neither look into nor change."""
+    """A function or constant that a pickle may name but neither read nor change."""
 
     __slots__ = ("value",)
 
@@ -36,7 +36,7 @@ class Known:
 
 
 class Table(dict):
-    """A dictionary whose attributes are not kept (the `_metadata` of a state dict)."""
+    """A dictionary that ignores attributes (the `_metadata` of a state dict)."""
 
     __slots__ = ()
 
@@ -45,9 +45,9 @@ class Table(dict):
 
 
 class Skipped:
-    """Stands in for an object of a harmless class: takes whatever it is made of, and keeps nothing.
+    """Replaces an object of a harmless class: accepts any arguments and stores nothing.
 
-    Found on the class and on its instances alike, so that a pickle changes neither.
+    `__setstate__` is static, so that a pickle can change neither the class nor its instances.
     """
 
     __slots__ = ()
@@ -63,23 +63,23 @@ class Skipped:
 
 
 class Kind:
-    """A NumPy type in the making: its name, then its byte order."""
+    """A NumPy dtype under construction: from its name, then its byte order."""
 
     __slots__ = ("dtype",)
 
     def __init__(self, name: str) -> None:
         self.dtype = np.dtype(str(name))
         if self.dtype.kind not in NUMBERS:
-            raise Refused(f"it holds an array of {name!r}, and only numbers are read")
+            raise Refused(f"it contains an array of {name!r}, and only numbers are read")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if state[1] not in ("<", ">", "|", "="):
-            raise Refused("it holds an array of an unknown byte order")
+            raise Refused("it contains an array of an unknown byte order")
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
 class Array:
-    """A NumPy array in the making: empty, then filled."""
+    """A NumPy array under construction: empty, then filled."""
 
     __slots__ = ("values",)
 
@@ -93,7 +93,7 @@ class Array:
 
 def _array(content: Any, kind: Any, shape: tuple[int, ...], order: str) -> np.ndarray:
     if not isinstance(kind, Kind) or not isinstance(content, bytes | bytearray | str):
-        raise Refused("it holds an array of something else than numbers")
+        raise Refused("it contains an array that is not of numbers")
     buffer = content.encode("latin1") if isinstance(content, str) else bytes(content)
     return np.frombuffer(buffer, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
 
@@ -113,7 +113,7 @@ CALLS: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "dtype"): lambda name, *_: Kind(name),
     ("_codecs", "encode"): _encoded,
     ("collections", "OrderedDict"): Table,
-    ("__builtin__", "bytes"): lambda: b"",  # of no bytes alone; others are text, encoded
+    ("__builtin__", "bytes"): lambda: b"",  # empty bytes only; others are encoded text
     **{
         (f"numpy.{core}.{module}", name): function
         for core in ("core", "_core")
@@ -127,27 +127,27 @@ CALLS: Mapping[tuple[str, str], Callable[..., Any]] = {
 
 
 class Reader(pickle.Unpickler):
-    """Refuses every name that is neither in `calls` nor matches `skipped`.
+    """Unpickler that refuses every name that is neither in `calls` nor matches `skipped`.
 
     Attributes:
-      calls: (module, name) -> what stands in for it.
-      skipped: regular expression of "module.name" of classes whose objects are left out.
-      wanted: what the file should hold, for the error.
-      otherwise: what to do with another file, for the error.
+      calls: (module, name) -> replacement.
+      skipped: regular expression of "module.name" of classes whose objects are skipped.
+      allowed: what the file may contain, for the error.
+      hint: what to do with another file, for the error.
     """
 
     calls: ClassVar[Mapping[tuple[str, str], Any]] = CALLS
     skipped: ClassVar[re.Pattern[str]] = re.compile(r"(?!)")
-    wanted: ClassVar[str] = "plain values are"
-    otherwise: ClassVar[str] = ""
+    allowed: ClassVar[str] = "plain values are"
+    hint: ClassVar[str] = ""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.calls:
             return Known(self.calls[module, name])
         if self.skipped.fullmatch(f"{module}.{name}"):
             return Skipped
-        told = f"it calls {module}.{name}, and only {self.wanted} read from a pickle"
-        raise Refused(told + self.otherwise)
+        message = f"it calls {module}.{name}, and only {self.allowed} read from a pickle"
+        raise Refused(message + self.hint)
 
     def persistent_load(self, pid: Any) -> Any:
-        raise Refused("it refers to something outside of it")
+        raise Refused("it refers to data outside the file")

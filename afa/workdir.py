@@ -1,4 +1,4 @@
-"""The directory of a run: what lies where, and the lock that keeps a second process out."""
+"""The directory of a run: paths of its files, and a lock against a second process."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ PER_QUERY_FILE = "per_query.parquet"
 
 @dataclass(frozen=True)
 class Workdir:
-    """Names of everything in a run directory."""
+    """Paths of all files in a run directory."""
 
     root: Path
 
@@ -57,28 +57,30 @@ class Workdir:
         return self.root / "report.html"
 
     def create(self) -> None:
-        """Makes the directory.
+        """Creates the directory.
 
         Raises:
-          UserError: it cannot be made or written.
+          UserError: it cannot be created or written.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--workdir={self.root}: cannot be made ({error.strerror})") from None
+            reason = f"cannot be created ({error.strerror})"
+            raise UserError(f"--workdir={self.root}: {reason}") from None
         if not os.access(self.root, os.W_OK):
             raise UserError(f"--workdir={self.root}: is not writable")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the directory; the system lets go of it when the process dies.
+        """Locks the directory; the system releases the lock when the process ends.
 
         Raises:
-          UserError: another process holds it, it cannot be made or written, or its disk fills up.
+          UserError: another process has the lock, the directory cannot be created or written, or
+            the disk is full.
         """
         self.create()
         busy = (
-            f"--workdir={self.root}: another run is working there (choose another directory, or "
+            f"--workdir={self.root}: another run is using it (choose another directory, or "
             "wait until it ends)"
         )
         with locked(self.root / ".lock", busy=busy):
@@ -88,15 +90,15 @@ class Workdir:
                 if error.errno not in DISK_ERRORS:
                     raise
                 raise UserError(
-                    f"--workdir={self.root}: cannot be written ({error.strerror}); the same "
-                    "command goes on once it can"
+                    f"--workdir={self.root}: cannot be written ({error.strerror}); fix "
+                    "this and run the same command again to continue"
                 ) from error
 
     def stored(self) -> tuple[str, ExperimentConfig] | None:
-        """Experiment name and configuration of the run that lives here, if any.
+        """Returns experiment name and configuration of the run in the directory, or None.
 
         Raises:
-          UserError: the file is not readable as a configuration.
+          UserError: the file is not a configuration.
         """
         if not self.config.is_file():
             return None
@@ -104,18 +106,18 @@ class Workdir:
             content = json.loads(self.config.read_text("utf-8"))
             return content["experiment"], configuration.from_dict(content["config"])
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.config}: is no stored configuration ({error})") from None
+            raise UserError(f"{self.config}: is not a stored configuration ({error})") from None
 
     def claim(self, experiment: str, config: ExperimentConfig) -> None:
-        """Makes this directory the home of a run, or confirms that it is.
+        """Stores the configuration of a run, or checks it against the stored one.
 
         Raises:
-          UserError: it holds a run of another configuration; the differing fields are listed.
+          UserError: the configurations differ; the message lists the fields.
         """
         if stored := self.stored():
             if changed := configuration.differences(stored[1], config):
                 raise UserError(
-                    f"--workdir={self.root} holds a run of another configuration: "
+                    f"--workdir={self.root} contains a run with another configuration: "
                     + "; ".join(changed)
                     + " (choose another --workdir, or the stored values)"
                 )
@@ -123,32 +125,32 @@ class Workdir:
         write_json(self.config, {"experiment": experiment, "config": configuration.to_dict(config)})
 
     def confirm(self, fingerprint: str) -> None:
-        """Refuses to go on with other images than the run began with (`split.json`).
+        """Checks that the images are those that the run started with (`split.json`).
 
         Raises:
-          UserError: the data set changed since.
+          UserError: the data set has changed.
         """
         try:
             stored = json.loads(self.split.read_text("utf-8"))["fingerprint"]
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.split}: is no stored split ({error})") from None
+            raise UserError(f"{self.split}: is not a stored split ({error})") from None
         if stored != fingerprint:
             raise UserError(
-                f"--workdir={self.root} holds a run on other images: fingerprint "
-                f"{stored[:12]} -> {fingerprint[:12]} (choose another --workdir, or bring back "
-                "the data set as it was)"
+                f"--workdir={self.root} contains a run on other images: fingerprint "
+                f"{stored[:12]} -> {fingerprint[:12]} (choose another --workdir, or restore the "
+                "data set)"
             )
 
     def confirm_weights(self, record: Mapping[str, Any] | None) -> None:
-        """Notes the weights that a run begins with, or refuses to go on with others.
+        """Stores the initial weights of a run, or checks them against the stored record.
 
         Args:
-          record: of the weights (`Pretrained.record`); None when the run begins with random ones.
+          record: of the weights (`Pretrained.record`); None for random weights.
 
         Raises:
-          UserError: the file changed since.
+          UserError: the weights file has changed.
         """
         if record is None:
             return
@@ -158,9 +160,9 @@ class Workdir:
         try:
             stored = json.loads(self.weights.read_text("utf-8"))["sha256"]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.weights}: is no record of weights ({error})") from None
+            raise UserError(f"{self.weights}: is not a record of weights ({error})") from None
         if stored != record["sha256"]:
             raise UserError(
-                f"--workdir={self.root} began with other weights: sha256 {stored[:12]} -> "
-                f"{record['sha256'][:12]} (choose another --workdir, or bring back the file)"
+                f"--workdir={self.root} started from other weights: sha256 {stored[:12]} -> "
+                f"{record['sha256'][:12]} (choose another --workdir, or restore the file)"
             )

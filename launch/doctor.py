@@ -17,11 +17,11 @@ from experiments.cli import Parser, perform
 
 PROGRAM = "python -m launch.doctor"
 GIB = 2**30
-LEAST_DISK = 2 * GIB  # synthetic data, checkpoints and embeddings of a small run
+MIN_DISK = 2 * GIB  # synthetic data, checkpoints and embeddings of a small run
 # ScaNN is optional: without it, search is exact.
-NEEDED = ("jax", "flax", "optax", "orbax.checkpoint", "grain", "tensorflow_datasets", "pyarrow",
-          "cv2", "simplejpeg")  # fmt: skip
-WANTED = ("scann", "tensorflow")
+REQUIRED = ("jax", "flax", "optax", "orbax.checkpoint", "grain", "tensorflow_datasets", "pyarrow",
+            "cv2", "simplejpeg")  # fmt: skip
+OPTIONAL = ("scann", "tensorflow")
 
 
 def imported(module: str) -> str:
@@ -63,11 +63,11 @@ def examine(print_line: Callable[[str], None] = print) -> int:
     free = shutil.disk_usage(Path.cwd()).free
     print_line(f"{'disk':<20}{free / GIB:.1f} GiB free here")
     missing = []
-    for module in NEEDED + WANTED:
+    for module in REQUIRED + OPTIONAL:
         found = imported(module)
         status = version(module) if found == "ok" else found
-        print_line(f"{module:<20}{status}" + ("" if module in NEEDED else " (optional)"))
-        if found != "ok" and module in NEEDED:
+        print_line(f"{module:<20}{status}" + ("" if module in REQUIRED else " (optional)"))
+        if found != "ok" and module in REQUIRED:
             missing.append(module)
     without_devices = ""
     if "jax" not in missing:
@@ -80,9 +80,9 @@ def examine(print_line: Callable[[str], None] = print) -> int:
         print_line(f"error: {without_devices}")
     if missing:
         print_line(f"error: {', '.join(missing)} cannot be imported; install the project again")
-    if free < LEAST_DISK:
-        print_line(f"error: less than {LEAST_DISK / GIB:.0f} GiB of disk is free")
-    return EXIT_USER_ERROR if missing or without_devices or free < LEAST_DISK else 0
+    if free < MIN_DISK:
+        print_line(f"error: less than {MIN_DISK / GIB:.0f} GiB of disk is free")
+    return EXIT_USER_ERROR if missing or without_devices or free < MIN_DISK else 0
 
 
 def version(module: str) -> str:

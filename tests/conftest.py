@@ -18,20 +18,20 @@ from afa import io, runtime  # noqa: E402
 
 CACHE = Path(os.environ.get("AFA_TEST_CACHE", Path(tempfile.gettempdir()) / "afa-test-cache"))
 runtime.keep_memory()  # as every run does
-os.environ[io.PROGRAM_CACHE] = "off"  # the tests have a directory of their own
+os.environ[io.PROGRAM_CACHE] = "off"  # the tests use their own directory
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs() -> Iterator[None]:
-    """Frees a module's compiled programs, of which a process can hold only so many."""
+    """Frees compiled programs after each module; their number per process is limited."""
     yield
     runtime.forget_programs()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test marked gpu is skipped, with a reason, where JAX has only the CPU."""
+    """Skips tests marked gpu if JAX has only the CPU."""
     if jax.default_backend() == "cpu":
         for item in items:
             if "gpu" in item.keywords:
@@ -40,25 +40,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def synthetic_cache() -> Path:
-    """Where synthetic data sets of the tests are built, once for all of them."""
+    """Directory of the synthetic data sets of all tests."""
     return CACHE / "data"
 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of images for the smallest complete runs (`tiny_run`)."""
+    """A folder of images for minimal runs (`tiny_run`)."""
     import tiny_run
 
     folder = tiny_run.shared(tmp_path_factory) / "tiny_data"
-    with tiny_run.once(folder) as mine:
-        if mine:
+    with tiny_run.once(folder) as first:
+        if first:
             tiny_run.images(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_finished(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of a finished run, not to be changed."""
+    """Directory of a finished run; tests must not change it."""
     import tiny_run
 
     return tiny_run.finished(tiny_data, tmp_path_factory)
@@ -66,13 +66,13 @@ def tiny_finished(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def tiny_copy(tiny_finished: Path, tmp_path: Path) -> Path:
-    """A finished run that a test may spoil."""
+    """Copy of a finished run that a test may change."""
     return Path(shutil.copytree(tiny_finished, tmp_path / "moved"))
 
 
 @pytest.fixture(scope="module")
-def hasty() -> Iterator[None]:
-    """For what does not run long enough to repay the compiler's optimisations."""
+def unoptimised() -> Iterator[None]:
+    """Disables compiler optimisations, for tests too short to profit from them."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield

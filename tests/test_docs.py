@@ -1,4 +1,4 @@
-"""README and docs say what is there: links, files, modules, options and settings."""
+"""README and docs are correct: links, files, modules, options and settings exist."""
 
 import argparse
 import importlib
@@ -28,24 +28,24 @@ IMAGE_BYTES = 200_000
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 MODULE = re.compile(r"python3? -m ([\w.]+)")
-FILES = (".json", ".csv", ".py")  # names of files that look like settings
+FILES = (".json", ".csv", ".py")  # suffixes of file names that look like settings
 HERE = re.compile(r"^(afa|experiments|launch|tests|docs)/")
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def prose(page: Path) -> str:
-    """A page without its fenced blocks."""
+    """Returns a page without its code blocks."""
     return FENCE.sub("", page.read_text("utf-8"))
 
 
 def quoted(page: Path) -> list[str]:
-    """What stands between backticks outside of fenced blocks."""
+    """Returns the inline code of a page."""
     return re.findall(r"`([^`\n]+)`", prose(page))
 
 
 def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """Module and words of every `python -m` command, in blocks and between backticks."""
+    """Yields module and arguments of every `python -m` command in code blocks and inline code."""
     shell = [text for kind, text in FENCE.findall(page.read_text("utf-8")) if kind == "bash"]
     lines = [line for text in shell for line in text.splitlines()] + quoted(page)
     for part in (part for line in lines for part in line.split("&&")):
@@ -56,7 +56,7 @@ def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def settings() -> dict[str, object]:
-    """Every setting, those of all losses among them."""
+    """Returns all settings, including those of all losses."""
     config = ExperimentConfig()
     found = flatten(config)
     for name in losses.LOSSES:
@@ -65,13 +65,13 @@ def settings() -> dict[str, object]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Names of a page's headings, as they stand in links."""
+    """Returns the link anchors of the headings of a page."""
     titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
 def options(parser: argparse.ArgumentParser) -> set[str]:
-    """Every option of a command, of its actions too."""
+    """Returns all options of a command and its actions."""
     names = set(parser._option_string_actions)
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -80,14 +80,14 @@ def options(parser: argparse.ArgumentParser) -> set[str]:
 
 
 @pages
-def test_links_lead_somewhere(page):
+def test_links_are_valid(page):
     for target in LINK.findall(page.read_text("utf-8")):
         if "://" in target:
             continue
         path, _, anchor = target.partition("#")
-        there = (page.parent / path).resolve() if path else page
-        assert there.exists(), target
-        assert not anchor or anchor in anchors(there), target
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
 
 
 @pages
@@ -100,7 +100,7 @@ def test_files_that_are_named_exist(page):
         assert (ROOT / word).exists(), word
 
 
-def test_map_of_the_readme_names_what_exists():
+def test_folders_in_the_map_of_the_readme_exist():
     text = re.search(r"^## Map\n+```\n(.*?)```$", README.read_text("utf-8"), re.M | re.S)
     assert text is not None
     top, found = "", set()
@@ -131,7 +131,7 @@ def test_modules_can_be_started(page):
 def test_commands_have_their_options(page):
     for name, words in commands(page):
         if name == run.__name__:
-            given = [word for word in words if word != "--help"]  # which would end the test
+            given = [word for word in words if word != "--help"]  # it would exit
             assert isinstance(run.parse([*given, "--scale=laptop"]), run.Command)
         elif name.startswith(("afa.", "experiments.")):
             module = importlib.import_module(name)
@@ -184,7 +184,7 @@ def test_readme_is_one_page_with_two_commands_and_an_image():
     assert len(text.splitlines()) <= README_LINES
     job, tests, *_ = (text for kind, text in FENCE.findall(text) if kind == "bash")
     assert job.startswith("python3 -m venv") and "--exp=afa_resnet50" in job
-    # As .ci/run finds it: one line, the only one with this word in a block.
+    # .ci/run searches for this single line with the word pytest in a code block.
     assert re.findall(r"```bash\n(.*pytest.*)\n```", text) == [tests.rstrip("\n")]
     assert tests.startswith("python3 -m venv")
     images = re.findall(r"!\[[^\]]+\]\((\S+)\)", text)

@@ -1,6 +1,6 @@
-"""The order of layers: imports run downwards only. And how long a file and a function may be.
+"""Layers: a module imports only from lower layers. Also limits the length of files and functions.
 
-The imports are read from the source (`ast`), those inside functions and under TYPE_CHECKING too.
+Imports are read from the source (`ast`), including those in functions and under TYPE_CHECKING.
 """
 
 import ast
@@ -12,23 +12,23 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-# Bottom up: what stands first is imported by what follows, never the other way.
+# From the lowest to the highest layer.
 AFA = (
     "errors", "io", "console", "bounds", "losses", "config", "checks", "manifest", "workdir",
     "parallel", "runtime", "unpickle", "report", "data", "models", "train", "inference",
     "retrieval", "evaluation", "serving", "runs",
 )  # fmt: skip
 LAYERS = (*(f"afa.{name}" for name in AFA), "afa", "experiments", "launch")
-# Imports that run upwards, and why each may.
+# Allowed imports from higher layers, with reasons.
 UPWARDS = {
     ("afa.runs.start", "experiments.configs"):
-        "a recipe is data: nothing in afa depends on one, only a name that a user gives",
+        "recipes are data; afa imports only the one that the user names",
 }  # fmt: skip
 MOST_LINES, MOST_FUNCTION = 500, 60
-# Longer functions, and why each is not cut in two.
+# Allowed longer functions, with reasons.
 LONG = {
     "afa/train/loop.py: train":
-        "one loop whose order is its meaning: step, check, log, evaluate, save, leave",
+        "one loop in which the order matters: step, check, log, evaluate, save, stop",
 }  # fmt: skip
 
 Import = tuple[int, str]  # line, and the module
@@ -36,7 +36,7 @@ Import = tuple[int, str]  # line, and the module
 
 @functools.cache
 def modules() -> dict[str, Path]:
-    """Every module of the project by its name."""
+    """Returns module name -> path for all modules of the project."""
     found = {}
     for package in ("afa", "experiments", "launch"):
         for path in (ROOT / package).rglob("*.py"):
@@ -46,14 +46,14 @@ def modules() -> dict[str, Path]:
 
 
 def imports(tree: ast.Module, known: frozenset[str]) -> Iterator[Import]:
-    """The modules of the project that a module imports, with the line of each."""
+    """Yields line and name of the project modules that a module imports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [each.name for each in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"line {node.lineno}: imports are absolute"
             names = [f"{node.module}.{each.name}" for each in node.names]
-            if node.module == "afa":  # its constant stands above everything that is lazy
+            if node.module == "afa":  # defined before all lazy imports
                 names = [name for name in names if name != "afa.__version__"]
         else:
             continue
@@ -65,7 +65,7 @@ def imports(tree: ast.Module, known: frozenset[str]) -> Iterator[Import]:
 
 @functools.cache
 def graph() -> dict[str, list[Import]]:
-    """Module -> what it imports of the project."""
+    """Returns module -> its imports from the project."""
     known = frozenset(modules())
     return {
         name: list(imports(ast.parse(path.read_text(encoding="utf-8")), known))
@@ -74,24 +74,24 @@ def graph() -> dict[str, list[Import]]:
 
 
 def layer(module: str) -> str | None:
-    """The layer of a module; None where it belongs to none."""
+    """Returns the layer of a module, or None."""
     parts = module.split(".")
     name = ".".join(parts[:2]) if parts[0] == "afa" else parts[0]
     return name if name in LAYERS else None
 
 
-def upward(module: str, found: list[Import]) -> list[str]:
-    """The imports of a module that run upwards."""
+def upward(module: str, imported: list[Import]) -> list[str]:
+    """Returns the imports of a module from higher layers."""
     own = LAYERS.index(layer(module) or "")
     return [
         f"{module}, line {line}: {target}"
-        for line, target in found
+        for line, target in imported
         if LAYERS.index(layer(target) or "") > own and (module, target) not in UPWARDS
     ]
 
 
 def cycle(edges: dict[str, list[Import]]) -> list[str]:
-    """Modules that import each other in a circle, the first and the last the same; else []."""
+    """Returns an import cycle, with equal first and last module; [] if there is none."""
     try:
         graphlib.TopologicalSorter(
             {name: {target for _, target in found} for name, found in edges.items()}
@@ -111,13 +111,13 @@ def test_imports_run_downwards():
 
 
 def test_no_modules_import_each_other():
-    # The lazy public names of `afa` come after everything, and only `afa.__version__` is read.
+    # The public names of `afa` are lazy, and modules read only `afa.__version__`.
     found = {name: [e for e in edges if (name, e[1]) not in UPWARDS]
              for name, edges in graph().items()}  # fmt: skip
     assert cycle(found) == []
 
 
-def test_the_imports_upwards_that_are_allowed_are_needed_and_late():
+def test_allowed_upward_imports_are_used_and_inside_functions():
     for name, target in UPWARDS:
         assert target in {each for _, each in graph()[name]}
         tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
@@ -145,13 +145,13 @@ def test_the_imports_upwards_that_are_allowed_are_needed_and_late():
         ("experiments.run", "import afa", []),
     ],
 )  # fmt: skip
-def test_the_reading_of_imports(module, line, found):
-    """What the tests above would miss if they read wrong."""
+def test_detection_of_upward_imports(module, line, found):
+    """Checks the parsing that the tests above rely on."""
     read = list(imports(ast.parse(line), frozenset(modules())))
     assert [each.rpartition(": ")[2] for each in upward(module, read)] == found
 
 
-def test_a_circle_is_found():
+def test_a_cycle_is_found():
     edges = {"a": [(1, "b")], "b": [(1, "c")], "c": [(1, "a")]}
     assert set(cycle(edges)) == {"a", "b", "c"} and cycle({"a": [(1, "b")], "b": []}) == []
 
@@ -164,7 +164,7 @@ def sources() -> list[Path]:
 
 
 def functions(source: str) -> Iterator[tuple[str, int]]:
-    """Name and lines of every function, methods and inner ones too, with its decorators."""
+    """Yields name and number of lines of every function, including methods and decorators."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = min(node.lineno, *(each.lineno for each in node.decorator_list), node.lineno)
@@ -176,7 +176,7 @@ def test_no_file_is_too_long():
     assert {str(path): lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
 
 
-def test_no_function_is_too_long_but_for_stated_reasons():
+def test_no_function_is_too_long_except_the_allowed_ones():
     long = {
         f"{path.relative_to(ROOT).as_posix()}: {name}"
         for path in sources()

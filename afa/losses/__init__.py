@@ -1,4 +1,4 @@
-"""Losses: one file per metric loss, registered in `LOSSES`; `adversarial` holds those of G and D.
+"""Losses: one file per metric loss, registered in `LOSSES`; `adversarial` has those of G and D.
 
 A metric loss is a frozen dataclass whose defaults are the published settings; see `base`.
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 Logits = Float[Array, "b"]
 Images = Float[Array, "b h w 3"]
 
-CODE_PRIOR = 1e-4  # weight of a nat of a code beside the root of the squared error
+CODE_PRIOR = 1e-4  # weight of the code divergence in nats relative to the reconstruction error
 
 
 def discriminator_loss(real: Logits, fake: Float[Array, "f"]) -> Float[Array, ""]:
@@ -65,23 +65,22 @@ def feature_perturbation(
     return jax.lax.stop_gradient(perturbation).astype(mid.dtype)
 
 
-def reconstruction(found: Images, target: Images) -> Float[Array, ""]:
-    """Mean over the images of sqrt(MSE + 1e-4), MSE the mean squared error of one image.
+def reconstruction(images: Images, target: Images) -> Float[Array, ""]:
+    """Mean over the images of sqrt(MSE + 1e-4), with the mean squared error MSE of each image.
 
-    The gradient of the squared error itself is nearly all that of the images with the largest
-    errors, half covered ones; that of its logarithm (the mean PSNR) nearly all that of clean ones.
-    The root stands between, and every kind of corruption is learned. 1e-4 is 40 dB.
+    Images with the largest errors (half covered) dominate the gradient of the squared error itself;
+    clean images dominate that of its logarithm (the mean PSNR). The root is a compromise, with
+    which every kind of corruption is learned. 1e-4 is 40 dB.
     """
-    error = jnp.mean(jnp.square(found - target), axis=(1, 2, 3))
+    error = jnp.mean(jnp.square(images - target), axis=(1, 2, 3))
     return jnp.mean(jnp.sqrt(error + 1e-4))
 
 
 def code_divergence(
     mean: Float[Array, "b z"], log_variance: Float[Array, "b z"]
 ) -> Float[Array, ""]:
-    """Mean Kullback-Leibler divergence of the codes from the normal distribution that noise is
-    drawn from, in nats (Kingma & Welling 2014, appendix B):
-    1/2 sum (m^2 + s^2 - 1 - ln s^2)."""
+    """Mean Kullback-Leibler divergence of the codes from the standard normal distribution, in nats
+    (Kingma & Welling 2014, appendix B): 1/2 sum (m^2 + s^2 - 1 - ln s^2)."""
     terms = jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance
     return 0.5 * jnp.mean(jnp.sum(terms, axis=-1))
 

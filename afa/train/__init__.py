@@ -1,1 +1,1 @@
-"""Training: the state, the pure steps, the optimisers, and the loop that drives them."""
+"""Training: state, steps (pure functions), optimisers and the loop."""

@@ -1,7 +1,7 @@
-"""Checkpoints: the state, the data position, the timer and the configuration, through Orbax.
+"""Checkpoints (Orbax): the state, the data position, the timer and the configuration.
 
-Saves run in the background. What is kept: the latest, and the best by a validation metric. A kill
-in the middle of a save leaves the older checkpoints whole.
+Saves run in the background. The latest and the best by a validation metric are kept. If the process
+is killed during a save, older checkpoints remain valid.
 """
 
 import contextlib
@@ -25,19 +25,19 @@ from afa.train.state import TrainState
 
 METRIC = "map_at_r"
 MIB = 2**20
-SPARE_BYTES = MIB  # for what is written beside the arrays
-WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # what a full disk may turn into in Orbax
+SPARE_BYTES = MIB  # for metadata in addition to the arrays
+WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # errors that Orbax raises for a full disk
 
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """Where a run stands, beside its state.
+    """Progress of a run, saved with its state.
 
     Attributes:
-      batch: the next batch of the data stream; batches are a pure function of (seed, batch).
-      train_seconds: time spent in training steps so far, over all starts of the run.
-      pending: metrics of the steps since the last log line, as JSON values: the next line is their
-        mean, wherever the run was stopped.
+      batch: next batch of the data stream; batches are a pure function of (seed, batch).
+      train_seconds: time in training steps so far, over all starts of the run.
+      pending: metrics of the steps since the last log line, as JSON values. The next log line is
+        their mean, also after a restart.
     """
 
     batch: int
@@ -46,7 +46,7 @@ class Position:
 
 
 def _metric(metrics: dict[str, float]) -> float:
-    # A NaN would become the best checkpoint and push a good one out.
+    # A NaN would count as the best checkpoint and replace a good one.
     value = float(metrics[METRIC])
     return value if math.isfinite(value) else -math.inf
 
@@ -79,7 +79,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best(self) -> int | None:
-        """The kept step with the highest validation metric; None when none was measured."""
+        """Returns the kept step with the highest validation metric; None without any metric."""
         return self._manager.best_step()
 
     def save(
@@ -89,7 +89,7 @@ class Checkpoints:
         config: ExperimentConfig,
         metrics: dict[str, float] | None,
     ) -> None:
-        """Starts a save; returns once the values are copied off the devices.
+        """Starts a save; returns when the values have been copied from the devices.
 
         Raises:
           UserError: the disk is full, or the directory cannot be written.
@@ -110,24 +110,23 @@ class Checkpoints:
             raise UserError(f"checkpoint of step {step} {_reason(error)}") from error
 
     def _check_space(self, step: int, state: TrainState) -> None:
-        """Refuses to begin what the disk cannot hold: Orbax would leave it half-written."""
+        """Checks the free space: on a full disk, Orbax would leave an incomplete checkpoint."""
         needed = SPARE_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self._manager.directory).free
         if free < needed:
             raise UserError(
                 f"checkpoint of step {step} needs {needed / MIB:.1f} MiB and {free / MIB:.1f} MiB "
-                f"are free in {self._manager.directory}; make room, and the same command goes on "
-                "from the last checkpoint"
+                f"are free in {self._manager.directory}; free some space and run the same command "
+                "again to continue from the last checkpoint"
             )
 
     def restore(
         self, like: TrainState, config: ExperimentConfig, step: int | None = None
     ) -> tuple[TrainState, Position]:
-        """The state and position of a step (default: the latest), on this run's devices.
+        """Returns the state and position of a step (default: the latest), on this run's devices.
 
         Raises:
-          UserError: the checkpoint was written with another configuration; the differing fields
-            are listed.
+          UserError: the checkpoint has another configuration; the message lists the fields.
         """
         step = self.latest() if step is None else step
         extra = self._manager.restore(
@@ -150,10 +149,10 @@ class Checkpoints:
         return state, Position(**extra["position"])
 
     def finish(self) -> None:
-        """Waits for the save under way.
+        """Waits for the running save.
 
         Raises:
-          UserError: it could not be written.
+          UserError: the checkpoint could not be written.
         """
         try:
             self._manager.wait_until_finished()
@@ -169,6 +168,6 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # What goes wrong here went wrong before, and was told then.
+        # After an error, closing may fail for the same reason, which is already reported.
         with contextlib.suppress(*WRITE_ERRORS if error else ()):
             self._manager.close()

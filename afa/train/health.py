@@ -1,4 +1,4 @@
-"""The figures that tell whether embedding and game are well; they stand in every log line."""
+"""Metrics that monitor the embedding and the adversarial training; part of every log line."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,22 +15,22 @@ from afa.models import layers
 from afa.models.fusion import fuse
 from afa.models.networks import Networks
 
-SNAPSHOT_ROWS = 32  # images G(z) that a device draws to see how much they vary over z
+SNAPSHOT_ROWS = 32  # images G(z) per device, to measure how much they vary over z
 
 
 def batch_recall(rows: Float[Array, "n d"], labels: Int[Array, "n"]) -> Float[Array, ""]:
-    """Of the rows whose label stands in the batch twice, the share whose nearest other row has it.
+    """R@1 within the batch, over the rows with at least one positive in the batch.
 
-    0 when there are no such rows.
+    0 if there are no such rows.
     """
     similarity = rows @ rows.T - 4 * jnp.eye(len(rows))
-    right = labels[jnp.argmax(similarity, axis=1)] == labels
-    asked = jnp.sum(labels[:, None] == labels[None, :], axis=1) > 1
-    return jnp.sum(right & asked) / jnp.maximum(jnp.sum(asked), 1)
+    correct = labels[jnp.argmax(similarity, axis=1)] == labels
+    has_positive = jnp.sum(labels[:, None] == labels[None, :], axis=1) > 1
+    return jnp.sum(correct & has_positive) / jnp.maximum(jnp.sum(has_positive), 1)
 
 
 def embedding(rows: Float[Array, "n d"], labels: Int[Array, "n"]) -> dict[str, Array]:
-    """R@1 within the batch, and the mean cosine of two rows (1: the embedding has collapsed)."""
+    """R@1 within the batch, and the mean cosine of all pairs (1: the embedding has collapsed)."""
     n = len(rows)
     total = jnp.sum(jnp.square(jnp.sum(rows, axis=0)))
     return {"batch_recall": batch_recall(rows, labels), "mean_cosine": (total - n) / (n * (n - 1))}
@@ -43,7 +43,7 @@ def restoration(
     corruption: Int[Array, "b"],
     config: ExperimentConfig,
 ) -> dict[str, Array]:
-    """Sums and counts of PSNR in and out for every corruption of the batch (0: none)."""
+    """Sums and counts of the PSNR before and after restoration, per corruption (0: none)."""
     kinds = 1 + len(config.data.corruptions)
 
     def by_kind(values: Float[Array, "b"]) -> Float[Array, "kinds"]:
@@ -67,7 +67,7 @@ def snapshot(
     key: Key[Array, ""],
 ) -> dict[str, Array]:
     """R@1 within the batch of x, x^ and both fused, and the standard deviation of G(z) over z (0:
-    mode collapse), beside that of the images. G is the average that serves."""
+    mode collapse) and of the images. Uses the moving average of G, as in search."""
     assert networks.generator is not None
     variables = state.search_variables()
     z = jax.random.normal(key, (SNAPSHOT_ROWS, networks.latent_dim))
@@ -88,8 +88,8 @@ def snapshot(
     return parallel.pmean(figures)
 
 
-# Losses and gradient norms in the order a step computes them (a compiled step returns its metrics
-# in alphabetical order).
+# Losses and gradient norms in order of computation (a compiled step returns its metrics in
+# alphabetical order).
 CHECKED = (
     "metric_loss",
     "adversarial_metric_loss",
@@ -107,7 +107,7 @@ CHECKED = (
 
 
 def first_not_finite(metrics: Mapping[str, Any]) -> str | None:
-    """The first loss or gradient norm that is not finite, or None when all are."""
+    """Returns the first loss or gradient norm that is not finite, or None."""
     for name in CHECKED:
         if name in metrics and not np.isfinite(metrics[name]):
             return name
@@ -115,9 +115,8 @@ def first_not_finite(metrics: Mapping[str, Any]) -> str | None:
 
 
 def first_part_not_finite(state: Any) -> str | None:
-    """The first parameter, batch statistic, average or memory of the loss that is not finite, as a
-    path; None when all are. A checkpoint of such a state would be no good one, though the losses
-    were finite so far."""
+    """Returns the path of the first parameter, batch statistic, average or loss memory that is not
+    finite, or None. A checkpoint of such a state is useless even if all losses were finite."""
     parts = ("variables", "average", "loss_memory")
     trees = parallel.to_host({name: getattr(state, name) for name in parts})
     for path, leaf in jax.tree.leaves_with_path(trees):
@@ -127,18 +126,18 @@ def first_part_not_finite(state: Any) -> str | None:
 
 
 def worsened(line: Mapping[str, float], corruptions: Sequence[str]) -> str | None:
-    """What a log line has to say when G makes images worse than they came: the corruptions with a
-    PSNR in and out, in dB; None when there are none."""
+    """Returns a warning with the corruptions for which G lowers the PSNR (dB); None if there are
+    none."""
     pairs = {name: (line.get(f"psnr_in/{name}"), line.get(f"psnr_out/{name}"))
              for name in corruptions}  # fmt: skip
-    found = [f"{name} {before:.1f} -> {after:.1f} dB"
+    worse = [f"{name} {before:.1f} -> {after:.1f} dB"
              for name, (before, after) in pairs.items()
              if before is not None and after is not None and after < before]  # fmt: skip
-    return f"G makes images worse: {', '.join(found)}" if found else None
+    return f"G makes images worse: {', '.join(worse)}" if worse else None
 
 
 def summarise(steps: Sequence[Mapping[str, Any]], corruptions: Sequence[str]) -> dict[str, float]:
-    """One log line from the metrics of the steps since the last: means, and PSNR by corruption."""
+    """Returns a log line: means of the metrics of its steps, and PSNR by corruption."""
     names = ("clean", *corruptions)
     line: dict[str, float] = {}
     for name in steps[-1]:

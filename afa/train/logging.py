@@ -1,7 +1,7 @@
-"""The figures of a run on disk: metrics.jsonl, TensorBoard events, result.json, Parquet.
+"""Metrics of a run on disk: metrics.jsonl, TensorBoard events, result.json, Parquet.
 
-Every file but the growing metrics.jsonl appears whole or not at all. JSON has no NaN and no
-infinity: they are written as the strings "NaN", "Infinity" and "-Infinity".
+result.json and the Parquet file are written atomically. JSON has no NaN and no infinity: they are
+written as the strings "NaN", "Infinity" and "-Infinity".
 """
 
 import json
@@ -29,13 +29,13 @@ class MetricWriter:
     """Appends metrics to metrics.jsonl and mirrors them into TensorBoard events.
 
     Args:
-      workdir: the run's directory; made when missing.
-      resume_step: the step of the checkpoint the run goes on from. What an earlier process logged
-        after that step is dropped, since it will be computed again; 0 starts afresh and drops all.
+      workdir: the run's directory; created if missing.
+      resume_step: step of the checkpoint from which the run resumes. Later log lines of an earlier
+        process are deleted, because their steps are computed again; 0 deletes all.
     """
 
     def __init__(self, workdir: Path | str, resume_step: int) -> None:
-        # Here and not above: commands that only read or search do not pay for it.
+        # A late import: commands that only read or search do not need it.
         from tensorboardX import SummaryWriter
 
         workdir = Path(workdir)
@@ -47,7 +47,7 @@ class MetricWriter:
             str(workdir / EVENTS_FOLDER),
             purge_step=resume_step + 1 if resume_step else 0,
             flush_secs=EVENTS_FLUSH_SECONDS,
-            # The file's name has whole seconds only: a quick restart would overwrite its events.
+            # The default file name has a resolution of 1 s: a quick restart would overwrite it.
             filename_suffix=f".{resume_step}.{time.time_ns()}",
         )
 
@@ -55,7 +55,7 @@ class MetricWriter:
         """Writes one line {"step", "time" (seconds since 1970), "stage", name: value, ...}.
 
         Raises:
-          ValueError: a metric is called like one of the fixed keys.
+          ValueError: a metric has the name of a fixed key.
         """
         taken = [name for name in FIXED_KEYS if name in metrics]
         if taken:
@@ -69,13 +69,13 @@ class MetricWriter:
             self._events.add_scalar(name, value, step, walltime=now)
 
     def flush(self) -> None:
-        """Makes everything logged so far survive a power cut; for use beside a checkpoint."""
+        """Syncs everything logged so far to disk; called with each checkpoint."""
         self._lines.flush()
         os.fsync(self._lines.fileno())
         self._events.flush()
 
     def close(self) -> None:
-        """Writes out what is pending; nothing can be logged afterwards."""
+        """Writes buffered events and closes the files."""
         self._lines.close()
         self._events.close()
 
@@ -92,7 +92,7 @@ class MetricWriter:
 
 
 def read_history(workdir: Path | str) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, NaN and infinities as floats again; [] when there is no file."""
+    """Reads metrics.jsonl, with NaN and infinities as floats; [] if there is no file."""
     path = Path(workdir) / METRICS_FILE
     if not path.exists():
         return []
@@ -106,7 +106,7 @@ def read_history(workdir: Path | str) -> list[dict[str, Any]]:
 def write_result(
     workdir: Path | str, result: Mapping[str, Any], per_query: Mapping[str, Any]
 ) -> None:
-    """Writes per_query.parquet, then result.json: where the second is, the first is complete.
+    """Writes per_query.parquet, then result.json; if the latter exists, the former is complete.
 
     Args:
       workdir: the run's directory.
@@ -128,7 +128,7 @@ def _number(value: Any) -> Any:
 
 
 def _entries(lines: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The readable lines and what they say; a line cut short by a kill is left out."""
+    """Yields the valid lines and their content; skips a line truncated by a kill."""
     for line in lines:
         try:
             entry = json.loads(line)
@@ -139,7 +139,7 @@ def _entries(lines: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Rewrites the file without its unreadable lines and those after `step` (0: without any)."""
+    """Deletes invalid lines and those after `step` (0: all lines)."""
     if not path.exists():
         return
     with path.open("rb") as lines:

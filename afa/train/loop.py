@@ -1,4 +1,4 @@
-"""The training loop: stages of steps, log lines, evaluations, checkpoints, early ends."""
+"""The training loop: stages of steps, log lines, evaluations, checkpoints, preemption."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from afa.train.checkpoint import Checkpoints, Position
 from afa.train.logging import MetricWriter
 from afa.train.state import TrainState
 
-NEVER_ZERO = 10**9  # steps of which no share that is asked for rounds to none
+NEVER_ZERO = 10**9  # total of steps, so large that no percentage rounds to 0
 
 Evaluate = Callable[[TrainState], Mapping[str, float]]
 
@@ -28,7 +28,7 @@ class Preempted(Exception):
     """SIGTERM or Ctrl-C stopped the run; its state is saved.
 
     Attributes:
-      step: the last step that was taken.
+      step: the last completed step.
 
     >>> import afa
     >>> print(afa.Preempted(120))
@@ -42,7 +42,7 @@ class Preempted(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Steps `begin` to `end` - 1 of a run, all taken by one function on batches of one size."""
+    """Steps `begin` to `end` - 1 of a run, with one step function and one batch size."""
 
     name: str
     begin: int
@@ -57,10 +57,10 @@ class Plan:
 
     Attributes:
       small: the first steps of F, on smaller images (Tan & Le 2021, section 4, for the idea).
-      plain: the first steps of F, which go without feature augmentation.
-      embedder_steps: steps that move F.
-      generator_steps: steps that move G and D: after F's, or, in a joint schedule, the same.
-      total: all steps.
+      plain: the first steps of F, without feature augmentation.
+      embedder_steps: steps that train F.
+      generator_steps: steps that train G and D: after those of F or, in a joint schedule, the same.
+      total: total number of steps.
       log_every, evaluate_every, checkpoint_every: in steps; 0: never.
     """
 
@@ -75,27 +75,27 @@ class Plan:
 
     @property
     def generator_begin(self) -> int:
-        """Steps before the first that moves G; 0 without G. Only later checkpoints can be the best
-        of a run: G's view will search too, and before that G is untrained."""
+        """Number of steps before G is trained; 0 without G. Only later checkpoints can be the best
+        of a run, because search also uses the view of G."""
         return self.total - self.generator_steps if self.generator_steps else 0
 
 
 def plan(config: ExperimentConfig, epoch: int) -> Plan:
-    """Resolves every duration of the configuration.
+    """Converts all durations of the configuration to steps.
 
     Raises:
-      UserError: a field is no duration, comes to no step, or does not fit into those there are;
-        or small images in a joint schedule.
+      UserError: a field is not a duration, gives 0 steps, or more steps than there are; or small
+        images in a joint schedule.
     """
     train, adversarial = config.train, config.adversarial
     count = functools.partial(steps_of, epoch=epoch)
-    embedder = _some("train.steps", train.steps, count("train.steps", train.steps, whole=0))
-    small = count("train.small_steps", train.small_steps, whole=embedder)
-    plain, game, total = embedder, 0, embedder
+    embedder = _at_least_one("train.steps", train.steps, count("train.steps", train.steps, total=0))
+    small = count("train.small_steps", train.small_steps, total=embedder)
+    plain, adversarial_steps, total = embedder, 0, embedder
     if adversarial.enabled and adversarial.feature_epsilon > 0:
-        plain = min(count("train.plain", train.plain, whole=embedder), embedder)
+        plain = min(count("train.plain", train.plain, total=embedder), embedder)
     if adversarial.enabled and adversarial.generator and train.schedule == "joint":
-        game = embedder
+        adversarial_steps = embedder
         if small:
             raise UserError(
                 f"train.small_steps={train.small_steps!r} needs train.schedule='staged': G works "
@@ -104,61 +104,62 @@ def plan(config: ExperimentConfig, epoch: int) -> Plan:
     elif adversarial.enabled and adversarial.generator:
         batches = max(epoch * config.data.batch_size // generator_data(config).batch_size, 1)
         name, value = "train.generator_steps", train.generator_steps
-        game = _some(name, value, steps_of(name, value, epoch=batches, whole=embedder))
-        total = embedder + game
-    _check_fit(
-        config.optim, {"F takes": embedder} | ({"G and D take": game} if game else {}), epoch
-    )
+        adversarial_steps = _at_least_one(
+            name, value, steps_of(name, value, epoch=batches, total=embedder)
+        )
+        total = embedder + adversarial_steps
+    counts = {"F": embedder, "G and D": adversarial_steps}
+    _check_durations(config.optim, {name: n for name, n in counts.items() if n}, epoch)
     every = {}
     for field in ("log_every", "evaluate_every", "checkpoint_every"):
         name, value = f"train.{field}", getattr(train, field)
-        # A share of few steps may round to none; only 0 itself means never.
-        wanted = steps_of(name, value, whole=NEVER_ZERO, epoch=NEVER_ZERO) > 0
-        every[field] = max(count(name, value, whole=total), 1) if wanted else 0
-    return Plan(min(small, embedder), plain, embedder, game, total, **every)
+        # A percentage of few steps may round to 0; only 0 itself means never.
+        enabled = steps_of(name, value, total=NEVER_ZERO, epoch=NEVER_ZERO) > 0
+        every[field] = max(count(name, value, total=total), 1) if enabled else 0
+    return Plan(min(small, embedder), plain, embedder, adversarial_steps, total, **every)
 
 
-def _some(field: str, value: str, steps: int) -> int:
-    """The steps, of which there must be one.
+def _at_least_one(field: str, value: str, steps: int) -> int:
+    """Returns the number of steps.
 
     Raises:
-      UserError: there is none.
+      UserError: it is 0.
     """
     if steps < 1:
-        raise UserError(f"{field}={value!r} comes to no step at all (allowed: at least 1)")
+        raise UserError(f"{field}={value!r} gives 0 steps (allowed: at least 1)")
     return steps
 
 
-def _check_fit(optim: OptimConfig, taken: Mapping[str, int], epoch: int) -> None:
-    """Checks the optimiser's durations against the steps that each network takes.
+def _check_durations(optim: OptimConfig, counts: Mapping[str, int], epoch: int) -> None:
+    """Checks the durations of the optimiser against the number of steps of each network.
 
     Raises:
-      UserError: a warm-up that never ends, or more accumulated steps than there are.
+      UserError: the warm-up or the accumulation is longer than training.
     """
-    for who, there in taken.items():
-        if optim.accumulate > there:
+    for network, total in counts.items():
+        if optim.accumulate > total:
             raise UserError(
-                f"optim.accumulate={optim.accumulate} is more than the {there} steps that {who}: "
-                "no parameter would move"
+                f"optim.accumulate={optim.accumulate} is more than the {total} steps of {network}: "
+                "no parameter would be updated"
             )
-        for field in ("warmup", "head_warmup") if who == "F takes" else ("warmup",):
+        for field in ("warmup", "head_warmup") if network == "F" else ("warmup",):
             value = getattr(optim, field)
-            if (found := steps_of(f"optim.{field}", value, whole=there, epoch=epoch)) > there:
+            if (steps := steps_of(f"optim.{field}", value, total=total, epoch=epoch)) > total:
                 raise UserError(
-                    f"optim.{field}={value!r} is {found} steps, more than the {there} that {who}"
+                    f"optim.{field}={value!r} is {steps} steps, more than the {total} of {network}"
                 )
 
 
 def _due(every: int, done: int, ends: bool) -> bool:
-    """Whether something is to be done after a step: every so many, and where a stage ends."""
+    """Whether an action is due after step `done`: every `every` steps and at the end of a stage."""
     return every > 0 and (done % every == 0 or ends)
 
 
 def stages(context: steps.StepContext, plan: Plan) -> list[Stage]:
-    """The stages of a run in their order: F, F with pushed features, G and D; or all joint."""
+    """Returns the stages of a run: F, F with perturbed features, G and D; or the joint stages."""
     config = context.config
     joint = config.train.schedule == "joint" and plan.generator_steps > 0
-    game = generator_data(config)
+    adversarial_data = generator_data(config)
     function = steps.joint_step if joint else steps.embedder_step
     prefix = "joint" if joint else "F"
 
@@ -167,17 +168,19 @@ def stages(context: steps.StepContext, plan: Plan) -> list[Stage]:
         return parallel.data_parallel(bound_step, config.train.parallel)
 
     ends, size = (plan.plain, plan.embedder_steps, plan.total), config.data.batch_size
-    listed = [
+    all_stages = [
         Stage(prefix, 0, ends[0], mapped(function, perturb=False), size),
         Stage(f"{prefix} + perturbation", ends[0], ends[1], mapped(function, perturb=True), size),
-        Stage("G and D", ends[1], ends[2], mapped(steps.generator_step), game.batch_size),
+        Stage(
+            "G and D", ends[1], ends[2], mapped(steps.generator_step), adversarial_data.batch_size
+        ),
     ]
-    return [stage for stage in listed if stage.begin < stage.end]
+    return [stage for stage in all_stages if stage.begin < stage.end]
 
 
 @contextmanager
 def signals() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM (or SIGINT) has come; a second one has its usual effect."""
+    """Yields whether SIGTERM or SIGINT was received, as a function; a second one acts as usual."""
     seen = False
     if threading.current_thread() is not threading.main_thread():
         yield lambda: seen
@@ -200,7 +203,7 @@ def signals() -> Iterator[Callable[[], bool]]:
 
 
 class Stopwatch:
-    """Seconds spent in training steps, over all starts of a run."""
+    """Time in training steps in seconds, over all starts of a run."""
 
     def __init__(self, seconds: float) -> None:
         self._before, self._began = seconds, time.perf_counter()
@@ -217,7 +220,7 @@ class Stopwatch:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Time that is not training."""
+        """Stops the clock inside."""
         self._before = self.seconds
         try:
             self._began = time.perf_counter()
@@ -236,29 +239,29 @@ def train(
     writer: MetricWriter | None,
     evaluate: Evaluate,
 ) -> tuple[TrainState, float]:
-    """Takes the steps from `position` to the end of the plan.
+    """Runs the steps from `position` to the end of the plan.
 
-    `writer` is None in all but the first of several processes.
+    `writer` is None in all processes but the first.
 
-    Every step's losses are checked for NaN, one step late, so that the devices never wait for the
-    host; a checkpoint is written only when the check is up to date and the state itself is finite.
+    The losses of each step are checked for NaN one step late, so the devices never wait for the
+    host. Before a checkpoint is written, all steps and the state are checked.
 
     Returns:
-      The last state, and the seconds spent in training steps over all starts of the run.
+      The last state, and the time in training steps in seconds, over all starts of the run.
 
     Raises:
-      TrainingDiverged: something was not finite.
-      Preempted: a signal asked to stop; the state is saved.
+      TrainingDiverged: a loss, a gradient or the state is not finite.
+      Preempted: stopped by a signal; the state is saved.
       UserError: a checkpoint or log line could not be written.
     """
     config, total = context.config, plan.total
-    listed = stages(context, plan)
+    all_stages = stages(context, plan)
     probe = parallel.data_parallel(
         functools.partial(steps.probe_step, context=context), config.train.parallel
     )
     clock = Stopwatch(position.train_seconds)
     pending = list(position.pending)  # metrics of the steps since the last log line
-    logged = position.batch  # the step at which the clock's lap began
+    logged = position.batch  # step at which the lap of the clock started
     unchecked: tuple[int, Any] | None = None
 
     def check() -> None:
@@ -266,7 +269,7 @@ def train(
         if unchecked is None:
             return
         number, metrics = unchecked
-        # Plain numbers: a checkpoint keeps those that wait for the next log line.
+        # Python numbers, because a checkpoint stores the pending metrics as JSON.
         pending.append({name: x.tolist() for name, x in parallel.to_host(metrics).items()})
         unchecked = None
         if part := health.first_not_finite(pending[-1]):
@@ -281,10 +284,10 @@ def train(
         if writer is not None:
             writer.log(step, stage, figures)
 
-    with Progress(total, *(stage.name for stage in listed)) as progress, signals() as stop:
+    with Progress(total, *(stage.name for stage in all_stages)) as progress, signals() as stop:
         batches = pipeline.iterate(position.batch, total)
         for done, batch in enumerate(batches, start=position.batch + 1):
-            stage = next(each for each in listed if done <= each.end)
+            stage = next(each for each in all_stages if done <= each.end)
             state, metrics = stage.step(state, batch)
             check()
             unchecked = (done, metrics)
@@ -313,7 +316,7 @@ def train(
                 log(done, stage.name, {f"validation/{k}": v for k, v in measured.items()})
                 figures = ", ".join(f"{k} {100 * v:.1f} %" for k, v in measured.items())
                 progress.note(f"step {done}: validation {figures}")
-            # After the evaluation, which is then part of what is saved.
+            # After the evaluation, so that the checkpoint includes it.
             leaving = parallel.preempted(done, stop())
             due = ends or _due(plan.checkpoint_every, done, ends)
             if due or measured or leaving:

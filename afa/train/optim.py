@@ -16,7 +16,7 @@ Optimisers = dict[str, optax.GradientTransformation]
 
 
 def _decayed(params: PyTree) -> PyTree:
-    """Weight decay is for kernels; biases, norms, powers and proxies go without."""
+    """Mask of the parameters with weight decay: kernels, not biases, norms, powers and proxies."""
     return jax.tree.map_with_path(
         lambda path, _: getattr(path[-1], "key", None) == "kernel", params
     )
@@ -24,7 +24,7 @@ def _decayed(params: PyTree) -> PyTree:
 
 OPTIMISERS: dict[str, Callable[[optax.Schedule, OptimConfig], optax.GradientTransformation]] = {
     "adamw": lambda rate, c: optax.adamw(rate, weight_decay=c.weight_decay, mask=_decayed),
-    # The decay comes after the momentum, which does not gather it (SGDW: Loshchilov & Hutter 2019,
+    # Decay after the momentum, which does not accumulate it (SGDW: Loshchilov & Hutter 2019,
     # algorithm 1).
     "sgd": lambda rate, c: optax.chain(
         optax.trace(decay=0.9, nesterov=True),
@@ -37,10 +37,10 @@ OPTIMISERS: dict[str, Callable[[optax.Schedule, OptimConfig], optax.GradientTran
 
 
 def clip_to(limit: float) -> optax.GradientTransformation:
-    """Scales gradients of a global norm above `limit` down to it.
+    """Clips gradients to the global norm `limit`.
 
-    By one factor, which XLA multiplies in where the gradient is used; optax divides by the norm,
-    which writes and reads a clipped copy of the whole gradient.
+    XLA fuses the multiplication by one factor with the use of the gradient; optax divides by the
+    norm, which writes and reads a clipped copy of the whole gradient.
     """
 
     def init(params: Any) -> Any:
@@ -54,13 +54,13 @@ def clip_to(limit: float) -> optax.GradientTransformation:
 
 
 def learning_rate(config: OptimConfig, peak: float, steps: int, epoch: int) -> optax.Schedule:
-    """Linear warm-up to `peak`, then decay to zero (or none) over `steps` parameter updates.
+    """Linear warm-up to `peak`, then decay to zero (or constant) over `steps` training steps.
 
     Raises:
-      UserError: the warm-up is no duration.
+      UserError: the warm-up is not a duration.
     """
     updates = max(steps // config.accumulate, 1)
-    warmup = steps_of("optim.warmup", config.warmup, whole=steps, epoch=epoch) // config.accumulate
+    warmup = steps_of("optim.warmup", config.warmup, total=steps, epoch=epoch) // config.accumulate
     rest = max(updates - warmup, 1)
     after = {
         "cosine": optax.cosine_decay_schedule(peak, rest),
@@ -69,36 +69,36 @@ def learning_rate(config: OptimConfig, peak: float, steps: int, epoch: int) -> o
     }[config.schedule]
     if warmup == 0:
         return after
-    # Starting at peak / warmup instead of 0: the first update is not lost.
+    # Starts at peak / warmup instead of 0, so that the first update has an effect.
     first = optax.linear_schedule(peak / warmup, peak, warmup)
     return optax.join_schedules([first, after], [warmup])
 
 
-def _of_backbone(path: tuple) -> str:
-    """Name of the backbone's part that a parameter of F belongs to; "" of all others."""
+def _backbone_part(path: tuple) -> str:
+    """Returns the backbone part that a parameter of F belongs to; "" for other parameters."""
     keys = [getattr(key, "key", "") for key in path]
     return keys[1] if keys[0] == "backbone" else ""
 
 
-def hold(still: Callable[[str], bool]) -> optax.GradientTransformation:
-    """Zero for the still parts of the backbone; XLA then leaves out whatever only they needed."""
+def freeze(is_frozen: Callable[[str], bool]) -> optax.GradientTransformation:
+    """Zeroes updates of frozen backbone parts; XLA then does not compute their gradients."""
 
-    def held(path: tuple, update: Array) -> Array:
-        name = _of_backbone(path)
-        return jnp.zeros_like(update) if name and still(name) else update
+    def masked(path: tuple, update: Array) -> Array:
+        name = _backbone_part(path)
+        return jnp.zeros_like(update) if name and is_frozen(name) else update
 
-    return optax.stateless(lambda updates, params: jax.tree.map_with_path(held, updates))
+    return optax.stateless(lambda updates, params: jax.tree.map_with_path(masked, updates))
 
 
 def slow_backbone(rate: float, after: int) -> optax.GradientTransformation:
-    """Multiplies the backbone's updates: by 0 for `after` updates, by `rate` from then on."""
+    """Multiplies the updates of the backbone by 0 for the first `after` updates, then by `rate`."""
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         factor = jnp.where(state < after, 0.0, rate)
-        slowed = jax.tree.map_with_path(
-            lambda path, each: factor * each if _of_backbone(path) else each, updates
+        scaled = jax.tree.map_with_path(
+            lambda path, each: factor * each if _backbone_part(path) else each, updates
         )
-        return slowed, optax.safe_increment(state)
+        return scaled, optax.safe_increment(state)
 
     return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
@@ -106,7 +106,7 @@ def slow_backbone(rate: float, after: int) -> optax.GradientTransformation:
 def optimisers(
     config: ExperimentConfig, embedder_steps: int, generator_steps: int, epoch: int
 ) -> Optimisers:
-    """One optimiser a network, with clipping and accumulation.
+    """Returns one optimiser per network, with clipping and accumulation.
 
     Raises:
       UserError: unknown optimiser or backbone, or malformed duration.
@@ -126,15 +126,15 @@ def optimisers(
 
     rate = learning_rate(optim, optim.learning_rate, embedder_steps, epoch)
     core = [choose("optim.name", optim.name, OPTIMISERS)(rate, optim)]
-    alone = steps_of("optim.head_warmup", optim.head_warmup, whole=embedder_steps, epoch=epoch)
-    if optim.backbone_rate != 1 or alone:
-        core.append(slow_backbone(optim.backbone_rate, alone // optim.accumulate))
+    head_only = steps_of("optim.head_warmup", optim.head_warmup, total=embedder_steps, epoch=epoch)
+    if optim.backbone_rate != 1 or head_only:
+        core.append(slow_backbone(optim.backbone_rate, head_only // optim.accumulate))
     backbone, frozen = build_backbone(config), frozen_parts(config)
-    still = hold(lambda name: frozen.holds(backbone, name))
+    frozen_mask = freeze(lambda name: frozen.holds(backbone, name))
     return {
-        # First of all, so that clipping does not see their gradients; and last, against decay.
-        "embedder": optax.chain(still, finish(*core), still),
-        "loss": finish(core[0]),  # parameters that the metric loss has of its own
+        # First, so that clipping ignores frozen gradients; last, so that they are not decayed.
+        "embedder": optax.chain(frozen_mask, finish(*core), frozen_mask),
+        "loss": finish(core[0]),  # parameters of the metric loss
         "generator": adam(optim.generator_learning_rate),
         "discriminator": adam(optim.discriminator_learning_rate),
         "gate": adam(optim.generator_learning_rate),
@@ -144,8 +144,8 @@ def optimisers(
 def move_average(average: PyTree, now: PyTree, decay: float, updates: Int[Array, ""]) -> PyTree:
     """average' = d * average + (1 - d) * now with d = min(decay, (1 + n) / (10 + n)).
 
-    n are the earlier updates of this network, not the steps of the run. The warm-up of the decay
-    lets a network of a few hundred updates forget its first weights.
+    n is the number of earlier updates of this network, not of steps of the run. With this warm-up
+    the initial weights lose their influence within a few hundred updates.
     """
     n: Float[Array, ""] = updates.astype(jnp.float32)
     d = jnp.minimum(decay, (1 + n) / (10 + n))

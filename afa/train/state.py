@@ -1,4 +1,4 @@
-"""The state of a run: one frozen pytree for all networks."""
+"""Training state: one frozen pytree for all networks."""
 
 import hashlib
 import zlib
@@ -23,19 +23,18 @@ AVERAGED = ("embedder", "generator")
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything a step changes. Random numbers are derived from the step, never stored.
+    """Everything that a step changes. Random numbers are derived from the step, never stored.
 
     Attributes:
-      step: steps taken, an int32 scalar; the only clock. (Any, since a state also holds the shapes
-        a checkpoint is restored into, and host values.)
-      variables: network -> {"params", "batch_stats"}; "loss" among them where the metric loss has
-        parameters of its own, by descriptor block.
+      step: number of completed steps, an int32 scalar. (Any, because the leaves may also be shapes
+        for restoring a checkpoint, or host values.)
+      variables: network -> {"params", "batch_stats"}; also "loss", by descriptor block, if the
+        metric loss has parameters.
       opt_state: network -> state of its optimiser.
       average: "embedder", "generator" -> moving average of their variables.
-      updates: network -> how often its parameters have moved, an int32 scalar. Not `step`: in a
-        staged run G starts late, and with `optim.accumulate` most steps move nothing.
-      loss_memory: descriptor block -> what the metric loss keeps from step to step; the same on
-        every device.
+      updates: network -> number of parameter updates, an int32 scalar. It differs from `step`: in
+        a staged run G starts late, and with `optim.accumulate` most steps update no parameters.
+      loss_memory: descriptor block -> memory of the metric loss; the same on every device.
     """
 
     step: Any
@@ -46,19 +45,19 @@ class TrainState(flax.struct.PyTreeNode):
     loss_memory: dict[str, PyTree] = flax.struct.field(default_factory=dict)
 
     def search_variables(self) -> dict[str, PyTree]:
-        """What is evaluated and exported: averages where there are any; nothing of the loss."""
-        found = self.variables | self.average
-        return {name: each for name, each in found.items() if name != "loss"}
+        """Variables for evaluation and export: averages if available; without "loss"."""
+        variables = self.variables | self.average
+        return {name: each for name, each in variables.items() if name != "loss"}
 
     def loss_states(self, params: dict[str, PyTree]) -> dict[str, State]:
-        """The metric loss's state by descriptor block, with these parameters."""
+        """Returns the state of the metric loss by descriptor block, with these parameters."""
         return {name: State(params.get(name, {}), each) for name, each in self.loss_memory.items()}
 
 
 def create(
     networks: Networks, optimisers: Optimisers, seed: int, image_size: int, loss: Loss
 ) -> TrainState:
-    """A fresh state; equal for equal seeds."""
+    """Returns the initial state; the same for the same seed."""
     variables = networks.init(jax.random.key(seed), image_size)
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"loss"))
     embedder = networks.embedder
@@ -66,7 +65,7 @@ def create(
     if params := {name: each.params for name, each in states.items() if each.params}:
         variables |= {"loss": {"params": params, "batch_stats": {}}}
     memory = {name: each.memory for name, each in states.items()}
-    # A copy: an alias would be donated twice.
+    # A copy, because an alias would be donated twice.
     average = {name: jax.tree.map(jnp.copy, variables[name])
                for name in AVERAGED if name in variables}  # fmt: skip
     opt_state = {name: optimisers[name].init(each["params"]) for name, each in variables.items()}
@@ -75,26 +74,26 @@ def create(
 
 
 def with_backbone(
-    fresh: TrainState, fill: Callable[[dict[str, PyTree]], dict[str, PyTree]]
+    initial: TrainState, load: Callable[[dict[str, PyTree]], dict[str, PyTree]]
 ) -> TrainState:
-    """A fresh state whose backbone, and its average, hold other values.
+    """Returns an initial state with other values of the backbone and of its average.
 
     Args:
-      fill: {"params", "batch_stats"} of the backbone -> the same with other values.
+      load: {"params", "batch_stats"} of the backbone -> the same with new values.
     """
 
-    def filled(embedder: dict[str, PyTree]) -> dict[str, PyTree]:
+    def loaded(embedder: dict[str, PyTree]) -> dict[str, PyTree]:
         # Without BatchNorm a backbone has no statistics.
-        new = fill({name: tree.get("backbone", {}) for name, tree in embedder.items()})
+        new = load({name: tree.get("backbone", {}) for name, tree in embedder.items()})
         arrays = jax.tree.map(jnp.asarray, new)
         return {
             name: tree | ({"backbone": arrays[name]} if "backbone" in tree else {})
             for name, tree in embedder.items()
         }
 
-    return fresh.replace(
-        variables=fresh.variables | {"embedder": filled(fresh.variables["embedder"])},
-        average=fresh.average | {"embedder": filled(fresh.average["embedder"])},
+    return initial.replace(
+        variables=initial.variables | {"embedder": loaded(initial.variables["embedder"])},
+        average=initial.average | {"embedder": loaded(initial.average["embedder"])},
     )
 
 
@@ -106,10 +105,10 @@ def apply_gradients(
     batch_stats: PyTree | None,
     decay: float,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Moves one network: parameters, optimiser, batch statistics and moving average.
+    """Updates one network: parameters, optimiser, batch statistics and moving average.
 
-    The average moves, and its warm-up counts, only when the parameters do: a step that still
-    collects gradients (`optim.accumulate`) leaves both.
+    The average and the count of its warm-up change only when the parameters do, not in steps that
+    only accumulate gradients (`optim.accumulate`).
 
     Returns:
       The new state and {"<network>_gradient_norm": ...}.
@@ -121,7 +120,7 @@ def apply_gradients(
         "batch_stats": before["batch_stats"] if batch_stats is None else batch_stats,
     }
     count = state.updates[network]
-    # Only an optimiser that accumulates has such a counter: of the updates that it let through.
+    # Only an optimiser with accumulation has this counter, of its parameter updates.
     counted = optax.tree.get(opt_state, "gradient_step", count + 1)
     average = state.average
     if network in average:
@@ -137,7 +136,7 @@ def apply_gradients(
 
 
 def checkpoint_id(trained: TrainState) -> str:
-    """`step-N-` and a digest of the variables that search: what an index is bound to."""
+    """Returns `step-N-` and a digest of the variables used in search; an index is tied to it."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(parallel.to_host(trained.search_variables())):
         digest.update(np.ascontiguousarray(leaf).tobytes())

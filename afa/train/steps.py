@@ -1,8 +1,8 @@
 """The training steps: pure functions of (state, batch), for one device's rows of the batch.
 
-`embedder_step` moves F; `generator_step` plays one round of D, then G, on frozen F; `joint_step`
-does both. `afa.parallel` maps them over devices; every loss that compares images sees the whole
-global batch, and random numbers belong to (seed, stream, step, row).
+`embedder_step` trains F; `generator_step` trains D, then G, with frozen F; `joint_step` does both.
+`afa.parallel` maps them over devices. Losses that compare images use the global batch. Random
+numbers are derived from (seed, stream, step, row).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from afa import parallel
 from afa.config import ExperimentConfig
-from afa.losses import adversarial as game
+from afa.losses import adversarial
 from afa.losses.base import State
 from afa.losses.metric import metric_loss
 from afa.losses.norm_softmax import norm_softmax
@@ -34,7 +34,7 @@ Metrics = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class StepContext:
-    """What a step is bound to: modules, optimisers and settings; nothing that changes."""
+    """Modules, optimisers and settings of a step; constant during a run."""
 
     networks: Networks
     optimisers: Optimisers
@@ -42,8 +42,8 @@ class StepContext:
 
 
 class Generated(NamedTuple):
-    """What G makes in a step: of the corrupted images, of noise, and of the codes of the clean
-    images; and how far the codes are from noise."""
+    """Outputs of G in a step: restored images, images sampled from noise, images decoded from the
+    codes of clean images; and the divergence of the codes from the noise distribution."""
 
     restored: Float[Array, "b h w 3"]
     sampled: Float[Array, "b h w 3"]
@@ -52,26 +52,27 @@ class Generated(NamedTuple):
 
 
 def stream(seed: int, name: str, step: Int[Array, ""]) -> Key[Array, ""]:
-    """The key of a named stream of random numbers at a step."""
+    """Returns the key of a named random stream at a step."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
     return jax.random.fold_in(key, step)
 
 
 def to_unit(images: Array) -> Float[Array, "b h w 3"]:
-    """uint8 images -> [0, 1]."""
+    """Converts uint8 images to floats in [0, 1]."""
     return images.astype(jnp.float32) / 255
 
 
 def embedder_step(
     state: TrainState, batch: Batch, *, context: StepContext, perturb: bool
 ) -> tuple[TrainState, Metrics]:
-    """Moves F on 1/2 metric(F_0(x)) + 1/2 metric(F_1(h + delta)), or the first term alone.
+    """Trains F on 1/2 metric(F_0(x)) + 1/2 metric(F_1(h + delta)), or without `perturb` on
+    metric(F_0(x)).
 
-    The lower part runs forward and backward once: the pull-back of the clean upper part gives both
-    the direction of the push and its share of the gradient (A-FAN, Chen et al. 2021).
+    The lower part runs forward and backward once: the VJP of the clean upper part gives both the
+    direction of the perturbation and the gradient of the clean term (A-FAN, Chen et al. 2021).
 
-    Where the metric loss has a memory, every term sees it as it was before the step, and the clean
-    descriptors alone change it: an image enters it once.
+    If the metric loss has a memory, every term uses the memory from before the step, and only the
+    clean descriptors update it, so an image enters it once.
     """
     config, embedder = context.config, context.networks.embedder
     images, labels = to_unit(batch["image"]), parallel.all_gather(batch["label"])
@@ -113,7 +114,7 @@ def embedder_step(
         extra, stats, loss = _generated_views(state, batch, context, stats)
         gradient = jax.tree.map(jnp.add, gradient, extra)
         metrics["generated_metric_loss"] = loss
-    state, norms = _moved(state, context, parallel.pmean(gradient), stats)
+    state, norms = _updated(state, context, parallel.pmean(gradient), stats)
     state = state.replace(
         step=state.step + 1, loss_memory={name: each.memory for name, each in states.items()}
     )
@@ -123,32 +124,36 @@ def embedder_step(
 def _perturbation(
     state: TrainState, config: ExperimentConfig, mid: Array, cotangent: Array
 ) -> Array:
-    """What is added to the mid map: along its cotangent, or in a random direction."""
+    """Returns the perturbation of the mid map: along its cotangent, or in a random direction."""
     keys = parallel.sample_keys(stream(config.seed, "push", state.step), len(mid))
     direction = cotangent
     if config.adversarial.feature_direction == "random":
-        others = parallel.sample_keys(stream(config.seed, "direction", state.step), len(mid))
-        direction = jax.vmap(lambda k: jax.random.normal(k, mid.shape[1:]))(others)
-    return game.feature_perturbation(mid, direction, keys, config.adversarial.feature_epsilon)
+        direction_keys = parallel.sample_keys(
+            stream(config.seed, "direction", state.step), len(mid)
+        )
+        direction = jax.vmap(lambda k: jax.random.normal(k, mid.shape[1:]))(direction_keys)
+    return adversarial.feature_perturbation(
+        mid, direction, keys, config.adversarial.feature_epsilon
+    )
 
 
 def _trained(state: TrainState) -> dict[str, PyTree]:
-    """The parameters that the metric loss trains: F's, and its own where it has any."""
+    """Parameters trained by the metric loss: those of F, and its own if it has any."""
     return {
         name: state.variables[name]["params"] if name in state.variables else {}
         for name in ("embedder", "loss")
     }
 
 
-def _moved(
+def _updated(
     state: TrainState, context: StepContext, gradient: dict[str, PyTree], stats: PyTree
 ) -> tuple[TrainState, Metrics]:
-    """Moves F, and the loss's own parameters where it has any."""
+    """Updates F, and the parameters of the loss if it has any."""
     decay, norms = context.config.optim.ema_decay, {}
-    for name, found in {"embedder": stats, "loss": None}.items():
+    for name, batch_stats in {"embedder": stats, "loss": None}.items():
         if name in state.variables:
             state, norm = apply_gradients(
-                state, context.optimisers[name], name, gradient[name], found, decay
+                state, context.optimisers[name], name, gradient[name], batch_stats, decay
             )
             norms |= norm
     return state, norms
@@ -158,7 +163,7 @@ def _metric(
     state: TrainState, context: StepContext, params: PyTree, descriptors: Descriptors,
     labels: Int[Array, "n"],
 ) -> tuple[Float[Array, ""], tuple[dict[str, Array], dict[str, State]]]:  # fmt: skip
-    """Metric loss of the global batch, its descriptors, and the next state of the loss."""
+    """Returns the metric loss of the global batch, its descriptors, and the next loss state."""
     proxies = layers.apply(
         context.networks.embedder, {"params": params["embedder"]}, method="proxies"
     )
@@ -171,8 +176,8 @@ def _metric(
 def _generated_views(
     state: TrainState, batch: Batch, context: StepContext, stats: PyTree
 ) -> tuple[PyTree, PyTree, Float[Array, ""]]:
-    """Gradient, statistics and loss of G's images as training views, through the adversarial
-    branch; no gradient reaches G, since labels must not."""
+    """Gradient, statistics and loss of restored images as training views, through the adversarial
+    branch. G gets no gradient, because it is trained without labels."""
     images, labels = to_unit(batch["image"]), parallel.all_gather(batch["label"])
     restored = jax.lax.stop_gradient(context.networks.restore(state.variables, images))
 
@@ -191,10 +196,10 @@ def _generated_views(
 def generator_step(
     state: TrainState, batch: Batch, *, context: StepContext
 ) -> tuple[TrainState, Metrics]:
-    """One round of the game on frozen F: D's step, then G's against the new D.
+    """Updates D, then G against the new D, with frozen F.
 
-    G runs forward once; the losses of both use its images. The decoder of noise learns from clean
-    images too, by their codes; no label enters.
+    G runs forward once; the losses of G and D use the same images. The decoder is also trained on
+    the codes of clean images. No labels are used.
     """
     networks, config = context.networks, context.config
     assert networks.generator is not None
@@ -215,28 +220,30 @@ def generator_step(
         z = jnp.concatenate([noise(key_sample), code])
         sampled, coded = jnp.split(layers.apply(generator, variables, z, method="sample"), 2)
         restored = layers.apply(generator, variables, images, method="restore")
-        return Generated(restored, sampled, coded, game.code_divergence(mean, log_variance))
+        return Generated(restored, sampled, coded, adversarial.code_divergence(mean, log_variance))
 
-    made, vjp = jax.vjp(generate, state.variables["generator"]["params"])
+    generated, vjp = jax.vjp(generate, state.variables["generator"]["params"])
     frozen = _frozen(state, config)
-    fakes = (made.restored, made.sampled)
-    state, judged = _discriminator_update(state, context, clean, *fakes, key_augment)
-    cotangents, losses = _generator_cotangents(state, context, frozen, clean, made, key_augment)
+    fakes = (generated.restored, generated.sampled)
+    state, d_metrics = _discriminator_update(state, context, clean, *fakes, key_augment)
+    cotangents, g_metrics = _generator_cotangents(
+        state, context, frozen, clean, generated, key_augment
+    )
     gradient = parallel.pmean(vjp(cotangents)[0])
     state, norm = apply_gradients(
         state, context.optimisers["generator"], "generator", gradient, None, config.optim.ema_decay
     )
-    metrics = parallel.pmean(judged | losses) | norm
+    metrics = parallel.pmean(d_metrics | g_metrics) | norm
     if config.adversarial.gate == "learned":
-        state, gated = _gate_update(state, context, frozen, images, batch["label"])
-        metrics |= gated
-    metrics |= health.restoration(images, made.restored, clean, batch["corruption"], config)
+        state, gate_metrics = _gate_update(state, context, frozen, images, batch["label"])
+        metrics |= gate_metrics
+    metrics |= health.restoration(images, generated.restored, clean, batch["corruption"], config)
     return state.replace(step=state.step + 1), metrics
 
 
 def _frozen(state: TrainState, config: ExperimentConfig) -> PyTree:
-    """The variables of F that the game sees: the averaged ones that will search, or, while F still
-    moves, the present ones."""
+    """Variables of F for training G and D: the moving average, as in search, or in a joint schedule
+    the current ones."""
     joint = config.train.schedule == "joint"
     return jax.lax.stop_gradient((state.variables if joint else state.average)["embedder"])
 
@@ -249,28 +256,28 @@ def _discriminator_update(
     sampled: Array,
     keys: Array,
 ) -> tuple[TrainState, Metrics]:
-    """D: cross-entropy of real against restored and sampled images, and lazy R1."""
+    """Updates D: cross-entropy of real against restored and sampled images, and lazy R1."""
     config, module = context.config.adversarial, context.networks.discriminator
     assert module is not None
     variables = state.variables["discriminator"]
     fakes = _fakes(config, restored, sampled)
 
     def objective(params: PyTree) -> tuple[Array, Any]:
-        def verdict(images: Array, keys: Array) -> tuple[Array, PyTree]:
+        def logits_of(images: Array, keys: Array) -> tuple[Array, PyTree]:
             out, changed = layers.apply(module,
                 variables | {"params": params}, _augmented(config, images, keys), train=True,
                 mutable=["batch_stats"],
             )  # fmt: skip
             return out.logit, changed.get("batch_stats", {})
 
-        # One pass over all images; each group meets the same augmentation.
+        # One pass over all images; each group has the same augmentation.
         groups = [clean, *fakes]
-        logits, stats = verdict(jnp.concatenate(groups), jnp.concatenate([keys] * len(groups)))
+        logits, stats = logits_of(jnp.concatenate(groups), jnp.concatenate([keys] * len(groups)))
         real, fake = logits[: len(clean)], logits[len(clean) :]
-        loss = game.discriminator_loss(real, fake)
+        loss = adversarial.discriminator_loss(real, fake)
         penalty = jax.lax.cond(
             (config.r1 > 0) & (state.step % config.r1_every == 0),
-            lambda: game.r1_penalty(lambda x: verdict(x, keys)[0], clean),
+            lambda: adversarial.r1_penalty(lambda x: logits_of(x, keys)[0], clean),
             lambda: jnp.zeros(()),
         )
         total = loss + config.r1 * config.r1_every * penalty
@@ -286,7 +293,7 @@ def _discriminator_update(
 
 
 def _fakes(config: Any, restored: Array, sampled: Array) -> list[Array]:
-    """The generated images that take part in the game."""
+    """Returns the generated images that D is trained on."""
     parts = [restored] * (config.lambda_adversarial > 0) + [sampled] * (config.lambda_noise > 0)
     return parts or [restored]
 
@@ -300,77 +307,85 @@ def _generator_cotangents(
     context: StepContext,
     frozen: PyTree,
     clean: Array,
-    made: Generated,
+    generated: Generated,
     keys: Array,
 ) -> tuple[Generated, Metrics]:
-    """Gradient of G's loss with respect to what G made:
+    """Gradient of the loss of G with respect to its outputs:
 
     lambda_mse reconstruction(x^, x) + lambda_adversarial softplus(-D(x^))
-    + lambda_noise softplus(-D(G(z))) + lambda_features (1 - F(x^) . F(x)), global and local
-    descriptors alike, + lambda_code (reconstruction(G(code of x), x) + CODE_PRIOR divergence).
+    + lambda_noise softplus(-D(G(z))) + lambda_features (1 - F(x^) . F(x)), summed over global and
+    local descriptors, + lambda_code (reconstruction(G(code of x), x) + CODE_PRIOR divergence).
     """
     config, networks = context.config.adversarial, context.networks
     assert networks.discriminator is not None
-    judge = networks.discriminator
+    discriminator = networks.discriminator
 
-    def fool(images: Array) -> Array:
-        verdict = layers.apply(
-            judge, state.variables["discriminator"], _augmented(config, images, keys), train=False
-        )
-        return game.generator_loss(verdict.logit)
+    def adversarial_term(images: Array) -> Array:
+        output = layers.apply(
+            discriminator, state.variables["discriminator"], _augmented(config, images, keys),
+            train=False,
+        )  # fmt: skip
+        return adversarial.generator_loss(output.logit)
 
     def distance(images: Array) -> Array:
         target = layers.apply(networks.embedder, frozen, clean, train=False)
-        found = layers.apply(networks.embedder, frozen, images, train=False)
-        apart = [
+        descriptors = layers.apply(networks.embedder, frozen, images, train=False)
+        distances = [
             1 - jnp.mean(jnp.sum(a * jax.lax.stop_gradient(b), -1))
-            for a, b in zip(found, target, strict=True)
+            for a, b in zip(descriptors, target, strict=True)
         ]
-        return jnp.sum(jnp.stack(apart))
+        return jnp.sum(jnp.stack(distances))
 
-    def objective(made: Generated) -> tuple[Array, Metrics]:
+    def objective(outputs: Generated) -> tuple[Array, Metrics]:
         def code() -> Array:
-            return game.reconstruction(made.coded, clean) + game.CODE_PRIOR * made.divergence
+            error = adversarial.reconstruction(outputs.coded, clean)
+            return error + adversarial.CODE_PRIOR * outputs.divergence
 
         terms = {
-            "g_mse": (config.lambda_mse, lambda: game.reconstruction(made.restored, clean)),
-            "g_adversarial": (config.lambda_adversarial, lambda: fool(made.restored)),
-            "g_features": (config.lambda_features, lambda: distance(made.restored)),
-            "g_noise": (config.lambda_noise, lambda: fool(made.sampled)),
+            "g_mse": (
+                config.lambda_mse, lambda: adversarial.reconstruction(outputs.restored, clean)
+            ),
+            "g_adversarial": (
+                config.lambda_adversarial, lambda: adversarial_term(outputs.restored)
+            ),
+            "g_features": (config.lambda_features, lambda: distance(outputs.restored)),
+            "g_noise": (config.lambda_noise, lambda: adversarial_term(outputs.sampled)),
             "g_code": (config.lambda_code, code),
-        }
+        }  # fmt: skip
         values = {name: term() for name, (weight, term) in terms.items() if weight > 0}
         total = sum((terms[name][0] * value for name, value in values.items()), jnp.zeros(()))
         return total, values | {"generator_loss": total}
 
-    return jax.grad(objective, has_aux=True)(made)
+    return jax.grad(objective, has_aux=True)(generated)
 
 
 def _gate_update(
     state: TrainState, context: StepContext, frozen: PyTree, images: Array, label: Array
 ) -> tuple[TrainState, Metrics]:
-    """Trains the learned gate of the restored view with the metric loss on frozen F, G and D, all
-    of them as they will search: of G that is the average."""
+    """Trains the learned gate of the restored view with the metric loss. F, G and D are frozen and
+    the same as in search: for G, the moving average."""
     networks = context.networks
     restored = networks.restore(state.search_variables(), images)
     assert networks.gate is not None and networks.discriminator is not None
-    gate, judge = networks.gate, networks.discriminator
+    gate, discriminator = networks.gate, networks.discriminator
     x, r = (
         layers.apply(networks.embedder, frozen, each, train=False).global_descriptor
         for each in (images, restored)
     )
-    logits = [layers.apply(judge, state.variables["discriminator"], each, train=False).logit
-              for each in (images, restored)]  # fmt: skip
+    logits = [
+        layers.apply(discriminator, state.variables["discriminator"], each, train=False).logit
+        for each in (images, restored)
+    ]
     proxies = layers.apply(networks.embedder, frozen, method="proxies")["global"]
     weights = {"global": 1.0, "restored": 1.0}
-    # Classes stand in for gallery images, which have one descriptor in both blocks.
+    # Class proxies replace gallery images, which have the same descriptor in both blocks.
     targets = fuse({"global": proxies, "restored": proxies}, weights)
     fixed = jax.lax.stop_gradient((x, r, *logits))
 
     def objective(params: PyTree) -> Array:
-        opened = layers.apply(gate, {"params": params}, *fixed)
+        opening = layers.apply(gate, {"params": params}, *fixed)
         fused = fuse(
-            {"global": fixed[0], "restored": fixed[1]}, weights, shares("learned", opened)
+            {"global": fixed[0], "restored": fixed[1]}, weights, shares("learned", opening)
         )  # fmt: skip
         rows, labels = parallel.all_gather((fused, label))
         temperature = context.config.loss.posterior_temperature
@@ -386,16 +401,16 @@ def _gate_update(
 def joint_step(
     state: TrainState, batch: Batch, *, context: StepContext, perturb: bool
 ) -> tuple[TrainState, Metrics]:
-    """F's step and one round of the game on the same batch; the clock moves once."""
-    after, moved = embedder_step(state, batch, context=context, perturb=perturb)
-    after, played = generator_step(after.replace(step=state.step), batch, context=context)
-    return after, moved | played
+    """Updates F, then D and G, on the same batch; counts as one step."""
+    after, f_metrics = embedder_step(state, batch, context=context, perturb=perturb)
+    after, g_metrics = generator_step(after.replace(step=state.step), batch, context=context)
+    return after, f_metrics | g_metrics
 
 
 def probe_step(
     state: TrainState, batch: Batch, *, context: StepContext
 ) -> tuple[TrainState, Metrics]:
-    """The figures of the game that cost extra, for log lines; the state is handed back as it is."""
+    """Computes the more expensive metrics of G for log lines; returns the state unchanged."""
     networks, config = context.networks, context.config
     key = stream(config.seed, "probe", state.step)
     frozen, images = _frozen(state, config), to_unit(batch["image"])

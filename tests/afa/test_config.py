@@ -1,4 +1,4 @@
-"""Configuration: durations, changes, storing, comparing, refusing."""
+"""Configuration: durations, changes, storing, comparison, invalid values."""
 
 import dataclasses
 
@@ -25,22 +25,22 @@ def changed(**fields):
      ("150%", 300), ("12.4", 12)],
 )  # fmt: skip
 def test_durations_in_steps_epochs_and_percent(duration, steps):
-    assert steps_of("train.steps", duration, whole=200, epoch=7) == steps
+    assert steps_of("train.steps", duration, total=200, epoch=7) == steps
 
 
 @pytest.mark.parametrize("duration", ["", "soon", "-3", "5 epochs", "%", "ep", "nan", "inf", "-1%"])
-def test_what_is_no_duration_is_refused(duration):
+def test_invalid_durations_are_refused(duration):
     with pytest.raises(UserError) as caught:
-        steps_of("train.steps", duration, whole=200, epoch=7)
+        steps_of("train.steps", duration, total=200, epoch=7)
     assert str(caught.value) == (
-        f'train.steps={duration!r} is no duration (allowed: "500", "20ep", "40%")'
+        f'train.steps={duration!r} is not a duration (allowed: "500", "20ep", "40%")'
     )
 
 
 # ---- changes -----------------------------------------------------------------------------------
 
 
-def test_with_changes_reaches_nested_fields_and_leaves_the_rest():
+def test_with_changes_changes_only_the_given_fields():
     before = ExperimentConfig()
     after = with_changes(before, **{"data.image_size": 64, "seed": 3, "data.batch_size": 8})
     assert (after.data.image_size, after.data.batch_size, after.seed) == (64, 8, 3)
@@ -53,13 +53,13 @@ def test_with_changes_reaches_nested_fields_and_leaves_the_rest():
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ("data.image_sise", "data.image_sise is no field; did you mean 'data.image_size'?"),
-        ("dada.image_size", "dada.image_size is no field; did you mean 'data.image_size'?"),
-        ("seed.zz", "seed.zz is no field; did you mean 'seed'?"),
-        ("zzz", "zzz is no field"),
+        ("data.image_sise", "data.image_sise is not a field; did you mean 'data.image_size'?"),
+        ("dada.image_size", "dada.image_size is not a field; did you mean 'data.image_size'?"),
+        ("seed.zz", "seed.zz is not a field; did you mean 'seed'?"),
+        ("zzz", "zzz is not a field"),
     ],
 )
-def test_with_changes_refuses_what_is_no_field(field, message):
+def test_with_changes_refuses_unknown_fields(field, message):
     with pytest.raises(UserError) as caught:
         changed(**{field: 1})
     assert str(caught.value) == message
@@ -75,13 +75,15 @@ def test_every_field_is_stored_and_read_back():
     assert stored["data"]["corruptions"] == ["occlusion"]
 
 
-def test_a_stored_configuration_may_lack_new_fields_but_not_hold_unknown_ones():
+def test_stored_configuration_may_lack_fields_but_not_have_unknown_ones():
     stored = configuration.to_dict(changed(seed=9))
     del stored["adversarial"]["gate"]
     del stored["retrieval"]
     assert configuration.from_dict(stored) == changed(seed=9)
     stored["data"]["colour"] = "red"
-    with pytest.raises(UserError, match="stored configuration: 'colour' is no field of DataConfig"):
+    with pytest.raises(
+        UserError, match="stored configuration: 'colour' is not a field of DataConfig"
+    ):
         configuration.from_dict(stored)
 
 
@@ -97,7 +99,7 @@ def test_flatten_names_every_leaf_once():
 # ---- resuming ----------------------------------------------------------------------------------
 
 
-def test_differences_name_what_decides_a_result():
+def test_differences_name_fields_that_affect_the_result():
     stored = ExperimentConfig()
     assert configuration.differences(stored, stored) == []
     now = changed(**{"seed": 1, "optim.name": "sgd", "data.corruptions": ("occlusion",)})
@@ -108,7 +110,7 @@ def test_differences_name_what_decides_a_result():
     ]
 
 
-def test_where_and_how_fast_a_run_computes_may_change():
+def test_resumable_fields_may_change():
     now = changed(**{
         "launch.processes": 2, "train.parallel": "shard_map", "data.cache": "elsewhere",
         "data.read_threads": 5, "train.log_every": "3", "retrieval.results": 3,
@@ -123,7 +125,7 @@ def test_resumable_fields_exist():
         assert any(name.startswith(prefix) for name in names), prefix
 
 
-# ---- refusing ----------------------------------------------------------------------------------
+# ---- invalid values ----------------------------------------------------------------------------
 
 
 def test_defaults_are_valid():
@@ -168,41 +170,41 @@ def test_defaults_are_valid():
         ({"optim.ema_decay": 1.0}, "optim.ema_decay=1.0 must lie in [0, 1)"),
         (
             {"data.image_size": 72},
-            "data.image_size=72 must be a multiple of 16, 2 to the larger of generator.levels and "
-            "discriminator.levels",
+            "data.image_size=72 must be a multiple of 16 (2**max(generator.levels, "
+            "discriminator.levels))",
         ),
-        ({"data.folds": 1}, "data.folds=1 must be 2 or more, or 0: no cross-validation"),
+        ({"data.folds": 1}, "data.folds=1 must be 2 or more, or 0 (no cross-validation)"),
         ({"data.folds": -2}, "data.folds=-2 must not be negative"),
         (
             {"data.folds": 4, "data.fold": 4},
-            "data.fold=4 is not there (allowed: 0 to 3)",
+            "data.fold=4 is out of range (allowed: 0 to 3)",
         ),
-        ({"data.fold": 1}, "data.fold=1 is not there (allowed: 0, as data.folds=0)"),
+        ({"data.fold": 1}, "data.fold=1 is out of range (allowed: 0, as data.folds=0)"),
         (
             {"evaluation.severities": (0, 3)},
             "evaluation.severities=(0, 3) must lie in [1, 5]",
         ),
     ],
 )
-def test_values_that_cannot_work_are_refused(fields, message):
+def test_invalid_values_are_refused(fields, message):
     with pytest.raises(UserError) as caught:
         checks.validate(changed(**fields))
     assert str(caught.value) == message
 
 
-def test_without_a_generator_any_image_size_will_do():
+def test_any_image_size_is_allowed_without_generator():
     checks.validate(changed(**{"data.image_size": 70, "adversarial.generator": False}))
     checks.validate(changed(**{"data.image_size": 70, "adversarial.enabled": False}))
 
 
-# ---- every field by itself -----------------------------------------------------------------------
+# ---- bounds of every field -----------------------------------------------------------------------
 
-# Fields whose values nothing limits: texts, switches, and what other files check by name.
+# Types without bounds: switches, and texts, which other modules check by name.
 FREE = (str, bool)
 
 
-def limited():
-    """Every field with bounds, as (name, bounds)."""
+def bounded_fields():
+    """Returns field name -> bounds."""
     return {
         name: field.metadata["bounds"]
         for name, field, _ in configuration.leaves(ExperimentConfig())
@@ -211,17 +213,17 @@ def limited():
 
 
 def test_every_number_has_bounds():
-    """A number without any would let a negative weight or size through."""
+    """Without bounds, negative weights or sizes would be accepted."""
     for name, _, value in configuration.leaves(ExperimentConfig()):
         values = value if isinstance(value, tuple) else (value,)
         if values and not isinstance(values[0], FREE):
-            assert name in limited(), name
-    assert len(limited()) > 50
+            assert name in bounded_fields(), name
+    assert len(bounded_fields()) > 50
 
 
-@pytest.mark.parametrize(("name", "bounds"), limited().items())
+@pytest.mark.parametrize(("name", "bounds"), bounded_fields().items())
 def test_values_at_and_beyond_a_bound(name, bounds):
-    """The smallest and largest allowed values pass the bounds, the next ones do not."""
+    """The smallest and largest allowed values are accepted, the next ones are not."""
     value = configuration.flatten(ExperimentConfig())[name]
     many = isinstance(value, tuple)
     kind = type((value or (0.5,))[0] if many else value)
@@ -237,15 +239,15 @@ def test_values_at_and_beyond_a_bound(name, bounds):
             return str(error) == f"{name}={given!r} {bounds}"
         return False
 
-    little = 1 if kind is int else 1e-6
+    step = 1 if kind is int else 1e-6
     for limit, sign in ((bounds.least, -1), (bounds.most, 1)):
         if limit is not None:
-            assert refused(limit + sign * little)
+            assert refused(limit + sign * step)
             assert not refused(limit)
     for limit, sign in ((bounds.above, 1), (bounds.below, -1)):
         if limit is not None:
             assert refused(limit)
-            assert not refused(limit + sign * little)
+            assert not refused(limit + sign * step)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
@@ -283,7 +285,7 @@ def test_numbers_that_are_not_finite_are_refused_in_every_field(number):
         ({"evaluation.severities": ()}, "evaluation.severities=() must be some of 1, 2, 3, 4, 5"),
     ],
 )
-def test_more_values_that_cannot_work_are_refused(fields, message):
+def test_more_invalid_values_are_refused(fields, message):
     with pytest.raises(UserError) as caught:
         checks.validate(changed(**fields))
     assert str(caught.value) == message
@@ -292,18 +294,18 @@ def test_more_values_that_cannot_work_are_refused(fields, message):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("data.batch_size", 8.0, "is no whole number"),
-        ("data.batch_size", True, "is no whole number"),
-        ("optim.clip", "1", "is no number"),
-        ("train.steps", 100, "is no text"),
+        ("data.batch_size", 8.0, "is not a whole number"),
+        ("data.batch_size", True, "is not a whole number"),
+        ("optim.clip", "1", "is not a number"),
+        ("train.steps", 100, "is not text"),
         ("data.flip", 1, "is neither True nor False"),
-        ("evaluation.views", ["flip"], "is no list of such values with spaces between them"),
+        ("evaluation.views", ["flip"], "is not a list of values separated by spaces"),
         ("train.schedule", "jont",
          "is unknown; did you mean 'joint'? (allowed: joint, staged)"),
     ],
 )  # fmt: skip
 def test_values_of_another_type_are_refused(field, value, message):
-    """As a notebook may pass them; here set by force, since tests check types at run time."""
+    """As a notebook may pass them; set with object.__setattr__, because tests check types."""
     head, _, last = field.partition(".")
     config = ExperimentConfig()
     part = dataclasses.replace(getattr(config, head))
@@ -319,8 +321,7 @@ def test_values_of_another_type_are_refused(field, value, message):
     [
         (
             {"train.steps": "40%"},
-            "train.steps='40%' is a share of nothing: it is itself the whole "
-            '(allowed: "500", "20ep")',
+            'train.steps=\'40%\' must not be a percentage (allowed: "500", "20ep")',
         ),
         ({"optim.warmup": "200%"}, "optim.warmup='200%' must be at most 100%"),
         ({"optim.head_warmup": "101%"}, "optim.head_warmup='101%' must be at most 100%"),
@@ -328,18 +329,18 @@ def test_values_of_another_type_are_refused(field, value, message):
         ({"train.small_steps": "150%"}, "train.small_steps='150%' must be at most 100%"),
         (
             {"train.log_every": "now"},
-            'train.log_every=\'now\' is no duration (allowed: "500", "20ep", "40%")',
+            'train.log_every=\'now\' is not a duration (allowed: "500", "20ep", "40%")',
         ),
     ],
 )
-def test_durations_that_cannot_work_are_refused(fields, message):
+def test_duration_fields_out_of_range_are_refused(fields, message):
     with pytest.raises(UserError) as caught:
         checks.validate(changed(**fields))
     assert str(caught.value) == message
     checks.validate(changed(**{"train.generator_steps": "150%", "optim.warmup": "100%"}))
 
 
-# ---- fields that must fit each other -------------------------------------------------------------
+# ---- combinations of fields ----------------------------------------------------------------------
 
 JOINT = {"train.schedule": "joint", "adversarial.generated_views": 0.5}
 
@@ -370,8 +371,8 @@ JOINT = {"train.schedule": "joint", "adversarial.generated_views": 0.5}
         ),
         (
             {"evaluation.checkpoint": "best", "train.evaluate_every": "0"},
-            "evaluation.checkpoint='best' needs evaluations to choose by, and "
-            "train.evaluate_every='0' means none",
+            "evaluation.checkpoint='best' needs evaluations during training, "
+            "and train.evaluate_every='0' disables them",
         ),
         (
             {"evaluation.checkpoint": "best", "train.keep_best": 0},
@@ -383,14 +384,14 @@ JOINT = {"train.schedule": "joint", "adversarial.generated_views": 0.5}
         ),
     ],
 )  # fmt: skip
-def test_fields_that_do_not_fit_each_other_are_refused(fields, message):
+def test_invalid_combinations_are_refused(fields, message):
     with pytest.raises(UserError) as caught:
         checks.validate(changed(**fields))
     assert str(caught.value) == message
     checks.validate(changed(**JOINT))
 
 
-# ---- settings that nothing reads -----------------------------------------------------------------
+# ---- settings without effect ---------------------------------------------------------------------
 
 OFF, NO_G = {"adversarial.enabled": False}, {"adversarial.generator": False}
 
@@ -398,37 +399,37 @@ OFF, NO_G = {"adversarial.enabled": False}, {"adversarial.generator": False}
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (OFF | {"generator.width": 8}, "generator.width=8 changes nothing with "
+        (OFF | {"generator.width": 8}, "generator.width=8 has no effect with "
          "adversarial.enabled=False"),
-        (NO_G | {"discriminator.spectral_norm": True}, "discriminator.spectral_norm=True changes "
-         "nothing with adversarial.generator=False"),
-        (NO_G | {"adversarial.lambda_mse": 1.0}, "adversarial.lambda_mse=1.0 changes nothing with "
+        (NO_G | {"discriminator.spectral_norm": True}, "discriminator.spectral_norm=True has no "
+         "effect with adversarial.generator=False"),
+        (NO_G | {"adversarial.lambda_mse": 1.0}, "adversarial.lambda_mse=1.0 has no effect with "
          "adversarial.generator=False"),
-        (NO_G | {"adversarial.gate": "learned"}, "adversarial.gate='learned' changes nothing with "
+        (NO_G | {"adversarial.gate": "learned"}, "adversarial.gate='learned' has no effect with "
          "adversarial.generator=False"),
         (NO_G | {"optim.generator_learning_rate": 1e-3}, "optim.generator_learning_rate=0.001 "
-         "changes nothing with adversarial.generator=False"),
-        (NO_G | {"train.generator_steps": "3"}, "train.generator_steps='3' changes nothing with "
+         "has no effect with adversarial.generator=False"),
+        (NO_G | {"train.generator_steps": "3"}, "train.generator_steps='3' has no effect with "
          "adversarial.generator=False"),
-        (OFF | {"adversarial.feature_epsilon": 0.1}, "adversarial.feature_epsilon=0.1 changes "
-         "nothing with adversarial.enabled=False"),
-        ({"adversarial.feature_epsilon": 0.0, "train.plain": "10%"}, "train.plain='10%' changes "
-         "nothing with adversarial.feature_epsilon=0"),
-        ({"adversarial.r1": 0.0, "adversarial.r1_every": 2}, "adversarial.r1_every=2 changes "
-         "nothing with adversarial.r1=0"),
+        (OFF | {"adversarial.feature_epsilon": 0.1}, "adversarial.feature_epsilon=0.1 has no "
+         "effect with adversarial.enabled=False"),
+        ({"adversarial.feature_epsilon": 0.0, "train.plain": "10%"}, "train.plain='10%' has no "
+         "effect with adversarial.feature_epsilon=0"),
+        ({"adversarial.r1": 0.0, "adversarial.r1_every": 2}, "adversarial.r1_every=2 has no "
+         "effect with adversarial.r1=0"),
         ({"train.schedule": "joint", "train.generator_steps": "3"}, "train.generator_steps='3' "
-         "changes nothing with train.schedule='joint'"),
-        ({"train.small_size": 16}, "train.small_size=16 changes nothing with "
+         "has no effect with train.schedule='joint'"),
+        ({"train.small_size": 16}, "train.small_size=16 has no effect with "
          "train.small_steps='0'"),
     ],
 )  # fmt: skip
-def test_changes_that_change_nothing_are_refused(fields, message):
+def test_changes_without_effect_are_refused(fields, message):
     with pytest.raises(UserError) as caught:
         checks.refuse_unread(changed(**fields), ExperimentConfig())
     assert str(caught.value) == message
 
 
-def test_what_a_recipe_sets_may_lie_idle():
+def test_unused_fields_of_a_recipe_are_allowed():
     """A recipe without its adversarial part is a baseline."""
     context = changed(**{"generator.width": 8, "train.generator_steps": "3"})
     checks.refuse_unread(with_changes(context, **OFF), context)
@@ -439,7 +440,7 @@ def test_what_a_recipe_sets_may_lie_idle():
 # ---- the settings of a loss ----------------------------------------------------------------------
 
 
-def test_another_loss_brings_its_published_settings():
+def test_new_loss_has_its_published_settings():
     before = changed(**{"loss.temperature": 0.1, "loss.local_weight": 0.25})
     after = with_changes(before, **{"loss.margin": 0.3, "loss.name": "arcface"})
     assert configuration.to_dict(after)["loss"] == {
@@ -456,10 +457,10 @@ def test_a_setting_of_another_loss_is_refused():
     with pytest.raises(UserError) as caught:
         changed(**{"loss.margin": 0.3})
     assert str(caught.value) == (
-        "loss.margin is no field of loss.name='norm_softmax'; did you mean 'loss.name'? (allowed: "
-        "loss.name, loss.local_weight, loss.fused_weight, loss.temperature)"
+        "loss.margin is not a field of loss.name='norm_softmax'; did you mean 'loss.name'? "
+        "(allowed: loss.name, loss.local_weight, loss.fused_weight, loss.temperature)"
     )
-    with pytest.raises(UserError, match="'scale' is no field of Triplet"):
+    with pytest.raises(UserError, match="'scale' is not a field of Triplet"):
         configuration.from_dict({"loss": {"name": "triplet", "scale": 3.0}})
 
 

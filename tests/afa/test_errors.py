@@ -1,4 +1,4 @@
-"""What bad input gets: one line, the exit code, and nothing half-written."""
+"""Bad input: one-line error, exit code, and no partially written files."""
 
 import errno
 import json
@@ -31,7 +31,7 @@ DISK_FULL = OSError(errno.ENOSPC, "No space left on device")
 
 @pytest.fixture
 def refused(tiny_data, tmp_path, capsys, monkeypatch):
-    """Runs a tiny run that has to be refused with this line, leaving everything as it was."""
+    """Returns a function that checks the error line of a tiny run, and that no file changed."""
     monkeypatch.chdir(tmp_path)
 
     def check(line, *extra, data=tiny_data, home=tmp_path / "run", code=EXIT_USER_ERROR, **changes):
@@ -43,13 +43,13 @@ def refused(tiny_data, tmp_path, capsys, monkeypatch):
     return check
 
 
-EXPERIMENTS = ", ".join(command.configs.names())  # test_run says which there are
+EXPERIMENTS = ", ".join(command.configs.names())  # tested in test_run
 CORRUPTIONS = (
     "clutter, contrast, gaussian_blur, gaussian_noise, jpeg, low_resolution, motion_blur, "
     "occlusion, salt_pepper, stripes"
 )
 LOSSES = "arcface, contrastive, multi_similarity, norm_softmax, proxy_anchor, supcon, triplet"
-NO_DURATION = 'is no duration (allowed: "500", "20ep", "40%")'
+NO_DURATION = 'is not a duration (allowed: "500", "20ep", "40%")'
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ NO_DURATION = 'is no duration (allowed: "500", "20ep", "40%")'
          f"exp='debugg' is unknown; did you mean 'debug'? (allowed: {EXPERIMENTS})"),
         ("exp", "", f"--exp is missing (allowed: list, {EXPERIMENTS})"),
         ("data.image_sise", 3,
-         "--data.image_sise is no field; did you mean 'data.image_size'? (--help lists all)"),
+         "--data.image_sise is not a field; did you mean 'data.image_size'? (--help lists all)"),
         ("scale", "big", "scale='big' is unknown (allowed: auto, full, laptop)"),
         ("data.name", "foldr",
          "data.name='foldr' is unknown; did you mean 'folder'? (allowed: synthetic, folder, "
@@ -92,19 +92,19 @@ def test_unknown_names_get_the_nearest(field, value, line, refused):
 @pytest.mark.parametrize(
     ("field", "value", "line"),
     [
-        ("data.image_size", "abc", "data.image_size='abc' is no whole number"),
-        ("seed", "1.5", "seed='1.5' is no whole number"),
-        ("optim.clip", "a", "optim.clip='a' is no number"),
+        ("data.image_size", "abc", "data.image_size='abc' is not a whole number"),
+        ("seed", "1.5", "seed='1.5' is not a whole number"),
+        ("optim.clip", "a", "optim.clip='a' is not a number"),
         ("data.flip", "maybe", "data.flip='maybe' is unknown (allowed: True, False)"),
         ("evaluation.severities", "a",
-         "evaluation.severities='a' is no list of such values with spaces between them"),
+         "evaluation.severities='a' is not a list of values separated by spaces"),
         ("evaluation.severities", (0, 3),
          "evaluation.severities=(0, 3) must lie in [1, 5]"),
         ("evaluation.severities", (), "evaluation.severities=() must be some of 1, 2, 3, 4, 5"),
         ("data.image_size", 0, "data.image_size=0 must be above 0"),
         ("data.image_size", 18,
-         "data.image_size=18 must be a multiple of 4, 2 to the larger of generator.levels and "
-         "discriminator.levels"),
+         "data.image_size=18 must be a multiple of 4 (2**max(generator.levels, "
+         "discriminator.levels))"),
         ("loss.temperature", "nan", "loss.temperature=nan must be finite"),
         ("data.crop_fraction", 2, "data.crop_fraction=2.0 must lie in (0, 1]"),
         ("data.max_unreadable", 2, "data.max_unreadable=2.0 must lie in [0, 1]"),
@@ -121,13 +121,13 @@ def test_bad_values_name_field_and_value(field, value, line, refused):
     refused(line, **{field: value})
 
 
-def test_a_stray_word_is_no_field(refused):
+def test_positional_arguments_are_refused(refused):
     refused("'word' is no field (fields are written --FIELD=VALUE)", "word")
     refused("'-x' is no field (fields are written --FIELD=VALUE)", "-x")
 
 
-def test_a_notebook_gets_the_same_lines_as_exceptions():
-    with pytest.raises(UserError, match=r"image_sise is no field; did you mean 'data\.image_s"):
+def test_run_raises_the_same_messages():
+    with pytest.raises(UserError, match=r"image_sise is not a field; did you mean 'data\.image_s"):
         afa.run("debug", **{"data.image_sise": 3})  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="exp='debugg' is unknown"):
         afa.run("debugg")
@@ -136,7 +136,7 @@ def test_a_notebook_gets_the_same_lines_as_exceptions():
 # ---- data ----------------------------------------------------------------------------------------
 
 
-def test_folders_that_hold_no_data(refused, tmp_path):
+def test_folders_without_data(refused, tmp_path):
     nowhere, empty = tmp_path / "nowhere", tmp_path / "empty"
     empty.mkdir()
     refused(f"data.path='{nowhere}' does not exist", data=nowhere)
@@ -210,7 +210,7 @@ def test_few_unreadable_images_are_listed_and_skipped(tmp_path):
     assert f"skipped   {ready.dataset.skipped[0]}" in job.describe(ready)
 
 
-def test_an_image_that_goes_while_training(tiny_data, tmp_path, capfd):
+def test_an_image_deleted_during_training(tiny_data, tmp_path, capfd):
     data = shutil.copytree(tiny_data, tmp_path / "data")
     ready = job.build_setup(tiny_config(data))
     shutil.rmtree(data / "train")
@@ -286,7 +286,7 @@ def poison(state):
 
 def test_a_directory_with_another_configuration(refused, tiny_copy):
     refused(
-        f"--workdir={tiny_copy} holds a run of another configuration: seed: 0 -> 1; "
+        f"--workdir={tiny_copy} contains a run with another configuration: seed: 0 -> 1; "
         "optim.learning_rate: 0.001 -> 0.5 (choose another --workdir, or the stored values)",
         home=tiny_copy,
         **{"optim.learning_rate": 0.5, "seed": 1},
@@ -294,7 +294,7 @@ def test_a_directory_with_another_configuration(refused, tiny_copy):
 
 
 def test_a_checkpoint_with_another_configuration(tiny_data, tiny_copy, capsys):
-    """As after the configuration file was lost: the checkpoint knows."""
+    """Without the configuration file, the checkpoint is compared."""
     (tiny_copy / "config.json").unlink()
     before = tiny_run.listing(tiny_copy / "checkpoints")
     assert tiny_run.main(*tiny_run.words(tiny_data, tiny_copy, seed=1)) == EXIT_USER_ERROR
@@ -305,33 +305,35 @@ def test_a_checkpoint_with_another_configuration(tiny_data, tiny_copy, capsys):
     assert tiny_run.listing(tiny_copy / "checkpoints") == before
 
 
-def test_other_images_than_the_run_began_with(refused, tiny_copy, tmp_path):
+def test_other_images_than_those_of_the_run(refused, tiny_copy, tmp_path):
     data = tiny_run.images(tmp_path / "others", seed=1)
     stored = json.loads((tiny_copy / "split.json").read_text())["fingerprint"]
     now = job.build_setup(tiny_config(data)).dataset.fingerprint
     refused(
-        f"--workdir={tiny_copy} holds a run on other images: fingerprint {stored[:12]} -> "
-        f"{now[:12]} (choose another --workdir, or bring back the data set as it was)",
+        f"--workdir={tiny_copy} contains a run on other images: fingerprint {stored[:12]} -> "
+        f"{now[:12]} (choose another --workdir, or restore the data set)",
         data=data,
         home=tiny_copy,
     )
 
 
-def test_a_second_run_in_a_live_directory(refused, tmp_path):
+def test_a_second_run_in_a_locked_directory(refused, tmp_path):
     home = tmp_path / "run"
     home.mkdir()
     with io.locked(home / ".lock"):
         refused(
-            f"--workdir={home}: another run is working there (choose another directory, or wait "
+            f"--workdir={home}: another run is using it (choose another directory, or wait "
             "until it ends)"
         )
 
 
-def test_a_directory_that_cannot_be_made(refused, tmp_path):
+def test_a_directory_that_cannot_be_created(refused, tmp_path):
     (tmp_path / "file").write_text("")
-    refused(f"--workdir={tmp_path / 'file'}: cannot be made (File exists)", home=tmp_path / "file")
     refused(
-        f"--workdir={tmp_path / 'file' / 'run'}: cannot be made (Not a directory)",
+        f"--workdir={tmp_path / 'file'}: cannot be created (File exists)", home=tmp_path / "file"
+    )
+    refused(
+        f"--workdir={tmp_path / 'file' / 'run'}: cannot be created (Not a directory)",
         home=tmp_path / "file" / "run",
     )
 
@@ -343,25 +345,28 @@ def full(*args, **kwargs):
     raise DISK_FULL
 
 
-CANNOT = "cannot be written (No space left on device); the same command goes on once it can"
+CANNOT_WRITE = (
+    "cannot be written (No space left on device); fix this and run the same command again to "
+    "continue"
+)
 
 
 def test_no_room_for_a_checkpoint(tiny_data, tmp_path, monkeypatch, capsys):
     home = tmp_path / "run"
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 3 * 2**18))
     assert tiny_run.main(*tiny_run.words(tiny_data, home)) == EXIT_USER_ERROR
-    said = capsys.readouterr().err
-    assert said.startswith("error: checkpoint of step 2 needs 1.") and said.count("\n") == 1
-    assert said.endswith(
-        f" MiB and 0.8 MiB are free in {home}/checkpoints; make room, and the same command goes "
-        "on from the last checkpoint\n"
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: checkpoint of step 2 needs 1.") and stderr.count("\n") == 1
+    assert stderr.endswith(
+        f" MiB and 0.8 MiB are free in {home}/checkpoints; free some space and run the same "
+        "command again to continue from the last checkpoint\n"
     )
     assert not list((home / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize("error", [DISK_FULL, ValueError("RESOURCE_EXHAUSTED: disk\nmore")])
-def test_a_checkpoint_that_fails_all_the_same(error, tmp_path, monkeypatch):
-    """A quota, say, that no one can see beforehand; TensorStore makes a ValueError of it."""
+def test_a_checkpoint_that_cannot_be_written(error, tmp_path, monkeypatch):
+    """For example because of a quota, for which TensorStore raises a ValueError."""
     state = TrainState(jnp.zeros((), jnp.int32), {}, {}, {}, {})
     config = tiny_config(tmp_path)
     position = checkpoint.Position(4, 1.0)
@@ -372,27 +377,27 @@ def test_a_checkpoint_that_fails_all_the_same(error, tmp_path, monkeypatch):
 
         monkeypatch.setattr(saved._manager, "save", fail)
         monkeypatch.setattr(saved, "_check_space", lambda *args: None)
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as caught:
             saved.save(state, position, config, None)
     reason = str(error).splitlines()[0]
-    assert str(told.value) == f"checkpoint of step 4 could not be written: {reason}"
+    assert str(caught.value) == f"checkpoint of step 4 could not be written: {reason}"
 
 
 @pytest.mark.parametrize("name", ["config.json", "split.json"])
-def test_no_room_to_begin(name, tiny_data, tmp_path, monkeypatch, capsys):
+def test_no_room_to_start(name, tiny_data, tmp_path, monkeypatch, capsys):
     home = tmp_path / "run"
     write = io.write_atomically
     monkeypatch.setattr(
         io, "write_atomically", lambda p, w: full() if p.name == name else write(p, w)
     )
     assert tiny_run.main(*tiny_run.words(tiny_data, home)) == EXIT_USER_ERROR
-    assert capsys.readouterr().err == f"error: --workdir={home}: {CANNOT}\n"
+    assert capsys.readouterr().err == f"error: --workdir={home}: {CANNOT_WRITE}\n"
     assert {p.name for p in home.iterdir()} <= {".lock", "config.json"}
 
 
 @pytest.fixture
 def evaluated(monkeypatch):
-    """Leaves the evaluation and the page out: the files after them are what matters here."""
+    """Skips evaluation and report, to test the files written after them."""
     row = Variant("fused", "trained", {"global": 1.0}, 1.0)
     monkeypatch.setattr(Evaluator, "variants", lambda self, variables, initial: [row])
     monkeypatch.setattr(Evaluator, "test", lambda *args: Results({}, {"variant": []}))
@@ -406,7 +411,7 @@ def test_no_room_for_the_export(evaluated, tiny_data, tiny_copy, monkeypatch, ca
     monkeypatch.setattr(export.pq, "write_table", full)
     assert tiny_run.main(*tiny_run.words(tiny_data, tiny_copy)) == EXIT_USER_ERROR
     assert capsys.readouterr().err == (
-        f"error: cannot write {tiny_copy}/embeddings: No space left on device; what it held is "
+        f"error: cannot write {tiny_copy}/embeddings: No space left on device; its content is "
         "unchanged\n"
     )
     assert tiny_run.listing(tiny_copy / "embeddings") == before
@@ -422,13 +427,13 @@ def test_no_room_for_the_result(name, evaluated, tiny_data, tiny_copy, monkeypat
 
     monkeypatch.setattr(io, "write_atomically", some)
     assert tiny_run.main(*tiny_run.words(tiny_data, tiny_copy)) == EXIT_USER_ERROR
-    assert capsys.readouterr().err == f"error: --workdir={tiny_copy}: {CANNOT}\n"
+    assert capsys.readouterr().err == f"error: --workdir={tiny_copy}: {CANNOT_WRITE}\n"
     assert (tiny_copy / "result.json").read_bytes() == before
     assert not list(tiny_copy.glob("*.tmp")) + list(tiny_copy.glob(".*.tmp"))
 
 
-def test_a_disk_that_is_really_full(tiny_data, tmp_path):
-    """On a file system of its own, too small for the second checkpoint; with room it goes on."""
+def test_a_full_file_system(tiny_data, tmp_path):
+    """On a temporary file system that is too small for the second checkpoint."""
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1400k", "tmpfs", str(small)]
@@ -449,7 +454,7 @@ def test_a_disk_that_is_really_full(tiny_data, tmp_path):
 
 
 def poisoned_steps(monkeypatch, before=0, after=0):
-    """Makes F's parameters NaN before, or after, the step of this number."""
+    """Sets parameters of F to NaN before or after this step."""
     mapped = parallel.data_parallel
 
     def data_parallel(step, impl):
@@ -469,10 +474,10 @@ def poisoned_steps(monkeypatch, before=0, after=0):
 @pytest.mark.parametrize(
     ("where", "line"),
     [
-        ({"before": 7}, "step 7: metric_loss is not finite; training stopped, step 6 is the last "
-                        "good one"),
+        ({"before": 7}, "step 7: metric_loss is not finite; training stopped, last good "
+                        "checkpoint: step 6"),
         ({"after": 8}, "step 8: average/embedder/params/global_head/linear/bias is not finite; "
-                       "training stopped, step 6 is the last good one"),
+                       "training stopped, last good checkpoint: step 6"),
         ({"before": 1}, "step 1: metric_loss is not finite; training stopped, no checkpoint was "
                         "written"),
     ],

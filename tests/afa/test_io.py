@@ -1,4 +1,4 @@
-"""Locks, digests, and the places where files may go."""
+"""Locks, digests, and directories for files."""
 
 import hashlib
 import os
@@ -41,17 +41,17 @@ def test_whether_a_directory_can_be_written(tmp_path):
     io.require_writable(tmp_path / "a" / "b", "--out")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
-    for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match=f"^--out={place}: cannot be written ") as error:
-            io.require_writable(place, "--out")
-        assert str(error.value).endswith("is no directory)")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=f"^--out={path}: cannot be written ") as error:
+            io.require_writable(path, "--out")
+        assert str(error.value).endswith("is not a directory)")
     with pytest.raises(UserError, match=r"^--out=/proc/x: cannot be written "):
         io.require_writable(Path("/proc/x"), "--out")
 
 
 @pytest.fixture
 def homeless(monkeypatch):
-    """As in a container whose uid has no name: Python then raises a RuntimeError."""
+    """As in a container with a uid without a name: Path.home raises a RuntimeError."""
     monkeypatch.delenv("HOME", raising=False)
 
     def unknown(uid):
@@ -64,23 +64,23 @@ def homeless(monkeypatch):
         Path.home()
 
 
-def test_without_a_home_caches_lie_among_temporary_files(homeless, monkeypatch, tmp_path):
+def test_cache_home_without_a_home_is_a_temporary_directory(homeless, monkeypatch, tmp_path):
     monkeypatch.setattr(io.tempfile, "tempdir", str(tmp_path))
     assert io.cache_home() == tmp_path / f"afa-cache-{os.getuid()}"
-    with pytest.raises(UserError, match=r"^data\.path='~/x': ~ stands for no directory here"):
+    with pytest.raises(UserError, match=r"^data\.path='~/x': ~ cannot be expanded"):
         io.expanded("data.path", "~/x")
     assert io.expanded("data.path", "x/y") == Path("x/y")
 
 
-def test_a_home_is_used_where_it_can_be_written(monkeypatch, tmp_path):
+def test_cache_home_is_in_the_home_if_it_is_writable(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert io.cache_home() == tmp_path / ".cache" / "afa"
     assert io.expanded("data.path", "~/x") == tmp_path / "x"
-    monkeypatch.setattr(io.os, "access", lambda place, mode: False)  # as for HOME=/
+    monkeypatch.setattr(io.os, "access", lambda path, mode: False)  # as for HOME=/
     assert io.cache_home().name == f"afa-cache-{os.getuid()}"
 
 
-def test_every_path_of_a_user_is_told_without_a_home(homeless, tmp_path):
+def test_paths_with_a_tilde_are_refused_without_a_home(homeless, tmp_path):
     from afa.config import DataConfig
     from afa.data.sources import folder, listed
     from afa.data.synthetic import dataset
@@ -93,5 +93,5 @@ def test_every_path_of_a_user_is_told_without_a_home(homeless, tmp_path):
         "--path": lambda: listed.directory("--path", "~/e"),
         "backbone.weights": lambda: files.read("~/w.pth"),
     }.items():
-        with pytest.raises(UserError, match=f"^{field}='~/.*': ~ stands for no directory here"):
+        with pytest.raises(UserError, match=f"^{field}='~/.*': ~ cannot be expanded"):
             call()

@@ -1,7 +1,7 @@
 """One device, eight devices, and two processes of two devices, on the same global batch.
 
-Everything is compared in float32. The losses of the first step agree to 1e-5; later steps inherit
-the rounding of the parameters before them and agree to 1e-4, as do the parameters in the end.
+All comparisons are in float32. The losses of the first step agree to 1e-5. Later losses depend on
+the rounding of earlier parameters and agree to 1e-4, as do the final parameters.
 """
 
 import os
@@ -22,14 +22,14 @@ from afa.errors import UserError
 from afa.train.health import CHECKED
 
 FIRST, LATER = 1e-5, 1e-4
-# Gradients pass through more sums than losses do, and R1 through two differentiations.
+# Gradients involve more sums than losses, and R1 two differentiations.
 GRADIENTS = 1e-4
 LOSSES = [name for name in CHECKED if "gradient" not in name and name != "r1"]
 WORKER = SUPPORT / "parallel_worker.py"
 
 
 def launch(task, folder, devices, *rest):
-    # A step runs three times: there is no need of fast code, which takes twice as long to make.
+    # A step runs only three times, and optimised code takes twice as long to compile.
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     paths = os.pathsep.join([str(SUPPORT), str(ROOT)])
     environment = os.environ | {
@@ -83,43 +83,45 @@ def pair(folder):
 
 
 def agree(found, expected):
-    """Metrics of every step and the parameters in the end."""
-    for number, (mine, other) in enumerate(zip(found["metrics"], expected["metrics"], strict=True)):
-        assert set(mine) == set(other)
-        compared = [name for name in CHECKED if name in mine]
+    """Asserts that the metrics of every step and the final parameters agree."""
+    for number, (actual, other) in enumerate(
+        zip(found["metrics"], expected["metrics"], strict=True)
+    ):
+        assert set(actual) == set(other)
+        compared = [name for name in CHECKED if name in actual]
         assert compared
         for name in compared:
             first = FIRST if name in LOSSES else GRADIENTS
             np.testing.assert_allclose(
-                mine[name], other[name], first if number == 0 else LATER, err_msg=name
+                actual[name], other[name], first if number == 0 else LATER, err_msg=name
             )
     pairs = zip(
         jax.tree.leaves(found["variables"]), jax.tree.leaves(expected["variables"]), strict=True
     )
-    for mine, other in pairs:
+    for actual, other in pairs:
         scale = max(float(np.abs(other).max()), 1.0)
-        np.testing.assert_allclose(mine, other, rtol=0, atol=LATER * scale)
+        np.testing.assert_allclose(actual, other, rtol=0, atol=LATER * scale)
 
 
 def same_bits(found, expected):
     leaves, others = jax.tree.leaves(found), jax.tree.leaves(expected)
     assert len(leaves) == len(others)
-    for mine, other in zip(leaves, others, strict=True):
-        np.testing.assert_array_equal(mine, other)
+    for actual, other in zip(leaves, others, strict=True):
+        np.testing.assert_array_equal(actual, other)
 
 
-@pytest.mark.parametrize("kind", ["push", "game", "triplet", "memory"])
+@pytest.mark.parametrize("kind", ["perturb", "adversarial", "triplet", "memory"])
 def test_eight_devices_agree_with_one(eight, kind):
     assert eight["devices"] == 8
     agree(eight[kind, "pmap"], eight[kind, "one"])
 
 
-@pytest.mark.parametrize("kind", ["push", "game"])
+@pytest.mark.parametrize("kind", ["perturb", "adversarial"])
 def test_pmap_and_shard_map_give_the_same_bits(eight, kind):
     same_bits(eight[kind, "pmap"], eight[kind, "shard_map"])
 
 
-@pytest.mark.parametrize("kind", ["game", "triplet"])
+@pytest.mark.parametrize("kind", ["adversarial", "triplet"])
 def test_two_processes_agree_with_one_device(eight, pair, kind):
     for index, each in enumerate(pair):
         assert each["devices"] == (4, 2)
@@ -128,7 +130,7 @@ def test_two_processes_agree_with_one_device(eight, pair, kind):
     same_bits(pair[0][kind], pair[1][kind])
 
 
-def test_a_checkpoint_of_eight_devices_goes_on_on_four(eight, four):
+def test_a_checkpoint_of_eight_devices_resumes_on_four(eight, four):
     assert four["devices"] == 4
     state, digest = four["restored"]
     same_bits(state, eight["saved"][0])
@@ -137,8 +139,8 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_four(eight, four):
     for name in LOSSES:
         if name in eight["next"]:
             np.testing.assert_allclose(four["next"][name], eight["next"][name], FIRST)
-    # Saving and going on changed nothing for the run that saved.
-    same_bits(eight["next"], eight["push", "pmap"]["metrics"][2])
+    # Saving does not change the run.
+    same_bits(eight["next"], eight["perturb", "pmap"]["metrics"][2])
 
 
 @pytest.mark.parametrize("impl", ["pmap", "shard_map"])
@@ -146,18 +148,18 @@ def test_a_batch_that_cannot_be_divided_is_refused(eight, impl):
     assert eight["refused", impl] == "a batch of 12 rows cannot be divided among 8 devices"
 
 
-def test_map_rows_pads_and_cuts(eight, pair):
+def test_map_rows_pads_and_removes_the_padding(eight, pair):
     for found in (eight, *pair):
         x, n = found["rows"]["x"], found["rows"]["n"]
         for count, out in found["mapped"].items():
             np.testing.assert_array_equal(out["y"], 2 * x[:count])
             np.testing.assert_array_equal(out["n"], n[:count] + 1)
         np.testing.assert_array_equal(found["shared"]["y"], 3 * x)
-    # 11 rows of 8 devices are 2 each, and the rest copies of the last; 8 rows and 1 row are 1 each.
+    # 11 rows on 8 devices: 2 each, with copies of the last row; 8 rows or 1 row: 1 each.
     assert set(eight["seen"]) == {(2, 2), (1, 2)}
 
 
-# ---- on whatever devices the tests have --------------------------------------------------------
+# ---- on the devices of the test process --------------------------------------------------------
 
 
 def test_outside_of_a_mapped_step_there_is_one_device():
@@ -168,8 +170,8 @@ def test_outside_of_a_mapped_step_there_is_one_device():
     assert parallel.all_gather(x) is x
 
 
-def test_the_gradient_of_a_loss_of_gathered_rows_is_the_whole_one():
-    """What the steps rely on: every device differentiates the same global loss, then `pmean`."""
+def test_the_gradient_of_a_loss_of_gathered_rows_is_that_of_the_global_batch():
+    """As in the steps: every device differentiates the same global loss, then `pmean`."""
 
     def loss(w, x):
         rows = parallel.all_gather(x * w)
@@ -195,14 +197,14 @@ def test_the_state_is_donated(impl):
     np.testing.assert_array_equal(after, np.ones(5))
 
 
-def test_replicating_twice_is_free():
+def test_replicating_twice_makes_no_copy():
     once = parallel.replicate({"x": np.ones(3)})
     assert parallel.replicate(once)["x"] is once["x"]
     np.testing.assert_array_equal(parallel.to_host(once)["x"], np.ones(3))
     np.testing.assert_array_equal(parallel.to_host(parallel.to_host(once))["x"], np.ones(3))
 
 
-def test_compiled_once_is_the_function_also_inside_of_a_trace():
+def test_compiled_once_works_inside_a_trace():
     double = parallel.compiled_once(lambda x: 2 * x)
     assert double(jnp.asarray(3.0)) == 6
     assert jax.jit(double)(jnp.asarray(3.0)) == 6
@@ -241,11 +243,11 @@ print(min(faults))
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
-@pytest.mark.skipif(parallel.accelerated(), reason="an accelerator has memory of its own")
-def test_steps_reuse_the_memory_of_the_step_before():
-    """Counted in pages that the kernel had to fill: 16 MiB of working memory are 4,096. The
-    quietest of the steps counts: the heap of the first ones is still in pieces."""
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+@pytest.mark.skipif(parallel.accelerated(), reason="an accelerator has its own memory")
+def test_steps_reuse_the_memory_of_the_previous_step():
+    """Counts page faults: 16 MiB of working memory are 4,096 pages. The minimum over the steps is
+    used, because the heap is still fragmented in the first ones."""
 
     def faults(word):
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}

@@ -1,4 +1,4 @@
-"""Two processes on the CPU as one run: what they print and write, and how they end."""
+"""A run of two processes on the CPU: output, files, errors and exit."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ WORKER = Path(process_worker.__file__)
 
 
 def ended(running):
-    """Exit codes, standard outputs and standard errors, once all are over."""
+    """Waits for processes; returns ((stdout, stderr), exit code) of each."""
     try:
         return [(each.communicate(timeout=1500), each.returncode) for each in running]
     finally:
@@ -34,7 +34,7 @@ def ended(running):
 
 @pytest.fixture(scope="session")
 def pair(tiny_data, tmp_path_factory):
-    """What two processes found, their run directory, exit codes and outputs."""
+    """The run directory of two processes, and the results of each."""
     folder = tmp_path_factory.mktemp("processes")
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -52,34 +52,34 @@ def pair(tiny_data, tmp_path_factory):
         )
         for index in range(2)
     ]  # fmt: skip
-    over = ended(running)
-    assert [code for _, code in over] == [0, 0], over
+    outputs = ended(running)
+    assert [code for _, code in outputs] == [0, 0], outputs
     found = [json.loads((folder / f"{index}.json").read_text()) for index in range(2)]
     return folder / "run", found
 
 
-def close(found, expected, place=""):
-    """Equal up to rounding; nested as metrics are."""
+def close(found, expected, path=""):
+    """Asserts that nested metrics are equal up to rounding."""
     if isinstance(expected, dict):
-        assert set(found) == set(expected), place
+        assert set(found) == set(expected), path
         for name, each in expected.items():
-            close(found[name], each, f"{place}/{name}")
+            close(found[name], each, f"{path}/{name}")
     elif isinstance(expected, list):
-        assert len(found) == len(expected), place
+        assert len(found) == len(expected), path
         for number, pair in enumerate(zip(found, expected, strict=True)):
-            close(*pair, f"{place}/{number}")
+            close(*pair, f"{path}/{number}")
     elif isinstance(expected, float):
-        assert found == pytest.approx(expected, abs=1e-4), place
+        assert found == pytest.approx(expected, abs=1e-4), path
     else:
-        assert found == expected, place
+        assert found == expected, path
 
 
-def test_a_run_of_two_finds_what_a_run_of_one_finds(pair, tiny_data, tmp_path):
+def test_two_processes_have_the_results_of_one(pair, tiny_data, tmp_path):
     home, _ = pair
     assert tiny_run.main(*process_worker.words(tiny_data, tmp_path)) == 0
     close(tiny_run.figures(home), tiny_run.figures(tmp_path))
-    for mine, other in zip(tiny_run.lines(home), tiny_run.lines(tmp_path), strict=True):
-        close(mine, other)
+    for actual, other in zip(tiny_run.lines(home), tiny_run.lines(tmp_path), strict=True):
+        close(actual, other)
     assert {path.name for path in home.iterdir()} == {path.name for path in tmp_path.iterdir()}
     assert tiny_run.result(home)["hardware"] == "2 x cpu"
 
@@ -94,18 +94,18 @@ def test_only_the_first_prints_and_logs(pair):
     assert len(list((home / "tensorboard").iterdir())) == 1
 
 
-def test_a_mistake_that_the_first_finds_ends_both(pair):
+def test_an_error_in_the_first_process_ends_both(pair):
     _, found = pair
     codes, lines = zip(*((each["changed"]["code"], each["changed"]["err"]) for each in found),
                        strict=True)  # fmt: skip
     assert codes == (2, 2)
     assert lines[0] == lines[1]
-    assert "holds a run of another configuration: seed: 0 -> 1" in lines[0]
+    assert "contains a run with another configuration: seed: 0 -> 1" in lines[0]
     assert lines[0].count("\n") == 1
     assert max(each["changed"]["seconds"] for each in found) < 60
 
 
-def test_processes_tell_each_other(pair):
+def test_communication_between_processes(pair):
     for index, each in enumerate(pair[1]):
         assert each["processes"] == [2, index]
         assert each["together"] == [10 + index, "process 0 cannot", "process 1 cannot"]
@@ -113,19 +113,19 @@ def test_processes_tell_each_other(pair):
         assert each["from_first"] == {"index": 0, "text": "å", "list": [1.5, None]}
 
 
-def test_rows_are_shared_and_joined_in_order(pair):
+def test_rows_are_divided_and_concatenated_in_order(pair):
     shares = {1: ([0, 1], [0, 1]), 2: ([0, 1], [1, 2]), 5: ([0, 3], [3, 5]), 8: ([0, 4], [4, 8])}
     assert tuple(shares) == process_worker.ROWS
     for index, each in enumerate(pair[1]):
         for rows, expected in shares.items():
-            mine, joined = each["rows"][str(rows)]
-            assert mine == expected[index]
+            actual, joined = each["rows"][str(rows)]
+            assert actual == expected[index]
             assert joined["n"] == list(range(rows))
             np.testing.assert_array_equal(np.ravel(joined["x"]), np.arange(2 * rows))
 
 
 def free_job():
-    """The number of a SLURM job for which JAX chooses a port that nothing listens on."""
+    """A SLURM job number for which JAX chooses a free port."""
     while True:
         job = random.randrange(2**12)
         with socket.socket() as free:
@@ -136,8 +136,8 @@ def free_job():
             return job
 
 
-def test_a_mistake_of_the_second_ends_both_under_slurm(tiny_data, tmp_path):
-    """SLURM's variables alone join them: the first could not know of the mistake otherwise."""
+def test_an_error_in_the_second_process_ends_both_under_slurm(tiny_data, tmp_path):
+    """They are connected only by SLURM's variables, which pass the error to the first process."""
     job, running = free_job(), []
     for index, data in enumerate((tiny_data, tmp_path / "nowhere")):
         slurm = {
@@ -149,14 +149,14 @@ def test_a_mistake_of_the_second_ends_both_under_slurm(tiny_data, tmp_path):
         running.append(tiny_run.start(*line, JAX_PLATFORMS="cpu", XLA_FLAGS="", **environment))
     (first, code), (second, other) = ended(running)
     assert (code, other) == (2, 2), (first, second)
-    told = [[x for x in err.splitlines() if x.startswith("error:")] for _, err in (first, second)]
-    assert told[0] == told[1]
-    assert len(told[0]) == 1
-    assert "nowhere" in told[0][0]
+    errors = [[x for x in err.splitlines() if x.startswith("error:")] for _, err in (first, second)]
+    assert errors[0] == errors[1]
+    assert len(errors[0]) == 1
+    assert "nowhere" in errors[0][0]
     assert not (tmp_path / "run").exists()
 
 
-# ---- what needs no second process --------------------------------------------------------------
+# ---- without a second process ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_mistake_of_the_second_ends_both_under_slurm(tiny_data, tmp_path):
         ({}, 1),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a[1-4]",
           "SLURM_JOB_ID": "7", "SLURM_LOCALID": "0"}, 4),
-        # The script of a batch job, before `srun` starts the processes: it runs by itself.
+        # The script of a batch job, before `srun` starts the processes: one process.
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_LOCALID": "0"}, 1),
         ({"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "1",
           "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}, 3),
@@ -173,7 +173,7 @@ def test_a_mistake_of_the_second_ends_both_under_slurm(tiny_data, tmp_path):
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, 1),
     ],
 )  # fmt: skip
-def test_processes_that_a_launcher_announces(monkeypatch, variables, count):
+def test_number_of_processes_from_the_environment(monkeypatch, variables, count):
     for name in list(os.environ):
         if name.startswith(("SLURM_", "OMPI_", "TPU_WORKER")):
             monkeypatch.delenv(name)
@@ -182,7 +182,7 @@ def test_processes_that_a_launcher_announces(monkeypatch, variables, count):
     assert parallel.environment_processes() == count
 
 
-def test_one_process_shares_with_nobody():
+def test_one_process_keeps_all_rows():
     rows = {"x": np.arange(3)}
     assert parallel.share(3) == slice(0, 3)
     assert parallel.gather_shares(rows, 3) is rows

@@ -1,4 +1,4 @@
-"""The public names of `import afa`: what they are, their examples, and a run through all."""
+"""The public names of `import afa`, their examples, and their use with a run."""
 
 import dataclasses
 import doctest
@@ -23,11 +23,11 @@ from afa.runs import start
 from afa.serving import package
 from experiments import configs
 
-SHOWN_HERE = {"run", "load", "__version__"}  # their examples need a run: the tests below
+TESTED_HERE = {"run", "load", "__version__"}  # without doctest: they need a run
 
 
 def python(code: str, where: Path = ROOT) -> str:
-    """What a Python process of its own prints, with `where` first on its path."""
+    """Runs code in a new Python process in the folder `where`; returns its output."""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=where, capture_output=True, text=True, timeout=300
     )
@@ -35,7 +35,7 @@ def python(code: str, where: Path = ROOT) -> str:
     return done.stdout
 
 
-def test_importing_afa_imports_nothing_of_weight():
+def test_importing_afa_imports_no_large_package():
     code = "import sys, afa; print(*(n for n in ('jax', 'numpy', 'flax') if n in sys.modules))"
     assert python(code) == "\n"
 
@@ -55,9 +55,9 @@ def test_a_public_name_is_documented_and_its_example_runs(name):
     text = inspect.getdoc(getattr(afa, name))
     assert text
     example = doctest.DocTestParser().get_doctest(text, {}, f"afa.{name}", None, 0)
-    assert bool(example.examples) != (name in SHOWN_HERE)
-    said: list[str] = []
-    assert doctest.DocTestRunner().run(example, out=said.append).failed == 0, "".join(said)
+    assert bool(example.examples) != (name in TESTED_HERE)
+    output: list[str] = []
+    assert doctest.DocTestRunner().run(example, out=output.append).failed == 0, "".join(output)
 
 
 def test_every_metric_and_loss_is_documented():
@@ -65,18 +65,18 @@ def test_every_metric_and_loss_is_documented():
     assert all(each.__doc__ for each in (*documented, *afa.losses.LOSSES.values()))
 
 
-def test_a_package_has_the_names_that_its_code_allows(tmp_path):
+def test_a_package_has_only_the_names_that_its_code_needs(tmp_path):
     package._write_code(tmp_path)
     code = "import afa; print(afa.__file__); print(afa.UserError.__name__, hasattr(afa, 'load'))"
-    place, rest = python(code, tmp_path).splitlines()
-    assert Path(place) == tmp_path / "afa" / "__init__.py" and rest == "UserError False"
+    path, rest = python(code, tmp_path).splitlines()
+    assert Path(path) == tmp_path / "afa" / "__init__.py" and rest == "UserError False"
 
 
 # ---- a run -------------------------------------------------------------------------------------
 
 
-def test_what_is_run(tmp_path, monkeypatch):
-    """A recipe by its name, or a configuration that is called as its directory."""
+def test_experiment_of_a_run(tmp_path, monkeypatch):
+    """A recipe by name, or a configuration with the name of its directory."""
     monkeypatch.setattr(start, "execute", lambda *given: {"given": given})
     config = dataclasses.replace(afa.ExperimentConfig(), seed=3)
     changes: dict[str, Any] = {"data.image_size": 64}
@@ -95,10 +95,10 @@ def test_what_is_run(tmp_path, monkeypatch):
         (afa.ExperimentConfig(), {"scale": "full"}, "scale='full' is of recipes"),
         ("debug", {"scale": "ful"}, "scale='ful' is unknown; did you mean 'full'"),
         (afa.ExperimentConfig(), {"workdir": "w", "data.image_sise": 3},
-         r"data\.image_sise is no field; did you mean 'data\.image_size'"),
+         r"data\.image_sise is not a field; did you mean 'data\.image_size'"),
     ],
 )  # fmt: skip
-def test_mistakes_of_a_call(exp, settings, line, tmp_path, monkeypatch):
+def test_errors_in_a_call(exp, settings, line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=line):
         afa.run(exp, **settings)
@@ -106,7 +106,7 @@ def test_mistakes_of_a_call(exp, settings, line, tmp_path, monkeypatch):
 
 
 def test_vectors_of_a_finished_run(tiny_finished):
-    """`afa.load(run).embed` gives the vectors that the run's own gallery holds."""
+    """`afa.load(run).embed` gives the vectors in the gallery of the run."""
     trained = afa.load(tiny_finished)
     index = afa.open_index(tiny_finished / "embeddings")
     gallery, _ = read_export(tiny_finished / "embeddings")
@@ -162,7 +162,7 @@ def test_images_that_cannot_be_embedded(tiny_finished, tiny_data, tmp_path):
         (3, r"images\[0\] is a int \(allowed"),
     ],
 )
-def test_pixels_that_are_none(image, line):
+def test_arrays_that_are_not_images(image, line):
     from afa.inference.load import _check_pixels
 
     with pytest.raises(UserError, match=line):

@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk for later processes."""
+"""Cache of compiled programs on disk."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ print(sum(name.endswith("cache_hits") for name in hits))
 
 
 def compiled(where: Path | str, **environment: str) -> tuple[str, int]:
-    """Bits of a result, and how many programs were found on disk, in a process of its own."""
+    """Runs PROGRAM in a new process; returns the bits of its result and its cache hits."""
     fixed = {"PYTHONPATH": str(ROOT), io.PROGRAM_CACHE: str(where), "PYTHONWARNINGS": "error"}
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     done = subprocess.run(
@@ -41,7 +41,7 @@ def entries(where: Path) -> list[Path]:
     return [path for path in where.rglob("*-cache") if path.is_file()]
 
 
-def test_the_second_process_finds_the_programs_of_the_first(tmp_path):
+def test_the_second_process_uses_the_programs_of_the_first(tmp_path):
     first, second = compiled(tmp_path), compiled(tmp_path)
     assert first[1] == 0 and second[1] > 0
     assert first[0] == second[0] == compiled("off")[0]
@@ -62,7 +62,7 @@ def test_other_flags_have_other_programs(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_off_and_a_place_that_cannot_be_written_keep_nothing(tmp_path, monkeypatch):
+def test_no_cache_when_off_or_not_writable(tmp_path, monkeypatch):
     assert compiled("off")[1] == compiled("off")[1] == 0
     blocked = tmp_path / "file"
     blocked.write_text("")

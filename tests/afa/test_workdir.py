@@ -1,4 +1,4 @@
-"""The directory of a run: its lock, its owner, its disk."""
+"""The directory of a run: lock, stored configuration, full disk."""
 
 import errno
 import multiprocessing
@@ -13,33 +13,33 @@ from afa.errors import UserError
 from afa.workdir import Workdir
 
 
-def hold(root, ready):
-    """Another process that holds the directory until it is killed."""
+def keep_locked(root, ready):
+    """Locks the directory in another process until it is killed."""
     with Workdir(root).locked():
         ready.set()
         signal.pause()
 
 
-def test_one_process_at_a_time_and_a_dead_one_lets_go(tmp_path):
+def test_lock_is_exclusive_and_released_when_the_process_dies(tmp_path):
     home = Workdir(tmp_path / "deep" / "run")
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
-    other = context.Process(target=hold, args=(home.root, ready))
+    other = context.Process(target=keep_locked, args=(home.root, ready))
     other.start()
     try:
         assert ready.wait(60)
-        with pytest.raises(UserError, match="another run is working there"), home.locked():
+        with pytest.raises(UserError, match="another run is using it"), home.locked():
             raise AssertionError("the lock was given twice")
     finally:
         other.kill()
         other.join()
     with home.locked():
         assert home.root.is_dir()
-    with home.locked():  # and again, once it was let go
+    with home.locked():  # again, after it was released
         pass
 
 
-def test_a_run_owns_its_directory(tmp_path):
+def test_directory_accepts_only_its_own_run(tmp_path):
     home, config = Workdir(tmp_path), ExperimentConfig()
     assert home.stored() is None
     home.claim("one", config)
@@ -49,14 +49,14 @@ def test_a_run_owns_its_directory(tmp_path):
     with pytest.raises(UserError) as error:
         home.claim("one", with_changes(config, **{"seed": 3, "data.flip": False}))
     assert str(error.value) == (
-        f"--workdir={tmp_path} holds a run of another configuration: seed: 0 -> 3; "
+        f"--workdir={tmp_path} contains a run with another configuration: seed: 0 -> 3; "
         "data.flip: True -> False (choose another --workdir, or the stored values)"
     )
     assert home.config.read_bytes() == written
 
 
 def another(config, name, value):
-    """A value that a field may have, and does not."""
+    """Returns a valid value of a field, different from `value`."""
     head, _, last = name.rpartition(".")
     choices = get_args(get_type_hints(type(getattr(config, head) if head else config))[last])
     if isinstance(value, tuple):
@@ -70,8 +70,8 @@ def another(config, name, value):
     return value + 1
 
 
-def test_where_and_how_fast_may_change(tmp_path):
-    """Every other field decides what is computed."""
+def test_only_resumable_fields_may_change(tmp_path):
+    """All other fields affect what is computed."""
     home, config = Workdir(tmp_path), ExperimentConfig()
     home.claim("one", config)
     for name, value in flatten(config).items():
@@ -86,26 +86,26 @@ def test_where_and_how_fast_may_change(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"experiment": "a"}', '{"config": 3}'])
-def test_a_damaged_configuration_is_told(content, tmp_path):
+def test_a_damaged_configuration_is_an_error(content, tmp_path):
     home = Workdir(tmp_path)
     home.config.write_text(content)
-    with pytest.raises(UserError, match=r"config\.json: is no stored configuration \("):
+    with pytest.raises(UserError, match=r"config\.json: is not a stored configuration \("):
         home.stored()
 
 
-def test_images_are_known_by_their_fingerprint(tmp_path):
+def test_images_are_compared_by_fingerprint(tmp_path):
     home = Workdir(tmp_path)
-    home.confirm("a" * 64)  # a run that begins
+    home.confirm("a" * 64)  # a new run
     home.split.write_text('{"fingerprint": "%s"}' % ("a" * 64))
     home.confirm("a" * 64)
     with pytest.raises(UserError) as error:
         home.confirm("b" * 64)
     assert str(error.value) == (
-        f"--workdir={tmp_path} holds a run on other images: fingerprint aaaaaaaaaaaa -> "
-        "bbbbbbbbbbbb (choose another --workdir, or bring back the data set as it was)"
+        f"--workdir={tmp_path} contains a run on other images: fingerprint aaaaaaaaaaaa -> "
+        "bbbbbbbbbbbb (choose another --workdir, or restore the data set)"
     )
     home.split.write_text("{}")
-    with pytest.raises(UserError, match=r"split\.json: is no stored split \('fingerprint'\)"):
+    with pytest.raises(UserError, match=r"split\.json: is not a stored split \('fingerprint'\)"):
         home.confirm("a" * 64)
 
 
@@ -114,12 +114,12 @@ def test_a_full_disk_is_one_line(number, tmp_path):
     with pytest.raises(UserError) as error, Workdir(tmp_path).locked():
         raise OSError(number, os.strerror(number))
     assert str(error.value) == (
-        f"--workdir={tmp_path}: cannot be written ({os.strerror(number)}); the same command goes "
-        "on once it can"
+        f"--workdir={tmp_path}: cannot be written ({os.strerror(number)}); fix this and run "
+        "the same command again to continue"
     )
 
 
-def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
+def test_other_errors_are_not_reported_as_a_full_disk(tmp_path):
     with pytest.raises(FileNotFoundError), Workdir(tmp_path).locked():
         raise FileNotFoundError(errno.ENOENT, "gone")
 

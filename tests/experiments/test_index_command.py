@@ -161,7 +161,8 @@ def test_another_run_is_refused(ask, home, tiny_data, images, tmp_path):
     [
         (["buld"], "ACTION='buld' is unknown; did you mean 'build'?"),
         (["build"], "the following arguments are required: --run, --images, --out"),
-        (["info", "--index=/nowhere"], "/nowhere holds no finished index: index.json is missing"),
+        (["info", "--index=/nowhere"],
+         "/nowhere contains no finished index: index.json is missing"),
         (["build", "--run=r", "--images=p", "--out=o", "--uri=scan://"],
          "retrieval.index='scan' is unknown; did you mean 'scann'?"),
         (["build", "--run=r", "--images=p", "--out=o"], "--run=r: holds no run "),

@@ -293,7 +293,7 @@ def test_more_results_than_images(refused, tiny_data):
 def test_invalid_options(refused, tiny_data):
     query = of_gallery(tiny_data, 1)[0]
     refused(f"--jsn is no option; did you mean '--json'? {OPTIONS}", "--jsn", query)
-    refused(f"--results='x' is no whole number {OPTIONS}", "--results=x", query)
+    refused(f"--results='x' is not a whole number {OPTIONS}", "--results=x", query)
     refused(f"the following arguments are required: IMAGE {OPTIONS}")
 
 
@@ -337,7 +337,7 @@ def test_a_configuration_of_another_version(refused, tiny_data, tiny_copy):
     content["config"]["data"]["colour"] = "blue"
     path.write_text(json.dumps(content))
     query = of_gallery(tiny_data, 1)[0]
-    refused("stored configuration: 'colour' is no field of DataConfig", query)
+    refused("stored configuration: 'colour' is not a field of DataConfig", query)
     path.write_text("{")
-    with pytest.raises(UserError, match=r"config\.json: is no stored configuration \(.+\)$"):
+    with pytest.raises(UserError, match=r"config\.json: is not a stored configuration \(.+\)$"):
         Searcher.load(tiny_copy)

@@ -63,7 +63,7 @@ def test_different_losses_are_refused():
         (["--turns=1"], "error: --turns=1 must be at least 2\n"),
         (["--steps=0"], "error: --steps=0 must be at least 1\n"),
         (["--threads=0"], "error: --threads=0 must be at least 1\n"),
-        (["--steps=x"], "error: --steps='x' is no whole number "
+        (["--steps=x"], "error: --steps='x' is not a whole number "
          "(python -m experiments.benchmarks.training --help lists the options)\n"),
     ],
 )  # fmt: skip

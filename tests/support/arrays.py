@@ -1,4 +1,4 @@
-"""Arrays for the tests of single modules: drawn by NumPy, so that nothing has to be compiled."""
+"""Arrays for tests of single modules, drawn by NumPy, so that nothing has to be compiled."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def unit(seed: int, *shape: int) -> Array:
 
 
 def variables_of(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Variables of a module where nothing is zero or one by convention."""
+    """Returns random variables of a module, without the zeros and ones of usual initialisation."""
     draw = np.random.default_rng(0)
 
     def fill(path: tuple, leaf: jax.ShapeDtypeStruct) -> Array:
@@ -42,5 +42,5 @@ def variables_of(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def apply(module: Any, *args: Any, **kwargs: Any) -> Any:
-    """`module.apply`, whose declared type covers more than a test asks for."""
+    """`module.apply` with return type Any."""
     return module.apply(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""A small gallery for the tests of indexes, and the answers it must give."""
+"""A small gallery for tests of indexes, and the expected results."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ def vectors(rows, seed=0, dimension=DIMENSION):
 
 
 def records(rows=300, seed=0, first=0, numbers=False):
-    """Rows of four classes, with text or whole numbers as ids."""
+    """Returns records of four classes, with strings or integers as ids."""
     numbered = range(first, first + rows)
     return Records.of(
         vectors(rows, seed),
@@ -27,7 +27,7 @@ def records(rows=300, seed=0, first=0, numbers=False):
 
 
 def expected(queries, gallery, k, allowed=None):
-    """The ids and scores that comparing with every row gives."""
+    """Returns ids and scores of an exhaustive search."""
     scores = queries @ gallery.vectors.T
     if allowed is not None:
         scores = np.where(allowed, scores, -np.inf)
@@ -35,8 +35,8 @@ def expected(queries, gallery, k, allowed=None):
     return gallery.ids[order], np.take_along_axis(scores, order, axis=1)
 
 
-def agree(found, wanted, tolerance=1e-5):
-    """Asserts that results are these ids with these scores."""
-    ids, scores = wanted
-    np.testing.assert_allclose(found.scores, scores, atol=tolerance)
-    assert found.ids.tolist() == ids.tolist()
+def agree(results, expected, tolerance=1e-5):
+    """Asserts that results have these ids and scores."""
+    ids, scores = expected
+    np.testing.assert_allclose(results.scores, scores, atol=tolerance)
+    assert results.ids.tolist() == ids.tolist()

@@ -1,4 +1,4 @@
-"""Image files that no encoder at hand writes: any depth, or with further segments."""
+"""Image files that Pillow cannot write: any bit depth, or extra segments."""
 
 import io
 import struct
@@ -11,7 +11,7 @@ ORIENTATION = 0x0112
 
 
 def saved(pixels, kind, mode=None, **options):
-    """The file of an array, as Pillow writes it."""
+    """Encodes an array with Pillow."""
     image = Image.fromarray(pixels)
     buffer = io.BytesIO()
     (image if mode is None else image.convert(mode)).save(buffer, kind, **options)
@@ -23,7 +23,7 @@ def chunk(name, data):
 
 
 def png(width, height, depth, kind, rows, before=b"", after=b""):
-    """A PNG of packed rows.
+    """Returns a PNG of packed rows.
 
     Args:
       kind: colour type: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGB with alpha.
@@ -36,22 +36,22 @@ def png(width, height, depth, kind, rows, before=b"", after=b""):
 
 
 def grey16(values, before=b""):
-    """A PNG of one row of 16-bit grey values."""
+    """Returns a PNG of one row of 16-bit grey values."""
     return png(len(values), 1, 16, 0, [np.array(values, ">u2").tobytes()], before)
 
 
 def tiff(width, bits, data, photometric=1, sample_format=1):
-    """A TIFF of one row of grey values, packed in `data`."""
+    """Returns a TIFF of one row of grey values, packed in `data`."""
     tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: 1,
             279: len(data), 339: sample_format}  # fmt: skip
-    tags[273] = 8 + 2 + 12 * len(tags) + 4  # where the pixels begin
+    tags[273] = 8 + 2 + 12 * len(tags) + 4  # offset of the pixels
     entries = [struct.pack("<HHIHH", tag, 3, 1, tags[tag], 0) for tag in sorted(tags)]
     head = b"II*\0" + struct.pack("<IH", 8, len(tags))
     return head + b"".join(entries) + struct.pack("<I", 0) + data
 
 
 def with_segments(jpeg, *segments):
-    """A JPEG with (marker, content) put before everything else."""
+    """Inserts segments (marker, content) at the beginning of a JPEG."""
     inside = b"".join(
         b"\xff" + bytes([marker]) + struct.pack(">H", len(content) + 2) + content
         for marker, content in segments

@@ -1,4 +1,4 @@
-"""Losses as a researcher would add them, each one class: with a memory, and with parameters."""
+"""Custom losses, as a user would add them: one with a memory, one with parameters."""
 
 import dataclasses
 
@@ -13,13 +13,13 @@ from afa.losses.contrastive import Contrastive
 
 @dataclasses.dataclass(frozen=True)
 class CrossBatchMemory(Loss):
-    """Contrastive loss over the batch and the rows of the steps before (Wang et al. 2020)."""
+    """Contrastive loss over the batch and rows of previous steps (Wang et al. 2020)."""
 
     name: str = "cross_batch_memory"
     size: int = bounded(40, above=0)
-    """Rows that are kept."""
+    """Number of rows in the memory."""
     margin: float = 0.5
-    """Cosine that negatives should stay below."""
+    """Upper bound on the cosine of negatives."""
 
     def init(self, key: Key[Array, ""], classes: int, dim: int) -> State:
         empty = {"x": jnp.zeros((self.size, dim)), "y": jnp.full((self.size,), -1, jnp.int32)}
@@ -39,11 +39,11 @@ class CrossBatchMemory(Loss):
 
 @dataclasses.dataclass(frozen=True)
 class TwoCentres(Loss):
-    """Softmax over the nearer of two centres a class, which are parameters of the loss."""
+    """Softmax over the nearer of two centres per class, which are parameters of the loss."""
 
     name: str = "two_centres"
     scale: float = 8.0
-    """Multiplies the cosine."""
+    """Factor on the cosine."""
 
     def init(self, key: Key[Array, ""], classes: int, dim: int) -> State:
         return State(params={"centres": jax.random.normal(key, (2, classes, dim))})

@@ -1,7 +1,7 @@
-"""Run by test_parallel.py in processes of its own, whose number of devices XLA is told at start.
+"""Run by test_parallel.py in separate processes, each with its own number of devices.
 
 python parallel_worker.py eight DIR            8 devices: all comparisons, and a checkpoint
-python parallel_worker.py four DIR             4 devices: goes on from that checkpoint
+python parallel_worker.py four DIR             4 devices: resumes from that checkpoint
 python parallel_worker.py pair DIR INDEX PORT  2 processes of 2 devices each
 """
 
@@ -27,11 +27,11 @@ from afa.train.steps import Batch, StepContext
 
 STEPS = 3
 KINDS = ("norm_softmax", "triplet", "cross_batch_memory")
-SAVED = 2  # steps taken when the checkpoint is written
+SAVED = 2  # step of the checkpoint
 
 
 def settings(loss: str) -> ExperimentConfig:
-    """SGD for F: Adam turns the rounding of a gradient near zero into a whole step."""
+    """SGD for F, because Adam turns the rounding of a gradient near zero into a full step."""
     LOSSES["cross_batch_memory"] = CrossBatchMemory
     return tiny.config(**{
         "loss.name": loss, "optim.name": "sgd", "optim.learning_rate": 0.02, "optim.clip": 1.0,
@@ -40,7 +40,7 @@ def settings(loss: str) -> ExperimentConfig:
 
 
 def step_of(kind: str, context: StepContext) -> functools.partial:
-    if kind == "game":
+    if kind == "adversarial":
         return functools.partial(steps.generator_step, context=context)
     return functools.partial(steps.embedder_step, context=context, perturb=True)
 
@@ -48,27 +48,27 @@ def step_of(kind: str, context: StepContext) -> functools.partial:
 def batch_of(number: int, processes: int = 1, index: int = 0) -> Batch:
     """This process's rows of the global batch of a step."""
     rows = 32 // processes
-    whole = tiny.batch(32, seed=number)
-    return {name: each[index * rows : (index + 1) * rows] for name, each in whole.items()}
+    batch = tiny.batch(32, seed=number)
+    return {name: each[index * rows : (index + 1) * rows] for name, each in batch.items()}
 
 
 def walk(step: Any, state: TrainState, processes: int = 1, index: int = 0) -> dict[Any, Any]:
-    """Metrics of every step and the last variables, as host arrays."""
+    """Returns the metrics of every step and the last variables, as host arrays."""
     metrics = []
     for number in range(STEPS):
         state, figures = step(state, batch_of(number, processes, index))
         metrics.append(parallel.to_host(figures))
-    kept = {"loss": state.loss_memory}
-    return {"metrics": metrics, "variables": parallel.to_host(state.variables | kept)}
+    memory = {"loss": state.loss_memory}
+    return {"metrics": metrics, "variables": parallel.to_host(state.variables | memory)}
 
 
 def kinds() -> dict[str, tuple[str, StepContext]]:
     contexts = {loss: tiny.context(settings(loss)) for loss in KINDS}
     return {
-        "push": ("push", contexts["norm_softmax"]),
-        "game": ("game", contexts["norm_softmax"]),
-        "triplet": ("push", contexts["triplet"]),
-        "memory": ("push", contexts["cross_batch_memory"]),
+        "perturb": ("perturb", contexts["norm_softmax"]),
+        "adversarial": ("adversarial", contexts["norm_softmax"]),
+        "triplet": ("perturb", contexts["triplet"]),
+        "memory": ("perturb", contexts["cross_batch_memory"]),
     }
 
 
@@ -85,21 +85,21 @@ def eight(folder: Path) -> dict[Any, Any]:
     for name, (kind, context) in kinds().items():
         step = step_of(kind, context)
         found[name, "pmap"] = walk(parallel.data_parallel(step, "pmap"), tiny.state(context))
-        if name in ("push", "game"):
+        if name in ("perturb", "adversarial"):
             mapped = parallel.data_parallel(step, "shard_map")
             found[name, "shard_map"] = walk(mapped, tiny.state(context))
-        # Unmapped, a step runs on one device and sees no other.
+        # Unmapped, a step runs on one device.
         found[name, "one"] = walk(parallel.compiled_once(step), tiny.state(context))
 
-    context = kinds()["push"][1]
-    step = parallel.data_parallel(step_of("push", context), "pmap")
+    context = kinds()["perturb"][1]
+    step = parallel.data_parallel(step_of("perturb", context), "pmap")
     state = tiny.state(context)
     for number in range(SAVED):
         state, _ = step(state, batch_of(number))
     found["saved"] = parallel.to_host(state), checkpoint_id(state)
     with Checkpoints(folder / "checkpoints", keep_best=0) as checkpoints:
         checkpoints.save(state, Position(SAVED, 1.5), context.config, None)
-        # The next step may donate the state at once: the save has copied it.
+        # The next step may donate the state, because the save has copied it.
         _, figures = step(state, batch_of(SAVED))
         found["next"] = parallel.to_host(figures)
         checkpoints.finish()
@@ -128,11 +128,11 @@ def mapped_rows() -> dict[Any, Any]:
 
 
 def four(folder: Path) -> dict[Any, Any]:
-    context = kinds()["push"][1]
+    context = kinds()["perturb"][1]
     with Checkpoints(folder / "checkpoints", keep_best=0) as checkpoints:
         state, position = checkpoints.restore(tiny.state(context, seed=9), context.config)
     restored = parallel.to_host(state), checkpoint_id(state)
-    step = parallel.data_parallel(step_of("push", context), "pmap")
+    step = parallel.data_parallel(step_of("perturb", context), "pmap")
     _, figures = step(state, batch_of(position.batch))
     return {
         "devices": parallel.device_count(),
@@ -149,7 +149,7 @@ def pair(index: int, port: int) -> dict[Any, Any]:
         "processes": (parallel.process_count(), parallel.process_index()),
     }
     for name, (kind, context) in kinds().items():
-        if name in ("push", "memory"):  # the same step as "triplet", with other losses
+        if name in ("perturb", "memory"):  # the same step as "triplet", with other losses
             continue
         step = parallel.data_parallel(step_of(kind, context))
         found[name] = walk(step, tiny.state(context), 2, index)

@@ -1,9 +1,9 @@
-"""Run by test_processes.py: one of two processes that make several runs, one after another.
+"""Run by test_processes.py: one of two processes that start several runs in sequence.
 
 python process_worker.py DIR DATA INDEX PORT
 
-The recipe says where the other process is, so no command line does. What comes of every run is
-written to DIR/INDEX.json; the exit code is that of the complete run.
+The address of the other process is set in the recipe, not on the command line. The results of all
+runs are written to DIR/INDEX.json; the exit code is that of the complete run.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from afa.errors import UserError
 from experiments.configs import debug
 
 ROWS = (1, 2, 5, 8)
-# F alone, moved by SGD: Adam turns the rounding of a gradient near zero into a whole step.
+# F only, with SGD, because Adam turns the rounding of a gradient near zero into a full step.
 SETTINGS: dict[str, Any] = {
     "adversarial.enabled": False,
     "optim.name": "sgd",
@@ -37,12 +37,12 @@ SETTINGS: dict[str, Any] = {
 
 
 def words(data: Path, workdir: Path, **changes: Any) -> list[str]:
-    """The command line of a run of F alone."""
+    """Returns the command line of a run that trains only F."""
     return tiny_run.words(data, workdir, **(SETTINGS | changes))
 
 
 def command(line: list[str]) -> dict[str, Any]:
-    """What comes of a command in this process: exit code, what it says, and seconds."""
+    """Runs a command in this process; returns exit code, output and seconds."""
     out, err, began = io.StringIO(), io.StringIO(), time.perf_counter()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = tiny_run.main(*line)
@@ -50,8 +50,8 @@ def command(line: list[str]) -> dict[str, Any]:
     return {"code": code, "out": out.getvalue(), "err": err.getvalue(), "seconds": seconds}
 
 
-def said(action: Callable[[], Any]) -> str:
-    """The message of a user's mistake; "" without one."""
+def error_of(action: Callable[[], Any]) -> str:
+    """Returns the message of a user error; "" without one."""
     try:
         action()
     except UserError as error:
@@ -59,39 +59,39 @@ def said(action: Callable[[], Any]) -> str:
     return ""
 
 
-def mistake(of: int) -> Callable[[], int]:
-    """An action that only one of the processes cannot do."""
+def failing(index: int) -> Callable[[], int]:
+    """Returns an action that fails in one process."""
 
     def action() -> int:
-        if parallel.process_index() == of:
-            raise UserError(f"process {of} cannot")
+        if parallel.process_index() == index:
+            raise UserError(f"process {index} cannot")
         return 10 + parallel.process_index()
 
     return action
 
 
 def messages() -> dict[str, Any]:
-    """What the processes tell each other, and the rows that they share."""
+    """Results of communication between the processes, and the division of rows."""
     index, found = parallel.process_index(), {}
     for rows in ROWS:
-        whole = {"x": np.arange(2 * rows, dtype=np.float32).reshape(rows, 2), "n": np.arange(rows)}
-        mine = parallel.share(rows)
-        part = {name: each[mine] for name, each in whole.items()}
+        full = {"x": np.arange(2 * rows, dtype=np.float32).reshape(rows, 2), "n": np.arange(rows)}
+        own = parallel.share(rows)
+        part = {name: each[own] for name, each in full.items()}
         joined = parallel.gather_shares(part, rows)
         found[str(rows)] = [
-            [mine.start, mine.stop], {k: np.asarray(v).tolist() for k, v in joined.items()}
+            [own.start, own.stop], {k: np.asarray(v).tolist() for k, v in joined.items()}
         ]  # fmt: skip
     return {
         "processes": [parallel.process_count(), index],
         "rows": found,
         "together": [
-            parallel.together(mistake(2)),
-            said(lambda: parallel.together(mistake(0))),
-            said(lambda: parallel.together(mistake(1))),
+            parallel.together(failing(2)),
+            error_of(lambda: parallel.together(failing(0))),
+            error_of(lambda: parallel.together(failing(1))),
         ],
         "first_only": [
             parallel.first_only(lambda: index + 1),
-            said(lambda: parallel.first_only(mistake(0))),
+            error_of(lambda: parallel.first_only(failing(0))),
         ],
         "from_first": parallel.from_first({"index": index, "text": "å", "list": [1.5, None]}),
     }
@@ -101,10 +101,10 @@ def main() -> int:
     folder, data = map(Path, sys.argv[1:3])
     index, port = map(int, sys.argv[3:])
     launch = {"coordinator": f"localhost:{port}", "processes": 2, "index": index}
-    usual = debug.config
+    original = debug.config
 
     def config(laptop: bool) -> ExperimentConfig:
-        return with_changes(usual(laptop), **{f"launch.{k}": v for k, v in launch.items()})
+        return with_changes(original(laptop), **{f"launch.{k}": v for k, v in launch.items()})
 
     debug.config = config
     line = words(data, folder / "run")

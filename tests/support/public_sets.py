@@ -1,4 +1,4 @@
-"""Small samples of public sets in the form in which they are distributed."""
+"""Small imitations of public data sets, in their published file layout."""
 
 import pickle
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ SIDE = 20
 
 
 def image(path: Path, tone: int, seed: int = 0) -> Path:
-    """Writes an image of about this grey."""
+    """Writes an image of about this grey value."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(-9, 10, (SIDE, SIDE, 3))
     path.write_bytes(encode_jpeg(np.clip(tone + noise, 0, 255).astype(np.uint8)))
@@ -22,7 +22,7 @@ def image(path: Path, tone: int, seed: int = 0) -> Path:
 def inshop(
     root: Path, train: int = 5, test: int = 3, top: str = "Img", where: str = "Eval"
 ) -> Path:
-    """Items with 3 training images each, others with 1 query and 2 gallery images."""
+    """Writes training items of 3 images, and test items of 1 query and 2 gallery images."""
     lines = []
     for item in range(train + test):
         kinds = ("train",) * 3 if item < train else ("query", "gallery", "gallery")
@@ -30,10 +30,10 @@ def inshop(
             name = f"img/WOMEN/Tees/id_{item:08d}/{number:02d}_1_front.jpg"
             image(root / top / name, 25 * item + 20, number)
             lines.append(f"{name}       id_{item:08d} {kind}")
-    place = root / where / "list_eval_partition.txt"
-    place.parent.mkdir(parents=True, exist_ok=True)
+    path = root / where / "list_eval_partition.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
     head = [str(len(lines)), "image_name item_id evaluation_status"]
-    place.write_text("\n".join([*head, *lines]) + "\n")
+    path.write_text("\n".join([*head, *lines]) + "\n")
     return root
 
 
@@ -42,7 +42,7 @@ def landmark_id(number: int) -> str:
 
 
 def gldv2(root: Path, landmarks: int = 30, each: int = 2, clean: bool = True) -> Path:
-    """Training images, an index of 6 images and 4 test images with both solutions."""
+    """Writes training images, an index of 6 images, and 4 test images with both solutions."""
     train = {
         100 + 7 * landmark: [landmark_id(landmark * each + i) for i in range(each)]
         for landmark in range(landmarks)
@@ -81,21 +81,21 @@ def gldv2(root: Path, landmarks: int = 30, each: int = 2, clean: bool = True) ->
 def revisited(
     root: Path, name: str = "roxford5k", gallery: int = 8, protocol: int = 2, numpy: bool = False
 ) -> Path:
-    """A ground truth of 3 queries over `gallery` images, and `jpg/`."""
+    """Writes a ground truth of 3 queries and `gallery` images, and `jpg/`."""
     names = [f"all_souls_{i:06d}" for i in range(gallery)]
-    asking = [f"query_{i}" for i in range(3)]
-    for i, each in enumerate([*names, *asking]):
+    queries = [f"query_{i}" for i in range(3)]
+    for i, each in enumerate([*names, *queries]):
         image(root / "jpg" / f"{each}.jpg", 20 * i)
 
-    def places(*values: int) -> Sequence[int]:
+    def indices(*values: int) -> Sequence[int]:
         return np.array(values, np.int64) if numpy else list(values)  # pyright: ignore
 
     box = [np.float64(2.4), 3.0, 11.5, 18.0] if numpy else [2.4, 3.0, 11.5, 18.0]
-    judged = [
-        {"bbx": box, "easy": places(0, 1), "hard": places(2), "junk": places(3)},
-        {"bbx": box, "easy": places(4), "hard": places(5, 6), "junk": places()},
-        {"bbx": box, "easy": places(), "hard": places(7), "junk": places(0)},
+    ground_truth = [
+        {"bbx": box, "easy": indices(0, 1), "hard": indices(2), "junk": indices(3)},
+        {"bbx": box, "easy": indices(4), "hard": indices(5, 6), "junk": indices()},
+        {"bbx": box, "easy": indices(), "hard": indices(7), "junk": indices(0)},
     ]
-    content = {"imlist": names, "qimlist": asking, "gnd": judged}
+    content = {"imlist": names, "qimlist": queries, "gnd": ground_truth}
     (root / f"gnd_{name}.pkl").write_bytes(pickle.dumps(content, protocol))
     return root

@@ -1,4 +1,4 @@
-"""The metrics of a complete ranking, by the names that the reference values have."""
+"""Metrics of a complete ranking, by the names of the reference values."""
 
 from afa.evaluation.metrics import retrieval as metrics
 

@@ -1,4 +1,4 @@
-"""The smallest networks of the method, for tests that compile whole training steps."""
+"""Minimal networks, for tests that compile complete training steps."""
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,12 @@ from afa.train.steps import Batch, StepContext
 
 SIDE = 16
 CLASSES = 6
-# Far below the weights of a real run a push hides in rounding; this one is plain to see.
+# Larger than in a real run, so that the perturbation is well above rounding errors.
 EPSILON = 0.2
 
 
 def config(**changes) -> ExperimentConfig:
-    """Settings of a tiny run; dotted fields may be changed."""
+    """Returns the settings of a tiny run; dotted fields may be changed."""
     base = {
         "seed": 3,
         "data.image_size": SIDE,
@@ -39,8 +39,8 @@ def config(**changes) -> ExperimentConfig:
 
 
 def networks(chosen: ExperimentConfig) -> Networks:
-    """An embedder of two blocks (mid map 4x4, last map 2x2), and a generator and discriminator of
-    two levels."""
+    """Returns an embedder of two blocks (mid map 4x4, last map 2x2), and a generator and a
+    discriminator of two levels."""
     embedder = Embedder(ResNet("basic", (1, 1), width=8), 12, 6, CLASSES, 0.2)
     generator = Generator(4, 2, 1, 5, SIDE)
     discriminator = Discriminator(4, 2, chosen.discriminator.spectral_norm)
@@ -54,14 +54,14 @@ def networks(chosen: ExperimentConfig) -> Networks:
 def context(
     chosen: ExperimentConfig, own: dict[str, optax.GradientTransformation] | None = None
 ) -> StepContext:
-    """What a step is bound to; `own` replaces optimisers by name."""
+    """Returns the context of a step; `own` replaces optimisers by name."""
     return StepContext(networks(chosen), optim.optimisers(chosen, 10, 10, 5) | (own or {}), chosen)
 
 
 def state(of: StepContext, seed: int = 0) -> TrainState:
-    """A state with weights from NumPy, where nothing is zero or one by convention.
+    """Returns a state with weights from NumPy, without the zeros and ones of usual initialisation.
 
-    Only shapes come from `create`: compiling the initialisers takes longer than a step does.
+    Only shapes come from `create`, because compiling the initialisers takes longer than a step.
     """
     draw = np.random.default_rng(seed)
 
@@ -69,12 +69,12 @@ def state(of: StepContext, seed: int = 0) -> TrainState:
         name = path[-1].key
         noise = draw.standard_normal(leaf.shape).astype(np.float32)
         if name == "kernel":
-            gain = 0.05 if path[-2].key == "last" else 1.0  # G leaves images nearly alone
+            gain = 0.05 if path[-2].key == "last" else 1.0  # G hardly changes images
             return noise * np.float32(gain * np.sqrt(2 / np.prod(leaf.shape[:-1])))
         if "head" in name or name == "u":
             return noise
-        ordinary = {"power": 3.0, "bias": 0.0, "clean_mean": 0.0, "adversarial_mean": 0.0}
-        return np.float32(ordinary.get(name, 1.0)) + np.float32(0.1) * np.abs(noise)
+        means = {"power": 3.0, "bias": 0.0, "clean_mean": 0.0, "adversarial_mean": 0.0}
+        return np.float32(means.get(name, 1.0)) + np.float32(0.1) * np.abs(noise)
 
     loss = of.config.loss
     empty = jax.eval_shape(lambda: create(of.networks, of.optimisers, 0, SIDE, loss))
@@ -86,7 +86,7 @@ def state(of: StepContext, seed: int = 0) -> TrainState:
         opt_state={
             name: of.optimisers[name].init(each["params"]) for name, each in variables.items()
         },
-        # Unlike the variables, so that a step cannot take one for the other unseen.
+        # Different from the variables, so that tests detect a confusion of both.
         average={
             name: jax.tree.map(lambda leaf: 1.1 * leaf, variables[name]) for name in empty.average
         },
@@ -96,7 +96,7 @@ def state(of: StepContext, seed: int = 0) -> TrainState:
 
 
 def batch(rows: int = 16, seed: int = 0) -> Batch:
-    """Blobs whose colour depends on the class, and noisy copies of every other one."""
+    """Returns noisy images whose colour depends on the class; every other one is corrupted."""
     draw = np.random.default_rng(seed)
     label = (np.arange(rows) // 2 % CLASSES).astype(np.int32)
     tone = np.random.default_rng(99).integers(40, 200, (CLASSES, 1, 1, 3))

@@ -1,6 +1,6 @@
-"""The smallest complete run, through the real command line, for tests of the whole job.
+"""A minimal complete run, started by the real command line, for tests of the main job.
 
-In this process: `main(*words(...))`. In one of its own, to be killed: `start(*words(...))`.
+In this process: `main(*words(...))`. In a new process, which can be killed: `start(*words(...))`.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ from afa.models import backbones
 from afa.models.backbones.contract import Member
 from afa.models.backbones.resnet import ResNet
 
-CLASSES, PICTURES, SIDE = 12, 4, 40
-TRAINING_CLASSES = 4  # of the half that trains two validate
+CLASSES, IMAGES, SIDE = 12, 4, 40
+TRAINING_CLASSES = 4  # half of the classes, less two for validation
 
-# A network that compiles in seconds, where users have resnet18 and larger.
+# A network that compiles in seconds.
 TINY = Member(
     lambda options: ResNet("basic", (1, 1), options, 8), "nowhere", stems=("imagenet", "small")
 )
@@ -64,12 +64,12 @@ SETTINGS = {
     "evaluation.corruption_queries": 8,
     "retrieval.results": 5,
 }
-STEPS = 12  # 4 of F, 4 with pushed features, 4 of G and D
+STEPS = 12  # 4 of F, 4 of F with perturbed features, 4 of G and D
 
 
-def images(root: Path, classes: int = CLASSES, count: int = PICTURES, seed: int = 0) -> Path:
-    """Folders train, test and iconic of class folders: stripes whose colours and direction are the
-    class's, under noise; one clean catalogue image a class."""
+def images(root: Path, classes: int = CLASSES, count: int = IMAGES, seed: int = 0) -> Path:
+    """Writes folders train, test and iconic with class folders. Images are noisy stripes whose
+    colours and direction depend on the class; one clean catalogue image per class."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:SIDE, :SIDE]
     for label in range(classes):
@@ -88,7 +88,7 @@ def images(root: Path, classes: int = CLASSES, count: int = PICTURES, seed: int 
 
 
 def words(data: Path | str, workdir: Path | str, **changes: Any) -> list[str]:
-    """The command line of a tiny run; dotted fields may be changed, or left out with None."""
+    """Returns the command line of a tiny run; dotted fields may be changed, or omitted by None."""
     settings = SETTINGS | {"data.path": str(data), "workdir": str(workdir)} | changes
     line = []
     for name, value in settings.items():
@@ -102,12 +102,12 @@ def words(data: Path | str, workdir: Path | str, **changes: Any) -> list[str]:
 
 
 def main(*line: str) -> int:
-    """The command in this process; its exit code."""
+    """Runs the command in this process; returns its exit code."""
     import jax
 
     from experiments import run
 
-    # Nothing here runs long enough to repay the compiler's optimisations.
+    # Runs are too short to profit from compiler optimisations.
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
@@ -117,11 +117,10 @@ def main(*line: str) -> int:
 
 
 def start(*line: str, **environment: str) -> "subprocess.Popen[str]":
-    """The command in a process of its own, with the compilation cache of this one.
+    """Starts the command in a new process, with the compilation cache of this one.
 
-    Environment variables that decide where it ends:
-      END: "step:N:SIGNAL" sends itself a signal between step N and what is done after it,
-        "save:N:SIGNAL" while the checkpoint of step N is being written in the background.
+    Environment variable END: with "step:N:SIGNAL" the process sends itself a signal right after
+    step N, with "save:N:SIGNAL" while the checkpoint of step N is written in the background.
     """
     import jax
 
@@ -136,25 +135,25 @@ def start(*line: str, **environment: str) -> "subprocess.Popen[str]":
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a process, once it is over."""
+    """Waits for a process; returns exit code, standard output and standard error."""
     out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
-def ending(where: str) -> None:
-    """Makes this process send itself a signal at a place (see `start`)."""
+def ending(when: str) -> None:
+    """Makes this process send itself a signal (see END in `start`)."""
     from afa import parallel
     from afa.train.checkpoint import Checkpoints
 
-    kind, step, name = where.split(":")
+    kind, step, name = when.split(":")
     number = signal.Signals[name]
     if kind == "step":
-        asked = parallel.preempted
+        original = parallel.preempted
 
         def preempted(done: int, signalled: bool) -> bool:
             if done == int(step):
                 os.kill(os.getpid(), number)
-            return asked(done, signalled)
+            return original(done, signalled)
 
         parallel.preempted = preempted
         return
@@ -169,32 +168,32 @@ def ending(where: str) -> None:
 
 
 def listing(root: Path) -> Mapping[str, int]:
-    """Every file and folder below a directory with its time of change: equal when nothing was
-    touched."""
+    """Returns every file and folder below a directory with its modification time; equal if nothing
+    has changed."""
     return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in root.rglob("*")}
 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what differs from run to run."""
+    """Returns metrics.jsonl without times."""
     timed = ("time", "images_per_second")
     entries = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in entry.items() if k not in timed} for entry in entries]
 
 
 def result(workdir: Path) -> dict[str, Any]:
-    """result.json."""
+    """Returns result.json."""
     return json.loads((workdir / "result.json").read_text())
 
 
 def figures(workdir: Path) -> dict[str, Any]:
-    """The metrics of result.json that do not depend on the clock."""
+    """Returns the metrics of result.json without times."""
     metrics = result(workdir)["metrics"]
     search = {k: v for k, v in metrics["search"].items() if "second" not in k}
     return metrics | {"search": search}
 
 
 def digest(workdir: Path, step: int = STEPS) -> str:
-    """Digest of every value of a checkpoint: parameters, statistics, optimisers, averages."""
+    """Returns a digest of a checkpoint: parameters, statistics, optimisers, averages."""
     import jax
 
     from afa.inference.load import restore
@@ -212,7 +211,7 @@ def digest(workdir: Path, step: int = STEPS) -> str:
 
 @contextlib.contextmanager
 def once(folder: Path) -> Iterator[bool]:
-    """Whether this test process is to make `folder`; another one that is at it is waited for."""
+    """Yields whether this test process has to create `folder`; waits for another that does."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     done = folder.with_name(folder.name + ".done")
     with locked(folder.with_name(folder.name + ".lock")):
@@ -221,20 +220,20 @@ def once(folder: Path) -> Iterator[bool]:
 
 
 def shared(factory: pytest.TempPathFactory) -> Path:
-    """A folder that all processes of one test run share."""
+    """Returns a folder shared by all processes of one test run."""
     base = factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 def finished(data: Path, factory: pytest.TempPathFactory) -> Path:
-    """A finished run, made once for all test processes; its standard output lies beside it."""
+    """Returns a finished run, created once for all test processes; its stdout is in FOLDER.out."""
     folder = shared(factory) / "tiny_finished"
-    with once(folder) as mine:
-        if mine:
-            said = io.StringIO()
-            with contextlib.redirect_stdout(said):
+    with once(folder) as first:
+        if first:
+            output = io.StringIO()
+            with contextlib.redirect_stdout(output):
                 assert main(*words(data, folder)) == 0
-            folder.with_suffix(".out").write_text(said.getvalue())
+            folder.with_suffix(".out").write_text(output.getvalue())
     return folder
 
 

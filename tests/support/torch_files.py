@@ -1,4 +1,4 @@
-"""Files as `torch.save` writes them, without PyTorch: since version 1.6 and before."""
+"""Writes files in the formats of `torch.save`, before and since version 1.6, without PyTorch."""
 
 import io
 import pickle
@@ -21,13 +21,13 @@ STORAGES = {
 
 
 class Global:
-    """A name that the reader is asked to look up."""
+    """A global name in a pickle."""
 
     def __init__(self, module: str, name: str) -> None:
         self.module, self.name = module, name
 
     def __call__(self) -> None:
-        """Only so that a pickler takes it for something that can be called."""
+        """Exists only because the pickler requires a callable."""
 
 
 class Storage:
@@ -36,20 +36,20 @@ class Storage:
 
 
 class Call:
-    """A call that the reader is asked to make."""
+    """A function call in a pickle."""
 
     def __init__(self, function: Global, *args: Any) -> None:
         self.function, self.args = function, args
 
 
 class Raw:
-    """An object that lies in the file as `pickle` itself writes it, an array too."""
+    """An object, possibly an array, written as `pickle` writes it."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
-class Pickler(pickle._Pickler):  # pyright: ignore - the one in Python can be taught new types
+class Pickler(pickle._Pickler):  # pyright: ignore - extensible, in contrast to the one in C
     dispatch: ClassVar[dict] = dict(pickle._Pickler.dispatch)  # pyright: ignore
 
     def persistent_id(self, obj: Any) -> Any:
@@ -73,14 +73,14 @@ class Pickler(pickle._Pickler):  # pyright: ignore - the one in Python can be ta
 
 
 def pickled(tree: Any) -> bytes:
-    """The tree in the protocol that PyTorch uses."""
+    """Pickles a tree with the protocol of PyTorch."""
     out = io.BytesIO()
     Pickler(out, protocol=2).dump(tree)
     return out.getvalue()
 
 
 def lazily(tree: Any, kept: list[Storage]) -> Any:
-    """Arrays replaced by calls that make tensors of storages."""
+    """Replaces arrays by calls that create tensors from storages; appends these to `kept`."""
     if isinstance(tree, dict):
         return {key: lazily(value, kept) for key, value in tree.items()}
     if not isinstance(tree, np.ndarray):
@@ -93,7 +93,7 @@ def lazily(tree: Any, kept: list[Storage]) -> Any:
 
 
 def write_zip(path: Path, tree: Any) -> Path:
-    """The format since PyTorch 1.6."""
+    """Writes the format since PyTorch 1.6."""
     kept: list[Storage] = []
     content = pickled(lazily(tree, kept))
     with zipfile.ZipFile(path, "w") as archive:
@@ -106,7 +106,7 @@ def write_zip(path: Path, tree: Any) -> Path:
 
 
 def write_legacy(path: Path, tree: Any) -> Path:
-    """The format before."""
+    """Writes the format before PyTorch 1.6."""
     kept: list[Storage] = []
     content = pickled(lazily(tree, kept))
     with path.open("wb") as file:

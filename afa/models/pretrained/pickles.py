@@ -107,8 +107,8 @@ HARMLESS = re.compile(
 class _Reader(unpickle.Reader):
     calls = CALLS
     skipped = HARMLESS
-    wanted = "tensors are"
-    otherwise = ": load it with the code that wrote it, and save its state_dict() alone"
+    allowed = "tensors are"
+    hint = ": load it with the code that wrote it, and save its state_dict() alone"
 
     def persistent_load(self, pid: Any) -> Storage:
         if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):

@@ -16,7 +16,7 @@ from afa.models.backbones.contract import Member
 WEIGHTS = {"discriminator": 2.0, "global": 1.0, "local": 0.5, "restored": 0.5}
 
 
-pytestmark = pytest.mark.usefixtures("hasty")
+pytestmark = pytest.mark.usefixtures("unoptimised")
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "supcon": {"temperature": 0.2},
 }
 CHOSEN = {name: LOSSES[name](**fields) for name, fields in SETTINGS.items()}
-LABELS = np.array([0, 0, 2, 2, 2, 1, 4], np.int32)  # class 3 has no row; 1 and 4 no positive
+LABELS = np.array([0, 0, 2, 2, 2, 1, 4], np.int32)  # no rows of class 3; 1 and 4 have no positives
 CLASSES = 5
 
 
@@ -59,7 +59,7 @@ def gradients_of(name):
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 2)))
 
 
-# ---- every metric loss, written once more, with loops ------------------------------------------
+# ---- reference implementations with loops ------------------------------------------------------
 
 
 def cross_entropy(logits, y):
@@ -133,8 +133,8 @@ def supcon(x, y, p, c):
     s, losses = np.exp(x.astype(np.float64) @ x.T / c.temperature), []
     for i, positive, negative in rows_of(y):
         if positive:
-            whole = s[i, positive + negative].sum()
-            losses.append(np.mean([-np.log(s[i, j] / whole) for j in positive]))
+            total = s[i, positive + negative].sum()
+            losses.append(np.mean([-np.log(s[i, j] / total) for j in positive]))
     return np.mean(losses)
 
 
@@ -166,7 +166,7 @@ def test_a_gradient_step_lowers_the_loss(name):
 SAME = np.tile(unit(3, 1), (6, 1))
 TWICE = np.array([0, 0, 1, 1, 2, 2], np.int32)
 ON = np.arange(6, dtype=np.int32) % CLASSES
-PLACES = {
+POINTS = {
     "identical rows": (SAME, TWICE),
     "rows on their proxies": (PROXIES[ON], ON),
     "rows opposite to their proxies": (-PROXIES[ON], ON),
@@ -178,10 +178,10 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("name", LOSSES)
-def test_gradient_is_finite_at_degenerate_points(name, place):
-    rows, labels = PLACES[place]
+def test_gradient_is_finite_at_degenerate_points(name, point):
+    rows, labels = POINTS[point]
     found, gradients = gradients_of(name)(rows, labels, PROXIES)
     assert np.isfinite(found)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
@@ -226,7 +226,7 @@ def test_arcface_without_margin_is_a_softmax():
 
 
 def test_only_the_proxy_of_the_class_attracts():
-    """A label one off, a shifted class axis or the last class cut away would show here."""
+    """Detects wrong labels, a shifted class axis and a missing last class."""
     for name in ("norm_softmax", "arcface", "proxy_anchor"):
         x, y = PROXIES[-1:], np.array([CLASSES - 1], np.int32)
         gradient = jax.grad(lambda p, x=x, y=y, name=name: value(CHOSEN[name], x, y, p))(
@@ -272,15 +272,15 @@ def test_pair_losses_train_the_class_head_separately(name):
     def gradients(blocks, proxies):
         states = dict.fromkeys(blocks, base.State())
 
-        def whole(b, p):
+        def total(b, p):
             return metric.metric_loss(CHOSEN[name], states, b, jnp.asarray(LABELS), p)[0]
 
-        return jax.grad(whole, argnums=(0, 1))(blocks, proxies)
+        return jax.grad(total, argnums=(0, 1))(blocks, proxies)
 
     for_rows, for_proxies = gradients(blocks, proxies)
     elsewhere, _ = gradients(blocks, jax.tree.map(jnp.negative, proxies))
     for each in blocks:
-        near(for_rows[each], elsewhere[each], 1e-7)  # where the proxies lie is of no account
+        near(for_rows[each], elsewhere[each], 1e-7)  # independent of the proxies
         assert np.abs(for_rows[each]).max() > 0
         assert np.abs(for_proxies[each]).max() > 0
 
@@ -400,7 +400,7 @@ def test_psnr():
     error = jnp.array([0.0, 0.1, 0.01])[:, None, None, None]
     expected = [60, 10 * np.log10(1 / (0.01 + 1e-6)), 39.957]
     near(adversarial.psnr(clean + error, clean), expected, 1e-3)
-    # Values outside of [0, 1] are what an image file would hold: clipped.
+    # Values outside of [0, 1] are clipped, as in an image file.
     near(adversarial.psnr(jnp.full((1, 2, 2, 3), 1.7), jnp.ones((1, 2, 2, 3))), [60], 1e-3)
 
 
@@ -414,7 +414,7 @@ def test_reconstruction_is_the_mean_root_of_each_images_error():
     assert np.isfinite(gradient).all() and (gradient[0] == 0).all()
 
 
-def test_codes_diverge_from_noise_by_mean_and_variance():
+def test_code_divergence():
     zero = jnp.zeros((2, 3))
     near(adversarial.code_divergence(zero, zero), 0.0)
     near(adversarial.code_divergence(zero + 2.0, zero), 0.5 * 3 * 4, 1e-5)

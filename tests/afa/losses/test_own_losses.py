@@ -1,4 +1,4 @@
-"""Losses with a memory or parameters of their own, through the real step and checkpoints."""
+"""Losses with a memory or parameters, in training steps and checkpoints."""
 
 import functools
 
@@ -37,7 +37,7 @@ def made(name, perturb=False):
 
 
 def descriptors_of(context, state, batch):
-    """Descriptors of a batch as a training step sees them, by block, and the unit proxies."""
+    """Returns the descriptors of a batch in training mode, by block, and the unit proxies."""
     found, _ = apply(
         context.networks.embedder, state.variables["embedder"], jnp.asarray(batch["image"]) / 255,
         train=True, mutable=["batch_stats"],
@@ -61,7 +61,7 @@ def softmax(x, y, proxies, temperature):
 
 
 def test_loss_with_a_memory_in_the_training_step():
-    """40 rows are kept of batches of 16; the value at every step is that of NumPy."""
+    """A memory of 40 rows and batches of 16, compared with NumPy at every step."""
     context, state, step = made("cross_batch_memory")
     seen = []
     for number in range(4):
@@ -91,14 +91,14 @@ def test_loss_with_a_memory_in_the_training_step():
 
 def test_memory_has_no_perturbed_features():
     _, state, plain = made("cross_batch_memory")
-    _, _, push = made("cross_batch_memory", perturb=True)
+    _, _, perturbed = made("cross_batch_memory", perturb=True)
     for number in range(2):
         batch = tiny.batch(ROWS, seed=number)
-        one, other = plain(state, batch)[0], push(state, batch)[0]
-        for mine, theirs in zip(
+        one, other = plain(state, batch)[0], perturbed(state, batch)[0]
+        for actual, theirs in zip(
             jax.tree.leaves(one.loss_memory), jax.tree.leaves(other.loss_memory), strict=True
         ):
-            np.testing.assert_allclose(mine, theirs, atol=1e-5)
+            np.testing.assert_allclose(actual, theirs, atol=1e-5)
         state = one
 
 
@@ -108,7 +108,7 @@ def test_loss_parameters_are_trained_and_not_used_in_search():
     batch = tiny.batch(ROWS)
     blocks, _ = descriptors_of(context, state, batch)
 
-    def written(params):
+    def explicit(params):
         total = 0.0
         for name, weight in WEIGHTS.items():
             centres = params[name]["centres"]
@@ -118,13 +118,13 @@ def test_loss_parameters_are_trained_and_not_used_in_search():
             total -= weight * jnp.mean(chosen)
         return total / sum(WEIGHTS.values())
 
-    gradient = jax.grad(written)(state.variables["loss"]["params"])
+    gradient = jax.grad(explicit)(state.variables["loss"]["params"])
     norm = np.sqrt(sum(np.sum(np.square(each)) for each in jax.tree.leaves(gradient)))
     first, metrics = step(state, batch)
     np.testing.assert_allclose(metrics["loss_gradient_norm"], norm, rtol=1e-4)
     own = [each.variables["loss"]["params"] for each in (state, first)]
-    assert written(own[1]) < written(own[0])
-    # Adam's first update goes against the sign of the gradient.
+    assert explicit(own[1]) < explicit(own[0])
+    # The first update of Adam has the opposite sign of the gradient.
     for name in WEIGHTS:
         before, now = (each.variables["loss"]["params"][name]["centres"] for each in (state, first))
         grad = np.asarray(gradient[name]["centres"])
@@ -150,8 +150,8 @@ def test_loss_state_is_checkpointed(name, tmp_path):
         checkpoints.save(state, Position(1, 0.0), context.config, None)
         checkpoints.finish()
         restored, _ = checkpoints.restore(fresh, context.config)
-    for mine, other in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
-        np.testing.assert_array_equal(mine, other)
+    for actual, other in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(actual, other)
 
 
 def test_non_finite_memory_is_reported():

@@ -229,7 +229,7 @@ def test_missing_file_is_an_error(tmp_path, shapes):
         "train from scratch with --backbone.weights=random"
     )
     assert refusal("~nobody-of-that-name/w.pth", shapes) == (
-        "backbone.weights='FILE': ~ stands for no directory here (no HOME, or no such user)"
+        "backbone.weights='FILE': ~ cannot be expanded (no HOME, or no such user)"
     )
     (tmp_path / "empty").mkdir()
     assert "is a directory without one of" in refusal(tmp_path / "empty", shapes)
@@ -425,7 +425,7 @@ def test_run_starts_from_the_weights_of_another(tiny_finished, tiny_data, tmp_pa
     assert manifest["preprocessing"]["std"] == list(IMAGENET.std)
     (tmp_path / "run" / "weights.json").write_text(json.dumps(record | {"sha256": "0" * 64}))
     assert tiny_run.main(*line) == 2
-    assert "began with other weights: sha256 000000000000 -> " in capsys.readouterr().err
+    assert "started from other weights: sha256 000000000000 -> " in capsys.readouterr().err
 
 
 def test_weights_that_do_not_fit_leave_no_files(tiny_data, tmp_path, arrays, capsys):

@@ -339,9 +339,9 @@ def test_an_export_without_an_index(exported):
     index.build(exported, "exact://")
     with pytest.raises(UserError, match=r"was built with exact://; build it with scann://"):
         index.load(exported, "scann://")
-    with pytest.raises(UserError, match="holds no finished index"):
+    with pytest.raises(UserError, match="contains no finished index"):
         index.load(exported / "nothing")
-    with pytest.raises(UserError, match="holds no finished export"):
+    with pytest.raises(UserError, match="contains no finished export"):
         index.build(exported / "nothing")
 
 

@@ -159,7 +159,7 @@ def test_a_full_disk_keeps_the_old_export(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(pq, "write_table", full)
-    message = "cannot write .*: No space left on device; what it held is unchanged"
+    message = "cannot write .*: No space left on device; its content is unchanged"
     with pytest.raises(UserError, match=message):
         write(tmp_path, vectors=columns(seed=1)["vectors"])
     assert names(tmp_path) == before
@@ -208,9 +208,9 @@ def damage(directory, **changes):
 
 
 def test_an_export_that_differs_from_its_manifest_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"holds no finished export: index.json is missing"):
+    with pytest.raises(UserError, match=r"contains no finished export: index.json is missing"):
         export.read_export(tmp_path)
-    with pytest.raises(UserError, match=r"holds no finished export"):
+    with pytest.raises(UserError, match=r"contains no finished export"):
         export.read_export(tmp_path / "absent")
     manifest = write(tmp_path)
     damage(tmp_path, dimension=7)
@@ -228,7 +228,7 @@ def test_an_export_that_differs_from_its_manifest_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"is missing, though index.json names it"):
         export.read_export(tmp_path)
     (tmp_path / "index.json").write_text("{")
-    with pytest.raises(UserError, match="is damaged: it is no JSON"):
+    with pytest.raises(UserError, match="is damaged: it is not JSON"):
         export.read_export(tmp_path)
 
 

@@ -133,7 +133,7 @@ def test_another_gallery_takes_the_place_in_one_step(exported, uri, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalIndex, "written_engine", fails)
-        with pytest.raises(UserError, match="what it held is unchanged"):
+        with pytest.raises(UserError, match="its content is unchanged"):
             index.build(exported, uri, records=fresh, manifest=MANIFEST)
     assert len(opened(exported)) == 300
     index.build(exported, uri, records=fresh, manifest=MANIFEST)
@@ -188,7 +188,7 @@ def test_collections_neither_pile_up_nor_vanish(exported, tmp_path, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(export, "write_shards", fails)
-        with pytest.raises(UserError, match="what it held is unchanged"):
+        with pytest.raises(UserError, match="its content is unchanged"):
             index.build(exported, uri, records=records(50), manifest=MANIFEST)
     assert len(collections()) == 1
     other = index.load(exported)

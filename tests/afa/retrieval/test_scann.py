@@ -115,7 +115,7 @@ def test_a_full_disk_leaves_the_old_index(exported, monkeypatch, capfd):
             raise RuntimeError("I/O error")
 
     monkeypatch.setattr(scann, "_build", lambda *_: Full())
-    with pytest.raises(UserError, match=r"cannot write .*: I/O error; what it held is unchanged"):
+    with pytest.raises(UserError, match=r"cannot write .*: I/O error; its content is unchanged"):
         index.build(exported, "scann://")
     assert capfd.readouterr().err == "the log of a failure\n"
     assert index.load(exported).manifest == json.loads(json.dumps(built.manifest))

@@ -42,7 +42,7 @@ TRAINING = {
 SIDE, DIMENSION = 16, 12 + 6 + 4 + 12 + 12 + 12
 
 
-pytestmark = pytest.mark.usefixtures("hasty")
+pytestmark = pytest.mark.usefixtures("unoptimised")
 
 
 @pytest.fixture(scope="module")

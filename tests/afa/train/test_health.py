@@ -1,4 +1,4 @@
-"""Figures of the log lines, and the checks that stop a run."""
+"""Metrics of log lines, and checks for non-finite values."""
 
 import flax.struct
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from arrays import near, unit
 from afa.train import health
 
 
-def test_batch_recall_asks_the_nearest_other_row():
+def test_batch_recall_uses_the_nearest_other_row():
     rows = jnp.asarray([[1, 0], [0.9, 0.1], [0, 1], [-1, 0.1]], jnp.float32)
     rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
     # Nearest others: 1, 0, 1, 2.
@@ -17,7 +17,7 @@ def test_batch_recall_asks_the_nearest_other_row():
     assert health.batch_recall(rows, jnp.array([0, 1, 2, 3])) == 0
 
 
-def test_mean_cosine_is_that_of_all_pairs_and_tells_a_collapse():
+def test_mean_cosine_of_all_pairs_and_of_a_collapsed_embedding():
     rows, labels = unit(0, 7, 4), jnp.arange(7)
     similarity = np.asarray(rows @ rows.T)
     expected = (similarity.sum() - 7) / 42
@@ -29,7 +29,7 @@ def test_mean_cosine_is_that_of_all_pairs_and_tells_a_collapse():
 def test_the_first_loss_that_is_not_finite_is_named(bad):
     fine = dict.fromkeys(health.CHECKED, 1.0) | {"psnr_in": [bad]}
     assert health.first_not_finite(fine) is None
-    # In the order a step computes them, whatever the order of the names.
+    # In order of computation, independent of the order of names.
     broken = fine | {"generator_loss": bad, "metric_loss": bad, "d_real": bad}
     assert health.first_not_finite(dict(sorted(broken.items()))) == "metric_loss"
     assert health.first_not_finite({"generator_gradient_norm": bad}) == "generator_gradient_norm"
@@ -61,7 +61,7 @@ def test_a_log_line_is_the_mean_of_its_steps():
     assert health.summarise(steps, ()) == {"metric_loss": 2.0, "r1": 2.0}
 
 
-def test_psnr_of_a_log_line_is_weighed_by_images():
+def test_psnr_of_a_log_line_is_weighted_by_images():
     steps = [
         {"psnr_in": [30.0, 20.0, 0.0], "psnr_out": [33.0, 22.0, 0.0], "psnr_count": [1, 1, 0]},
         {"psnr_in": [0.0, 90.0, 0.0], "psnr_out": [0.0, 96.0, 0.0], "psnr_count": [0, 3, 0]},
@@ -72,10 +72,10 @@ def test_psnr_of_a_log_line_is_weighed_by_images():
     }  # fmt: skip
 
 
-def test_a_log_line_says_when_images_become_worse():
+def test_a_warning_when_images_become_worse():
     line = {"psnr_in/noise": 20.0, "psnr_out/noise": 22.5, "psnr_in/blur": 25.0,
             "psnr_out/blur": 24.61, "psnr_in/clean": 60.0, "psnr_out/clean": 36.0}  # fmt: skip
-    said = health.worsened(line, ("noise", "blur", "occlusion"))
-    assert said == "G makes images worse: blur 25.0 -> 24.6 dB"
+    warning = health.worsened(line, ("noise", "blur", "occlusion"))
+    assert warning == "G makes images worse: blur 25.0 -> 24.6 dB"
     assert health.worsened(line | {"psnr_out/blur": 25.0}, ("noise", "blur")) is None
     assert health.worsened({"loss": 1.0}, ("noise",)) is None

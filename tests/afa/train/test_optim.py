@@ -1,4 +1,4 @@
-"""Schedules, optimisers, moving averages, and the state they move."""
+"""Schedules, optimisers, moving averages, and the training state."""
 
 import dataclasses
 from typing import Any
@@ -59,7 +59,7 @@ def test_accumulated_steps_count_once():
 
 
 def test_malformed_warm_up_is_refused():
-    with pytest.raises(UserError, match=r"optim\.warmup='soon' is no duration"):
+    with pytest.raises(UserError, match=r"optim\.warmup='soon' is not a duration"):
         optim.learning_rate(OptimConfig(warmup="soon"), 1.0, 10, 5)
 
 
@@ -100,7 +100,7 @@ def gradients(count, size=1.0):
 
 
 @pytest.mark.parametrize("name", optim.OPTIMISERS)
-def test_weight_decay_is_for_kernels_alone(name):
+def test_weight_decay_applies_only_to_kernels(name):
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
     config = settings(name=name, learning_rate=0.1, weight_decay=0.5)
     after = walk(config, [zero])[0]
@@ -113,8 +113,8 @@ def test_weight_decay_is_for_kernels_alone(name):
     jax.tree.map(np.testing.assert_array_equal, without, PARAMS)
 
 
-def test_sgd_decays_apart_from_its_momentum():
-    """Two steps by hand: m = 0.9 m + g; w = w - rate (g + 0.9 m) - rate decay w."""
+def test_sgd_has_decoupled_weight_decay():
+    """Two steps, computed by hand: m = 0.9 m + g; w = w - rate (g + 0.9 m) - rate decay w."""
     rate, decay, momentum = 0.1, 0.5, 0.9
     first, second = gradients(2)
     config = settings(name="sgd", learning_rate=rate, weight_decay=decay)
@@ -132,14 +132,14 @@ def test_accumulating_equals_averaging(name, clip):
     small = gradients(6)
     config = settings(name=name, learning_rate=0.1, clip=clip, accumulate=3)
     path = walk(config, small)
-    jax.tree.map(np.testing.assert_array_equal, path[1], PARAMS)  # still collecting
+    jax.tree.map(np.testing.assert_array_equal, path[1], PARAMS)  # still accumulating
     jax.tree.map(np.testing.assert_array_equal, path[4], path[2])
     mean = [
         jax.tree.map(lambda *each: sum(each) / 3, *small[begin : begin + 3]) for begin in (0, 3)
     ]
-    whole = walk(settings(name=name, learning_rate=0.1, clip=clip), mean)
-    for mine, expected in zip((path[2], path[5]), whole, strict=True):
-        jax.tree.map(lambda a, b: near(a, b, 1e-5), mine, expected)
+    averaged = walk(settings(name=name, learning_rate=0.1, clip=clip), mean)
+    for actual, expected in zip((path[2], path[5]), averaged, strict=True):
+        jax.tree.map(lambda a, b: near(a, b, 1e-5), actual, expected)
 
 
 def test_clipping_keeps_the_direction_and_limits_the_norm():
@@ -152,7 +152,7 @@ def test_clipping_keeps_the_direction_and_limits_the_norm():
     jax.tree.map(lambda a, b: near(a, b, 1e-5), clipped, expected)
     unclipped = walk(settings(clip=0.0, **config), [long])[0]
     assert np.abs(unclipped["power"] - expected["power"]) > 0.1
-    # What is shorter than the limit stays as it is.
+    # Gradients below the limit are unchanged.
     jax.tree.map(
         np.testing.assert_array_equal,
         walk(settings(clip=2.0, **config), [short])[0],
@@ -166,11 +166,11 @@ def test_networks_have_their_own_learning_rates():
     for network, rate in (("embedder", 0.1), ("generator", 0.02), ("discriminator", 0.003),
                          ("gate", 0.02)):  # fmt: skip
         moved = walk(config, gradients(1), network)[0]
-        # Adam's first step is as long as the learning rate, whatever the gradient.
+        # The first step of Adam has the size of the learning rate for any gradient.
         near(np.abs(moved["conv"]["bias"] - PARAMS["conv"]["bias"]), np.full(3, rate), 1e-3)
 
 
-def test_a_gradient_that_is_not_finite_cannot_hide():
+def test_a_non_finite_gradient_is_not_clipped_away():
     bad = gradients(1)[0] | {"power": jnp.asarray(jnp.nan)}
     after = walk(settings(clip=1.0), [bad])[0]
     assert not np.isfinite(after["power"])
@@ -207,7 +207,7 @@ def test_moving_average_can_be_off():
 
 
 class FewNumbers(Networks):
-    """Networks whose variables need no network."""
+    """Networks with a few variables and no modules."""
 
     embedder = Embedder(None, 4, 2, 3, 0.1)
 
@@ -225,11 +225,11 @@ def few(**changes):
     return create(networks, optimisers, 4, 8, NormSoftmax()), optimisers
 
 
-def test_a_fresh_state_is_a_function_of_the_seed():
+def test_the_initial_state_depends_only_on_the_seed():
     state, optimisers = few()
     again, _ = few()
-    for mine, other in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
-        np.testing.assert_array_equal(mine, other)
+    for actual, other in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(actual, other)
     other = create(object.__new__(FewNumbers), optimisers, 5, 8, NormSoftmax())
     assert (other.variables["gate"]["params"]["kernel"]
             != state.variables["gate"]["params"]["kernel"]).all()  # fmt: skip
@@ -247,7 +247,7 @@ def test_the_average_shares_no_memory_with_the_weights():
     )
 
 
-def test_apply_gradients_moves_one_network():
+def test_apply_gradients_updates_one_network():
     state, optimisers = few(name="sgd", learning_rate=0.1, weight_decay=0.0)
     state = state.replace(updates=state.updates | {"embedder": jnp.asarray(3)})
     gradient = {"kernel": jnp.ones((2, 2))}
@@ -272,14 +272,14 @@ def test_apply_gradients_moves_one_network():
     for each in ("generator", "discriminator", "gate"):
         assert after.variables[each] is state.variables[each]
         assert after.opt_state[each] is state.opt_state[each]
-    assert int(after.step) == 0  # the step moves the clock, not a network
+    assert int(after.step) == 0  # the steps count, not apply_gradients
     assert {name: int(n) for name, n in after.updates.items()} == {
         "embedder": 4, "generator": 0, "discriminator": 0, "gate": 0,
     }  # fmt: skip
 
 
 def initial_share(updates: int, decay: float) -> float:
-    """The weight that the first parameters keep in the average: the product of all decays."""
+    """Weight of the initial parameters in the average: the product of all decays."""
     return float(np.prod([min(decay, (1 + n) / (10 + n)) for n in range(updates)]))
 
 
@@ -287,7 +287,7 @@ def initial_share(updates: int, decay: float) -> float:
 @pytest.mark.parametrize("start", [0, 280])
 @pytest.mark.parametrize("network", ["embedder", "generator"])
 def test_the_average_counts_the_updates_of_its_network(network, start, accumulate):
-    """Whenever a network begins to move, and however many gradients make one update."""
+    """For any first step of the network and any number of accumulated gradients."""
     state, optimisers = few(accumulate=accumulate)
     state = state.replace(step=jnp.asarray(start, jnp.int32))
     average = state.average[network]["params"]["kernel"]
@@ -301,7 +301,7 @@ def test_the_average_counts_the_updates_of_its_network(network, start, accumulat
         state = move(state, jnp.full((2, 2), 1.0 + step % 3))
         state = state.replace(step=state.step + 1)
         now = state.variables[network]["params"]["kernel"]
-        if np.array_equal(now, before):  # still collecting gradients
+        if np.array_equal(now, before):  # still accumulating gradients
             np.testing.assert_array_equal(state.average[network]["params"]["kernel"], average)
         else:
             d = min(0.98, (1 + len(decays)) / (10 + len(decays)))
@@ -314,7 +314,7 @@ def test_the_average_counts_the_updates_of_its_network(network, start, accumulat
     assert np.abs(state.average[network]["params"]["kernel"] - first).min() > 0.001
 
 
-def test_without_new_statistics_the_old_ones_stay():
+def test_batch_statistics_are_unchanged_without_new_ones():
     state, optimisers = few()
     after, _ = apply_gradients(
         state, optimisers["discriminator"], "discriminator", {"kernel": jnp.ones((2, 2))}, None, 0.0
@@ -323,7 +323,7 @@ def test_without_new_statistics_the_old_ones_stay():
     assert after.average is state.average
 
 
-def test_search_uses_averages_where_there_are_any():
+def test_search_uses_averages_if_available():
     state, _ = few()
     moved = state.replace(average=jax.tree.map(lambda x: x + 1, state.average))
     found = moved.search_variables()
@@ -331,7 +331,7 @@ def test_search_uses_averages_where_there_are_any():
     assert found["discriminator"] is moved.variables["discriminator"]
 
 
-def test_checkpoint_id_names_the_variables_that_search():
+def test_checkpoint_id_depends_on_the_search_variables():
     state, _ = few()
     first = checkpoint_id(state)
     assert first.startswith("step-0-")

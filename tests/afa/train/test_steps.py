@@ -1,4 +1,4 @@
-"""The training steps on one device, against plain gradients of the written objectives."""
+"""The training steps on one device, compared with gradients of explicit objectives."""
 
 import functools
 import zlib
@@ -13,7 +13,7 @@ from arrays import apply
 
 from afa import parallel
 from afa.config import with_changes
-from afa.losses import adversarial as game
+from afa.losses import adversarial
 from afa.losses.metric import metric_loss
 from afa.losses.norm_softmax import norm_softmax
 from afa.models.discriminator import diffaugment
@@ -23,7 +23,7 @@ from afa.train import steps
 
 
 def recorder(rate=0.0):
-    """An optimiser whose state is the gradient it was given, and which moves by `rate` times it."""
+    """Returns an optimiser whose state is the last gradient; its updates are -`rate` times it."""
 
     def update(updates, state, params=None):
         return jax.tree.map(lambda g: -rate * g, updates), updates
@@ -40,21 +40,21 @@ RECORDERS = {
 
 
 def near(value, expected, tolerance=1e-5):
-    """Every leaf equal up to `tolerance` of the largest entry of the whole tree."""
+    """Asserts that leaves agree up to `tolerance` times the largest entry of the tree."""
     assert jax.tree.structure(value) == jax.tree.structure(expected)
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
-    for mine, other in zip(jax.tree.leaves(value), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(mine, other, rtol=0, atol=tolerance * largest)
+    for actual, other in zip(jax.tree.leaves(value), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(actual, other, rtol=0, atol=tolerance * largest)
 
 
 def equal(one, other):
-    """The same bits in every leaf."""
+    """Whether all leaves have the same bits."""
     leaves, others = jax.tree.leaves(one), jax.tree.leaves(other)
     return len(leaves) == len(others) and all(map(np.array_equal, leaves, others))
 
 
 def key_of(chosen, name, step):
-    """(seed, stream, step), written once more."""
+    """The key of (seed, stream, step), reimplemented."""
     key = jax.random.fold_in(jax.random.key(chosen.seed), zlib.crc32(name.encode()))
     return jax.random.fold_in(key, step)
 
@@ -68,13 +68,13 @@ STEP = 4  # a step on which the gradient penalty is computed
 
 @functools.cache
 def made(kind, optimisers="recording", **changes):
-    """Recipe, state and compiled step; each combination is compiled once."""
+    """Returns context, state and compiled step; each combination is compiled once."""
     chosen = tiny.config(**{name.replace("__", "."): value for name, value in changes.items()})
     context = tiny.context(chosen, RECORDERS if optimisers == "recording" else None)
     state = tiny.state(context).replace(step=jnp.asarray(STEP, jnp.int32))
     bound = {"plain": functools.partial(steps.embedder_step, perturb=False),
-             "push": functools.partial(steps.embedder_step, perturb=True),
-             "game": steps.generator_step,
+             "perturb": functools.partial(steps.embedder_step, perturb=True),
+             "adversarial": steps.generator_step,
              "joint": functools.partial(steps.joint_step, perturb=True),
              "probe": steps.probe_step}[kind]  # fmt: skip
     return context, state, parallel.compiled_once(functools.partial(bound, context=context))
@@ -86,8 +86,8 @@ GATED = {"adversarial__gate": "learned"}
 # ---- F -----------------------------------------------------------------------------------------
 
 
-def written_objective(context, state, batch, perturb):
-    """Gradient of 1/2 metric(F_0(x)) + 1/2 metric(F_1(h + delta)), all in one expression."""
+def explicit_objective(context, state, batch, perturb):
+    """Gradient of 1/2 metric(F_0(x)) + 1/2 metric(F_1(h + delta)) in one expression."""
     chosen, embedder = context.config, context.networks.embedder
     images, labels = jnp.asarray(batch["image"]) / 255, jnp.asarray(batch["label"])
     variables = state.variables["embedder"]
@@ -130,12 +130,12 @@ def written_objective(context, state, batch, perturb):
 
 
 @pytest.mark.parametrize("perturb", [False, True])
-def test_embedder_step_takes_the_gradient_of_the_written_objective(perturb):
-    context, state, step = made("push" if perturb else "plain")
+def test_embedder_step_has_the_gradient_of_the_explicit_objective(perturb):
+    context, state, step = made("perturb" if perturb else "plain")
     batch = tiny.batch()
     after, metrics = step(state, batch)
     expected, (clean, perturbed) = parallel.compiled_once(
-        functools.partial(written_objective, context, perturb=perturb)
+        functools.partial(explicit_objective, context, perturb=perturb)
     )(state, batch)
     near(after.opt_state["embedder"], expected)
     np.testing.assert_allclose(metrics["metric_loss"], clean, rtol=1e-5)
@@ -144,7 +144,7 @@ def test_embedder_step_takes_the_gradient_of_the_written_objective(perturb):
     )
     if perturb:
         np.testing.assert_allclose(metrics["adversarial_metric_loss"], perturbed, rtol=1e-5)
-        assert perturbed > clean  # it hurts
+        assert perturbed > clean  # the perturbation increases the loss
     else:
         assert "adversarial_metric_loss" not in metrics
 
@@ -154,15 +154,15 @@ def statistics(state, branch):
     return [leaf for path, leaf in leaves if path[-1].key.startswith(branch)]
 
 
-def test_only_the_perturbation_moves_the_adversarial_statistics():
+def test_only_the_perturbed_pass_updates_the_adversarial_statistics():
     batch = tiny.batch()
     _, state, plain = made("plain")
-    _, _, perturb = made("push")
+    _, _, perturb = made("perturb")
     after, perturbed = plain(state, batch)[0], perturb(state, batch)[0]
     assert equal(statistics(after, "adversarial"), statistics(state, "adversarial"))
     assert not equal(statistics(after, "clean"), statistics(state, "clean"))
     near(statistics(perturbed, "clean"), statistics(after, "clean"))
-    # The upper part alone sees pushed maps: four norms of the second block and its shortcut.
+    # Only the upper part has perturbed maps: the norms of the second block and its shortcut.
     changed = [
         not np.array_equal(*pair)
         for pair in zip(statistics(perturbed, "adversarial"), statistics(state, "adversarial"),
@@ -171,8 +171,8 @@ def test_only_the_perturbation_moves_the_adversarial_statistics():
     assert sum(changed) == 2 * 3
 
 
-def test_embedder_step_leaves_the_other_networks_alone():
-    _, state, step = made("push")
+def test_embedder_step_changes_no_other_network():
+    _, state, step = made("perturb")
     after, _ = step(state, tiny.batch())
     for each in ("generator", "discriminator", "gate"):
         assert equal(after.variables[each], state.variables[each])
@@ -183,21 +183,21 @@ def test_embedder_step_leaves_the_other_networks_alone():
     assert int(after.step) == STEP + 1
 
 
-def test_random_perturbation_is_as_long_as_the_adversarial_one_and_hurts_less():
-    _, state, perturb = made("push")
-    _, _, random = made("push", adversarial__feature_direction="random")
+def test_random_perturbation_increases_the_loss_less():
+    _, state, perturb = made("perturb")
+    _, _, random = made("perturb", adversarial__feature_direction="random")
     batch = tiny.batch()
-    _, hurt = perturb(state, batch)
+    _, gradient = perturb(state, batch)
     after, control = random(state, batch)
-    np.testing.assert_allclose(control["metric_loss"], hurt["metric_loss"], rtol=1e-6)
-    assert control["adversarial_metric_loss"] < hurt["adversarial_metric_loss"]
-    # Its direction is drawn from a stream of its own: a step's strengths stay what they were.
+    np.testing.assert_allclose(control["metric_loss"], gradient["metric_loss"], rtol=1e-6)
+    assert control["adversarial_metric_loss"] < gradient["adversarial_metric_loss"]
+    # Its direction has a separate random stream, so the perturbation norms are the same.
     again, _ = random(state, batch)
     assert equal(after.opt_state, again.opt_state)
 
 
-def test_randomness_belongs_to_seed_step_and_row():
-    _, state, perturb = made("push")
+def test_random_numbers_depend_on_seed_step_and_row():
+    _, state, perturb = made("perturb")
     batch = tiny.batch()
     now, _ = perturb(state, batch)
     assert equal(now.opt_state, perturb(state, batch)[0].opt_state)
@@ -217,10 +217,10 @@ def test_randomness_belongs_to_seed_step_and_row():
 # ---- G and D -----------------------------------------------------------------------------------
 
 
-def written_game(context, state, after, batch):
-    """Gradients of D's and G's losses, each by its own differentiation.
+def explicit_adversarial(context, state, after, batch):
+    """Gradients of the losses of D and G, differentiated separately.
 
-    G plays against the discriminator of `after`.
+    G is trained against the discriminator of `after`.
     """
     networks, chosen = context.networks, context.config.adversarial
     clean, images = (jnp.asarray(batch[each]) / 255 for each in ("clean", "image"))
@@ -231,14 +231,14 @@ def written_game(context, state, after, batch):
         return jnp.stack([jax.random.normal(key, (networks.latent_dim,)) for key in keys])
 
     def generate(params):
-        made = functools.partial(apply, networks.generator, {"params": params})
-        mean, log_variance = made(clean, method="encode")
-        coded = made(mean + jnp.exp(log_variance / 2) * noise(code), method="sample")
+        forward = functools.partial(apply, networks.generator, {"params": params})
+        mean, log_variance = forward(clean, method="encode")
+        coded = forward(mean + jnp.exp(log_variance / 2) * noise(code), method="sample")
         divergence = (mean**2 + jnp.exp(log_variance) - 1 - log_variance).sum(1).mean() / 2
-        return (made(images, method="restore"), made(noise(sample), method="sample"), coded,
-                divergence)  # fmt: skip
+        restored = forward(images, method="restore")
+        return restored, forward(noise(sample), method="sample"), coded, divergence
 
-    def verdict(params, images):
+    def logit(params, images):
         return apply(
             networks.discriminator, {"params": params}, diffaugment(images, augment), train=True
         ).logit
@@ -250,14 +250,14 @@ def written_game(context, state, after, batch):
         return jnp.sqrt(jnp.square(found - clean).mean((1, 2, 3)) + 1e-4).mean()
 
     def of_discriminator(params):
-        fake = jnp.concatenate([verdict(params, restored), verdict(params, sampled)])
-        loss = game.discriminator_loss(verdict(params, clean), fake)
-        penalty = game.r1_penalty(lambda x: verdict(params, x), clean)
+        fake = jnp.concatenate([logit(params, restored), logit(params, sampled)])
+        loss = adversarial.discriminator_loss(logit(params, clean), fake)
+        penalty = adversarial.r1_penalty(lambda x: logit(params, x), clean)
         return loss + chosen.r1 * chosen.r1_every * penalty, (loss, penalty)
 
     def of_generator(params):
         restored, sampled, coded, divergence = generate(params)
-        judge = after.variables["discriminator"]["params"]
+        discriminator = after.variables["discriminator"]["params"]
         frozen = state.average["embedder"]
         found, target = (
             apply(networks.embedder, frozen, each, train=False) for each in (restored, clean)
@@ -265,25 +265,25 @@ def written_game(context, state, after, batch):
         distance = sum(jnp.mean(1 - jnp.sum(a * b, 1)) for a, b in zip(found, target, strict=True))
         return (
             chosen.lambda_mse * error(restored)
-            + chosen.lambda_code * (error(coded) + game.CODE_PRIOR * divergence)
-            + chosen.lambda_adversarial * jnp.mean(jax.nn.softplus(-verdict(judge, restored)))
-            + chosen.lambda_noise * jnp.mean(jax.nn.softplus(-verdict(judge, sampled)))
+            + chosen.lambda_code * (error(coded) + adversarial.CODE_PRIOR * divergence)
+            + chosen.lambda_adversarial * jnp.mean(jax.nn.softplus(-logit(discriminator, restored)))
+            + chosen.lambda_noise * jnp.mean(jax.nn.softplus(-logit(discriminator, sampled)))
             + chosen.lambda_features * distance
         )
 
-    moved, figures = jax.grad(of_discriminator, has_aux=True)(
+    d_gradient, figures = jax.grad(of_discriminator, has_aux=True)(
         state.variables["discriminator"]["params"]
     )
     loss, gradient = jax.value_and_grad(of_generator)(params)
-    return moved, gradient, (*figures, loss)
+    return d_gradient, gradient, (*figures, loss)
 
 
-def test_generator_step_takes_the_gradients_of_the_written_game():
-    context, state, step = made("game", **GATED)
+def test_generator_step_has_the_gradients_of_the_explicit_losses():
+    context, state, step = made("adversarial", **GATED)
     batch = tiny.batch()
     after, metrics = step(state, batch)
     of_discriminator, of_generator, (loss, penalty, total) = parallel.compiled_once(
-        functools.partial(written_game, context)
+        functools.partial(explicit_adversarial, context)
     )(state, after, batch)
     near(after.opt_state["discriminator"], of_discriminator, 1e-4)
     near(after.opt_state["generator"], of_generator, 1e-4)
@@ -302,7 +302,7 @@ def test_generator_step_takes_the_gradients_of_the_written_game():
 
 
 def test_the_penalty_is_lazy():
-    _, state, step = made("game", **GATED)
+    _, state, step = made("adversarial", **GATED)
     batch = tiny.batch()
     figures = [
         float(step(state.replace(step=jnp.asarray(i, jnp.int32)), batch)[1]["r1"]) for i in range(6)
@@ -312,8 +312,8 @@ def test_the_penalty_is_lazy():
     assert figures[1] == figures[2] == figures[3] == figures[5] == 0
 
 
-def test_generator_step_leaves_the_embedder_alone():
-    _, state, step = made("game", **GATED)
+def test_generator_step_does_not_change_the_embedder():
+    _, state, step = made("adversarial", **GATED)
     after, _ = step(state, tiny.batch())
     assert equal(after.variables["embedder"], state.variables["embedder"])
     assert equal(after.opt_state["embedder"], state.opt_state["embedder"])
@@ -322,7 +322,7 @@ def test_generator_step_leaves_the_embedder_alone():
 
 
 def test_labels_do_not_reach_the_generator_and_discriminator():
-    _, state, step = made("game", **GATED)
+    _, state, step = made("adversarial", **GATED)
     batch = tiny.batch()
     relabelled = batch | {"label": (batch["label"][::-1] + 1).astype(np.int32) % tiny.CLASSES}
     one, other = step(state, batch)[0], step(state, relabelled)[0]
@@ -333,14 +333,14 @@ def test_labels_do_not_reach_the_generator_and_discriminator():
 
 
 def test_the_gate_is_trained_by_the_metric_loss_of_the_fused_views():
-    context, state, step = made("game", **GATED)
+    context, state, step = made("adversarial", **GATED)
     batch = tiny.batch()
     after, metrics = step(state, batch)
     networks, frozen = context.networks, state.average["embedder"]
     images, labels = jnp.asarray(batch["image"]) / 255, jnp.asarray(batch["label"])
 
-    def written(params):
-        # G as it serves: the average.
+    def explicit(params):
+        # The moving average of G, as in search.
         restored = apply(networks.generator, after.average["generator"], images, method="restore")
         x, r = (apply(networks.embedder, frozen, each, train=False).global_descriptor
                 for each in (images, restored))  # fmt: skip
@@ -351,7 +351,7 @@ def test_the_gate_is_trained_by_the_metric_loss_of_the_fused_views():
         targets = fuse({"global": proxies, "restored": proxies}, both)
         return norm_softmax(rows, labels, targets, 0.05)
 
-    loss, gradient = parallel.compiled_once(jax.value_and_grad(written))(
+    loss, gradient = parallel.compiled_once(jax.value_and_grad(explicit))(
         state.variables["gate"]["params"]
     )
     near(after.opt_state["gate"], gradient, 1e-4)
@@ -386,7 +386,7 @@ def test_a_term_of_weight_zero_is_not_computed(off, metric):
 
 
 def test_restoration_is_counted_for_every_corruption():
-    _, state, step = made("game", **GATED)
+    _, state, step = made("adversarial", **GATED)
     batch = tiny.batch()
     _, metrics = step(state, batch)
     np.testing.assert_array_equal(metrics["psnr_count"], [8, 8, 0, 0, 0])
@@ -397,13 +397,13 @@ def test_restoration_is_counted_for_every_corruption():
         np.testing.assert_allclose(metrics["psnr_in"][kind], psnr.sum(), rtol=1e-5)
 
 
-# ---- all together ------------------------------------------------------------------------------
+# ---- joint steps and probe ---------------------------------------------------------------------
 
 JOINT = {"train__schedule": "joint", "adversarial__generated_views": 0.5,
          "adversarial__lambda_features": 0.0, "optimisers": "real"}  # fmt: skip
 
 
-def test_joint_step_moves_every_network_and_the_clock_once():
+def test_joint_step_updates_every_network_and_counts_once():
     _, state, step = made("joint", **JOINT)
     after, metrics = step(state, tiny.batch())
     for each in ("embedder", "generator", "discriminator"):
@@ -417,8 +417,8 @@ def test_joint_step_moves_every_network_and_the_clock_once():
     assert all(np.isfinite(value).all() for value in metrics.values())
 
 
-def test_labels_do_not_reach_the_game_of_a_joint_step():
-    """Not even through F: without the feature distance G and D do not look at it."""
+def test_labels_do_not_reach_the_generator_of_a_joint_step():
+    """Not even through F: without the feature distance, G and D do not depend on F."""
     _, state, step = made("joint", **JOINT)
     batch = tiny.batch()
     relabelled = batch | {"label": (batch["label"][::-1] + 1).astype(np.int32) % tiny.CLASSES}
@@ -429,7 +429,7 @@ def test_labels_do_not_reach_the_game_of_a_joint_step():
 
 
 def test_generated_views_train_the_embedder_through_the_adversarial_branch():
-    """The joint gradient less the one without generated views is theirs, with no share for G."""
+    """The difference to the gradient without generated views is theirs; G gets no gradient."""
     views = {"train__schedule": "joint", "adversarial__generated_views": 0.5}
     context, state, step = made("plain", **views)
     _, _, without = made("plain")
@@ -438,7 +438,7 @@ def test_generated_views_train_the_embedder_through_the_adversarial_branch():
     found = jax.tree.map(jnp.subtract, after.opt_state["embedder"], base.opt_state["embedder"])
     restored = context.networks.restore(state.variables, jnp.asarray(batch["image"]) / 255)
 
-    def written(params):
+    def explicit(params):
         descriptors, _ = apply(context.networks.embedder,
             state.variables["embedder"] | {"params": params}, restored, train=True,
             branch="adversarial", mutable=["batch_stats"],
@@ -448,7 +448,7 @@ def test_generated_views_train_the_embedder_through_the_adversarial_branch():
         states = state.loss_states({})
         return 0.5 * metric_loss(context.config.loss, states, found, labels, proxies)[0]
 
-    loss, expected = parallel.compiled_once(jax.value_and_grad(written))(
+    loss, expected = parallel.compiled_once(jax.value_and_grad(explicit))(
         state.variables["embedder"]["params"]
     )
     near(found, expected, 1e-4)
@@ -456,7 +456,7 @@ def test_generated_views_train_the_embedder_through_the_adversarial_branch():
     assert equal(after.opt_state["generator"], state.opt_state["generator"])
 
 
-def test_probe_hands_the_state_back_as_it_is():
+def test_probe_does_not_change_the_state():
     _, state, step = made("probe", **GATED)
     after, figures = step(state, tiny.batch())
     assert equal(after, state)
