@@ -122,8 +122,8 @@ def test_bad_values_name_field_and_value(field, value, line, refused):
 
 
 def test_a_stray_word_is_no_field(refused):
-    refused("'word' is no field (fields are written --FIELD=VALUE)", "word")
-    refused("'-x' is no field (fields are written --FIELD=VALUE)", "-x")
+    refused("'word' is not a field (fields are written --FIELD=VALUE)", "word")
+    refused("'-x' is not a field (fields are written --FIELD=VALUE)", "-x")
 
 
 def test_a_notebook_gets_the_same_lines_as_exceptions():

@@ -85,22 +85,22 @@ def test_another_broken_pipe_is_no_quiet_end():
 @pytest.mark.parametrize(
     ("command", "words", "line"),
     [
-        (search, ["--jsn", "x.jpg"], "--jsn is no option; did you mean '--json'?"),
-        (search, ["--result=3", "x.jpg"], "--result is no option; did you mean '--results'?"),
+        (search, ["--jsn", "x.jpg"], "--jsn is not an option; did you mean '--json'?"),
+        (search, ["--result=3", "x.jpg"], "--result is not an option; did you mean '--results'?"),
         (search, ["--false-matches=0.1", "x"],
-         "--false-matches is no option; did you mean '--false_matches'?"),
+         "--false-matches is not an option; did you mean '--false_matches'?"),
         (search, ["--results=x", "x.jpg"], "--results='x' is no whole number"),
         (index, ["bild"],
          "ACTION='bild' is unknown; did you mean 'build'? (allowed: build, add, remove, info, "
          "tune, verify)"),
         (index, ["build", "--rnu=r", "--images=p", "--out=o"],
-         "--rnu is no option; did you mean '--run'?"),
+         "--rnu is not an option; did you mean '--run'?"),
         (index, ["tune", "--index=i", "--target_recall=high"],
          "--target_recall='high' is no number"),
         (index, ["tune", "--index=i", "--target_recall=0.9", "--tune_for=singel"],
          "--tune_for='singel' is unknown; did you mean 'single'? (allowed: batch, single)"),
         (evaluate, ["--run=r", "--benchmark=inshop", "--pth=p"],
-         "--pth is no option; did you mean '--path'?"),
+         "--pth is not an option; did you mean '--path'?"),
     ],
 )  # fmt: skip
 def test_a_misspelt_option_gets_the_nearest(command, words, line, capsys):

@@ -71,7 +71,9 @@ def test_the_words_and_the_exit_code_are_the_commands_own(monkeypatch, capsys):
     assert capsys.readouterr().out == "['--run=r', 'x.jpg']\n"
     monkeypatch.undo()
     assert entry.main(["search", "--jsn", "x.jpg"]) == EXIT_USER_ERROR
-    assert capsys.readouterr().err.startswith("error: --jsn is no option; did you mean '--json'?")
+    assert capsys.readouterr().err.startswith(
+        "error: --jsn is not an option; did you mean '--json'?"
+    )
 
 
 def test_the_entry_point():

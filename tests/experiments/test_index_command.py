@@ -85,7 +85,7 @@ def test_info_add_and_remove(ask, home, images, tmp_path):
     assert (facts(out)["before"], facts(out)["count"]) == (count, count + 3)
     code, out, err = ask("add", f"--index={home}/index", f"--images={more}")
     assert (code, out) == (2, "")
-    assert err.splitlines()[-1].startswith("error: the index holds 'noise_0.png' already")
+    assert err.splitlines()[-1].startswith("error: the index already contains 'noise_0.png'")
     code, out, _ = ask("add", f"--index={home}/index", f"--images={more}", "--replace", "--json")
     assert (code, facts(out)["count"]) == (0, count + 3)
     answer = ask(f"--index={home}/index", "--json", more / "noise_1.png", command=search)[1]
@@ -95,7 +95,7 @@ def test_info_add_and_remove(ask, home, images, tmp_path):
     answer = ask(f"--index={home}/index", "--json", more / "noise_1.png", command=search)[1]
     assert "noise_1.png" not in [hit["id"] for hit in json.loads(answer)["hits"]]
     code, _, err = ask("remove", f"--index={home}/index", "nobody")
-    assert (code, err) == (2, "error: the index holds no image 'nobody'\n")
+    assert (code, err) == (2, "error: the index contains no image 'nobody'\n")
 
 
 def test_any_name_works_and_folders_of_results_are_left_out(ask, home, images, tmp_path):
@@ -106,7 +106,7 @@ def test_any_name_works_and_folders_of_results_are_left_out(ask, home, images, t
     words = ["build", f"--run={home}/run", f"--images={own}", f"--out={own}/index", "--json"]
     code, out, err = ask(*words)
     assert (code, facts(out)["gallery_size"]) == (0, 5)
-    assert f"left out of {own}: hidden files and folders (1): ._img_0.jpg\n" in err
+    assert f"skipped in {own}: hidden files and folders (1): ._img_0.jpg\n" in err
     query = own / "new\nline.jpg"
     code, out, err = ask(f"--index={own}/index", query, command=search)
     assert (code, err, len(out.splitlines())) == (0, "", 6)
@@ -114,7 +114,7 @@ def test_any_name_works_and_folders_of_results_are_left_out(ask, home, images, t
     assert list((own / "index" / "searches").iterdir())
     code, out, err = ask(*words)
     assert (code, facts(out)["gallery_size"]) == (0, 5)
-    assert f"left out of {own}: folders of results (1): index\n" in err
+    assert f"skipped in {own}: folders of results (1): index\n" in err
     code, out, err = ask(f"--index={own}/index", "--json", own, command=search)
     assert (code, len(out.splitlines())) == (0, 5)
     assert err.count("folders of results (1): index") == 1
@@ -150,7 +150,7 @@ def test_another_run_is_refused(ask, home, tiny_data, images, tmp_path):
     query = images / "alone.jpg"
     code, _, err = ask(f"--index={home}/index", f"--run={other}", query, command=search)
     assert code == 2
-    assert err.startswith("error: the index does not fit: checkpoint 'step-12")
+    assert err.startswith("error: the index does not match: checkpoint 'step-12")
     (home / "run").rename(home / "gone")
     code, _, err = ask(f"--index={home}/index", query, command=search)
     assert (code, "holds no run" in err) == (2, True)

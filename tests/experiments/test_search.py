@@ -292,7 +292,7 @@ def test_more_results_than_images(refused, tiny_data):
 
 def test_invalid_options(refused, tiny_data):
     query = of_gallery(tiny_data, 1)[0]
-    refused(f"--jsn is no option; did you mean '--json'? {OPTIONS}", "--jsn", query)
+    refused(f"--jsn is not an option; did you mean '--json'? {OPTIONS}", "--jsn", query)
     refused(f"--results='x' is no whole number {OPTIONS}", "--results=x", query)
     refused(f"the following arguments are required: IMAGE {OPTIONS}")
 

@@ -196,14 +196,14 @@ def test_nothing_changes_when_a_change_is_refused(make, numbers):
     held = records(numbers=numbers).ids[4:6].tolist()
     absent = records(1, first=999, numbers=numbers).ids.tolist()
     refusals = [
-        (lambda: made.add(records(9, first=295, numbers=numbers)), "holds .* already"),
+        (lambda: made.add(records(9, first=295, numbers=numbers)), "already contains"),
         (lambda: made.add(records(3, first=300, numbers=not numbers)), "ids must be .* as those"),
         (lambda: made.add(Records.of(vectors(2, dimension=4), [1, 2])), "embeddings have 4 dim"),
-        (lambda: made.remove([*held, *absent]), "holds no image"),
+        (lambda: made.remove([*held, *absent]), "contains no image"),
         (lambda: made.remove(held * 2), "must be unique"),
         (lambda: made.remove(records(numbers=numbers).ids.tolist()), "cannot become empty"),
-        (lambda: made.update(records(9, first=295, numbers=numbers)), "holds no image"),
-        (lambda: made.lookup(absent), "holds no image"),
+        (lambda: made.update(records(9, first=295, numbers=numbers)), "contains no image"),
+        (lambda: made.lookup(absent), "contains no image"),
     ]
     for call, message in refusals:
         with pytest.raises(UserError, match=message):
@@ -236,7 +236,7 @@ QUESTIONS = {
     "k = 0": (lambda i: i.search(vectors(1), 0), "k=0 is not between 1 and 300"),
     "k < 0": (lambda i: i.search(vectors(1), -3), "k=-3 is not between 1 and 300"),
     "k too large": (lambda i: i.search(vectors(1), 301), "k=301 is not between 1 and 300"),
-    "class": (lambda i: i.search(vectors(1), 1, classes=["cupp"]), "holds no class 'cupp'"),
+    "class": (lambda i: i.search(vectors(1), 1, classes=["cupp"]), "contains no class 'cupp'"),
     "no list": (lambda i: i.search(vectors(1), 1, classes="cup"), "must be a list of class names"),
     "one id": (lambda i: i.search(vectors(1), 1, ids="é/1"), "ids='é/1' must be a list"),
     "kind": (lambda i: i.search(vectors(1), 1, ids=[5]), "ids must be text, .* not whole numbers"),
@@ -332,9 +332,9 @@ def test_built_over_an_export(exported, uri):
 
 
 def test_an_export_without_an_index(exported):
-    with pytest.raises(UserError, match="holds embeddings but no index"):
+    with pytest.raises(UserError, match="has embeddings but no index"):
         index.load(exported)
-    with pytest.raises(UserError, match=r"holds no index; build it with scann://"):
+    with pytest.raises(UserError, match=r"has no index; build it with scann://"):
         index.load(exported, "scann://")
     index.build(exported, "exact://")
     with pytest.raises(UserError, match=r"was built with exact://; build it with scann://"):
@@ -405,7 +405,7 @@ def test_milvus_and_its_export_cannot_part_unnoticed(exported, tmp_path):
     uri = f"milvus://{tmp_path}/vectors.db"
     built = index.build(exported, uri)
     built.remove(["é/1"])
-    with pytest.raises(UserError, match=r"lives in milvus.* and was changed there"):
+    with pytest.raises(UserError, match=r"is in milvus.* and was changed there"):
         index.load(exported, "exact://")
     with pytest.raises(UserError, match="was changed there"):
         index.build(exported, "exact://")
@@ -416,9 +416,9 @@ def test_milvus_and_its_export_cannot_part_unnoticed(exported, tmp_path):
         index.load(exported)
     manifest["engine"]["collection"] = "gone"
     (exported / "index.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="holds no collection 'gone'"):
+    with pytest.raises(UserError, match="has no collection 'gone'"):
         index.load(exported)
-    with pytest.raises(UserError, match=r"path='ppp.* is longer than the 4096 bytes"):
+    with pytest.raises(UserError, match=r"path='ppp.* is longer than 4096 bytes"):
         index.create(uri, Records.of(vectors(1), [1], None, ["p" * 5000]))
     built.close()
 
@@ -443,7 +443,9 @@ def test_ids_and_classes_are_never_part_of_an_expression(make):
         assert made.lookup([each])[0].class_name == each
         made.remove([each])
         left.remove(each)
-        assert len(made) == len(left) and made.holds(left).all() and not made.holds([each]).any()
+        assert (
+            len(made) == len(left) and made.contains(left).all() and not made.contains([each]).any()
+        )
 
 
 @needs("milvus_lite")
@@ -469,7 +471,7 @@ with locked(Path(sys.argv[1])):
             index.create(f"milvus://{path}?index=FLAT", records(9), dict(MANIFEST))
         other.communicate()
     assert str(error.value) == (
-        f"milvus://{path}?index=FLAT: another process has this file open, and it takes one at a "
-        "time: close it there, or use a server (milvus://HOST:PORT)"
+        f"milvus://{path}?index=FLAT: another process has this file open, and only one at a "
+        "time can: close it there, or use a server (milvus://HOST:PORT)"
     )
     index.create(f"milvus://{path}?index=FLAT", records(9), dict(MANIFEST)).close()

@@ -45,7 +45,7 @@ def test_tuning_after_a_removal_answers_with_the_right_images(exported):
     kept = old.rows(np.r_[40:100, 105:300]).joined(records(5, seed=7, first=100))
     queries = vectors(20, seed=1)
     agree(index.load(exported).search(queries, 10), expected(queries, kept, 10))
-    with pytest.raises(ValueError, match="stands over 300 rows, not 260"):
+    with pytest.raises(ValueError, match="has 300 rows, not 260"):
         index.create("scann://", kept, MANIFEST, ScannEngine.build(old.vectors, Plan()))
 
 

@@ -60,23 +60,28 @@ def test_bad_rows_are_refused(name):
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("scann", r"retrieval\.index='scann' is no address; did you mean 'scann'\? \(exact://, "),
+        (
+            "scann",
+            r"retrieval\.index='scann' is not an address; did you mean 'scann'\? \(exact://, ",
+        ),
         ("scan://", r"retrieval\.index='scan' is unknown; did you mean 'scann'\?"),
-        ("exact://host", "exact:// takes no place"),
-        ("exact://?recal=0.9", r"recal is no option of exact://; did you mean 'recall'\?"),
+        ("exact://host", "exact:// takes no location"),
+        ("exact://?recal=0.9", r"recal is not an option of exact://; did you mean 'recall'\?"),
         ("exact://?recall=2", "recall=2.0 must lie in"),
-        ("exact://?recall=a", "recall='a' is no number"),
-        ("exact://?recall=1&recall=1", "recall stands there twice"),
-        ("exact://#x", "# has no meaning there"),
-        pytest.param("scann://dir", "scann:// takes no place", marks=needs("scann")),
+        ("exact://?recall=a", "recall='a' is not a number"),
+        ("exact://?recall=1&recall=1", "recall is given twice"),
+        ("exact://#x", "# is not allowed"),
+        pytest.param("scann://dir", "scann:// takes no location", marks=needs("scann")),
         pytest.param("scann://?leaves=0", "leaves=0 is too small", marks=needs("scann")),
-        pytest.param("scann://?leaves=5&searched=6", "more leaves than", marks=needs("scann")),
-        pytest.param("scann://?reorder=1.5", "'1.5' is no whole number", marks=needs("scann")),
+        pytest.param(
+            "scann://?leaves=5&searched=6", "searched must not exceed leaves", marks=needs("scann")
+        ),
+        pytest.param("scann://?reorder=1.5", "'1.5' is not a whole number", marks=needs("scann")),
         pytest.param("scann://?spherical=yes", "spherical='yes' is unk", marks=needs("scann")),
         ("milvus://", "milvus:// needs HOST:PORT or PATH/file.db"),
         ("milvus://a.db?index=SCANN", "the embedded file has no SCANN index"),
         ("milvus://host:1?index=HNWS", "did you mean 'HNSW'"),
-        ("milvus://host:1?ef=many", "ef='many' is no whole number"),
+        ("milvus://host:1?ef=many", "ef='many' is not a whole number"),
         pytest.param("milvus://localhost:1", "milvus://localhost:1: ", marks=needs("milvus_lite")),
     ],
 )

@@ -480,8 +480,8 @@ def test_the_command_names_mistakes(tiny_finished, tmp_path, capsys):
         assert command.main([*words, f"--scales={scales}"]) == 2
         assert "numbers above 0 and up to 8" in capsys.readouterr().err
     assert command.main([*words, "--out", str(tmp_path / "no" / "x")]) == 2
-    assert "there is no directory" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
     assert command.main([*words, "--protocol", "other"]) == 2
     assert "--protocol" in capsys.readouterr().err
     assert command.main([*words, "--protocol", "query_gallery"]) == 2
-    assert "the test split allows halves, catalogue" in capsys.readouterr().err
+    assert "the test split supports halves, catalogue" in capsys.readouterr().err

@@ -228,7 +228,7 @@ def test_the_measured_recall_is_that_of_the_definition(tuned):
     truth = tuning.Truth.of(rows, 10, seed=0)
     ids = found.engine.search(truth.queries, 11, None)[0]
     hits = []
-    for own, query, line in zip(truth.own, truth.queries, ids, strict=True):
+    for own, query, line in zip(truth.query_rows, truth.queries, ids, strict=True):
         similar = rows @ query
         similar[own] = -np.inf
         nearest = np.argsort(-similar)[:10]

@@ -311,8 +311,8 @@ def test_command(tiny_finished, tmp_path, capsys):
     assert command.main([f"--run={tiny_finished}", f"--out={out}"]) == 0
     first, cpu, accelerator = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{out}: 17 files, ") and "step-12-" in first
-    assert cpu.startswith("  cpu          1, 4, 16 at once, float32: ")
-    assert accelerator.startswith("  accelerator  any at once, bfloat16: ")
+    assert cpu.startswith("  cpu          batch size 1, 4, 16, float32: ")
+    assert accelerator.startswith("  accelerator  batch size any, bfloat16: ")
     assert command.main([f"--run={tiny_finished}", f"--out={out}"]) == 2
     message = f"error: --out={out}: is not empty; name a new directory\n"
     assert capsys.readouterr() == ("", message)
