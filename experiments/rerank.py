@@ -31,12 +31,12 @@ def parser() -> Parser:
         help="protocol of the test queries; halves: half of the images of every class are searched "
         "among the others (default: the first that the test split supports)")  # fmt: skip
     add("--methods", type=_listed, default=None, metavar="A,B",
-        help="methods, such as alpha_query_expansion,geometric_verification (default: all)")  # fmt: skip
+        help="such as alpha_query_expansion,geometric_verification (default: all)")  # fmt: skip
     add("--scales", type=_scales, default=(1.0,), metavar="A,B",
         help="image scales; all methods start from the mean descriptors over them, such as "
         "1,0.7,0.5 (default: 1)")  # fmt: skip
     add("--queries", type=int, default=0, metavar="N",
-        help="number of validation and test queries, drawn evenly over classes (default: all)")  # fmt: skip
+        help="validation and test queries, drawn evenly over classes (default: all)")  # fmt: skip
     options.add_out()
     return options
 

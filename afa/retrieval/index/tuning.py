@@ -18,7 +18,7 @@ from afa.retrieval.index.contract import DEFAULT_K, NO_RESULT, Index
 from afa.retrieval.index.scann import Plan, ScannEngine
 from afa.retrieval.records import Records
 
-QUERIES = 1000
+QUERIES = 1000  # recall is resolved to 0.1 %
 SINGLE_QUERIES = 200  # queries that are timed one by one
 SCORE_TOLERANCE = 1e-5  # ties count as found: copies of an image are interchangeable
 MEASURED_SEED = 1
