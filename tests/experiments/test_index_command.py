@@ -71,9 +71,9 @@ def test_a_folder_is_built_and_searched(ask, home, images):
 
 
 def test_info_add_and_remove(ask, home, images, tmp_path):
-    told = facts(ask("info", f"--index={home}/index", "--json")[1])
+    info = facts(ask("info", f"--index={home}/index", "--json")[1])
     count = sum(1 for _ in images.rglob("*.jpg"))
-    assert (told["count"], told["classes"], told["ids"]) == (count, 3, "text")
+    assert (info["count"], info["classes"], info["ids"]) == (count, 3, "text")
     more = tmp_path / "more"
     more.mkdir()
     for i in range(3):
@@ -98,10 +98,10 @@ def test_info_add_and_remove(ask, home, images, tmp_path):
     assert (code, err) == (2, "error: the index contains no image 'nobody'\n")
 
 
-def test_any_name_works_and_folders_of_results_are_left_out(ask, home, images, tmp_path):
+def test_any_file_name_works_and_folders_of_results_are_skipped(ask, home, images, tmp_path):
     own = shutil.copytree(images / "class_10", tmp_path / "own")
-    whole = (own / "img_0.jpg").read_bytes()
-    (own / "new\nline.jpg").write_bytes(whole)
+    content = (own / "img_0.jpg").read_bytes()
+    (own / "new\nline.jpg").write_bytes(content)
     (own / "._img_0.jpg").write_bytes(b"Mac OS X")
     words = ["build", f"--run={home}/run", f"--images={own}", f"--out={own}/index", "--json"]
     code, out, err = ask(*words)
@@ -127,16 +127,16 @@ def test_any_name_works_and_folders_of_results_are_left_out(ask, home, images, t
 def test_tune_and_verify(ask, home):
     code, out, _ = ask("tune", f"--index={home}/index", "--target_recall=0.9", "--json")
     assert code == 0
-    told = facts(out)
-    assert told["reached"] and told["recall_at_10"] >= 0.9
-    assert told["curve"][-1][0] <= 1
+    tuned = facts(out)
+    assert tuned["reached"] and tuned["recall_at_10"] >= 0.9
+    assert tuned["curve"][-1][0] <= 1
     code, out, _ = ask("verify", f"--index={home}/index", "--json")
     assert code == 0 and facts(out)["recall_at_10"] == 1
     code, out, _ = ask("verify", f"--index={home}/index")
     assert code == 0 and "recall at 10" in out
 
 
-def test_verify_finds_damage(ask, home):
+def test_verify_detects_damaged_files(ask, home):
     shard = next((home / "index").glob("*.parquet"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     code, out, err = ask("verify", f"--index={home}/index")
@@ -151,7 +151,7 @@ def test_another_run_is_refused(ask, home, tiny_data, images, tmp_path):
     code, _, err = ask(f"--index={home}/index", f"--run={other}", query, command=search)
     assert code == 2
     assert err.startswith("error: the index does not match: checkpoint 'step-12")
-    (home / "run").rename(home / "gone")
+    (home / "run").rename(home / "renamed")
     code, _, err = ask(f"--index={home}/index", query, command=search)
     assert (code, "holds no run" in err) == (2, True)
 
@@ -169,7 +169,7 @@ def test_another_run_is_refused(ask, home, tiny_data, images, tmp_path):
          "retrieval.target_recall=0.9: only scann:// is tuned, not exact://"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told(ask, words, line):
+def test_user_errors_are_one_line(ask, words, line):
     code, out, err = ask(*words)
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {line}")
@@ -184,13 +184,13 @@ def test_folders_without_images(ask, home, tmp_path):
         assert (code, err) == (2, f"error: {empty}: {text}\n")
 
 
-def test_nothing_to_search_in(ask, images):
+def test_search_needs_a_run_or_an_index(ask, images):
     code, _, err = ask(images / "alone.jpg", command=search)
     assert (code, err) == (2, "error: --run=DIR or --index=DIR is missing\n")
 
 
-def test_a_gallery_smaller_than_the_usual_number_of_results(ask, home, images, tmp_path):
-    """Three images, where a run shows five: three results."""
+def test_a_gallery_smaller_than_the_default_number_of_results(ask, home, images, tmp_path):
+    """Three images, with a default of five: three results."""
     few = tmp_path / "few"
     few.mkdir()
     for i in range(3):
@@ -205,7 +205,7 @@ def test_a_gallery_smaller_than_the_usual_number_of_results(ask, home, images, t
     assert (code, err) == (2, "error: k=4 is not between 1 and 3, the images in the index\n")
 
 
-def test_images_of_the_gallery_are_no_unknown_ones(ask, home, images, tmp_path):
+def test_calibration_with_gallery_images_is_an_error(ask, home, images, tmp_path):
     words = ["build", f"--run={home}/run", f"--images={images}", f"--out={tmp_path}/new"]
     copies = tmp_path / "copies"
     copies.mkdir()
@@ -218,15 +218,14 @@ def test_images_of_the_gallery_are_no_unknown_ones(ask, home, images, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_an_index_that_cannot_be_written_is_told_first(ask, home, images, tmp_path, monkeypatch):
-    """Before any image is embedded."""
+def test_an_unwritable_index_is_an_error_before_any_work(ask, home, images, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "embed_folder", lambda *given: pytest.fail("embedded"))
     (tmp_path / "file").write_text("")
     words = ["build", f"--run={home}/run", f"--images={images}"]
-    for place in (tmp_path / "file", tmp_path / "file" / "below", "/proc/index"):
-        code, out, err = ask(*words, f"--out={place}")
+    for path in (tmp_path / "file", tmp_path / "file" / "below", "/proc/index"):
+        code, out, err = ask(*words, f"--out={path}")
         assert (code, out) == (2, "")
-        assert err.startswith(f"error: --out={place}: cannot be written (")
+        assert err.startswith(f"error: --out={path}: cannot be written (")
 
     def refuse(directory, field):
         raise UserError(f"{field}={directory}: cannot be written (Read-only file system)")
@@ -234,5 +233,5 @@ def test_an_index_that_cannot_be_written_is_told_first(ask, home, images, tmp_pa
     monkeypatch.setattr(index, "require_writable", refuse)
     for action in (["add", f"--images={images}", "--replace"], ["tune", "--target_recall=0.9"]):
         code, _, err = ask(*action, f"--index={home}/index")
-        told = f"error: --index={home}/index: cannot be written (Read-only file system)\n"
-        assert (code, err) == (2, told)
+        expected = f"error: --index={home}/index: cannot be written (Read-only file system)\n"
+        assert (code, err) == (2, expected)

@@ -146,7 +146,7 @@ def _layout(root: Path, config: DataConfig) -> Layout:
     layout = Layout()
     if meanings:
         others = [(folder,) for folder in folders if folder not in meanings]
-        notes = [summary("folders that are no split and are not read", others)]
+        notes = [summary("folders that are not splits and are not read", others)]
         layout.notes += notes if others else []
         for folder, split in meanings.items():
             classes = class_files(root / folder)
