@@ -10,7 +10,7 @@ from afa import parallel
 from afa.errors import UserError
 from afa.retrieval import exact
 from afa.retrieval.index import flat
-from afa.retrieval.index.local import Allowed, Engine, Matches, TopK
+from afa.retrieval.index.local import Allowed, Engine, RangeResults, TopK
 from afa.retrieval.index.uri import Address
 
 OPTIONS = {"recall": float}
@@ -41,7 +41,7 @@ class ExactEngine(Engine):
 
     def within(
         self, queries: Float32[np.ndarray, "q d"], score: float, allowed: Allowed
-    ) -> list[Matches]:
+    ) -> list[RangeResults]:
         return [flat.within(query, self._vectors, score, allowed) for query in queries]
 
     def info(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ REBUILT_ROWS = 1000  # and more than this number
 
 Allowed = Bool[np.ndarray, "n"] | None  # mask of rows that may be returned; None for all
 TopK = tuple[Int64[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]  # rows and similarities
-Matches = tuple[Int64[np.ndarray, "m"], Float32[np.ndarray, "m"]]  # of one query
+RangeResults = tuple[Int64[np.ndarray, "m"], Float32[np.ndarray, "m"]]  # of one query
 
 
 class Engine(abc.ABC):
@@ -41,7 +41,7 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def within(
         self, queries: Float32[np.ndarray, "q d"], score: float, allowed: Allowed
-    ) -> list[Matches]:
+    ) -> list[RangeResults]:
         """Returns rows at least this similar and their similarities, in any order."""
 
     @abc.abstractmethod

@@ -25,7 +25,7 @@ from afa.errors import UserError
 from afa.io import file_sha256, joint_sha256
 from afa.retrieval.exact import PADDING
 from afa.retrieval.index import flat
-from afa.retrieval.index.local import Allowed, Engine, Matches, TopK
+from afa.retrieval.index.local import Allowed, Engine, RangeResults, TopK
 from afa.retrieval.index.uri import Address
 
 HASHING_FROM = 20_000  # rows; with fewer, brute force is as fast
@@ -150,7 +150,7 @@ class ScannEngine(Engine):
 
     def within(
         self, queries: Float32[np.ndarray, "q d"], score: float, allowed: Allowed
-    ) -> list[Matches]:
+    ) -> list[RangeResults]:
         return [self._within(query, score, allowed) for query in queries]
 
     def _within(
@@ -158,7 +158,7 @@ class ScannEngine(Engine):
         query: Float32[np.ndarray, "d"],
         score: float,
         allowed: Allowed,
-    ) -> Matches:
+    ) -> RangeResults:
         """Doubles the number of results until the last one is not similar enough."""
         count = len(self._vectors)
         k = 64

@@ -1,4 +1,4 @@
-"""What cannot become a gallery is refused before an engine sees it: rows, ids, addresses."""
+"""Invalid rows, ids and addresses are errors before an engine is called."""
 
 import importlib.util
 
@@ -18,7 +18,7 @@ def needs(library):
 
 
 def changed(value):
-    """Three unit vectors of which the second has a value that it must not have."""
+    """Three unit vectors, the second with one value replaced."""
     found = vectors(3)
     found[1, 0] = value
     return found
@@ -45,13 +45,16 @@ ROWS = {
     "paths": (lambda: Records.of(vectors(2), [1, 2], None, "ab"), "paths='ab' must be a list"),
     "flat": (lambda: Records.of(vectors(2)[0], [1]), "embeddings must have the shape"),
     "no dimension": (lambda: Records.of(vectors(2)[:, :0], [1, 2]), "have no dimensions"),
-    "whole": (lambda: Records.of(np.eye(2, dtype=int), [1, 2]), "must be real numbers, not int64"),
+    "integers": (
+        lambda: Records.of(np.eye(2, dtype=int), [1, 2]),
+        "must be real numbers, not int64",
+    ),
     "complex": (lambda: Records.of(np.eye(2) * 1j, [1, 2]), "must be real numbers, not complex"),
 }
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_bad_rows_are_refused(name):
+def test_invalid_rows_are_errors(name):
     make_rows, message = ROWS[name]
     with pytest.raises(UserError, match=message):
         make_rows()
@@ -85,7 +88,7 @@ def test_bad_rows_are_refused(name):
         pytest.param("milvus://localhost:1", "milvus://localhost:1: ", marks=needs("milvus_lite")),
     ],
 )
-def test_bad_addresses_are_refused(uri, message):
+def test_invalid_addresses_are_errors(uri, message):
     with pytest.raises(UserError, match=message):
         index.create(uri, records(), MANIFEST)
 
@@ -95,7 +98,7 @@ def test_missing_libraries(monkeypatch):
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: "there, but it cannot be loaded")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: "installed, but cannot be imported")
     with pytest.raises(
         UserError, match=r"scann:// cannot be used \(.*: TensorFlow 2\.21 and later"
     ):
