@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*given, **{"allow_abbrev": False} | settings)
         self.add_argument(
             "--program_cache", metavar="DIR", default=argparse.SUPPRESS,
-            help="directory of compiled programs; off: compile them anew (default: auto)",
+            help="directory of compiled programs; off: no cache (default: auto)",
         )  # fmt: skip
 
     def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -81,7 +81,7 @@ def test_info_add_and_remove(ask, home, images, tmp_path):
         Image.fromarray(noise).save(more / f"noise_{i}.png")
     (more / "broken.png").write_bytes(b"not an image")
     code, out, err = ask("add", f"--index={home}/index", f"--images={more}", "--json")
-    assert code == 0 and "left out broken.png" in err
+    assert code == 0 and "skipped broken.png" in err
     assert (facts(out)["before"], facts(out)["count"]) == (count, count + 3)
     code, out, err = ask("add", f"--index={home}/index", f"--images={more}")
     assert (code, out) == (2, "")
