@@ -1,1 +1,1 @@
-"""The commands: `python -m experiments.run`, `experiments.search`, ... Recipes lie in `configs`."""
+"""The commands: `python -m experiments.run`, `experiments.search`, ... Experiments: `configs`."""

@@ -1,6 +1,6 @@
-"""What every command shares: its options, mistakes told in one line, and its exit code.
+"""Shared by all commands: option parsing, errors of one line, and exit codes.
 
-Nothing here imports JAX, so that `--help` and a misspelt option answer at once.
+Does not import JAX, so that `--help` and errors in options are fast.
 """
 
 import argparse
@@ -36,43 +36,43 @@ T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
-    """Options of a command whose mistakes are `UserError`; an unknown name gets the nearest one."""
+    """Argument parser that raises `UserError`, with the nearest name for an unknown option."""
 
     def __init__(self, *given: Any, **settings: Any) -> None:
-        # A shortened name would hide that it is no option, or change its meaning with a new one.
+        # An abbreviation would hide an unknown option, or change meaning when options are added.
         super().__init__(*given, **{"allow_abbrev": False} | settings)
         self.add_argument(
             "--program_cache", metavar="DIR", default=argparse.SUPPRESS,
-            help="directory of compiled programs; off: compile them anew (default: auto)",
+            help="directory of compiled programs; off: no cache (default: auto)",
         )  # fmt: skip
 
     def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> argparse.Namespace:
-        """As `argparse` does.
+        """Parses the command line.
 
         Raises:
-          UserError: an option that there is not, one that is missing, or a value that does not fit.
+          UserError: an unknown or missing option, or an invalid value.
         """
         args = sys.argv[1:] if args is None else list(args)
         known = self._names()
         for word in args[: args.index("--")] if "--" in args else args:
             name = word.partition("=")[0]
-            if name.startswith("--") and name not in known:  # before argparse misses another one
-                self.error(f"{name} is no option{nearest(name, known)}")
+            if name.startswith("--") and name not in known:  # before argparse reports a missing one
+                self.error(f"{name} is not an option{nearest(name, known)}")
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{_reworded(message)} ({self.prog} --help lists the options)")
 
     def add_out(self) -> None:
-        """The option --out, a file that can be written: looked at before any work is done."""
+        """Adds the option --out, a file; whether it can be written is checked while parsing."""
         self.add_argument(
-            "--out", type=new_file, default=None, metavar="FILE", help="write the figures as JSON"
+            "--out", type=new_file, default=None, metavar="FILE", help="write the results as JSON"
         )
 
     def _names(self) -> set[str]:
-        """Every option, of sub-commands too."""
+        """Returns all options, including those of sub-commands."""
         names = set(self._option_string_actions)
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _reworded(message: str) -> str:
-    """An error of argparse as every other error here is worded."""
+    """Rewrites an error of argparse in the form of the other errors."""
     if found := re.match(r"argument ([^:]+): invalid (int|float) value: (.*)", message, re.DOTALL):
         return f"{found[1]}={found[3]} {KINDS[{'int': int, 'float': float}[found[2]]]}"
     choice = r"argument ([^:]+): invalid choice: '?(.*?)'? \(choose from (.*)\)"
@@ -93,18 +93,18 @@ def _reworded(message: str) -> str:
 
 
 def new_file(word: str) -> Path:
-    """A file that can be written, as the type of an option.
+    """Option type: path of a file that can be written.
 
     Raises:
-      argparse.ArgumentTypeError: it is a directory, its own does not exist or may not be written.
+      argparse.ArgumentTypeError: it is a directory, or its parent does not exist or is read-only.
     """
     path = Path(word)
     if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path}: it is a directory")
+        raise argparse.ArgumentTypeError(f"{path}: is a directory")
     if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{path}: there is no directory {path.parent}")
+        raise argparse.ArgumentTypeError(f"{path}: directory {path.parent} does not exist")
     try:
-        require_writable(path.parent, "directory")  # the file is replaced, not written over
+        require_writable(path.parent, "directory")  # the file is replaced, not overwritten
     except UserError as error:
         raise argparse.ArgumentTypeError(f"{path}: {error}") from None
     return path
@@ -116,17 +116,17 @@ def new_file(word: str) -> Path:
 def fields(
     words: Sequence[str], default: T, program: str, description: str | None, switches: Sequence[str]
 ) -> T:
-    """The command line as a dataclass: `default` with the given fields changed.
+    """Parses a command line into a dataclass: `default` with the given fields changed.
 
     Args:
-      words: `--FIELD=VALUE`, or `--FIELD VALUE ...`; dots lead into nested dataclasses.
+      words: `--FIELD=VALUE`, or `--FIELD VALUE ...`; nested fields are written with dots.
       default: the dataclass.
-      program: what the command is called.
-      description: what `--help` says first.
-      switches: fields that a bare `--FIELD` makes True.
+      program: name of the command.
+      description: first text of `--help`.
+      switches: fields that `--FIELD` without a value sets to True.
 
     Raises:
-      UserError: an unknown field, or a value that does not fit its field.
+      UserError: an unknown field, or an invalid value.
     """
     import tyro
 
@@ -139,9 +139,9 @@ def fields(
             configuration.refuse_unknown(plain, default, "--", " (--help lists all)")
     bare = {f"--{name}" for name in switches}
     bare |= {name.replace("_", "-") for name in bare}
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(output):
             return tyro.cli(
                 type(default),
                 prog=program,
@@ -154,11 +154,11 @@ def fields(
     except SystemExit as error:
         if error.code in (0, None):
             raise
-        raise _mistake(said.getvalue(), given, flat) from None
+        raise _user_error(output.getvalue(), given, flat) from None
 
 
 def given_fields(words: Sequence[str]) -> dict[str, str]:
-    """The fields on a command line and their values as text.
+    """Returns the fields on a command line and their values as text.
 
     Raises:
       UserError: a word that is neither a field nor the value of one.
@@ -174,18 +174,18 @@ def given_fields(words: Sequence[str]) -> dict[str, str]:
         elif last:
             given[last] = f"{given[last]} {word}".strip()
         else:
-            raise UserError(f"{word!r} is no field (fields are written --FIELD=VALUE)")
+            raise UserError(f"{word!r} is not a field (fields are written --FIELD=VALUE)")
     return given
 
 
-def _mistake(said: str, given: Mapping[str, str], default: Mapping[str, Any]) -> UserError:
-    """One line instead of the box that tyro draws around an error and its help."""
-    text = re.sub(r"[─│╭╮╰╯\s]+", " ", said).strip()
+def _user_error(output: str, given: Mapping[str, str], default: Mapping[str, Any]) -> UserError:
+    """Converts the error box of tyro to one line."""
+    text = re.sub(r"[─│╭╮╰╯\s]+", " ", output).strip()
     text = text.partition(" Argument helptext")[0].partition(" For full helptext")[0]
     found = re.search(r"--([\w.]+)", text)
     name = found[1] if found else ""
     if stray := re.search(r"Unrecognized options: (\S+)", text):
-        return UserError(f"{stray[1]!r} is no field (fields are written --FIELD=VALUE)")
+        return UserError(f"{stray[1]!r} is not a field (fields are written --FIELD=VALUE)")
     if name not in given or name not in default:
         return UserError(re.sub(r"^(Value|Parsing) error ", "", text))
     value, _, expected = given[name], *text.partition("Expected one of ")[1:]
@@ -204,12 +204,12 @@ def perform(
     act: Callable[[argparse.Namespace], int],
     words: Sequence[str] | None = None,
 ) -> int:
-    """A whole command: reads its options and acts on them.
+    """Runs a command: parses its options and calls `act`.
 
     Args:
-      parser: makes its options.
-      act: what it does with the chosen ones; returns the exit code.
-      words: the command line; None is that of the process.
+      parser: makes the parser.
+      act: called with the parsed options; returns the exit code.
+      words: the command line; None for that of the process.
 
     Returns:
       The exit code.
@@ -227,29 +227,30 @@ def perform(
     return guarded(command)
 
 
-def guarded(command: Callable[[], int], after_signal: str = "begins anew") -> int:
-    """Runs a command; mistakes and early ends become one line and an exit code.
+def guarded(command: Callable[[], int], after_signal: str = "starts again") -> int:
+    """Runs a command; user errors and signals are reported in one line with an exit code.
 
     Args:
-      command: returns its own exit code.
-      after_signal: what the same command does when it was stopped by a signal and is given again.
+      command: returns its exit code.
+      after_signal: what the same command does after it was stopped by a signal, for the message.
     """
     try:
         try:
-            return _told(command, after_signal)
+            return _exit_code(command, after_signal)
         finally:
-            # A pipe that nobody reads any more is noticed here, not when the interpreter ends.
+            # Detects a closed pipe here, not at the end of the interpreter.
             if sys.stdout is not None:  # closed by `>&-`
                 sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
-        # rich makes a SystemExit of it.
+        # rich converts it to SystemExit.
         piped = isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)
         if not piped or not (drop_unread() or isinstance(error, SystemExit)):
             raise
         return EXIT_CLOSED_PIPE
 
 
-def _told(command: Callable[[], int], after_signal: str) -> int:
+def _exit_code(command: Callable[[], int], after_signal: str) -> int:
+    """Runs a command and returns its exit code; prints expected errors."""
     try:
         with _stopping():
             return command()
@@ -259,14 +260,14 @@ def _told(command: Callable[[], int], after_signal: str) -> int:
         return _end(f"error: {error}", EXIT_DIVERGED)
     except Exception as error:
         if type(error).__name__ == "Preempted":
-            told = f"the same command goes on (exit code {EXIT_PREEMPTED})"
-            return _end(f"{error}; {told}", EXIT_PREEMPTED)
+            advice = f"the same command continues (exit code {EXIT_PREEMPTED})"
+            return _end(f"{error}; {advice}", EXIT_PREEMPTED)
         if reason := _without_devices():
             return _end(f"error: {reason}", EXIT_USER_ERROR)
         raise
     except KeyboardInterrupt:
-        told = f"the same command {after_signal} (exit code {EXIT_PREEMPTED})"
-        return _end(f"stopped by a signal; {told}", EXIT_PREEMPTED)
+        advice = f"the same command {after_signal} (exit code {EXIT_PREEMPTED})"
+        return _end(f"stopped by a signal; {advice}", EXIT_PREEMPTED)
 
 
 def _end(line: str, code: int) -> int:
@@ -275,7 +276,7 @@ def _end(line: str, code: int) -> int:
 
 
 def _without_devices() -> str:
-    """Whatever failed: why JAX has no devices, if it has none."""
+    """Returns why JAX has no devices; "" if it has some or is not imported."""
     if "jax" not in sys.modules:
         return ""
     from afa import parallel
@@ -289,7 +290,7 @@ def _without_devices() -> str:
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does; while training, either is noted and obeyed between steps."""
+    """Makes SIGTERM stop as Ctrl-C does; training handles both between steps."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -301,5 +302,5 @@ def _stopping() -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """Tells of progress, beside the results on standard output."""
+    """Prints progress to standard error; results go to standard output."""
     print(text, file=sys.stderr)

@@ -1,15 +1,15 @@
-"""Two runs, or several seeds of two, on the same queries: `python -m experiments.compare`.
+"""Compares runs on the same queries: `python -m experiments.compare`.
 
     python -m experiments.compare runs/afa_0 runs/afa_1 --against runs/base_0 runs/base_1
 
-Prints every variant, protocol and condition that both sides have: the means, their difference with
-the 95 % interval over classes (a bootstrap: would other objects say the same?), the p-value of a
+Prints for every variant, protocol and condition that both sides have: the means, their difference
+with a 95 % bootstrap interval over classes (how it would vary with other objects), the p-value of a
 sign-flip test over classes, and, with several pairs, the 95 % interval over seeds.
 
     python -m experiments.compare runs/fold_0 runs/fold_1 runs/fold_2 --together
 
 Without --against: the mean of runs of one kind (seeds, or the folds of a cross-validation) with
-both intervals; --together adds what their fused descriptors find when joined to one vector.
+both intervals; --together adds the results of their concatenated fused descriptors.
 """
 
 import argparse
@@ -28,7 +28,7 @@ PROGRAM = "python -m experiments.compare"
 
 
 def parser() -> Parser:
-    """The command's options."""
+    """Returns the parser of the command line."""
     options = Parser(
         prog=PROGRAM,
         description=(__doc__ or "").partition("\n\n")[2],
@@ -36,17 +36,18 @@ def parser() -> Parser:
     )
     add = options.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="directories of finished runs")
-    add("--against", nargs="+", type=Path, default=(), metavar="RUN", help="as many others")
+    add("--against", nargs="+", type=Path, default=(), metavar="RUN",
+        help="the runs to compare with, in the same number")  # fmt: skip
     add("--together", action="store_true",
-        help="without --against: the runs' descriptors joined, too")  # fmt: skip
-    add("--metric", default="map_at_r", help="figure of the per-query table (default: map_at_r)")
+        help="without --against: also concatenate the descriptors of the runs")  # fmt: skip
+    add("--metric", default="map_at_r", help="metric of the per-query table (default: map_at_r)")
     add("--variant", default=None, help="only this variant of the table, such as fused")
     options.add_out()
     return options
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     return perform(parser, _main, words)
 
 
@@ -60,7 +61,7 @@ def _main(chosen: argparse.Namespace) -> int:
     loaded = comparison.load([*chosen.runs, *chosen.against])
     runs, others = loaded[: len(chosen.runs)], loaded[len(chosen.runs) :]
     if others and chosen.together:
-        raise UserError("--together does not go with --against: one kind of runs at a time")
+        raise UserError("--together and --against exclude each other")
     lines: list[Any]
     if others:
         lines = comparison.compare(runs, others, metric=chosen.metric)
@@ -77,15 +78,15 @@ def _main(chosen: argparse.Namespace) -> int:
     if others:
         columns = ["first", "second", "over classes", "p", "over seeds"]
         rows = [
-            [_percent(line.first), _percent(line.second), _told(line.classes, "+"),
-             f"{line.p:.4f}", _told(line.seeds, "+")]
+            [_percent(line.first), _percent(line.second), _interval(line.classes, "+"),
+             f"{line.p:.4f}", _interval(line.seeds, "+")]
             for line in lines
         ]  # fmt: skip
         title = f"{chosen.metric}, percent; difference of {len(runs)} runs"
     else:
         columns = ["mean", "over classes", "over runs", "each run"]
         rows = [
-            [_percent(line.mean), _told(line.classes), _told(line.runs),
+            [_percent(line.mean), _interval(line.classes), _interval(line.runs),
              " ".join(map(_percent, line.each))]
             for line in lines
         ]  # fmt: skip
@@ -103,10 +104,10 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _told(found: "Estimate | None", sign: str = "") -> str:
-    if found is None:
+def _interval(estimate: "Estimate | None", sign: str = "") -> str:
+    if estimate is None:
         return "-"
-    mean, low, high = (f"{100 * v:{sign}.1f}" for v in (found.mean, found.low, found.high))
+    mean, low, high = (f"{100 * v:{sign}.1f}" for v in (estimate.mean, estimate.low, estimate.high))
     return f"{mean} [{low}, {high}]"
 
 

@@ -1,9 +1,9 @@
-"""A trained run on a public benchmark: `python -m experiments.evaluate --run=DIR --benchmark=NAME`.
+"""Evaluates a trained run on a public benchmark: `python -m experiments.evaluate`.
 
     python -m experiments.evaluate --run=runs/afa_resnet50 --benchmark=roxford5k --path=DATA
 
-Describes queries and gallery with the run's networks, searches exactly, and prints the benchmark's
-figures with the 95 % interval of a bootstrap over queries (over classes, where there are some).
+Embeds queries and gallery with the networks of the run, searches exactly, and prints the metrics of
+the benchmark with a 95 % bootstrap interval over queries (over classes, if there are any).
 
   roxford5k, rparis6k  gnd_NAME.pkl and jpg/; easy, medium and hard
   gldv2                index.csv, retrieval_solution_v2.1.csv, index/ and test/; mAP@100
@@ -29,7 +29,7 @@ PROGRAM = "python -m experiments.evaluate"
 
 
 def parser() -> Parser:
-    """The command's options."""
+    """Returns the parser of the command line."""
     options = Parser(
         prog=PROGRAM,
         description=(__doc__ or "").partition("\n\n")[2],
@@ -38,15 +38,15 @@ def parser() -> Parser:
     add = options.add_argument
     add("--run", required=True, type=Path, help="directory of a finished run")
     add("--benchmark", required=True, metavar="NAME", help="one of the above")
-    add("--path", required=True, metavar="DIR", help="directory that holds it")
+    add("--path", required=True, metavar="DIR", help="directory of its files")
     add("--distractors", default=None, metavar="DIR",
-        help="images (all below it) that are searched too and never right")  # fmt: skip
+        help="folder of images that are added to the gallery and never correct")  # fmt: skip
     options.add_out()
     return options
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     return perform(parser, _main, words)
 
 

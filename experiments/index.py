@@ -1,4 +1,4 @@
-"""Makes and keeps an index over images of one's own, embedded with a trained run.
+"""Builds and changes an index of your own images, embedded with a trained run.
 
   python -m experiments.index build --run=DIR --images=DIR --out=DIR
   python -m experiments.index add --index=DIR --images=DIR
@@ -7,10 +7,9 @@
   python -m experiments.index tune --index=DIR --target_recall=0.98
   python -m experiments.index verify --index=DIR
 
-The path of an image within the folder is its id, the folder it lies in its class. All folders
-below are read. Hidden ones, formats that cannot be decoded here and folders of results are left out
-and told. Then
-`python -m experiments.search --index=DIR IMAGE` answers.
+The id of an image is its path relative to the folder; its class is the folder that contains it.
+Subfolders are read. Hidden folders, formats that cannot be decoded and folders of results are
+skipped and reported. Search it with `python -m experiments.search --index=DIR IMAGE`.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from afa.errors import UserError
 from afa.io import require_writable
 from experiments.cli import Parser, note, perform
-from experiments.search import tell
+from experiments.search import report_skipped
 
 if TYPE_CHECKING:
     from afa.data.listing import Found
@@ -33,7 +32,7 @@ PROGRAM = "python -m experiments.index"
 
 
 def parser() -> Parser:
-    """The command's options."""
+    """Returns the parser of the command line."""
     options = Parser(
         prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,7 +45,7 @@ def parser() -> Parser:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     return perform(parser, _main, words)
 
 
@@ -64,7 +63,7 @@ def _build(chosen: argparse.Namespace) -> None:
     from afa.retrieval.indexing import address, indexed
 
     settings = _settings(chosen, chosen.uri)
-    address(settings)  # settings are checked before the images are embedded
+    address(settings)  # checks the settings before the images are embedded
     require_writable(chosen.out, "--out")
     _refuse_same("--out", chosen.out, chosen.images)
     embedder = TrainedEmbedder.load(chosen.run)
@@ -85,35 +84,35 @@ def _add(chosen: argparse.Namespace) -> None:
     from afa.retrieval.search import Searcher
 
     searcher = Searcher.load(chosen.run, chosen.index)
-    there = searcher.index
+    built = searcher.index
     _refuse_same("--index", chosen.index, chosen.images)
     require_writable(chosen.index, "--index")
     found = _images(chosen.images, searcher.embedder.workdir.root, chosen.index)
     if not chosen.replace:  # before the images are embedded
-        there.require_new(found.ids)
+        built.require_new(found.ids)
     records = gallery.embed_folder(searcher.embedder, found, note)
-    before, held = len(there), there.holds(records.ids)
-    if held.any():
-        there.update(records.rows(held))
-    if not held.all():
-        there.add(records.rows(~held))
-    if "unknown" in there.manifest:
+    before, known = len(built), built.contains(records.ids)
+    if known.any():
+        built.update(records.rows(known))
+    if not known.all():
+        built.add(records.rows(~known))
+    if "unknown" in built.manifest:
         note("the gallery has changed: `no match` needs a new calibration (build --calibrate)")
-        there.manifest = {n: v for n, v in there.manifest.items() if n != "unknown"}
-    there.save()
-    _show({"before": before, **there.info()}, chosen.json)
+        built.manifest = {n: v for n, v in built.manifest.items() if n != "unknown"}
+    built.save()
+    _show({"before": before, **built.info()}, chosen.json)
 
 
 def _remove(chosen: argparse.Namespace) -> None:
     from afa.retrieval import index
 
-    there = index.load(chosen.index)
+    built = index.load(chosen.index)
     ids = (
         [line.strip() for line in sys.stdin if line.strip()] if chosen.ids == ["-"] else chosen.ids
     )
-    there.remove(_numbers(ids) if there.info()["ids"] == "whole numbers" else ids)
-    there.save()
-    _show(there.info(), chosen.json)
+    built.remove(_numbers(ids) if built.info()["ids"] == "whole numbers" else ids)
+    built.save()
+    _show(built.info(), chosen.json)
 
 
 def _numbers(words: Sequence[str]) -> list[int]:
@@ -121,7 +120,7 @@ def _numbers(words: Sequence[str]) -> list[int]:
         return [int(word) for word in words]
     except ValueError:
         odd = next(word for word in words if not word.lstrip("-").isdigit())
-        raise UserError(f"ids of this index are whole numbers, but {odd!r} is none") from None
+        raise UserError(f"ids of this index are whole numbers, but {odd!r} is not") from None
 
 
 def _info(chosen: argparse.Namespace) -> None:
@@ -153,12 +152,12 @@ def _verify(chosen: argparse.Namespace) -> None:
     from afa.retrieval.index.local import LocalIndex
     from afa.retrieval.search import Searcher
 
-    there = index.load(chosen.index)  # every file against its hash, every vector
-    if chosen.run is not None or "run" in there.manifest:
-        Searcher.load(chosen.run, chosen.index)  # ... and the networks against the vectors
-    facts = there.info()
-    if isinstance(there, LocalIndex) and len(there) > 1:
-        facts |= tuning.measure(there, there.records())
+    built = index.load(chosen.index)  # checks file hashes and vectors
+    if chosen.run is not None or "run" in built.manifest:
+        Searcher.load(chosen.run, chosen.index)  # checks that the networks match
+    facts = built.info()
+    if isinstance(built, LocalIndex) and len(built) > 1:
+        facts |= tuning.measure(built, built.records())
     _show(facts, chosen.json)
 
 
@@ -179,17 +178,17 @@ def _settings(chosen: argparse.Namespace, uri: str) -> Any:
 def _refuse_same(option: str, directory: Path, folder: Path) -> None:
     if directory.resolve() == folder.resolve():
         raise UserError(
-            f"{option}={directory}: is the folder of the images, and its sheets of results would "
-            "be taken for images; name another directory"
+            f"{option}={directory}: is the folder of the images, and result images in it would be "
+            "taken for gallery images; give another directory"
         )
 
 
 def _images(folder: Path, *results: Path) -> "Found":
-    """The images of a folder, without folders of results; what else is left out is told."""
+    """Lists the images of a folder, without folders of results; reports skipped files."""
     from afa.data.listing import some_under
 
     found = some_under(folder, results)
-    tell(found)
+    report_skipped(found)
     return found
 
 
@@ -199,8 +198,8 @@ def _unknown(embedder: Any, found: "Found", records: Any) -> list[float]:
     from afa.retrieval import calibration, gallery
 
     unknown_queries = gallery.embed_folder(embedder, found, note)
-    apart = np.full(len(unknown_queries), -1)  # of no class that the gallery holds
-    best = calibration.best_scores(unknown_queries.vectors, apart, records.vectors, records.labels)
+    labels = np.full(len(unknown_queries), -1)  # of no class in the gallery
+    best = calibration.best_scores(unknown_queries.vectors, labels, records.vectors, records.labels)
     return list(best.scores)
 
 
@@ -228,7 +227,7 @@ def _directory(action: Parser, name: str, text: str) -> None:
 
 
 def _json_option(action: Parser) -> None:
-    action.add_argument("--json", action="store_true", help="the figures as one JSON object")
+    action.add_argument("--json", action="store_true", help="print the results as one JSON object")
 
 
 def _tuning_options(action: Parser, required: bool) -> None:
@@ -237,7 +236,7 @@ def _tuning_options(action: Parser, required: bool) -> None:
     usual = RetrievalConfig()
     action.add_argument(
         "--target_recall", type=float, required=required, default=0.0, metavar="SHARE",
-        help="recall that the settings of scann:// are tuned for by measurement, such as 0.98",
+        help="recall to tune the settings of scann:// for, by measurement, such as 0.98",
     )  # fmt: skip
     action.add_argument(
         "--tune_seconds", type=float, default=usual.tune_seconds, metavar="SECONDS",
@@ -245,7 +244,7 @@ def _tuning_options(action: Parser, required: bool) -> None:
     )  # fmt: skip
     action.add_argument(
         "--tune_for", choices=("batch", "single"), default=usual.tune_for,
-        help="speed of many queries in one call, or of one query after the other "
+        help="optimise the speed of many queries in one call, or of one query per call "
         f"(default: {usual.tune_for})",
     )  # fmt: skip
 
@@ -259,7 +258,7 @@ def _build_options(action: Parser) -> None:
     )
     action.add_argument(
         "--calibrate", type=Path, default=None, metavar="DIR",
-        help="images of objects that the gallery does not hold, so that a search can answer "
+        help="folder of images of objects that are not in the gallery, so that a search can report "
         "`no match`",
     )  # fmt: skip
     _tuning_options(action, required=False)
@@ -271,7 +270,7 @@ def _add_options(action: Parser) -> None:
     _run_option(action)
     _directory(action, "--images", "folder of images")
     action.add_argument(
-        "--replace", action="store_true", help="images whose id is there are embedded again"
+        "--replace", action="store_true", help="replace images whose id is already in the index"
     )
 
 
@@ -283,13 +282,15 @@ def _verify_options(action: Parser) -> None:
 def _run_option(action: Parser) -> None:
     action.add_argument(
         "--run", type=Path, default=None, metavar="DIR",
-        help="the run that made it, where it does not stand beside the index any more",
+        help="the run that embedded the index (default: the one that the index names)",
     )  # fmt: skip
 
 
 def _remove_options(action: Parser) -> None:
     _index_option(action)
-    action.add_argument("ids", nargs="+", metavar="ID", help="id, or - for one a line")
+    action.add_argument(
+        "ids", nargs="+", metavar="ID", help="id, or - to read one per line from standard input"
+    )
 
 
 def _tune_options(action: Parser) -> None:
@@ -299,14 +300,14 @@ def _tune_options(action: Parser) -> None:
 
 Action = tuple[Callable[[argparse.Namespace], None], str, Callable[[Parser], None]]
 ACTIONS: dict[str, Action] = {
-    "build": (_build, "embeds a folder of images and builds an index", _build_options),
-    "add": (_add, "adds the images of a folder", _add_options),
-    "remove": (_remove, "removes images by their ids", _remove_options),
-    "info": (_info, "says what an index holds and how it searches", _index_option),
-    "tune": (_tune, "chooses the settings of scann:// by measurement", _tune_options),
+    "build": (_build, "embed a folder of images and build an index", _build_options),
+    "add": (_add, "add the images of a folder", _add_options),
+    "remove": (_remove, "remove images by id", _remove_options),
+    "info": (_info, "print the size, engine and settings of an index", _index_option),
+    "tune": (_tune, "choose the settings of scann:// by measurement", _tune_options),
     "verify": (
         _verify,
-        "checks its files, vectors and networks, and measures recall and speed",
+        "check files, vectors and networks, and measure recall and speed",
         _verify_options,
     ),
 }

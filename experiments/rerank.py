@@ -1,10 +1,10 @@
-"""What re-ranking gains with a trained run: `python -m experiments.rerank --run=DIR`.
+"""Measures the gain of re-ranking with a trained run: `python -m experiments.rerank --run=DIR`.
 
-Describes the images of the run's data set, fits whitening on training classes, chooses every
-method's settings on validation classes, and prints its gain and cost on the test classes. No query
-is in the gallery that is searched: a method would have prepared the gallery with it. Costs
-are milliseconds to embed a query (as one of a batch), milliseconds to rank the gallery for it,
-and seconds to prepare the gallery. The chosen settings are kept with the run, for
+Embeds the images of the run's data set, fits whitening on training classes, chooses the settings of
+every method on validation classes, and prints gain and cost on test classes. Queries are never in
+the searched gallery, because methods that prepare the gallery would use them. Costs are
+milliseconds to embed a query (in a batch), milliseconds to rank the gallery for it, and seconds to
+prepare the gallery. The chosen settings are stored with the run and used by
 `experiments.search --rerank=NAME`.
 """
 
@@ -19,21 +19,21 @@ from afa.errors import UserError
 from experiments.cli import Parser, note, perform
 
 PROGRAM = "python -m experiments.rerank"
-LARGEST_SCALE = 8.0  # of whose images one still fits into memory
+LARGEST_SCALE = 8.0  # images of larger scales may not fit in memory
 
 
 def parser() -> Parser:
-    """The command's options."""
+    """Returns the parser of the command line."""
     options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
     add = options.add_argument
     add("--run", required=True, type=Path, help="directory of a finished run")
     add("--protocol", default=None,
-        help="of the test queries; halves: half of every class's images searched among the others "
-        "(default: the first that the test split has)")  # fmt: skip
+        help="protocol of the test queries; halves: half of the images of every class are searched "
+        "among the others (default: the first that the test split supports)")  # fmt: skip
     add("--methods", type=_listed, default=None, metavar="A,B",
         help="such as alpha_query_expansion,geometric_verification (default: all)")  # fmt: skip
     add("--scales", type=_scales, default=(1.0,), metavar="A,B",
-        help="scales of the images whose mean descriptors all methods begin with, such as "
+        help="image scales; all methods start from the mean descriptors over them, such as "
         "1,0.7,0.5 (default: 1)")  # fmt: skip
     add("--queries", type=int, default=0, metavar="N",
         help="validation and test queries, drawn evenly over classes (default: all)")  # fmt: skip
@@ -51,13 +51,13 @@ def _scales(text: str) -> tuple[float, ...]:
     except ValueError:
         found = ()
     if not found or not all(0 < each <= LARGEST_SCALE for each in found):
-        allowed = f"numbers above 0 and up to {LARGEST_SCALE:g}, as 1,0.7"
+        allowed = f"numbers above 0 and up to {LARGEST_SCALE:g}, such as 1,0.7"
         raise argparse.ArgumentTypeError(f"{text!r}: {allowed}")
     return found
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     return perform(parser, _main, words)
 
 
@@ -80,21 +80,21 @@ def _main(chosen: argparse.Namespace) -> int:
     dataset = registry.load(embedder.config.data)
     protocol = _protocol(chosen.protocol, dataset.test)
     networks = build_networks(embedder.config, embedder.record["training_classes"])
-    known = Embedding(networks, embedder.config), embedder.variables, embedder.record["weights"]
+    model = Embedding(networks, embedder.config), embedder.variables, embedder.record["weights"]
     splits = {}
     for name, images in dataset.splits.items():
         if name == "train" and not set(reranking.WHITENING) & set(names):
             continue
         note(f"embedding {len(images)} {name} images")
-        # What is fitted on training classes needs their descriptors alone.
+        # Training images are used for whitening, which needs only their descriptors.
         needed = () if name == "train" else names
-        splits[name] = reranking.embed_split(*known, images, needed, chosen.scales)
+        splits[name] = reranking.embed_split(*model, images, needed, chosen.scales)
     lines = reranking.study(splits, protocol, note, names, chosen.queries)
     table(f"{dataset.name}, {protocol}: test classes", [_row(one) for one in lines], COLUMNS)
     if chosen.scales == (1.0,):
-        kept = serving.save(chosen.run, {line.method: line.settings for line in lines})
-        if kept:
-            note(f"experiments.search --rerank=NAME now knows {', '.join(kept)}")
+        saved = serving.save(chosen.run, {line.method: line.settings for line in lines})
+        if saved:
+            note(f"experiments.search --rerank=NAME can now use {', '.join(saved)}")
     if chosen.out:
         figures = [_figures(one) for one in lines]
         write_json(chosen.out, {
@@ -109,7 +109,7 @@ def _protocol(name: str | None, images: Any) -> str:
 
     allowed = supported_protocols(images)
     if name is not None and name not in allowed:
-        raise UserError(f"--protocol={name!r}: the test split allows {', '.join(allowed)}")
+        raise UserError(f"--protocol={name!r}: the test split supports {', '.join(allowed)}")
     return name or allowed[0]
 
 

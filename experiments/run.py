@@ -1,7 +1,7 @@
 """Trains, evaluates, exports and searches: `python -m experiments.run --exp=NAME [--FIELD=VALUE]`.
 
-Exit codes: 0 done; 2 a mistake in the command or the data, told in one line; 3 training diverged;
-75 stopped by SIGTERM or Ctrl-C with everything saved: the same command goes on.
+Exit codes: 0 done; 2 error in the command or the data, reported in one line; 3 training diverged;
+75 stopped by SIGTERM or Ctrl-C with everything saved: the same command continues.
 """
 
 import json
@@ -24,31 +24,31 @@ PROGRAM = "python -m experiments.run"
 
 @dataclass(frozen=True)
 class Command(ExperimentConfig):
-    """One experiment, with any of its settings changed."""
+    """An experiment; any of its settings can be changed."""
 
     exp: str = ""
-    """Experiment to run; `list` names them all."""
+    """Experiment to run; `list` prints all."""
     workdir: str = ""
     """Directory of the run (empty: runs/EXPERIMENT)."""
     scale: Scale = "auto"
-    """laptop: small images and a short schedule; auto: laptop where there is no accelerator."""
+    """laptop: small images and a short schedule; auto: laptop if there is no accelerator."""
     dry_run: bool = False
-    """Print the configuration, parameters, operations and memory, and stop."""
+    """Print the configuration, parameters, operations and memory, and exit."""
 
 
 def parse(words: Sequence[str]) -> Command:
-    """The command line as a configuration: the experiment's, with the given fields changed.
+    """Returns the configuration of the experiment with the given fields changed.
 
     Raises:
-      UserError: unknown experiment or field, or a value that does not fit its field.
+      UserError: an unknown experiment or field, or an invalid value.
     """
     given = cli.given_fields(words)
     exp, scale = given.get("exp", ""), given.get("scale", "auto")
     base = configured(exp, scale, given) if exp not in ("", "list") else ExperimentConfig()
-    if LOSS_NAME in given:  # its settings take the place of those of the recipe's loss
+    if LOSS_NAME in given:  # its settings replace those of the experiment's loss
         base = with_changes(base, **{LOSS_NAME: given[LOSS_NAME]})
     default = Command(**{name: getattr(base, name) for name in base.__dataclass_fields__})
-    losses = f"Metric losses: {', '.join(LOSSES)}; --loss.name=NAME --help shows the settings."
+    losses = f"Metric losses: {', '.join(LOSSES)}; --loss.name=NAME --help shows their settings."
     about = f"{__doc__}\n{losses}"
     command = cli.fields(words, default, PROGRAM, about, switches=("dry_run",))
     refuse_unread(_settings(command), base)
@@ -61,9 +61,9 @@ def _settings(command: Command) -> ExperimentConfig:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     words = list(sys.argv[1:] if words is None else words)
-    return cli.guarded(lambda: _main(words), after_signal="goes on from the last checkpoint")
+    return cli.guarded(lambda: _main(words), after_signal="continues from the last checkpoint")
 
 
 def _main(words: Sequence[str]) -> int:
@@ -83,8 +83,8 @@ def _main(words: Sequence[str]) -> int:
         if command.dry_run:
             return _dry_run(command.exp, config)
         if is_laptop(command.scale):
-            print(f"{command.exp} at laptop scale (no accelerator, or asked for); --scale=full "
-                  "trains for real")  # fmt: skip
+            print(f"{command.exp} at laptop scale (no accelerator, or requested); --scale=full "
+                  "trains at full scale")  # fmt: skip
         execute(command.exp, config, Path(command.workdir or Path("runs") / command.exp))
     return 0
 

@@ -1,9 +1,9 @@
 """Searches with a trained run: `python -m experiments.search --run=DIR [--json] IMAGE ...`, or in
 an index of other images: `python -m experiments.search --index=DIR IMAGE ...`.
 
-A IMAGE is a file, a folder (all images under it), a file:// address, or - for a list of them
-on standard input, one a line. Prints id, class and similarity of the most similar images of
-the gallery, and saves an image of the query with its results beside each query's answer.
+IMAGE is a file, a folder (all images in it and its subfolders), a file:// address, or - to read
+them from standard input, one per line. Prints id, class and similarity of the most similar gallery
+images, and saves an image of each query with its results.
 """
 
 import argparse
@@ -24,7 +24,7 @@ PROGRAM = "python -m experiments.search"
 
 
 def parser() -> Parser:
-    """The command's options."""
+    """Returns the parser of the command line."""
     options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
     options.add_argument(
         "images", nargs="+", metavar="IMAGE", help="file, folder, file:// address, or -"
@@ -35,46 +35,48 @@ def parser() -> Parser:
     )  # fmt: skip
     options.add_argument(
         "--index", type=Path, default=None,
-        help="directory of an index, as experiments.index makes it (default: that of the run)",
+        help="directory of an index built by experiments.index (default: that of the run)",
     )  # fmt: skip
     options.add_argument(
         "--results", type=int, default=None,
-        help="results a query (default: retrieval.results of the run, at most the whole gallery)",
+        help="results per query (default: retrieval.results of the run, at most the gallery size)",
     )  # fmt: skip
     options.add_argument(
         "--false_matches", type=float, default=None, metavar="SHARE",
-        help="answer `no match` below the score that this share of unknown objects reaches, such "
+        help="report `no match` below the score that this share of unknown objects reaches, such "
         "as 0.05",
     )  # fmt: skip
     options.add_argument(
         "--rerank", default=None, metavar="NAME",
-        help="rank the gallery anew, such as k_reciprocal, with the settings that "
-        "experiments.rerank chose",
+        help="re-ranking method, such as k_reciprocal, with the settings that experiments.rerank "
+        "chose",
     )  # fmt: skip
-    options.add_argument("--json", action="store_true", help="one JSON object a query, one a line")
+    options.add_argument(
+        "--json", action="store_true", help="print one JSON object per query, one per line"
+    )
     options.add_argument(
         "--sheets", type=Path, default=None,
-        help="where the images of the results go (default: DIR/searches)",
+        help="directory of the result images (default: DIR/searches)",
     )  # fmt: skip
     return options
 
 
-def images(words: Iterable[str], apart: Sequence[Path] = ()) -> list[Path]:
-    """The files that the command's words stand for, in their order; a folder's sorted by name.
+def images(words: Iterable[str], exclude: Sequence[Path] = ()) -> list[Path]:
+    """Returns the image files of the arguments, in order; those of a folder are sorted by name.
 
     Args:
       words: files, folders, file:// addresses, or - for standard input.
-      apart: folders of results, which are left out of folders that hold them.
+      exclude: folders of results, which are skipped.
 
     Raises:
-      UserError: a folder without images, an address that is not of a local file, or no word.
+      UserError: a folder without images, an address that is not a local file, or no arguments.
     """
     from afa.data.listing import some_under
 
     found: list[Path] = []
     for word in words:
         if word == "-":
-            found += images((line.strip() for line in sys.stdin if line.strip()), apart)
+            found += images((line.strip() for line in sys.stdin if line.strip()), exclude)
             continue
         address = urlsplit(word)
         if address.scheme and "://" in word:
@@ -85,33 +87,33 @@ def images(words: Iterable[str], apart: Sequence[Path] = ()) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        under = some_under(path, apart)
-        tell(under)
+        under = some_under(path, exclude)
+        report_skipped(under)
         found += under.paths
     if not found:
         raise UserError("no query images: standard input was empty")
     return found
 
 
-def tell(found: "Found") -> None:
-    """Says on standard error what of a folder is left out."""
+def report_skipped(found: "Found") -> None:
+    """Prints the skipped files of a folder to standard error."""
     for line in found.summaries():
-        print(f"left out of {found.root}: {line}", file=sys.stderr)
+        print(f"skipped in {found.root}: {line}", file=sys.stderr)
 
 
 def _json(values: dict[str, Any]) -> str:
-    """One line of JSON; a name with bytes that are no UTF-8 is written with escapes."""
+    """Returns one line of JSON; names that are not UTF-8 are escaped."""
     text = json.dumps(values, ensure_ascii=False)
     return json.dumps(values) if any("\ud800" <= c <= "\udfff" for c in text) else text
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     return perform(parser, _main, words)
 
 
 def _main(chosen: argparse.Namespace) -> int:
-    # Here and not above: `--help` and a misspelt option answer at once.
+    # Imported here so that `--help` and errors in options are fast.
     from afa.retrieval.search import Searcher
 
     results = (chosen.run, chosen.index, chosen.sheets)

@@ -1,10 +1,10 @@
-"""Published weights: `python -m experiments.weights` with `--list`, `--check FILE`, `--export RUN`.
+"""Pretrained weights: `python -m experiments.weights --list`, `--check FILE` or `--export RUN`.
 
 --list shows every backbone with the source and licence of its published weights, parameters,
-operations of one image and input size. --check reads a file, a directory, a run of ours or
-hf://org/name, tells which backbone it belongs to, what becomes of every parameter, and, with
---logits, whether the network computes what its makers say it does. --export writes the backbone of
-a run as safetensors, under the names that torchvision or timm have for it.
+operations per image and input size. --check reads a file, a directory, a run of afa or
+hf://org/name, and reports the backbone that it belongs to, how every parameter is used, and, with
+--logits, whether the network reproduces published logits. --export writes the backbone of a run as
+safetensors, with the parameter names of torchvision or timm.
 """
 
 import argparse
@@ -22,30 +22,35 @@ from experiments.cli import Parser, perform
 PROGRAM = "python -m experiments.weights"
 SHOWN = 20  # parameters of each kind that --check names
 MISFITS = ("missing", "unexpected", "mismatched")
-TOLERANCE = 1e-3  # of --logits, relative to the largest
+TOLERANCE = 1e-3  # of --logits, relative to the largest absolute value
 
 
 def parser() -> Parser:
-    """The command's options."""
+    """Returns the parser of the command line."""
     options = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
     one = options.add_mutually_exclusive_group(required=True)
     one.add_argument("--list", action="store_true", help="show every backbone")
-    one.add_argument("--check", metavar="FILE", help="look at a file of weights")
+    one.add_argument("--check", metavar="FILE", help="check a file of weights")
     one.add_argument("--export", metavar="RUN", help="write the backbone of a run")
     options.add_argument("--to", type=Path, metavar="FILE", help="with --export: the file")
-    options.add_argument("--backbone", metavar="NAME", help="with --check: the only one to try")
     options.add_argument(
-        "--part", metavar="NAME", default="", help="with --check: as backbone.part of a run"
+        "--backbone", metavar="NAME", help="with --check: the only backbone to try"
+    )
+    options.add_argument(
+        "--part",
+        metavar="NAME",
+        default="",
+        help="with --check: part of the file, as backbone.part of a run",
     )
     options.add_argument(
         "--logits", type=Path, metavar="FILE",
-        help="with --check: npz of arrays images (uint8, NHWC), logits and perhaps labels",
+        help="with --check: npz with arrays images (uint8, NHWC), logits and optionally labels",
     )  # fmt: skip
     return options
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     return perform(parser, _main, words)
 
 
@@ -84,9 +89,9 @@ def _export(run: str, target: Path) -> None:
     from afa.models.pretrained import files
 
     if target.suffix != ".safetensors":
-        raise UserError(f"--to={target}: the file has to end in .safetensors")
+        raise UserError(f"--to={target}: the name must end in .safetensors")
     if not (Path(run) / files.CHECKPOINTS).is_dir():
-        raise UserError(f"--export={run}: is no run of ours")
+        raise UserError(f"--export={run}: is not a run of afa")
     require_writable(target.absolute().parent, "--to")
     file = files.read(run)
     write_bytes(target, files.safetensors_of(file))
@@ -99,14 +104,14 @@ def _check(source: str, backbone: str | None, part: str, logits: Path | None) ->
 
     console = Console(stderr=True)
     with console.status("comparing") as status:
-        found = zoo.identify(
+        match = zoo.identify(
             source,
             [backbone] if backbone else None,
             lambda name: status.update(f"trying {name}"),
             part,
         )
-    report, weights = found.report, found.weights
-    print(f"backbone   {found.name}, {weights.names} names")
+    report, weights = match.report, match.weights
+    print(f"backbone   {match.name}, {weights.names} names")
     print(f"sha256     {weights.sha256}")
     expected = weights.preprocessing
     mean, std = ([round(value, 4) for value in each] for each in (expected.mean, expected.std))
@@ -120,37 +125,37 @@ def _check(source: str, backbone: str | None, part: str, logits: Path | None) ->
     for kind, names in (kinds | {"outside": weights.outside}).items():
         few = ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
         print(f"{kind:<10} {len(names)}{'' if kind == 'loaded' or not names else ': ' + few}")
-    # A run does without the published classifier, so that nothing of it decides.
+    # A run does not use the published classifier, so that its parameters need not match.
     misfits = [name.partition(":")[0] for kind in MISFITS for name in kinds[kind]]
     headless = bool(misfits) and all(map(pretrained.of_classifier, misfits))
     fits = not report.invalid and (headless or not misfits)
     if fits and logits:
-        fits = _compare(found, logits)
+        fits = _compare(match, logits)
     without = ", without the published classifier" if headless else ""
     print(f"fits{without}" if fits else "does not fit")
     return 0 if fits else 2
 
 
-def _compare(found: object, path: Path) -> bool:
-    """Our logits beside the published ones."""
+def _compare(match: object, path: Path) -> bool:
+    """Compares logits with published ones; returns whether they agree."""
     from afa.models.pretrained import zoo
     from afa.models.pretrained.zoo import Identification
 
-    assert isinstance(found, Identification)
+    assert isinstance(match, Identification)
     try:
         with np.load(path, allow_pickle=False) as file:
             stored = {name.partition("_")[0]: file[name] for name in file.files}
-        images, wanted = stored["images"], stored["logits"]
+        images, expected = stored["images"], stored["logits"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--logits={path}: needs arrays images and logits ({error})") from None
-    ours = zoo.classify(found, images)
-    apart = float(np.abs(ours - wanted).max() / np.abs(wanted).max())
-    same = float((ours.argmax(-1) == wanted.argmax(-1)).mean())
-    print(f"logits     at most {apart:.1e} apart, relative; same first class {100 * same:.0f} %")
+    logits = zoo.classify(match, images)
+    error = float(np.abs(logits - expected).max() / np.abs(expected).max())
+    same = float((logits.argmax(-1) == expected.argmax(-1)).mean())
+    print(f"logits     largest relative error {error:.1e}; same top-1 class {100 * same:.0f} %")
     if "labels" in stored:
-        right = float((ours.argmax(-1) == stored["labels"]).mean())
-        print(f"labels     {100 * right:.0f} % right")
-    return apart <= TOLERANCE
+        right = float((logits.argmax(-1) == stored["labels"]).mean())
+        print(f"labels     {100 * right:.0f} % correct")
+    return error <= TOLERANCE
 
 
 if __name__ == "__main__":

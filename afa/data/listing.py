@@ -145,7 +145,7 @@ def some_under(root: Path, exclude: Sequence[Path] = ()) -> Found:
     found = images_under(root, exclude)
     if not found.files:
         lines = "".join(f"; skipped: {line}" for line in found.summaries())
-        raise UserError(f"{root}: holds no images{lines}")
+        raise UserError(f"{root}: contains no images{lines}")
     return found
 
 

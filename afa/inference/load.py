@@ -63,7 +63,7 @@ class TrainedEmbedder:
         directory = Path(directory)
         workdir = Workdir(directory)
         if workdir.stored() is None:
-            raise UserError(f"--run={directory}: holds no run (config.json is missing)")
+            raise UserError(f"--run={directory}: contains no run (config.json is missing)")
         if not workdir.result.is_file():
             raise UserError(f"--run={directory}: the run is not finished; start it again to resume")
         manifest = read_manifest(workdir.embeddings)

@@ -24,7 +24,7 @@ def embed_folder(embedder: TrainedEmbedder, found: Found, note: Note) -> Records
     Args:
       embedder: networks of a run.
       found: the images of the folder.
-      note: receives lines of progress, and the images that are left out because they cannot be
+      note: receives lines of progress, and the images that are skipped because they cannot be
         read.
 
     Raises:
@@ -32,7 +32,7 @@ def embed_folder(embedder: TrainedEmbedder, found: Found, note: Note) -> Records
     """
     readable = _readable(found, note)
     if not readable:
-        raise UserError(f"{found.root}: holds no images that can be read")
+        raise UserError(f"{found.root}: contains no images that can be read")
     all_paths, all_ids = found.paths, found.ids
     paths, ids = [all_paths[i] for i in readable], [all_ids[i] for i in readable]
     vectors = []
@@ -59,7 +59,7 @@ def _readable(found: Found, note: Note) -> list[int]:
     bad = [i for i, reason in enumerate(reasons) if reason]
     names = found.ids
     for i in bad[:SHOWN]:
-        note(f"left out {printable(names[i])}: {reasons[i]}")
+        note(f"skipped {printable(names[i])}: {reasons[i]}")
     if len(bad) > SHOWN:
-        note(f"left out {len(bad)} images that cannot be read")
+        note(f"skipped {len(bad)} images that cannot be read")
     return [i for i, reason in enumerate(reasons) if not reason]

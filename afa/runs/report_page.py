@@ -84,7 +84,7 @@ def page(
         restored=result["metrics"]["restoration"],
         notes=[
             *restoration.warnings(result["metrics"]["restoration"], config.data.corruptions),
-            *(f"left out: {each}" for each in dataset.skipped),
+            *(f"skipped: {each}" for each in dataset.skipped),
         ],
     )
 

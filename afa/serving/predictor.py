@@ -177,11 +177,11 @@ def _manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{directory} holds no package: {MANIFEST} is missing") from None
+        raise UserError(f"{directory} contains no package: {MANIFEST} is missing") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
-        raise UserError(f"{directory} holds no package: {MANIFEST} is not that of a package")
+        raise UserError(f"{directory} contains no package: {MANIFEST} is not that of a package")
     if manifest.get("format") != FORMAT:
         raise UserError(
             f"{directory} is a package of format {manifest.get('format')}, this version reads "

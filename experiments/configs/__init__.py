@@ -1,8 +1,8 @@
-"""Experiments, one file each, found by themselves: `python -m experiments.run --exp=list`.
+"""Experiments, one file each; `python -m experiments.run --exp=list` lists them.
 
-An experiment's file opens with its purpose (first line), command, hardware, wall time and expected
-figures, and defines `config(laptop) -> ExperimentConfig`. For every experiment `afa_X` there is a
-baseline by rule: `baseline_X`, the same without the adversarial part.
+The docstring of an experiment has its purpose (first line), command, hardware, wall time and
+expected metrics. The file defines `config(laptop) -> ExperimentConfig`. Every experiment `afa_X`
+also defines its baseline `baseline_X`, the same without the adversarial part.
 """
 
 import importlib
@@ -16,17 +16,17 @@ METHOD, BASELINE = "afa_", "baseline_"
 
 
 def names() -> list[str]:
-    """Every experiment, sorted."""
+    """Returns the names of all experiments, sorted."""
     files = [module.name for module in pkgutil.iter_modules(__path__)]
     baselines = [BASELINE + x.removeprefix(METHOD) for x in files if x.startswith(METHOD)]
     return sorted([*files, *baselines])
 
 
 def find(name: str) -> Callable[[bool], ExperimentConfig]:
-    """The `config` function of an experiment.
+    """Returns the `config` function of an experiment.
 
     Raises:
-      UserError: no such experiment; the nearest is named.
+      UserError: unknown experiment; the message suggests the nearest name.
     """
     choose("exp", name, dict.fromkeys(names()))
     config = _module(name).config
@@ -36,9 +36,9 @@ def find(name: str) -> Callable[[bool], ExperimentConfig]:
 
 
 def purpose(name: str) -> str:
-    """One line that says what an experiment is for."""
+    """Returns the purpose of an experiment in one line."""
     if name.startswith(BASELINE):
-        return f"The baseline of {_method(name)}: the same without the adversarial part."
+        return f"Baseline of {_method(name)}: the same without the adversarial part."
     return (_module(name).__doc__ or "").partition("\n")[0]
 
 

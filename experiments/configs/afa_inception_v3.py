@@ -1,8 +1,7 @@
 """AFA-SVR with an Inception v3.
 
 Command: python -m experiments.run --exp=afa_inception_v3
-Full scale fine-tunes the published weights, which need the extra `hub`; laptop scale trains from
-scratch.
+Full scale fine-tunes published weights (needs the extra `hub`). Laptop scale trains from scratch.
 Hardware, wall time and figures: not measured yet.
 """
 
@@ -11,7 +10,7 @@ from experiments.configs import afa_resnet50
 
 
 def config(laptop: bool) -> ExperimentConfig:
-    """As afa_resnet50."""
+    """Same as afa_resnet50, with another backbone."""
     return afa_resnet50.on(
         laptop,
         "inception_v3",

@@ -1,16 +1,16 @@
 """AFA-SVR with a ResNet-50 on the synthetic objects: the main job.
 
 Command: python -m experiments.run --exp=afa_resnet50
-Laptop scale, two cores of an AMD EPYC (Milan, AVX2), 2026-11-26: 340 s, up to 420 s beside other
-work. Test classes, leave-one-out, exact search, seeds 0 to 2, mean and 95 % interval, R@1 / MAP@R
+Laptop scale, two cores of an AMD EPYC (Milan, AVX2), 2026-11-26: 340 s, up to 420 s under other
+load. Test classes, leave-one-out, exact search, seeds 0 to 2, mean and 95 % interval, R@1 / MAP@R
 in %:
-  fused       clean 53.0 ± 6.1 / 21.3 ± 3.2, seen corruptions 37.1 ± 13.5 / 15.3 ± 3.0,
-              unseen 40.2 ± 4.5 / 15.7 ± 0.9
-  raw pixels  clean 31.6 / 5.6, seen 24.5 / 4.5, unseen 27.8 / 5.1
-The schedule was chosen on validation classes alone.
+  fused       clean 53.0 ± 6.1 / 21.3 ± 3.2, trained corruptions 37.1 ± 13.5 / 15.3 ± 3.0,
+              held-back 40.2 ± 4.5 / 15.7 ± 0.9
+  raw pixels  clean 31.6 / 5.6, trained 24.5 / 4.5, held-back 27.8 / 5.1
+The schedule was chosen on validation classes only.
 Full scale fine-tunes the weights of torchvision's first training recipe, which need the extra `hub`
-or a file of them (--backbone.weights=FILE); --backbone.weights=random trains from scratch. Not
-measured yet.
+or a file (--backbone.weights=FILE); --backbone.weights=random trains from scratch. Not measured
+yet.
 """
 
 from typing import Any
@@ -24,11 +24,11 @@ def config(laptop: bool) -> ExperimentConfig:
 
 
 def on(laptop: bool, backbone: str, weights: str, **changes: Any) -> ExperimentConfig:
-    """The same job on another backbone, with other fields changed.
+    """Returns the configuration with another backbone and `changes`.
 
-    At full scale the published `weights` are fine-tuned: new parts of F learn alone for an epoch,
-    then the backbone with a tenth of their rate, its BatchNorm statistics as they were published.
-    `--backbone.weights=random` takes these settings back. Laptop scale trains from scratch.
+    Full scale fine-tunes the published `weights`: for one epoch only the new parts of F, then also
+    the backbone, with a tenth of their learning rate and the published BatchNorm statistics.
+    `--backbone.weights=random` resets these settings. Laptop scale trains from scratch.
     """
     full = with_changes(
         ExperimentConfig(),
@@ -36,7 +36,7 @@ def on(laptop: bool, backbone: str, weights: str, **changes: Any) -> ExperimentC
             "data.image_size": 224,
             "data.render_size": 256,
             "data.batch_size": 128,
-            # F twice beside G and D: at half of the batch no more memory than a step of F.
+            # G and D use F twice: half the batch takes no more memory than a step of F.
             "generator.batch_size": 64,
             "train.steps": "100ep",
             "backbone.weights": weights,
@@ -57,7 +57,7 @@ def _laptop(full: ExperimentConfig) -> ExperimentConfig:
             "data.render_size": 96,
             "data.batch_size": 32,
             "data.sampler": "shuffle",
-            # Some five epochs: no image is seen often enough to need strong changes.
+            # About five epochs: too few for strong augmentation.
             "data.corrupt_probability": 0.25,
             "data.crop_scale": 0.8,
             "data.jitter": 0.1,
@@ -71,7 +71,7 @@ def _laptop(full: ExperimentConfig) -> ExperimentConfig:
             "train.keep_best": 1,
             "embedder.embedding_dim": 256,
             "embedder.standardise": True,
-            # Many small steps; F's distance would cost more than all the rest of G's step.
+            # Many small steps; the feature loss would cost more than the rest of the step.
             "generator.batch_size": 16,
             "adversarial.lambda_features": 0.0,
             "optim.generator_learning_rate": 2e-3,

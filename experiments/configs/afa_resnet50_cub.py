@@ -1,10 +1,11 @@
 """AFA-SVR with a ResNet-50 on Caltech-UCSD Birds 200-2011.
 
 Command: python -m experiments.run --exp=afa_resnet50_cub --scale=full --data.path=TFDS_DATA_DIR
-Full scale fine-tunes published weights (`afa_resnet50`); --backbone.weights=random does without.
-Hardware and wall time: not measured yet; the recipe is exercised at laptop scale on made-up data
-of the same features.
-Published baseline to hold it against: Proxy-Anchor, ResNet-50, 512-d: R@1 69.9 %
+Full scale fine-tunes published weights (`afa_resnet50`), or trains from scratch with
+--backbone.weights=random.
+Hardware and wall time: not measured yet; tested at laptop scale on random data with the same
+features.
+Published baseline: Proxy-Anchor, ResNet-50, 512-d: R@1 69.9 %
 (authors' table, github.com/tjddus9597/Proxy-Anchor-CVPR2020, pretrained on ImageNet).
 Protocol: the first 100 classes train and validate, the last 100 test.
 """
@@ -22,6 +23,6 @@ def config(laptop: bool) -> ExperimentConfig:
             "data.crop_fraction": 0.875,
             "loss.name": "proxy_anchor",
         }
-        # The backbone learns at 1e-4, as its authors have it: a tenth of the rate of new parts.
+        # The backbone is trained at 1e-4, as by its authors: a tenth of the rate of new parts.
         | ({} if laptop else {"train.steps": "60ep"}),
     )

@@ -1,8 +1,8 @@
 """AFA-SVR with a SqueezeNet 1.0.
 
 Command: python -m experiments.run --exp=afa_squeezenet
-Full scale fine-tunes torchvision's squeezenet1_0-b66bff10.pth, which has to lie in the working
-directory; laptop scale trains from scratch, unless told otherwise: --backbone.weights=FILE
+Full scale fine-tunes torchvision's squeezenet1_0-b66bff10.pth, which must be in the working
+directory. Laptop scale trains from scratch; to fine-tune, add --backbone.weights=FILE
 --optim.backbone_rate=0.1 --optim.head_warmup=1ep.
 Hardware, wall time: 2 CPU cores at laptop scale (320 steps, 64 px), about 160 s from a folder.
 Figures: grocery_128 (41 classes train, 40 others test), seeds 0 to 2, mean and 95 % interval, test
@@ -17,5 +17,5 @@ from experiments.configs import afa_resnet50
 
 
 def config(laptop: bool) -> ExperimentConfig:
-    """As afa_resnet50."""
+    """Same as afa_resnet50, with another backbone."""
     return afa_resnet50.on(laptop, "squeezenet1_0", "squeezenet1_0-b66bff10.pth")

@@ -1,4 +1,4 @@
-"""Every part of a run in under a minute, at figures that mean nothing: for developers.
+"""Runs every part in under a minute, for developers; its metrics are meaningless.
 
 Command: python -m experiments.run --exp=debug
 """
@@ -7,7 +7,7 @@ from afa.config import ExperimentConfig, with_changes
 
 
 def config(laptop: bool) -> ExperimentConfig:
-    """The same at either scale."""
+    """Same at both scales."""
     return with_changes(
         ExperimentConfig(),
         **{

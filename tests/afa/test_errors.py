@@ -122,8 +122,8 @@ def test_bad_values_name_field_and_value(field, value, line, refused):
 
 
 def test_positional_arguments_are_refused(refused):
-    refused("'word' is no field (fields are written --FIELD=VALUE)", "word")
-    refused("'-x' is no field (fields are written --FIELD=VALUE)", "-x")
+    refused("'word' is not a field (fields are written --FIELD=VALUE)", "word")
+    refused("'-x' is not a field (fields are written --FIELD=VALUE)", "-x")
 
 
 def test_run_raises_the_same_messages():
@@ -142,7 +142,7 @@ def test_folders_without_data(refused, tmp_path):
     refused(f"data.path='{nowhere}' does not exist", data=nowhere)
     refused("data.path is empty, and data.name='folder' needs a directory", data="")
     refused(
-        f"data.path='{empty}' holds no class folders with images (expected DIR/CLASS/IMAGE, or "
+        f"data.path='{empty}' contains no class folders with images (expected DIR/CLASS/IMAGE, or "
         "DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE)",
         data=empty,
     )

@@ -170,7 +170,7 @@ def test_arrays_that_are_not_images(image, line):
 
 
 def test_a_directory_without_a_run(tmp_path):
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="contains no run"):
         afa.load(tmp_path)
     with pytest.raises(UserError):
         afa.open_index(tmp_path)

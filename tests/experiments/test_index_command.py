@@ -71,9 +71,9 @@ def test_a_folder_is_built_and_searched(ask, home, images):
 
 
 def test_info_add_and_remove(ask, home, images, tmp_path):
-    told = facts(ask("info", f"--index={home}/index", "--json")[1])
+    info = facts(ask("info", f"--index={home}/index", "--json")[1])
     count = sum(1 for _ in images.rglob("*.jpg"))
-    assert (told["count"], told["classes"], told["ids"]) == (count, 3, "text")
+    assert (info["count"], info["classes"], info["ids"]) == (count, 3, "text")
     more = tmp_path / "more"
     more.mkdir()
     for i in range(3):
@@ -81,11 +81,11 @@ def test_info_add_and_remove(ask, home, images, tmp_path):
         Image.fromarray(noise).save(more / f"noise_{i}.png")
     (more / "broken.png").write_bytes(b"not an image")
     code, out, err = ask("add", f"--index={home}/index", f"--images={more}", "--json")
-    assert code == 0 and "left out broken.png" in err
+    assert code == 0 and "skipped broken.png" in err
     assert (facts(out)["before"], facts(out)["count"]) == (count, count + 3)
     code, out, err = ask("add", f"--index={home}/index", f"--images={more}")
     assert (code, out) == (2, "")
-    assert err.splitlines()[-1].startswith("error: the index holds 'noise_0.png' already")
+    assert err.splitlines()[-1].startswith("error: the index already contains 'noise_0.png'")
     code, out, _ = ask("add", f"--index={home}/index", f"--images={more}", "--replace", "--json")
     assert (code, facts(out)["count"]) == (0, count + 3)
     answer = ask(f"--index={home}/index", "--json", more / "noise_1.png", command=search)[1]
@@ -95,18 +95,18 @@ def test_info_add_and_remove(ask, home, images, tmp_path):
     answer = ask(f"--index={home}/index", "--json", more / "noise_1.png", command=search)[1]
     assert "noise_1.png" not in [hit["id"] for hit in json.loads(answer)["hits"]]
     code, _, err = ask("remove", f"--index={home}/index", "nobody")
-    assert (code, err) == (2, "error: the index holds no image 'nobody'\n")
+    assert (code, err) == (2, "error: the index contains no image 'nobody'\n")
 
 
-def test_any_name_works_and_folders_of_results_are_left_out(ask, home, images, tmp_path):
+def test_any_file_name_works_and_folders_of_results_are_skipped(ask, home, images, tmp_path):
     own = shutil.copytree(images / "class_10", tmp_path / "own")
-    whole = (own / "img_0.jpg").read_bytes()
-    (own / "new\nline.jpg").write_bytes(whole)
+    content = (own / "img_0.jpg").read_bytes()
+    (own / "new\nline.jpg").write_bytes(content)
     (own / "._img_0.jpg").write_bytes(b"Mac OS X")
     words = ["build", f"--run={home}/run", f"--images={own}", f"--out={own}/index", "--json"]
     code, out, err = ask(*words)
     assert (code, facts(out)["gallery_size"]) == (0, 5)
-    assert f"left out of {own}: hidden files and folders (1): ._img_0.jpg\n" in err
+    assert f"skipped in {own}: hidden files and folders (1): ._img_0.jpg\n" in err
     query = own / "new\nline.jpg"
     code, out, err = ask(f"--index={own}/index", query, command=search)
     assert (code, err, len(out.splitlines())) == (0, "", 6)
@@ -114,7 +114,7 @@ def test_any_name_works_and_folders_of_results_are_left_out(ask, home, images, t
     assert list((own / "index" / "searches").iterdir())
     code, out, err = ask(*words)
     assert (code, facts(out)["gallery_size"]) == (0, 5)
-    assert f"left out of {own}: folders of results (1): index\n" in err
+    assert f"skipped in {own}: folders of results (1): index\n" in err
     code, out, err = ask(f"--index={own}/index", "--json", own, command=search)
     assert (code, len(out.splitlines())) == (0, 5)
     assert err.count("folders of results (1): index") == 1
@@ -127,16 +127,16 @@ def test_any_name_works_and_folders_of_results_are_left_out(ask, home, images, t
 def test_tune_and_verify(ask, home):
     code, out, _ = ask("tune", f"--index={home}/index", "--target_recall=0.9", "--json")
     assert code == 0
-    told = facts(out)
-    assert told["reached"] and told["recall_at_10"] >= 0.9
-    assert told["curve"][-1][0] <= 1
+    tuned = facts(out)
+    assert tuned["reached"] and tuned["recall_at_10"] >= 0.9
+    assert tuned["curve"][-1][0] <= 1
     code, out, _ = ask("verify", f"--index={home}/index", "--json")
     assert code == 0 and facts(out)["recall_at_10"] == 1
     code, out, _ = ask("verify", f"--index={home}/index")
     assert code == 0 and "recall at 10" in out
 
 
-def test_verify_finds_damage(ask, home):
+def test_verify_detects_damaged_files(ask, home):
     shard = next((home / "index").glob("*.parquet"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     code, out, err = ask("verify", f"--index={home}/index")
@@ -150,10 +150,10 @@ def test_another_run_is_refused(ask, home, tiny_data, images, tmp_path):
     query = images / "alone.jpg"
     code, _, err = ask(f"--index={home}/index", f"--run={other}", query, command=search)
     assert code == 2
-    assert err.startswith("error: the index does not fit: checkpoint 'step-12")
-    (home / "run").rename(home / "gone")
+    assert err.startswith("error: the index does not match: checkpoint 'step-12")
+    (home / "run").rename(home / "renamed")
     code, _, err = ask(f"--index={home}/index", query, command=search)
-    assert (code, "holds no run" in err) == (2, True)
+    assert (code, "contains no run" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -165,19 +165,19 @@ def test_another_run_is_refused(ask, home, tiny_data, images, tmp_path):
          "/nowhere contains no finished index: index.json is missing"),
         (["build", "--run=r", "--images=p", "--out=o", "--uri=scan://"],
          "retrieval.index='scan' is unknown; did you mean 'scann'?"),
-        (["build", "--run=r", "--images=p", "--out=o"], "--run=r: holds no run "),
+        (["build", "--run=r", "--images=p", "--out=o"], "--run=r: contains no run "),
         (["build", "--run=r", "--images=p", "--out=o", "--uri=exact://", "--target_recall=0.9"],
          "retrieval.target_recall=0.9: only scann:// is tuned, not exact://"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told(ask, words, line):
+def test_user_errors_are_one_line(ask, words, line):
     code, out, err = ask(*words)
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {line}")
 
 
 def test_folders_without_images(ask, home, tmp_path):
-    for folder, text in ((tmp_path / "no", "does not exist"), (tmp_path, "holds no images")):
+    for folder, text in ((tmp_path / "no", "does not exist"), (tmp_path, "contains no images")):
         empty = folder if folder != tmp_path else tmp_path / "empty"
         if empty.name == "empty":
             empty.mkdir()
@@ -185,13 +185,13 @@ def test_folders_without_images(ask, home, tmp_path):
         assert (code, err) == (2, f"error: {empty}: {text}\n")
 
 
-def test_nothing_to_search_in(ask, images):
+def test_search_needs_a_run_or_an_index(ask, images):
     code, _, err = ask(images / "alone.jpg", command=search)
     assert (code, err) == (2, "error: --run=DIR or --index=DIR is missing\n")
 
 
-def test_a_gallery_smaller_than_the_usual_number_of_results(ask, home, images, tmp_path):
-    """Three images, where a run shows five: three results."""
+def test_a_gallery_smaller_than_the_default_number_of_results(ask, home, images, tmp_path):
+    """Three images, with a default of five: three results."""
     few = tmp_path / "few"
     few.mkdir()
     for i in range(3):
@@ -206,7 +206,7 @@ def test_a_gallery_smaller_than_the_usual_number_of_results(ask, home, images, t
     assert (code, err) == (2, "error: k=4 is not between 1 and 3, the images in the index\n")
 
 
-def test_images_of_the_gallery_are_no_unknown_ones(ask, home, images, tmp_path):
+def test_calibration_with_gallery_images_is_an_error(ask, home, images, tmp_path):
     words = ["build", f"--run={home}/run", f"--images={images}", f"--out={tmp_path}/new"]
     copies = tmp_path / "copies"
     copies.mkdir()
@@ -219,15 +219,14 @@ def test_images_of_the_gallery_are_no_unknown_ones(ask, home, images, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_an_index_that_cannot_be_written_is_told_first(ask, home, images, tmp_path, monkeypatch):
-    """Before any image is embedded."""
+def test_an_unwritable_index_is_an_error_before_any_work(ask, home, images, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "embed_folder", lambda *given: pytest.fail("embedded"))
     (tmp_path / "file").write_text("")
     words = ["build", f"--run={home}/run", f"--images={images}"]
-    for place in (tmp_path / "file", tmp_path / "file" / "below", "/proc/index"):
-        code, out, err = ask(*words, f"--out={place}")
+    for path in (tmp_path / "file", tmp_path / "file" / "below", "/proc/index"):
+        code, out, err = ask(*words, f"--out={path}")
         assert (code, out) == (2, "")
-        assert err.startswith(f"error: --out={place}: cannot be written (")
+        assert err.startswith(f"error: --out={path}: cannot be written (")
 
     def refuse(directory, field):
         raise UserError(f"{field}={directory}: cannot be written (Read-only file system)")
@@ -235,5 +234,5 @@ def test_an_index_that_cannot_be_written_is_told_first(ask, home, images, tmp_pa
     monkeypatch.setattr(index, "require_writable", refuse)
     for action in (["add", f"--images={images}", "--replace"], ["tune", "--target_recall=0.9"]):
         code, _, err = ask(*action, f"--index={home}/index")
-        told = f"error: --index={home}/index: cannot be written (Read-only file system)\n"
-        assert (code, err) == (2, told)
+        expected = f"error: --index={home}/index: cannot be written (Read-only file system)\n"
+        assert (code, err) == (2, expected)

@@ -83,12 +83,12 @@ def test_takes_folders_addresses_and_standard_input(ask, tiny_data, tmp_path, mo
     assert answered == [str(path) for path in expected]
 
 
-def test_every_query_has_a_sheet_of_its_own(ask, tiny_data, tmp_path):
+def test_result_images_have_unique_names(ask, tiny_data, tmp_path):
     names = ("x/a.jpg", "y/a.jpg", "y/a-2.jpg", "y/A.jpg")
-    held = of_gallery(tiny_data, 1)[0]
+    known_query = of_gallery(tiny_data, 1)[0]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(held, tmp_path / name)
+        shutil.copy(known_query, tmp_path / name)
     sheets = tmp_path / "sheets"
     words = (f"--sheets={sheets}", "--json", *(tmp_path / name for name in names))
     code, out, _ = ask(*words)
@@ -102,7 +102,7 @@ def test_a_query_may_have_any_name(ask, tiny_data, tmp_path):
     try:
         odd = shutil.copy(of_gallery(tiny_data, 1)[0], tmp_path / os.fsdecode(b"caf\xe9\n.jpg"))
     except OSError:
-        pytest.skip("this file system takes UTF-8 alone")
+        pytest.skip("this file system allows only UTF-8")
     code, out, err = ask("--json", odd)
     assert (code, err, json.loads(out)["query"]) == (0, "", str(odd))
     code, out, err = ask(odd)
@@ -112,24 +112,24 @@ def test_a_query_may_have_any_name(ask, tiny_data, tmp_path):
     assert (code, out) == (2, "") and err.count("\n") == 1 and "caf\\udce9\\n.jpg" in err
 
 
-def test_refuses_an_empty_list(ask, monkeypatch):
+def test_empty_standard_input_is_an_error(ask, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
-    told = (2, "", "error: no query images: standard input was empty\n")
-    assert ask("-") == told
+    expected = (2, "", "error: no query images: standard input was empty\n")
+    assert ask("-") == expected
 
 
 def test_unknown_queries_have_no_match(ask, tiny_data, tmp_path):
     noise = tmp_path / "noise.png"
     draw = np.random.default_rng(0)
     Image.fromarray(draw.integers(0, 256, (64, 64, 3), np.uint8)).save(noise)
-    held = of_gallery(tiny_data, 1)[0]
-    code, out, _ = ask("--json", "--false_matches=0.2", held, noise)
+    known_query = of_gallery(tiny_data, 1)[0]
+    code, out, _ = ask("--json", "--false_matches=0.2", known_query, noise)
     assert code == 0
     known, other = (json.loads(line) for line in out.splitlines())
     assert known["match"] is True  # the image itself
     assert known["threshold"] == other["threshold"] < 1
     assert other["match"] is (other["hits"][0]["score"] >= other["threshold"])
-    code, out, _ = ask("--false_matches=0.2", held, noise)
+    code, out, _ = ask("--false_matches=0.2", known_query, noise)
     assert ("no match" in out) is not other["match"]
 
 
@@ -147,7 +147,7 @@ def test_answers_as_json(ask, tiny_data, tiny_copy):
     answers = [json.loads(line) for line in out.splitlines()]
     assert [answer["query"] for answer in answers] == queries
     export = read_export(tiny_copy / "embeddings")[0]
-    place = {name: i for i, name in enumerate(export.ids)}
+    row_of = {name: i for i, name in enumerate(export.ids)}
     for query, answer in zip(queries, answers, strict=True):
         assert answer.keys() == {"query", "hits", "sheet", "without_sheet", "threshold", "match"}
         assert answer["threshold"] is answer["match"] is None
@@ -157,10 +157,10 @@ def test_answers_as_json(ask, tiny_data, tiny_copy):
         assert scores == sorted(scores, reverse=True)
         assert scores[0] == pytest.approx(1, abs=1e-4)
         assert answer["hits"][0]["path"] == query
-        own = export.vectors[place[answer["hits"][0]["id"]]]
+        own = export.vectors[row_of[answer["hits"][0]["id"]]]
         for hit in answer["hits"]:
             assert hit.keys() == {"id", "class_name", "path", "score"}
-            row = place[hit["id"]]
+            row = row_of[hit["id"]]
             assert export.classes[row] == hit["class_name"] == hit["id"].split("/")[1]
             assert hit["score"] == pytest.approx(float(export.vectors[row] @ own), abs=1e-4)
 
@@ -181,7 +181,7 @@ def test_images_of_the_answers(ask, tiny_data, tiny_copy, tmp_path):
     assert not (tiny_copy / "searches").exists()
 
 
-def test_a_query_from_elsewhere_finds_its_class(ask, tiny_data, tmp_path):
+def test_a_query_in_another_format_finds_its_class(ask, tiny_data, tmp_path):
     """A PNG of another size that shows an object of the gallery."""
     with Image.open(of_gallery(tiny_data, 1)[0]) as image:
         query = tmp_path / "mein Bild.png"
@@ -205,7 +205,7 @@ def test_a_moved_run_answers_as_before(ask, tiny_data, tiny_copy, tmp_path):
 
 
 def test_search_without_the_gallery_images(tiny_data, tiny_copy, tmp_path, capsys):
-    """A search needs the index alone; a message says why there is no image of the results."""
+    """A search needs only the index; a message gives the reason for the missing result image."""
     data = shutil.copytree(tiny_data, tmp_path / "data")
     query = shutil.copy(of_gallery(data, 1)[0], tmp_path / "query.jpg")
     assert tiny_run.main(*tiny_run.words(data, tiny_copy)) == 0
@@ -213,12 +213,12 @@ def test_search_without_the_gallery_images(tiny_data, tiny_copy, tmp_path, capsy
     capsys.readouterr()
     assert search.main([f"--run={tiny_copy}", str(query)]) == 0
     head, first, *_ = capsys.readouterr().out.splitlines()
-    gone = data / "test" / "class_11" / "img_0.jpg"
-    assert head == f"{query}  ->  no image: {gone}: No such file or directory"
+    missing = data / "test" / "class_11" / "img_0.jpg"
+    assert head == f"{query}  ->  no image: {missing}: No such file or directory"
     assert first.endswith("test/class_11/img_0.jpg  (class_11)")
 
 
-def test_results_come_from_the_whole_data_set_when_asked(tiny_data, tiny_copy):
+def test_the_gallery_can_be_the_whole_data_set(tiny_data, tiny_copy):
     line = tiny_run.words(tiny_data, tiny_copy, **{"retrieval.gallery": "all"})
     assert tiny_run.main(*line, "--retrieval.index=exact://") == 0
     searcher = Searcher.load(tiny_copy)
@@ -256,12 +256,12 @@ def test_reranks_with_the_settings_chosen_on_validation(ask, tiny_data, tiny_cop
     assert (code, err) == (2, "error: --rerank and --false_matches exclude each other\n")
 
 
-# ---- refusals ------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
-def test_directories_that_hold_no_finished_run(refused, tiny_data, tiny_copy, tmp_path):
+def test_directories_without_a_finished_run(refused, tiny_data, tiny_copy, tmp_path):
     query = of_gallery(tiny_data, 1)[0]
-    refused(f"--run={tmp_path}: holds no run (config.json is missing)", query, run=tmp_path)
+    refused(f"--run={tmp_path}: contains no run (config.json is missing)", query, run=tmp_path)
     (tiny_copy / "result.json").unlink()
     line = f"--run={tiny_copy}: the run is not finished; start it again to resume"
     refused(line, query)
@@ -273,7 +273,7 @@ def test_images_that_cannot_be_read(refused, ask, tiny_data, tmp_path):
     refused(f"{nowhere}: cannot be read (No such file or directory)", query, nowhere)
     empty = tmp_path / "empty"
     empty.mkdir()
-    refused(f"{empty}: holds no images", query, empty)
+    refused(f"{empty}: contains no images", query, empty)
     address = "https://example.org/a.jpg"
     refused(f"{address}: only file:// addresses of this machine can be read", query, address)
     broken.write_text("no image")
@@ -292,7 +292,7 @@ def test_more_results_than_images(refused, tiny_data):
 
 def test_invalid_options(refused, tiny_data):
     query = of_gallery(tiny_data, 1)[0]
-    refused(f"--jsn is no option; did you mean '--json'? {OPTIONS}", "--jsn", query)
+    refused(f"--jsn is not an option; did you mean '--json'? {OPTIONS}", "--jsn", query)
     refused(f"--results='x' is not a whole number {OPTIONS}", "--results=x", query)
     refused(f"the following arguments are required: IMAGE {OPTIONS}")
 
@@ -326,7 +326,7 @@ def test_embeddings_of_another_preprocessing(refused, tiny_data, tiny_copy):
     )
 
 
-def test_a_checkpoint_that_is_gone(refused, tiny_data, tiny_copy):
+def test_a_missing_checkpoint(refused, tiny_data, tiny_copy):
     shutil.rmtree(tiny_copy / "checkpoints" / "12")
     refused(f"{tiny_copy}/checkpoints has no checkpoint of step 12", of_gallery(tiny_data, 1)[0])
 

@@ -146,7 +146,7 @@ def _layout(root: Path, config: DataConfig) -> Layout:
     layout = Layout()
     if meanings:
         others = [(folder,) for folder in folders if folder not in meanings]
-        notes = [summary("folders that are no split and are not read", others)]
+        notes = [summary("folders that are not splits and are not read", others)]
         layout.notes += notes if others else []
         for folder, split in meanings.items():
             classes = class_files(root / folder)
@@ -158,13 +158,13 @@ def _layout(root: Path, config: DataConfig) -> Layout:
         layout = class_files(root)
     if not any(_images(listing) for part, listing in layout.parts.items() if part != CATALOGUE):
         raise UserError(
-            f"{option} holds no class folders with images (expected DIR/CLASS/IMAGE, or "
+            f"{option} contains no class folders with images (expected DIR/CLASS/IMAGE, or "
             "DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE)"
             + "".join(f"; {line}" for line in layout.notes)
         )
     for folder, split in meanings.items():
         if not _images(layout.parts[split]):
-            raise UserError(f"{option}: {folder}/ holds no class folders with images")
+            raise UserError(f"{option}: {folder}/ contains no class folders with images")
     if QUERY in layout.parts:
         layout.parts[TEST] = _merged(layout.parts[QUERY], layout.parts[GALLERY])
     near = near_equal({name for listing in layout.parts.values() for name in listing})

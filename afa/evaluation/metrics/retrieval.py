@@ -293,7 +293,7 @@ def precision_to_last(ranked: Ranked, k: int) -> Float64[np.ndarray, "q"]:
 
 
 def reciprocal_rank(ranked: Ranked) -> Float64[np.ndarray, "q"]:
-    """1/(r_0+1); 0 if the list holds no positive."""
+    """1/(r_0+1); 0 if the list contains no positive."""
     if not ranked.ranks.shape[1]:
         return _blank(ranked, np.zeros(len(ranked.ranks)))
     first = ranked.ranks[:, 0]

@@ -1,12 +1,12 @@
-"""Indexes: one contract (`contract.Index`), and the engines that an address chooses among.
+"""Indexes: one interface (`contract.Index`) and several engines, chosen by an address.
 
     index = create("scann://", records, manifest)     in memory
-    index = build(directory, "scann://")              over an export, kept beside it
-    index = load(directory)                           opens what was built or saved
+    index = build(directory, "scann://")              of an export, stored in its directory
+    index = load(directory)                           a built or saved index
     index.search(queries, k=10, classes=["mug"])
     index.add(records); index.remove(ids); index.save()
 
-An engine is one file and one line of `ENGINES`.
+An engine is one file and one line in `ENGINES`.
 """
 
 import contextlib
@@ -55,10 +55,10 @@ ENGINES: dict[str, Callable[[Address], Any]] = {
 
 
 def check(uri: str) -> Address:
-    """Takes an address apart, and looks whether its engine can be used here.
+    """Parses an address and checks that its engine can be used.
 
     Raises:
-      UserError: no such engine, options that it does not know, or a library that is missing.
+      UserError: unknown engine or option, or a missing library.
     """
     address = parse(uri, ENGINES)
     ENGINES[address.scheme](address)
@@ -66,7 +66,7 @@ def check(uri: str) -> Address:
 
 
 def default_uri() -> str:
-    """ScaNN where it is installed, exact search elsewhere."""
+    """Returns the address of ScaNN if it is installed, otherwise of exact search."""
     return "scann://" if scann.installed() else "exact://"
 
 
@@ -76,14 +76,14 @@ def create(
     manifest: dict[str, Any] | None = None,
     engine: scann.ScannEngine | None = None,
 ) -> Index:
-    """An index over some images.
+    """Builds an index in memory.
 
     Args:
-      uri: which engine.
+      uri: address of the engine.
       records: the gallery.
-      manifest: who made the vectors: `configuration`, `checkpoint`, `preprocessing`, and anything
-        else worth keeping. Needed to save it.
-      engine: of ScaNN, over these vectors, as it was tuned (`tuning.tune`); None builds one.
+      manifest: origin of the vectors: `configuration`, `checkpoint`, `preprocessing`, and any other
+        fields. Required by `Index.save`.
+      engine: tuned ScaNN engine of these vectors (`tuning.tune`); None to build one.
 
     Raises:
       UserError: as `check`, or no connection.
@@ -93,7 +93,7 @@ def create(
     if address.scheme == "milvus":
         return milvus.create(address, records, manifest)
     if engine is not None and engine.rows != len(records):
-        raise ValueError(f"the engine stands over {engine.rows} rows, not {len(records)}")
+        raise ValueError(f"the engine has {engine.rows} rows, not {len(records)}")
     plan = None if engine is None else engine.info()
     build = LOCAL[address.scheme](address, plan)
     return LocalIndex(uri, build, records, manifest, engine, len(records))
@@ -106,26 +106,26 @@ def build(
     records: Records | None = None,
     manifest: dict[str, Any] | None = None,
 ) -> Index:
-    """Builds an index in a directory, replacing what is there in one step.
+    """Builds an index in a directory and replaces an existing one atomically.
 
     Args:
-      directory: an export (`export.write_export`) or an index; made when `records` are given.
-      uri: None is `default_uri()`.
+      directory: an export (`export.write_export`) or an index; created if `records` are given.
+      uri: address of the engine; None for `default_uri()`.
       engine: as in `create`.
-      records: the gallery; None is what the directory holds.
+      records: the gallery; None for the embeddings in the directory.
       manifest: of `records`, as in `create`.
 
     Raises:
-      UserError: no export, a damaged one, as `create`, a full disk, or a directory that another
-        process changed meanwhile. What was there still is.
+      UserError: as `create`, no export, a damaged export, a full disk, or a directory that another
+        process changed meanwhile. The old contents are then unchanged.
     """
     directory = Path(directory)
     uri = default_uri() if uri is None else uri
     check(uri)
-    before = _before(directory, records)
-    keep: list[dict[str, Any]] = []  # shards that stay
+    before = _current_manifest(directory, records)
+    keep: list[dict[str, Any]] = []  # shards that are kept
     if records is None:
-        _refuse_elsewhere(directory, before)
+        _refuse_outdated(directory, before)
         records, _ = export.read_export(directory)
         manifest = {name: value for name, value in before.items() if name not in OWN_FIELDS}
         keep = before["shards"] if before["removed"] is None else []
@@ -148,7 +148,7 @@ def build(
             index.close()
         raise
     index.opened(directory, full)
-    _drop(before.get("engine"), directory)
+    _drop_collection(before.get("engine"), directory)
     return index
 
 
@@ -156,11 +156,11 @@ def load(directory: Path | str, uri: str | None = None) -> Index:
     """Opens an index.
 
     Args:
-      directory: where it was built or saved; it may have moved.
-      uri: None is what was built; `exact://` compares with every row instead.
+      directory: of the index; it may have been moved.
+      uri: `exact://` to search the embeddings exactly; None for the engine it was built with.
 
     Raises:
-      UserError: no index, a damaged file, another engine than was built, a library that is missing,
+      UserError: no index, a damaged file, another engine than it was built with, a missing library,
         or no connection.
 
     >>> import tempfile
@@ -183,27 +183,27 @@ def load(directory: Path | str, uri: str | None = None) -> Index:
             return _opened(directory, manifest, uri)
         except (UserError, OSError, RuntimeError) as error:
             if read_manifest(directory) != manifest:
-                continue  # another process just replaced what it named
+                continue  # another process has just replaced the files
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{directory}: cannot be opened ({error})") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            path, told = directory / MANIFEST, f"{type(error).__name__}: {error}"
-            told = told.partition("\n")[0]
-            raise UserError(f"{path} is damaged ({told}); build it again") from error
+            path, reason = directory / MANIFEST, f"{type(error).__name__}: {error}"
+            reason = reason.partition("\n")[0]
+            raise UserError(f"{path} is damaged ({reason}); build it again") from error
 
 
 def _opened(directory: Path, manifest: dict[str, Any], uri: str | None) -> Index:
     stored = manifest.get("engine")
-    wanted = uri or (stored or {}).get("uri")
-    if wanted is None:
-        raise UserError(f"{directory} holds embeddings but no index; build one over them")
-    address = check(wanted)
+    chosen = uri or (stored or {}).get("uri")
+    if chosen is None:
+        raise UserError(f"{directory} has embeddings but no index; build one")
+    address = check(chosen)
     if uri is not None and address.scheme == "exact":
-        _refuse_elsewhere(directory, manifest)
+        _refuse_outdated(directory, manifest)
         index: Any = _local(directory, manifest, uri, LOCAL["exact"](address, None), None)
     elif stored is None:
-        raise UserError(f"{FIELD}={uri!r}: {directory} holds no index; build it with {uri}")
+        raise UserError(f"{FIELD}={uri!r}: {directory} has no index; build it with {uri}")
     elif parse(stored["uri"], ENGINES).scheme != address.scheme:
         raise UserError(
             f"{FIELD}={uri!r}: {directory} was built with {stored['uri']}; build it with {uri}"
@@ -236,23 +236,24 @@ def _local(
     return LocalIndex(uri, builder, records, manifest, engine, rows, alive)
 
 
-def _before(directory: Path, records: Records | None) -> dict[str, Any]:
-    """The manifest that is there; {} where there is none and none is needed."""
+def _current_manifest(directory: Path, records: Records | None) -> dict[str, Any]:
+    """Returns the manifest in the directory; {} if there is none and `records` are given."""
     if records is not None and not (directory / MANIFEST).exists():
         return {}
     return read_manifest(directory, "export")
 
 
-def _refuse_elsewhere(directory: Path, manifest: dict[str, Any]) -> None:
+def _refuse_outdated(directory: Path, manifest: dict[str, Any]) -> None:
+    """Checks that the Parquet embeddings are those of the Milvus collection."""
     if (manifest.get("engine") or {}).get("changed"):
         raise UserError(
-            f"{directory}: the gallery lives in {manifest['engine']['uri']} and was changed there; "
-            "the embeddings beside it are older"
+            f"{directory}: the gallery is in {manifest['engine']['uri']} and was changed there; "
+            "the embeddings in this directory are older"
         )
 
 
-def _drop(stored: dict[str, Any] | None, directory: Path) -> None:
-    """The collection of an index that was replaced goes, where it can still be reached."""
+def _drop_collection(stored: dict[str, Any] | None, directory: Path) -> None:
+    """Removes the Milvus collection of a replaced index if it can be reached."""
     if not stored or "collection" not in stored:
         return
     with contextlib.suppress(UserError):

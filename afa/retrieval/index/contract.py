@@ -1,7 +1,8 @@
-"""What every index can do, and what it refuses: one contract, whichever engine answers.
+"""The interface of all indexes, with the checks that are common to all engines.
 
-Checks stand here once, before an engine sees anything: NaN kills some engines and is answered by
-others, missing results are filled up with the id 0, unknown options are accepted and fail later.
+Arguments are checked here, before an engine is called, because engines differ on bad input: with
+NaN some crash and others return results, missing results are filled with id 0, and unknown options
+are accepted and fail later.
 """
 
 import abc
@@ -28,16 +29,16 @@ from afa.retrieval.records import (
 DEFAULT_K = 10
 SHORTEST, LONGEST = 1 - NORM_TOLERANCE, 1 + NORM_TOLERANCE  # squared
 FLOAT32 = np.dtype(np.float32)
-NOTHING = np.float32(-np.inf)  # score where there is no result
+NO_RESULT = np.float32(-np.inf)  # score of a missing result
 
 
 @dataclass(slots=True)
 class Results:
-    """The results of some queries, best first.
+    """Results of several queries, best first.
 
     Attributes:
-      ids: (q, k); what stands where there is no result means nothing.
-      scores: cosine similarities; -inf where an engine found fewer than k.
+      ids: (q, k); undefined for missing results.
+      scores: cosine similarities; -inf for missing results.
     """
 
     ids: Ids
@@ -45,14 +46,14 @@ class Results:
 
     @property
     def found(self) -> Bool[np.ndarray, "q k"]:
-        """Where there is a result."""
-        return self.scores > NOTHING
+        """True for results, False for missing ones."""
+        return self.scores > NO_RESULT
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __iter__(self) -> Iterator[tuple[list[Id], Float32[np.ndarray, "_"]]]:
-        """Ids and scores of one query after the other, without what is missing."""
+        """Yields ids and scores of each query, without missing results."""
         for ids, scores, found in zip(self.ids, self.scores, self.found, strict=True):
             yield ids[found].tolist(), scores[found]
 
@@ -67,14 +68,14 @@ class Entry:
 
 
 class Index(abc.ABC):
-    """A gallery that answers queries; `afa.retrieval.index` makes and opens them.
+    """A searchable gallery; built and opened by `afa.retrieval.index`.
 
-    Every engine takes and gives the same: unit vectors, cosine similarities, the user's own ids
-    (whole numbers or text), class names and paths.
+    Every engine takes unit vectors and returns cosine similarities, the user's own ids (integers or
+    text), class names and paths.
 
     Attributes:
-      uri: which engine answers, and how.
-      manifest: who made the vectors (`checkpoint`, `preprocessing`, ...).
+      uri: address of the engine, with its options.
+      manifest: origin of the vectors (`checkpoint`, `preprocessing`, ...).
       dimension: of a vector.
     """
 
@@ -82,7 +83,7 @@ class Index(abc.ABC):
     manifest: dict[str, Any]
     dimension: int
 
-    # ---- questions -----------------------------------------------------------------------------
+    # ---- queries -------------------------------------------------------------------------------
 
     def search(
         self,
@@ -91,23 +92,21 @@ class Index(abc.ABC):
         classes: Sequence[str] | None = None,
         ids: Sequence[Id] | None = None,
     ) -> Results:
-        """The k most similar images of each query.
+        """Returns the k most similar images of each query.
 
         Args:
           queries: unit vectors, (q, d).
-          k: results a query; None is 10, or all images where there are fewer.
-          classes: searches among images of these classes alone.
-          ids: searches among these images alone; ids that the index does not hold count for
-            nothing.
+          k: results per query; None for 10, or all images if there are fewer.
+          classes: restricts the search to images of these classes.
+          ids: restricts the search to these images; unknown ids are ignored.
 
         Returns:
-          k results a query; fewer (`Results.found`) when the filter leaves fewer, or when an
-          approximate engine finds fewer.
+          k results per query; some are missing (`Results.found`) if the filter leaves fewer
+          images or an approximate engine finds fewer.
 
         Raises:
-          UserError: queries of another dimension, not finite or not of unit length, a k that is
-            below 1 or above the number of images, a class that the index does not hold, or an
-            empty index.
+          UserError: queries of another dimension, not finite or not of unit length, a k below 1
+            or above the number of images, an unknown class, or an empty index.
         """
         if not self._is_one_query(queries):
             queries = self._checked(queries)
@@ -126,16 +125,17 @@ class Index(abc.ABC):
         classes: Sequence[str] | None = None,
         ids: Sequence[Id] | None = None,
     ) -> list[tuple[list[Id], Float32[np.ndarray, "_"]]]:
-        """Every image at least this similar to each query, best first; of an approximate engine
-        those that it finds.
+        """Returns all images at least this similar to each query, best first.
+
+        An approximate engine may miss some.
 
         Args:
           queries: unit vectors, (q, d).
-          score: least cosine similarity.
+          score: smallest cosine similarity.
           classes, ids: as in `search`.
 
         Raises:
-          UserError: as `search`, or a score that is no similarity.
+          UserError: as `search`, or a score outside of [-1, 1].
         """
         queries = self._checked(queries)
         if not -1 <= score <= 1:
@@ -145,57 +145,57 @@ class Index(abc.ABC):
 
     @abc.abstractmethod
     def lookup(self, ids: Sequence[Id]) -> list[Entry]:
-        """Class and path of images.
+        """Returns class and path of images.
 
         Raises:
-          UserError: an id that the index does not hold.
+          UserError: an unknown id.
         """
 
-    def holds(self, ids: Sequence[Id] | Ids) -> Bool[np.ndarray, "_"]:
-        """Which of these ids the index holds.
+    def contains(self, ids: Sequence[Id] | Ids) -> Bool[np.ndarray, "_"]:
+        """Returns which of these ids are in the index.
 
         Raises:
           UserError: ids of the other kind.
         """
         chosen = as_ids("ids", ids)
         check_kind(chosen, self._id_type())
-        return self._held(chosen)
+        return self._contains(chosen)
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """Images that can be found."""
+        """Number of images, without removed ones."""
 
     @abc.abstractmethod
     def info(self) -> dict[str, Any]:
-        """What there is to know of it, as JSON values: uri, count, dimension, engine, ..."""
+        """Returns a description as JSON values: uri, count, dimension, engine, ..."""
 
     def require(self, **expected: Any) -> None:
-        """Refuses an index over vectors that the queries at hand cannot be compared with.
+        """Checks that the vectors can be compared with the queries of a model.
 
         Args:
-          expected: fields of the manifest and the values that the query's model has, such as
-            `checkpoint` and `preprocessing`.
+          expected: manifest fields and their values for the model, such as `checkpoint` and
+            `preprocessing`.
 
         Raises:
-          UserError: naming the fields that differ, with both values.
+          UserError: names the fields that differ, with both values.
         """
         different = [name for name in expected if self.manifest.get(name) != expected[name]]
         if different:
-            told = ", ".join(
+            differences = ", ".join(
                 f"{name} {self.manifest.get(name)!r}, not {expected[name]!r}" for name in different
             )
-            raise UserError(f"the index does not fit: {told}; export and build it again")
+            raise UserError(f"the index does not match: {differences}; export and build it again")
 
     def require_new(self, ids: Sequence[Id] | Ids) -> None:
-        """Refuses ids that the index holds already.
+        """Checks that no id is in the index.
 
         Raises:
-          UserError: naming the first, or ids of the other kind.
+          UserError: names the first that is, or ids of the other kind.
         """
-        there = self.holds(ids)
-        if there.any():
-            one = as_ids("ids", ids)[there.argmax()]
-            raise UserError(f"the index holds {one!r} already (update replaces an image)")
+        known = self.contains(ids)
+        if known.any():
+            one = as_ids("ids", ids)[known.argmax()]
+            raise UserError(f"the index already contains {one!r} (update replaces an image)")
 
     # ---- changes -------------------------------------------------------------------------------
 
@@ -203,8 +203,8 @@ class Index(abc.ABC):
         """Adds images.
 
         Raises:
-          UserError: another dimension, ids of the other kind, or an id that is there already.
-            Nothing is added then.
+          UserError: another dimension, ids of the other kind, or an id that is already in the
+            index. Nothing is added then.
         """
         check_dimension("embeddings", records.vectors, self.dimension)
         self.require_new(records.ids)
@@ -214,7 +214,7 @@ class Index(abc.ABC):
         """Removes images.
 
         Raises:
-          UserError: an id that is not there, or all that there are. Nothing is removed then.
+          UserError: an unknown id, or all images. Nothing is removed then.
         """
         chosen = self._known(ids)
         if len(chosen) >= len(self):
@@ -223,10 +223,10 @@ class Index(abc.ABC):
             self._remove(chosen)
 
     def update(self, records: Records) -> None:
-        """Replaces images by others of the same ids.
+        """Replaces images by others with the same ids.
 
         Raises:
-          UserError: another dimension, or an id that is not there. Nothing is replaced then.
+          UserError: another dimension, or an unknown id. Nothing is replaced then.
         """
         check_dimension("embeddings", records.vectors, self.dimension)
         self._known(records.ids)
@@ -234,28 +234,28 @@ class Index(abc.ABC):
 
     @abc.abstractmethod
     def save(self, directory: Path | str | None = None) -> None:
-        """Writes the index, whole or not at all.
+        """Writes the index atomically.
 
         Args:
-          directory: None is where it was opened or saved last.
+          directory: None for the one it was last opened or saved in.
 
         Raises:
-          UserError: no directory, a full disk, or an index that another process changed since.
+          UserError: no directory, a full disk, or an index that another process has changed.
         """
 
     @abc.abstractmethod
     def written_engine(self, stage: Path) -> dict[str, Any]:
-        """Writes what the engine keeps on disk into a staged folder; returns what the manifest says
-        of it: `uri`, and what it takes to open it again."""
+        """Writes the engine's files to a staging folder; returns its manifest entry: `uri`, and the
+        fields needed to open it again."""
 
     @abc.abstractmethod
     def opened(self, directory: Path, manifest: dict[str, Any]) -> None:
-        """Notes where it stands on disk, and what its manifest says there."""
+        """Sets the directory and the manifest on disk."""
 
-    def close(self) -> None:  # noqa: B027 - most engines hold nothing
-        """Lets go of connections."""
+    def close(self) -> None:  # noqa: B027 - most engines have none
+        """Closes connections."""
 
-    # ---- what an engine supplies ---------------------------------------------------------------
+    # ---- implemented by each engine ------------------------------------------------------------
 
     @abc.abstractmethod
     def _search(self, queries: np.ndarray, k: int, chosen: Any) -> Results: ...
@@ -267,18 +267,18 @@ class Index(abc.ABC):
 
     @abc.abstractmethod
     def _choose(self, classes: Sequence[str] | None, ids: Ids | None) -> Any:
-        """What a filter leaves, in the engine's own terms; both None never come here."""
+        """Returns a filter in the form of the engine; at least one argument is not None."""
 
     @abc.abstractmethod
     def _check_classes(self, classes: Sequence[str]) -> None:
-        """Refuses a class that the index does not hold."""
+        """Checks that the index contains these classes."""
 
     @abc.abstractmethod
     def _id_type(self) -> np.dtype: ...
 
     @abc.abstractmethod
-    def _held(self, ids: Ids) -> Bool[np.ndarray, "_"]:
-        """Which of these ids the index holds."""
+    def _contains(self, ids: Ids) -> Bool[np.ndarray, "_"]:
+        """Returns which of these ids are in the index."""
 
     @abc.abstractmethod
     def _add(self, records: Records) -> None: ...
@@ -298,7 +298,7 @@ class Index(abc.ABC):
         return queries
 
     def _is_one_query(self, queries: Any) -> bool:
-        """One sound query: how a service asks, and all the checking it pays for."""
+        """Whether this is one valid query: a fast check for services."""
         if type(queries) is not np.ndarray or queries.shape != (1, self.dimension):
             return False
         row = queries[0]
@@ -321,7 +321,7 @@ class Index(abc.ABC):
         if not len(chosen):
             return chosen
         check_kind(chosen, self._id_type())
-        there = self._held(chosen)
-        if not there.all():
-            raise UserError(f"the index holds no image {chosen[there.argmin()]!r}")
+        known = self._contains(chosen)
+        if not known.all():
+            raise UserError(f"the index contains no image {chosen[known.argmin()]!r}")
         return chosen

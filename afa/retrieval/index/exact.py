@@ -1,4 +1,4 @@
-"""`exact://`: compares with every row, on the devices (`afa.retrieval.exact`)."""
+"""`exact://`: exact search on the devices (`afa.retrieval.exact`)."""
 
 from pathlib import Path
 from typing import Any
@@ -10,28 +10,28 @@ from afa import parallel
 from afa.errors import UserError
 from afa.retrieval import exact
 from afa.retrieval.index import flat
-from afa.retrieval.index.local import Allowed, Engine, Found, Near
+from afa.retrieval.index.local import Allowed, Engine, RangeResults, TopK
 from afa.retrieval.index.uri import Address
 
 OPTIONS = {"recall": float}
-FEW = 2**22  # similarities; below, NumPy is as fast and has nothing to compile
+SMALL = 2**22  # similarities up to which NumPy is as fast, and needs no compilation
 
 
 class ExactEngine(Engine):
-    """Compares with every row.
+    """Compares queries with every row.
 
     Args:
       vectors: unit vectors.
-      recall: below 1, accelerators look for the best with `approx_max_k` (Chern et al. 2022, "TPU-
-        KNN"), which finds this share of them in expectation; a CPU finds all.
+      recall: below 1, accelerators use `approx_max_k` (Chern et al. 2022, "TPU-KNN"), which finds
+        this share of the best in expectation; CPUs find all.
     """
 
     def __init__(self, vectors: Float32[np.ndarray, "n d"], recall: float = 1.0) -> None:
         self._vectors, self._recall = vectors, recall
         self._gallery: exact.Gallery | None = None
 
-    def search(self, queries: Float32[np.ndarray, "q d"], k: int, allowed: Allowed) -> Found:
-        small = len(queries) * len(self._vectors) <= FEW and not parallel.accelerated()
+    def search(self, queries: Float32[np.ndarray, "q d"], k: int, allowed: Allowed) -> TopK:
+        small = len(queries) * len(self._vectors) <= SMALL and not parallel.accelerated()
         if small:
             return flat.topk(queries, self._vectors, k, allowed)
         if self._gallery is None:
@@ -41,7 +41,7 @@ class ExactEngine(Engine):
 
     def within(
         self, queries: Float32[np.ndarray, "q d"], score: float, allowed: Allowed
-    ) -> list[Near]:
+    ) -> list[RangeResults]:
         return [flat.within(query, self._vectors, score, allowed) for query in queries]
 
     def info(self) -> dict[str, Any]:
@@ -52,13 +52,13 @@ class ExactEngine(Engine):
 
 
 def options(address: Address) -> dict[str, Any]:
-    """What an address says.
+    """Returns the options of an address.
 
     Raises:
-      UserError: an unknown option, a place (it is on this machine), or a recall outside of (0, 1].
+      UserError: an unknown option, a location, or a recall outside of (0, 1].
     """
-    if address.place:
-        raise UserError(f"{address.text!r}: exact:// takes no place, only options behind ?")
+    if address.location:
+        raise UserError(f"{address.text!r}: exact:// takes no location, only options after ?")
     values = address.read(OPTIONS)
     if not 0 < values.get("recall", 1.0) <= 1:
         raise UserError(f"{address.text!r}: recall={values['recall']} must lie in (0, 1]")

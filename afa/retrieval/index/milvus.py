@@ -1,12 +1,12 @@
-"""`milvus://`: a distributed engine for galleries that outgrow one machine, behind the same client
-as its embedded file.
+"""`milvus://`: a distributed engine for galleries too large for one machine, or an embedded file
+with the same client.
 
     milvus://HOST:PORT?collection=gallery&index=SCANN     a server or cluster
     milvus://PATH/file.db?index=HNSW                      the embedded file
 
-Vectors, ids, class names and paths live in a collection; the manifest lives beside the export and
-names the collection, and both carry one mark, so that neither answers for another. Changes reach
-the collection at once, in batches that are each whole or not at all.
+Vectors, ids, class names and paths are in a collection. The manifest is stored with the export and
+names the collection; both have the same random identifier (the mark), which is checked. Changes are
+applied to the collection at once, in atomic batches.
 """
 
 import contextlib
@@ -31,31 +31,31 @@ from afa.retrieval.index.uri import FIELD, Address
 from afa.retrieval.records import Id, Ids, Records, kind_of
 
 MARK = "afa.identity"
-LOCK = "LOCK"  # in the embedded file, which is a directory; its library holds a lock on it
-_OPENED: set[Path] = set()  # embedded files that this process opened: the library keeps them open
-TOKEN = "MILVUS_TOKEN"  # environment variable; a secret does not belong into an address
-LIMIT = 16_384  # results of a query, of Milvus
-BATCH = 1000  # rows, queries or ids in a request
+LOCK = "LOCK"  # locked by the library, in the embedded file, which is a directory
+_OPENED: set[Path] = set()  # embedded files of this process; the library keeps them open
+TOKEN = "MILVUS_TOKEN"  # environment variable; secrets do not belong in an address
+LIMIT = 16_384  # largest number of results per query in Milvus
+BATCH = 1000  # rows, queries or ids per request
 LONGEST = {"id": 512, "class": 512, "path": 4096}  # bytes
 OPTIONS: dict[str, type] = {
     "collection": str, "index": str, "secure": bool, "nlist": int, "nprobe": int, "m": int,
     "ef_construction": int, "ef": int,
 }  # fmt: skip
 INDEXES: dict[str, None] = dict.fromkeys(("SCANN", "HNSW", "IVF_FLAT", "FLAT"))
-# What does not stand for itself in a text constant, of the server and of the embedded file alike.
+# Escapes in text constants; the same for the server and the embedded file.
 ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
-POINTS_A_CELL = 39  # k-means wants no fewer
+POINTS_PER_CELL = 39  # at least this many for k-means
 
 
 class MilvusIndex(Index):
-    """See `afa.retrieval.index`, which makes and opens one.
+    """An index in Milvus; built and opened by `afa.retrieval.index`.
 
     Args:
-      uri: the address.
-      client: of the server or file.
-      collection: which holds the gallery.
-      manifest: who made the vectors.
-      search: parameters of a search.
+      uri: address of the server or file.
+      client: its client.
+      collection: name of the collection of the gallery.
+      manifest: origin of the vectors.
+      search: search parameters.
     """
 
     def __init__(
@@ -68,45 +68,45 @@ class MilvusIndex(Index):
     ) -> None:
         self.uri, self.manifest, self.collection = uri, manifest, collection
         self._client, self._parameters = client, search
-        with _told(uri):
-            found = client.describe_collection(collection)
+        with _user_errors(uri):
+            description = client.describe_collection(collection)
             client.load_collection(collection)
-        fields = {field["name"]: field for field in found["fields"]}
+        fields = {field["name"]: field for field in description["fields"]}
         self.dimension = int(fields["embedding"]["params"]["dim"])
         text = fields["id"]["type"].name == "VARCHAR"
-        self._ids_are = np.dtype(object if text else np.int64)
-        self._mark = found.get("properties", {}).get(MARK, "")
-        self._home: Path | None = None
+        self._id_dtype = np.dtype(object if text else np.int64)
+        self._mark = description.get("properties", {}).get(MARK, "")
+        self._directory: Path | None = None
         self._published: dict[str, Any] = {}
         self._count = self._counted()
 
     @property
     def mark(self) -> str:
-        """What binds a collection to a manifest."""
+        """Random identifier that the collection and its manifest share."""
         return self._mark
 
-    # ---- questions -----------------------------------------------------------------------------
+    # ---- queries -------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """As of the last change of ours, or `info`: others may have changed it since."""
+        """Number of images at the last change by this client or call of `info`."""
         return self._count
 
     def _counted(self) -> int:
-        with _told(self.uri):
-            found = self._client.query(self.collection, filter="", output_fields=["count(*)"])
-        return int(found[0]["count(*)"])
+        with _user_errors(self.uri):
+            rows = self._client.query(self.collection, filter="", output_fields=["count(*)"])
+        return int(rows[0]["count(*)"])
 
     def lookup(self, ids: Sequence[Id]) -> list[Entry]:
         chosen = self._known(ids)
-        found = {}
+        entries = {}
         for part in _batches(chosen.tolist()):
             for row in self._rows(f"id in {_literal(part)}", ["id", "class", "path"]):
-                found[row["id"]] = Entry(row["id"], row["class"], row["path"])
-        return [found[each] for each in chosen.tolist()]
+                entries[row["id"]] = Entry(row["id"], row["class"], row["path"])
+        return [entries[each] for each in chosen.tolist()]
 
     def info(self) -> dict[str, Any]:
-        """uri, count, dimension, kind of ids, collection, and how it searches."""
-        with _told(self.uri):
+        """Returns uri, count, dimension, kind of ids, collection, and search settings."""
+        with _user_errors(self.uri):
             names = self._client.list_indexes(self.collection)
             engine = self._client.describe_index(self.collection, names[0])
         self._count = self._counted()
@@ -114,7 +114,7 @@ class MilvusIndex(Index):
             "uri": self.uri,
             "count": len(self),
             "dimension": self.dimension,
-            "ids": kind_of(self._ids_are),
+            "ids": kind_of(self._id_dtype),
             "checkpoint": self.manifest.get("checkpoint"),
             "collection": self.collection,
             "engine": {"kind": engine["index_type"], **self._parameters.get("params", {})},
@@ -122,16 +122,16 @@ class MilvusIndex(Index):
 
     def _search(self, queries: np.ndarray, k: int, chosen: str | None) -> Results:
         if k > LIMIT:
-            raise UserError(f"k={k} is above {LIMIT}, the most results that Milvus gives")
+            raise UserError(f"k={k} is above {LIMIT}, the limit of Milvus")
         parameters = copy.deepcopy(self._parameters)
-        if "ef" in parameters["params"]:  # a list of candidates that is shorter is refused
+        if "ef" in parameters["params"]:  # Milvus requires ef >= k
             parameters["params"]["ef"] = max(k, parameters["params"]["ef"])
-        nothing = None if self._ids_are.kind == "O" else -1
-        ids = np.full((len(queries), k), nothing, self._ids_are)
+        missing = None if self._id_dtype.kind == "O" else -1
+        ids = np.full((len(queries), k), missing, self._id_dtype)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         for begin in range(0, len(queries), BATCH):
             block = queries[begin : begin + BATCH]
-            for i, hits in enumerate(self._ask(block, k, chosen, parameters), start=begin):
+            for i, hits in enumerate(self._request(block, k, chosen, parameters), start=begin):
                 ids[i, : len(hits)] = [hit["id"] for hit in hits]
                 scores[i, : len(hits)] = [hit["distance"] for hit in hits]
         return Results(ids, scores)
@@ -140,27 +140,27 @@ class MilvusIndex(Index):
         self, queries: np.ndarray, score: float, chosen: str | None
     ) -> list[tuple[list[Id], np.ndarray]]:
         parameters = copy.deepcopy(self._parameters)
-        # Milvus leaves out the lower bound itself, and wants an upper one.
+        # In Milvus the lower bound is exclusive and an upper bound is required.
         least = float(np.nextafter(np.float32(score), np.float32(-2)))
         parameters.setdefault("params", {}).update(radius=least, range_filter=2.0)
         if "ef" in parameters["params"]:
             parameters["params"]["ef"] = LIMIT
-        found = []
+        results = []
         blocks = (queries[begin : begin + BATCH] for begin in range(0, len(queries), BATCH))
-        for hits in (hits for b in blocks for hits in self._ask(b, LIMIT, chosen, parameters)):
+        for hits in (hits for b in blocks for hits in self._request(b, LIMIT, chosen, parameters)):
             if len(hits) == LIMIT:
                 raise UserError(
-                    f"score={score}: a query has {LIMIT} results or more, the most that Milvus "
-                    "gives; ask for a higher score"
+                    f"score={score}: a query has {LIMIT} results or more, the limit of Milvus; use "
+                    "a higher score"
                 )
             scores = np.array([hit["distance"] for hit in hits], np.float32)
-            found.append(([hit["id"] for hit in hits], scores))
-        return found
+            results.append(([hit["id"] for hit in hits], scores))
+        return results
 
-    def _ask(
+    def _request(
         self, queries: np.ndarray, k: int, chosen: str | None, parameters: dict[str, Any]
     ) -> Any:
-        with _told(self.uri):
+        with _user_errors(self.uri):
             return self._client.search(
                 self.collection,
                 data=list(queries),
@@ -181,23 +181,23 @@ class MilvusIndex(Index):
     def _check_classes(self, classes: Sequence[str]) -> None:
         for name in classes:
             if not self._rows(f"class == {_literal(name)}", ["id"], limit=1):
-                raise UserError(f"classes: the index holds no class {name!r}")
+                raise UserError(f"classes: the index contains no class {name!r}")
 
     def _rows(self, condition: str, fields: list[str], limit: int | None = None) -> list[dict]:
-        with _told(self.uri):
+        with _user_errors(self.uri):
             more = {} if limit is None else {"limit": limit}
             return list(
                 self._client.query(self.collection, filter=condition, output_fields=fields, **more)
             )
 
     def _id_type(self) -> np.dtype:
-        return self._ids_are
+        return self._id_dtype
 
-    def _held(self, ids: Ids) -> Bool[np.ndarray, "_"]:
-        there: set[Id] = set()
+    def _contains(self, ids: Ids) -> Bool[np.ndarray, "_"]:
+        known: set[Id] = set()
         for part in _batches(ids.tolist()):
-            there |= {row["id"] for row in self._rows(f"id in {_literal(part)}", ["id"])}
-        return np.array([each in there for each in ids.tolist()], bool)
+            known |= {row["id"] for row in self._rows(f"id in {_literal(part)}", ["id"])}
+        return np.array([each in known for each in ids.tolist()], bool)
 
     # ---- changes -------------------------------------------------------------------------------
 
@@ -208,64 +208,63 @@ class MilvusIndex(Index):
         self._write(self._client.upsert, records)
 
     def _remove(self, ids: Ids) -> None:
-        self._note_change()
+        self._mark_changed()
         for part in _batches(ids.tolist()):
-            with _told(self.uri):  # `ids=` would be put into an expression without any escaping
+            with _user_errors(self.uri):  # `ids=` would not be escaped
                 self._client.delete(self.collection, filter=f"id in {_literal(part)}")
         self._count = self._counted()
-        left = self._held(ids)
-        if left.any():
-            raise UserError(f"{self.uri}: {ids[left.argmax()]!r} was not removed")
+        remaining = self._contains(ids)
+        if remaining.any():
+            raise UserError(f"{self.uri}: {ids[remaining.argmax()]!r} was not removed")
 
     def _write(self, write: Any, records: Records) -> None:
         _check_lengths(records)
-        self._note_change()
+        self._mark_changed()
         _send(self.uri, write, self.collection, records)
         self._count = self._counted()
 
-    def _note_change(self) -> None:
-        """Before the collection parts from the export: who reads the export must know."""
-        if self._home is None or self.manifest["engine"].get("changed"):
+    def _mark_changed(self) -> None:
+        """Records in the manifest, before a change, that the collection differs from the export."""
+        if self._directory is None or self.manifest["engine"].get("changed"):
             return
         manifest = copy.deepcopy(self.manifest)
         manifest["engine"]["changed"] = True
-        self._publish(self._home, manifest)
+        self._publish(self._directory, manifest)
         self.manifest = manifest
 
     # ---- disk ----------------------------------------------------------------------------------
 
     def save(self, directory: Path | str | None = None) -> None:
-        with _told(self.uri):
+        with _user_errors(self.uri):
             self._client.flush(self.collection)
-        if directory is None or Path(directory).resolve() == self._home:
-            if self._home is None:
-                raise UserError("the index was never saved: save needs a directory")
-            return  # what changed is in the collection already
-        theirs = {name: v for name, v in self.manifest.items() if name not in OWN_FIELDS}
+        if directory is None or Path(directory).resolve() == self._directory:
+            if self._directory is None:
+                raise UserError("the index was never saved, so save needs a directory")
+            return  # changes are already in the collection
+        origin = {name: v for name, v in self.manifest.items() if name not in OWN_FIELDS}
         engine = {"engine": self.written_engine(Path(directory)) | {"changed": True}}
-        manifest = theirs | export.contents([], self.dimension) | engine
+        manifest = origin | export.contents([], self.dimension) | engine
         self._publish(Path(directory), manifest)
         self.opened(Path(directory), manifest)
 
     def written_engine(self, stage: Path) -> dict[str, Any]:
         named = {"uri": self.uri, "collection": self.collection, "mark": self._mark}
-        return named | {"changed": False}  # whether it holds something other than the export
+        return named | {"changed": False}  # changed: differs from the export
 
     def opened(self, directory: Path, manifest: dict[str, Any]) -> None:
-        """Notes what is on disk."""
-        self._home = directory.resolve()
+        self._directory = directory.resolve()
         self.manifest = self._published = manifest
 
     def _publish(self, directory: Path, manifest: dict[str, Any]) -> None:
         with staged(directory) as stage:
-            if directory == self._home:
+            if directory == self._directory:
                 refuse_if_changed(directory, self._published)
             publish(stage, directory, manifest, [s["file"] for s in manifest["shards"]])
         self._published = manifest
 
     def drop(self) -> None:
         """Removes the collection."""
-        with _told(self.uri):
+        with _user_errors(self.uri):
             self._client.drop_collection(self.collection)
 
     def close(self) -> None:
@@ -273,17 +272,17 @@ class MilvusIndex(Index):
 
 
 def create(address: Address, records: Records, manifest: dict[str, Any]) -> MilvusIndex:
-    """Makes a new collection and fills it.
+    """Creates a collection and inserts the records.
 
     Raises:
-      UserError: as `options`, no connection, or columns that are too long for it.
+      UserError: as `options`, no connection, or texts that are too long for its columns.
     """
     values = options(address)
     _check_lengths(records)
     kind, build, search = _plan(values, len(records), _embedded(address))
     client = _connect(address, values)
     name = f"{values.get('collection', 'afa')}_{uuid.uuid4().hex[:8]}"
-    with _told(address.text):
+    with _user_errors(address.text):
         schema = _schema(client, records)
         index = client.prepare_index_params()
         index.add_index("embedding", index_type=kind, metric_type="IP", params=build)
@@ -296,7 +295,7 @@ def create(address: Address, records: Records, manifest: dict[str, Any]) -> Milv
         )
     try:
         _send(address.text, client.insert, name, records)
-        with _told(address.text):
+        with _user_errors(address.text):
             client.flush(name)
         return MilvusIndex(address.text, client, name, manifest, search)
     except BaseException:
@@ -308,13 +307,13 @@ def read(address: Address, directory: Path, manifest: dict[str, Any]) -> MilvusI
     """Opens the collection that a manifest names.
 
     Raises:
-      UserError: no connection, no such collection, or one that another manifest made.
+      UserError: no connection, no such collection, or one that belongs to another manifest.
     """
     values, stored = options(address), manifest["engine"]
     client = _connect(address, values)
-    with _told(address.text):
+    with _user_errors(address.text):
         if not client.has_collection(stored["collection"]):
-            raise UserError(f"{address.text} holds no collection {stored['collection']!r}")
+            raise UserError(f"{address.text} has no collection {stored['collection']!r}")
     search = _plan(values, 1, _embedded(address))[2]
     index = MilvusIndex(address.text, client, stored["collection"], manifest, search)
     if index.mark != stored["mark"]:
@@ -326,20 +325,19 @@ def read(address: Address, directory: Path, manifest: dict[str, Any]) -> MilvusI
 
 
 def options(address: Address) -> dict[str, Any]:
-    """What an address says.
+    """Returns the options of an address.
 
     Raises:
-      UserError: pymilvus is not installed, no place, an unknown option, or an index that is not
-        there.
+      UserError: pymilvus is not installed, no location, or an unknown option or kind of index.
     """
-    if not address.place:
+    if not address.location:
         raise UserError(f"{FIELD}={address.text!r}: milvus:// needs HOST:PORT or PATH/file.db")
     values = address.read(OPTIONS)
     kind = values.get("index")
     if kind == "SCANN" and _embedded(address):
         raise UserError(
             f"{FIELD}={address.text!r}: the embedded file has no SCANN index (it would be accepted "
-            "and fail later); take HNSW, IVF_FLAT or FLAT there, or a server"
+            "and fail later); use HNSW, IVF_FLAT or FLAT, or a server"
         )
     if kind is not None:
         choose(f"{FIELD}: index", kind, INDEXES)
@@ -358,42 +356,44 @@ def _library() -> Any:
 
 
 def _embedded(address: Address) -> bool:
-    return address.place.endswith(".db")
+    return address.location.endswith(".db")
 
 
 def _connect(address: Address, values: dict[str, Any]) -> Any:
     library = _library()
-    # It logs every refusal with its traceback; the refusal itself is told below.
+    # Errors are reported in one line below; the library would log them with a traceback.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)
-    with _told(address.text):
+    with _user_errors(address.text):
         if _embedded(address):
-            path = Path(address.place)
+            path = Path(address.location)
             path.parent.mkdir(parents=True, exist_ok=True)
             _refuse_if_open_elsewhere(address, path)
             return library.MilvusClient(str(path))
         scheme = "https" if values.get("secure") else "http"
-        return library.MilvusClient(f"{scheme}://{address.place}", token=os.environ.get(TOKEN, ""))
+        return library.MilvusClient(
+            f"{scheme}://{address.location}", token=os.environ.get(TOKEN, "")
+        )
 
 
 def _refuse_if_open_elsewhere(address: Address, path: Path) -> None:
-    """The embedded file is of one process, and its library would only say that opening failed."""
-    held = path / LOCK
-    if path.absolute() in _OPENED or not held.is_file():
+    """Checks that no other process has the embedded file open; the library gives no reason."""
+    lock = path / LOCK
+    if path.absolute() in _OPENED or not lock.is_file():
         _OPENED.add(path.absolute())
         return
     busy = (
-        f"{address.text}: another process has this file open, and it takes one at a time: close it "
+        f"{address.text}: another process has this file open, and only one at a time can: close it "
         "there, or use a server (milvus://HOST:PORT)"
     )
-    with locked(held, busy):
+    with locked(lock, busy):
         _OPENED.add(path.absolute())
 
 
 def _plan(
     values: dict[str, Any], count: int, embedded: bool
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Kind of index, parameters to build it, and parameters to search it."""
+    """Returns the kind of index, its build parameters, and its search parameters."""
     kind = values.get("index") or ("HNSW" if embedded else "SCANN")
     if kind == "HNSW":
         build = {"M": values.get("m", 16), "efConstruction": values.get("ef_construction", 200)}
@@ -401,7 +401,7 @@ def _plan(
     elif kind == "FLAT":
         build, search = {}, {}
     else:
-        cells = max(1, min(round(4 * count**0.5), count // POINTS_A_CELL))
+        cells = max(1, min(round(4 * count**0.5), count // POINTS_PER_CELL))
         build = {"nlist": values.get("nlist", cells)}
         search = {"nprobe": values.get("nprobe", 32)}
         if kind == "SCANN":
@@ -427,7 +427,7 @@ def _send(uri: str, write: Any, collection: str, records: Records) -> None:
         part = records.rows(slice(begin, begin + BATCH))
         columns = zip(part.ids.tolist(), part.classes, part.paths, part.vectors, strict=True)
         names = ("id", "class", "path", "embedding")
-        with _told(uri):
+        with _user_errors(uri):
             write(collection, [dict(zip(names, row, strict=True)) for row in columns])
 
 
@@ -439,8 +439,8 @@ def _check_lengths(records: Records) -> None:
         for word in column:
             if len(word.encode()) > LONGEST[name]:
                 raise UserError(
-                    f"{name}={word[:40]!r}... is longer than the {LONGEST[name]} bytes that "
-                    "milvus:// keeps of it"
+                    f"{name}={word[:40]!r}... is longer than {LONGEST[name]} bytes, the limit of "
+                    "milvus://"
                 )
 
 
@@ -450,15 +450,15 @@ def _batches(values: list[Any]) -> Iterator[list[Any]]:
 
 
 def _literal(value: Id | list[Any]) -> str:
-    """Ids and names as constants of an expression."""
+    """Formats ids and names as constants of a filter expression."""
     if isinstance(value, list):
         return f"[{', '.join(map(_literal, value))}]"
     return f'"{value.translate(ESCAPES)}"' if isinstance(value, str) else str(value)
 
 
 @contextlib.contextmanager
-def _told(uri: str) -> Iterator[None]:
-    """What goes wrong over there, in one line."""
+def _user_errors(uri: str) -> Iterator[None]:
+    """Converts errors of Milvus to a `UserError` of one line."""
     try:
         yield
     except (_library().MilvusException, OSError) as error:

@@ -1,10 +1,10 @@
 """`scann://`: approximate search on one machine.
 
 ScaNN (Guo et al. 2020, "Accelerating Large-Scale Inference with Anisotropic Vector Quantization";
-Sun et al. 2023, "SOAR: Improved Indexing for Approximate Nearest Neighbor Search") is fast and
-unforgiving: NaN kills the process or is answered, missing results are filled up with row 0, a tree
-of more leaves than rows fails, a failed upsert leaves its ids changed. What it must not see is
-refused before it can (`contract`), and it is never asked to change (`local`).
+Sun et al. 2023, "SOAR: Improved Indexing for Approximate Nearest Neighbor Search") checks little:
+with NaN it crashes or returns results, missing results are filled with row 0, a tree of more leaves
+than rows fails, and a failed upsert leaves its ids changed. Therefore input is checked before
+(`contract`), and an index is never modified (`local`).
 """
 
 import contextlib
@@ -25,38 +25,38 @@ from afa.errors import UserError
 from afa.io import file_sha256, joint_sha256
 from afa.retrieval.exact import PADDING
 from afa.retrieval.index import flat
-from afa.retrieval.index.local import Allowed, Engine, Found, Near
+from afa.retrieval.index.local import Allowed, Engine, RangeResults, TopK
 from afa.retrieval.index.uri import Address
 
-HASHING_FROM = 20_000  # rows; below, comparing with every row is as fast
-TREE_FROM = 100_000  # rows; below, hashing alone is as fast
+HASHING_FROM = 20_000  # rows; with fewer, brute force is as fast
+TREE_FROM = 100_000  # rows; with fewer, hashing alone is as fast
 SEARCHED_LEAVES = 0.1  # share of the leaves a query visits: recall@10 of 0.999 on clustered vectors
 TRAINING_ROWS = 250_000
-CODES = 16  # that stand for a block of dimensions; no fewer rows can be hashed
-PARALLEL_FROM = 64  # queries in a call from which all cores work on them
-FILTER_BY_ROWS = 0.05  # share of the rows; below, what a filter leaves is compared row by row
-MARGIN = 1.5  # more candidates than a filter should need
+CODES = 16  # codes per block of dimensions; hashing needs at least this many rows
+PARALLEL_FROM = 64  # queries per call from which all cores are used
+FILTER_BY_ROWS = 0.05  # share of allowed rows below which they are searched exactly
+MARGIN = 1.5  # factor on the expected number of candidates that a filter needs
 Kind = Literal["brute_force", "hashing", "tree"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How ScaNN searches.
+    """Settings of ScaNN.
 
     Attributes:
-      kind: brute_force compares with every row, hashing with a short code of every row, a tree
-        with the codes in the leaves near a query.
-      leaves: of the tree, at most one a row.
-      searched: leaves that a query visits.
-      reduced: dimensions of a PCA in which leaves and codes see the vectors; 0 is all of them. Of a
-        tree alone. What is compared exactly is whole.
-      reorder: candidates that are compared exactly, for 10 results; more results take more.
-      block: dimensions that a code of 4 bits stands for.
+      kind: brute_force compares with every row, hashing with a short code of every row, tree
+        with the codes in the leaves near the query.
+      leaves: number of leaves of the tree, at most the number of rows.
+      searched: leaves searched per query.
+      reduced: dimensions of the PCA that leaves and codes are computed from; 0 for all. For trees
+        only. Re-scoring uses all dimensions.
+      reorder: candidates re-scored exactly for 10 results; proportionally more for more results.
+      block: dimensions per code of 4 bits.
       threshold: of anisotropic quantization, for unit vectors.
-      spherical: leaves of directions: cells of plain k-means lose a fifth of the results on unit
-        vectors.
-      soar: weight of orthogonality with which rows are put into a second leaf; 0 puts them in one.
-      tuned: whether measurement chose it: then it stays when the index is built again.
+      spherical: spherical k-means for the leaves; plain k-means loses a fifth of the results on
+        unit vectors.
+      soar: weight of orthogonality in the assignment of rows to a second leaf; 0 for one leaf.
+      tuned: whether it was chosen by measurement; it is then kept when the index is rebuilt.
     """
 
     kind: Kind = "brute_force"
@@ -71,7 +71,7 @@ class Plan:
     tuned: bool = False
 
     def candidates(self, k: int) -> int:
-        """Rows that are compared exactly for k results."""
+        """Returns the number of rows to re-score exactly for k results."""
         if k <= 10:
             return max(k, self.reorder)
         return max(k, round(self.reorder * k / 10))
@@ -84,7 +84,7 @@ OPTIONS: dict[str, type] = {
 
 
 def rule(count: int) -> Plan:
-    """How to search `count` vectors, after the rules of its makers."""
+    """Returns the settings for `count` vectors, as ScaNN's authors recommend."""
     if count < HASHING_FROM:
         return Plan()
     if count < TREE_FROM:
@@ -94,11 +94,11 @@ def rule(count: int) -> Plan:
 
 
 class ScannEngine(Engine):
-    """A ScaNN searcher over some rows, and the rows themselves for what it cannot answer.
+    """A ScaNN searcher over fixed rows; some filtered and range searches use the rows directly.
 
     Attributes:
-      plan: how it searches.
-      searcher: ScaNN's own.
+      plan: its settings.
+      searcher: the searcher of the ScaNN library.
     """
 
     def __init__(
@@ -107,50 +107,50 @@ class ScannEngine(Engine):
         self.plan, self.searcher, self._vectors = plan, searcher, vectors
         self._threads = threads
         if threads > 1:
-            searcher.set_num_threads(threads - 1)  # who asks works too
+            searcher.set_num_threads(threads - 1)  # the calling thread works too
 
     @property
     def rows(self) -> int:
-        """Over how many rows it stands."""
+        """Number of rows."""
         return len(self._vectors)
 
     @classmethod
     def build(
         cls, vectors: Float32[np.ndarray, "n d"], plan: Plan, threads: int = 0
     ) -> "ScannEngine":
-        """Trains and fills it.
+        """Trains and builds an engine.
 
         Args:
           vectors: unit vectors.
-          plan: how it searches.
-          threads: that work on many queries; 0 is all cores.
+          plan: its settings.
+          threads: number of threads for many queries; 0 for all cores.
         """
         with _quiet():
             return cls(vectors, plan, _build(vectors, plan), threads)
 
     def with_plan(self, **changes: Any) -> "ScannEngine":
-        """The same searcher asked otherwise: another `searched` or `reorder` needs no building."""
+        """Returns an engine with another `searched` or `reorder`; the searcher is not rebuilt."""
         plan = dataclasses.replace(self.plan, **changes)
         return ScannEngine(self._vectors, plan, self.searcher, self._threads)
 
-    def search(self, queries: Float32[np.ndarray, "q d"], k: int, allowed: Allowed) -> Found:
+    def search(self, queries: Float32[np.ndarray, "q d"], k: int, allowed: Allowed) -> TopK:
         if allowed is None:
-            return self._ask(queries, k)
+            return self._search_all(queries, k)
         count = int(allowed.sum())
         share = count / len(allowed)
         if count <= k or share < FILTER_BY_ROWS:
             return flat.topk(queries, self._vectors, k, allowed)
-        wanted = min(len(allowed), round(k / share * MARGIN) + k)
-        rows, scores = self._ask(queries, wanted)
+        candidates = min(len(allowed), round(k / share * MARGIN) + k)
+        rows, scores = self._search_all(queries, candidates)
         rows, scores = _masked(rows, scores, allowed[rows], k)
         short = scores[:, -1] == -np.inf
-        if short.any():  # the candidates of these queries are not of what the filter leaves
+        if short.any():  # too few candidates of these queries are allowed
             rows[short], scores[short] = flat.topk(queries[short], self._vectors, k, allowed)
         return rows, scores
 
     def within(
         self, queries: Float32[np.ndarray, "q d"], score: float, allowed: Allowed
-    ) -> list[Near]:
+    ) -> list[RangeResults]:
         return [self._within(query, score, allowed) for query in queries]
 
     def _within(
@@ -158,14 +158,14 @@ class ScannEngine(Engine):
         query: Float32[np.ndarray, "d"],
         score: float,
         allowed: Allowed,
-    ) -> Near:
-        """Twice as many results again and again, until the last one is not similar enough."""
+    ) -> RangeResults:
+        """Doubles the number of results until the last one is not similar enough."""
         count = len(self._vectors)
         k = 64
         while k < FILTER_BY_ROWS * count:
-            rows, scores = self._ask(query[None], k)
+            rows, scores = self._search_all(query[None], k)
             if scores[0, -1] == -np.inf:
-                break  # too few leaves for so many results: those at hand may not be all
+                break  # too few leaves for so many results: some may be missing
             if scores[0, -1] < score:
                 near = scores[0] >= score
                 if allowed is not None:
@@ -174,22 +174,23 @@ class ScannEngine(Engine):
             k *= 2
         return flat.within(query, self._vectors, score, allowed)
 
-    def _ask(self, queries: Float32[np.ndarray, "q d"], k: int) -> Found:
+    def _search_all(self, queries: Float32[np.ndarray, "q d"], k: int) -> TopK:
+        """Searches all rows."""
         plan = self.plan
         candidates = -1 if plan.kind == "brute_force" else plan.candidates(k)
         searched = plan.searched or -1
         if len(queries) == 1:
-            found, scores = self.searcher.search(queries[0], k, candidates, searched)
-            if len(found) == k:  # alone, a query's list is short where results are missing
-                return found.astype(np.int64)[None], scores[None]
-            short = k - len(found)
-            found = np.pad(found.astype(np.int64), (0, short))
-            return _filled(found[None], np.pad(scores, (0, short), constant_values=np.nan)[None])
+            rows, scores = self.searcher.search(queries[0], k, candidates, searched)
+            if len(rows) == k:  # of one query, missing results are left out
+                return rows.astype(np.int64)[None], scores[None]
+            short = k - len(rows)
+            rows = np.pad(rows.astype(np.int64), (0, short))
+            return _filled(rows[None], np.pad(scores, (0, short), constant_values=np.nan)[None])
         search = self.searcher.search_batched
         if len(queries) >= PARALLEL_FROM and self._threads != 1:
             search = self.searcher.search_batched_parallel
-        found, scores = search(np.ascontiguousarray(queries), k, candidates, searched)
-        return _filled(found, scores)
+        rows, scores = search(np.ascontiguousarray(queries), k, candidates, searched)
+        return _filled(rows, scores)
 
     def info(self) -> dict[str, Any]:
         return dataclasses.asdict(self.plan)
@@ -208,7 +209,7 @@ def read(
     """Opens what `ScannEngine.write` wrote.
 
     Raises:
-      UserError: ScaNN is not installed, or a file is missing, foreign or damaged.
+      UserError: ScaNN is not installed, or a file is missing, unexpected or damaged.
     """
     folder = directory / stored["folder"]
     _verify(folder, stored["files"])
@@ -218,27 +219,27 @@ def read(
 
 
 def options(address: Address) -> dict[str, Any]:
-    """What an address says: attributes of `Plan`, and `threads` that work on many queries.
+    """Returns the options of an address: attributes of `Plan`, and `threads` for many queries.
 
     Raises:
-      UserError: ScaNN is not installed, an unknown option, a place, or a value that cannot be.
+      UserError: ScaNN is not installed, a location, an unknown option, or an invalid value.
     """
-    if address.place:
-        raise UserError(f"{address.text!r}: scann:// takes no place, only options behind ?")
+    if address.location:
+        raise UserError(f"{address.text!r}: scann:// takes no location, only options after ?")
     values = address.read(OPTIONS)
     for name, value in values.items():
         least = 0 if name in ("soar", "threshold", "reduced") else 1
         if name != "spherical" and not value >= least:  # NaN is too small as well
             raise UserError(f"{address.text!r}: {name}={value} is too small")
     if values.get("searched", 0) > values.get("leaves", float("inf")):
-        raise UserError(f"{address.text!r}: a query cannot visit more leaves than there are")
+        raise UserError(f"{address.text!r}: searched must not exceed leaves")
     _scann()
     return values
 
 
 def planned(count: int, values: dict[str, Any], tuned: Plan | None = None) -> Plan:
-    """The rule for so many rows, or what was tuned, changed by what an address says; a tree where
-    that has leaves; comparing with every row where there are too few to hash."""
+    """Returns the settings for `count` rows: those of `tuned` or of `rule`, with the options of an
+    address; a tree if these have leaves; brute force if there are too few rows to hash."""
     if count < CODES:
         return Plan()
     plan = rule(count) if tuned is None else tuned
@@ -252,7 +253,7 @@ def planned(count: int, values: dict[str, Any], tuned: Plan | None = None) -> Pl
 
 
 def installed() -> bool:
-    """Whether there is a ScaNN here."""
+    """Returns whether ScaNN is installed."""
     return importlib.util.find_spec("scann") is not None
 
 
@@ -263,10 +264,10 @@ def _scann() -> Any:
     try:
         return importlib.import_module("scann").scann_ops_pybind
     except ImportError as error:
-        cure = "install scann (Linux, Python below 3.14)"
+        fix = "install scann (Linux, Python below 3.14)"
         if installed():
-            cure = "TensorFlow 2.21 and later break it, 2.20 does not"
-        raise UserError(f"scann:// cannot be used ({error}): {cure}, or use exact://") from None
+            fix = "TensorFlow 2.21 and later break it, 2.20 does not"
+        raise UserError(f"scann:// cannot be used ({error}): {fix}, or use exact://") from None
 
 
 def _build(vectors: Float32[np.ndarray, "n d"], plan: Plan) -> Any:
@@ -295,7 +296,7 @@ def _build(vectors: Float32[np.ndarray, "n d"], plan: Plan) -> Any:
 def _filled(
     rows: np.ndarray, scores: Float32[np.ndarray, "q k"]
 ) -> tuple[Int64[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
-    """ScaNN fills up with row 0 and a distance of NaN."""
+    """Marks missing results, for which ScaNN returns row 0 and NaN."""
     missing = np.isnan(scores)
     rows = rows.astype(np.int64)
     if missing.any():
@@ -310,7 +311,7 @@ def _masked(
     kept: Bool[np.ndarray, "q w"],
     k: int,
 ) -> tuple[Int64[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
-    """The first k of each line that are kept and there."""
+    """Returns the first k results of each query that are kept and not missing."""
     kept = kept & (rows != PADDING)
     order = np.argsort(~kept, axis=1, kind="stable")[:, :k]
     rows = np.where(np.take_along_axis(kept, order, 1), np.take_along_axis(rows, order, 1), PADDING)
@@ -319,12 +320,12 @@ def _masked(
 
 
 def _serialize(searcher: Any, stage: Path) -> tuple[str, dict[str, str]]:
-    """Writes the searcher into a folder named after its content; returns it and its files' sums."""
+    """Writes the searcher to a folder named by its content; returns its name and file hashes."""
     draft = stage / "draft"
     draft.mkdir()
     try:
         searcher.serialize(str(draft), relative_path=True)
-    except RuntimeError as error:  # what ScaNN makes of a full disk
+    except RuntimeError as error:  # ScaNN's error for a full disk
         raise OSError(str(error)) from error
     sums = {path.name: file_sha256(path) for path in sorted(draft.iterdir())}
     digest = joint_sha256(sums.values())
@@ -333,7 +334,7 @@ def _serialize(searcher: Any, stage: Path) -> tuple[str, dict[str, str]]:
 
 
 def _verify(folder: Path, sums: dict[str, str]) -> None:
-    """ScaNN trusts what it opens, and unpickles a file if there is one: only what was built is."""
+    """Checks the hash of every file, because ScaNN does not check them and may unpickle one."""
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     for name in sorted(present | set(sums)):
         if name not in sums:
@@ -346,7 +347,7 @@ def _verify(folder: Path, sums: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Holds back what ScaNN's C++ logs to standard error; shows it when ScaNN fails."""
+    """Hides what ScaNN's C++ code writes to standard error, unless it fails."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as log:

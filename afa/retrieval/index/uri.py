@@ -12,35 +12,35 @@ FIELD = "retrieval.index"
 
 @dataclass(frozen=True)
 class Address:
-    """An address, taken apart.
+    """A parsed address.
 
     Attributes:
-      text: as it was given.
-      scheme: which engine.
-      place: what stands between `://` and `?`.
-      options: what stands behind `?`.
+      text: the address as given.
+      scheme: name of the engine.
+      location: text between `://` and `?`.
+      options: options after `?`.
     """
 
     text: str
     scheme: str
-    place: str
+    location: str
     options: Mapping[str, str]
 
     def read(self, kinds: Mapping[str, type]) -> dict[str, Any]:
-        """The options with their types.
+        """Converts the options to their types.
 
         Args:
-          kinds: name of each option that the engine knows and its type: int, float, bool or str.
+          kinds: options of the engine, name -> type: int, float, bool or str.
 
         Raises:
-          UserError: an option that it does not know, or a value of another type.
+          UserError: an unknown option, or a value of another type.
         """
         values = {}
         for name, word in self.options.items():
             if name not in kinds:
                 allowed = ", ".join(sorted(kinds)) or "none"
                 raise UserError(
-                    f"{FIELD}={self.text!r}: {name} is no option of {self.scheme}://"
+                    f"{FIELD}={self.text!r}: {name} is not an option of {self.scheme}://"
                     f"{nearest(name, kinds)} (allowed: {allowed})"
                 )
             values[name] = self._value(name, word, kinds[name])
@@ -53,30 +53,30 @@ class Address:
             return kind(word)
         except ValueError:
             what = {int: "whole number", float: "number"}[kind]
-            raise UserError(f"{FIELD}={self.text!r}: {name}={word!r} is no {what}") from None
+            raise UserError(f"{FIELD}={self.text!r}: {name}={word!r} is not a {what}") from None
 
 
 def parse(text: str, schemes: Mapping[str, Any]) -> Address:
-    """Takes an address apart.
+    """Parses an address.
 
     Args:
-      text: SCHEME://[PLACE][?OPTION=VALUE&...]
-      schemes: the ones there are.
+      text: SCHEME://[LOCATION][?OPTION=VALUE&...]
+      schemes: known schemes.
 
     Raises:
-      UserError: no such address, or a scheme that there is not.
+      UserError: a malformed address, or an unknown scheme.
     """
     scheme, separator, rest = text.partition("://")
     if not separator:
         allowed = ", ".join(f"{name}://" for name in schemes)
-        raise UserError(f"{FIELD}={text!r} is no address{nearest(text, schemes)} ({allowed})")
+        raise UserError(f"{FIELD}={text!r} is not an address{nearest(text, schemes)} ({allowed})")
     choose(FIELD, scheme, schemes)
-    place, _, query = rest.partition("?")
+    location, _, query = rest.partition("?")
     options = parse_qsl(query, keep_blank_values=True)
     names = [name for name, _ in options]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{FIELD}={text!r}: {twice} stands there twice")
+        raise UserError(f"{FIELD}={text!r}: {twice} is given twice")
     if "#" in text:
-        raise UserError(f"{FIELD}={text!r}: # has no meaning there")
-    return Address(text, scheme, place, dict(options))
+        raise UserError(f"{FIELD}={text!r}: # is not allowed")
+    return Address(text, scheme, location, dict(options))

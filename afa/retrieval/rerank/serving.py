@@ -84,5 +84,5 @@ def _stored(run: Path) -> dict[str, Any]:
     except ValueError:
         raise UserError(f"{path} is damaged: it is not JSON") from None
     if not isinstance(stored, dict) or not all(isinstance(v, dict) for v in stored.values()):
-        raise UserError(f"{path} is damaged: it holds no settings of methods")
+        raise UserError(f"{path} is damaged: it contains no settings of methods")
     return stored

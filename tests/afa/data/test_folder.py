@@ -122,15 +122,15 @@ def test_fingerprint_changes_with_the_data(tmp_path):
 
 def test_few_unreadable_images_are_skipped_and_reported(tmp_path):
     write_images(tmp_path, letters(8), 4)
-    whole = (tmp_path / "b" / "img_1.jpg").read_bytes()
-    (tmp_path / "b" / "img_1.jpg").write_bytes(whole[: len(whole) // 2])
+    content = (tmp_path / "b" / "img_1.jpg").read_bytes()
+    (tmp_path / "b" / "img_1.jpg").write_bytes(content[: len(content) // 2])
     (tmp_path / "g" / "img_0.jpg").write_bytes(b"")
     data = load_from(tmp_path, max_unreadable=0.1)
     assert len(data.skipped) == 2
     assert data.skipped[0].startswith("b/img_1.jpg: ") or data.skipped[1].startswith("b/img_1.jpg")
     assert "g/img_0.jpg: empty file" in data.skipped
     assert sum(map(len, data.splits.values())) == 30
-    (tmp_path / "b" / "img_1.jpg").write_bytes(whole)  # repaired: it counts again
+    (tmp_path / "b" / "img_1.jpg").write_bytes(content)  # repaired: it counts again
     assert load_from(tmp_path, max_unreadable=0.1).skipped == ("g/img_0.jpg: empty file",)
 
 
@@ -172,7 +172,7 @@ def test_directory_without_images_is_an_error(tmp_path, inside):
     with pytest.raises(UserError) as error:
         load_from(tmp_path)
     assert str(error.value).startswith(
-        f"data.path={str(tmp_path)!r} holds no class folders with images (expected "
+        f"data.path={str(tmp_path)!r} contains no class folders with images (expected "
         "DIR/CLASS/IMAGE, or DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE)"
     )
 
@@ -355,7 +355,7 @@ def test_empty_split_folder_is_an_error(tmp_path):
     with pytest.raises(UserError) as error:
         load_from(tmp_path)
     option = f"data.path={str(tmp_path)!r}"
-    assert str(error.value) == f"{option}: gallery/ holds no class folders with images"
+    assert str(error.value) == f"{option}: gallery/ contains no class folders with images"
 
 
 def test_images_in_subfolders_of_a_class_folder_belong_to_the_class(tmp_path):
@@ -418,7 +418,7 @@ def test_other_folders_next_to_split_folders_are_reported(tmp_path):
     write_images(tmp_path / "test", letters(3, "p"))
     write_images(tmp_path / "sketches", letters(3))
     assert load_from(tmp_path).skipped == (
-        "folders that are no split and are not read (1): sketches",
+        "folders that are not splits and are not read (1): sketches",
     )
 
 
@@ -442,11 +442,11 @@ def test_nearly_equal_class_names_are_reported(tmp_path):
 
 def test_skipped_paths_are_reported(tmp_path):
     write_images(tmp_path, letters(8))
-    whole = (tmp_path / "a" / "img_0.jpg").read_bytes()
+    content = (tmp_path / "a" / "img_0.jpg").read_bytes()
     for name in ("a/._img_0.jpg", "b/.thumbs/x.jpg", "b/@eaDir/x.jpg", "__MACOSX/c/x.jpg",
-                 "c/raw.cr2", "beside.jpg", "notes/readme.txt"):  # fmt: skip
+                 "c/raw.cr2", "outside.jpg", "notes/readme.txt"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(whole)
+        (tmp_path / name).write_bytes(content)
     (tmp_path / "d" / "loop").symlink_to(tmp_path)
     data = load_from(tmp_path)
     assert data.class_names == tuple(letters(8))
@@ -455,7 +455,7 @@ def test_skipped_paths_are_reported(tmp_path):
         "hidden files and folders (4): __MACOSX, a/._img_0.jpg, b/.thumbs, and 1 more",
         "images in unsupported formats (1): c/raw.cr2",
         "links to folders that are read already (1): d/loop",
-        "images outside class folders, which are skipped (1): beside.jpg",
+        "images outside class folders, which are skipped (1): outside.jpg",
         "folders without images (1): notes",
     )
 

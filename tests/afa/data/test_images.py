@@ -99,15 +99,15 @@ def test_every_orientation_in_every_format(pixels, kind, orientation):
     assert np.abs(found.astype(int) - expected).mean() < 5
 
 
-@pytest.mark.parametrize("place", ["XMP", "ICC", "comment", "all"])
-def test_orientation_after_long_segments(pixels, place):
+@pytest.mark.parametrize("segment", ["XMP", "ICC", "comment", "all"])
+def test_orientation_after_long_segments(pixels, segment):
     """Programs write kilobytes of XMP, colour profile or comment before the Exif segment."""
     padding = {
         "XMP": (0xE1, b"http://ns.adobe.com/xap/1.0/\0" + b" " * 6000),
         "ICC": (0xE2, b"ICC_PROFILE\0\1\1" + b"\0" * 6000),
         "comment": (0xFE, b"x" * 60000),
     }
-    chosen = padding.values() if place == "all" else [padding[place]]
+    chosen = padding.values() if segment == "all" else [padding[segment]]
     data = image_files.saved(pixels, "JPEG", quality=95, exif=image_files.exif(6))
     found = decode(image_files.with_segments(data, *chosen))
     assert np.abs(found.astype(int) - np.rot90(pixels, -1)).mean() < 3
@@ -318,11 +318,11 @@ def test_damaged_files_raise_or_decode_without_output(kind, capfd):
     if kind == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
-    whole = image_files.saved(noise, kind)
+    intact = image_files.saved(noise, kind)
     for seed in range(12):
-        draw, data = np.random.default_rng(seed), bytearray(whole)
-        for place in draw.integers(8, len(data), 8):
-            data[place] ^= int(draw.integers(1, 256))
+        draw, data = np.random.default_rng(seed), bytearray(intact)
+        for offset in draw.integers(8, len(data), 8):
+            data[offset] ^= int(draw.integers(1, 256))
         with contextlib.suppress(UnreadableImage, UserWarning):
             decode(bytes(data))
     assert capfd.readouterr() == ("", "")

@@ -119,8 +119,8 @@ def test_ground_truth_of_revisited_oxford(tmp_path, numpy, inside):
     assert truth.gallery[1] == root / "jpg" / "all_souls_000001.jpg"
     assert truth.queries[2] == root / "jpg" / "query_2.jpg"
     assert truth.boxes == ((2.4, 3.0, 11.5, 18.0),) * 3
-    places = [[part.tolist() for part in kind] for kind in (truth.easy, truth.hard, truth.junk)]
-    assert places == [[[0, 1], [4], []], [[2], [5, 6], [7]], [[3], [], [0]]]
+    indices = [[part.tolist() for part in kind] for kind in (truth.easy, truth.hard, truth.junk)]
+    assert indices == [[[0, 1], [4], []], [[2], [5, 6], [7]], [[3], [], [0]]]
 
 
 def test_missing_files_of_revisited_oxford_are_an_error(tmp_path):

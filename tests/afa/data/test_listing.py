@@ -58,11 +58,11 @@ def test_links_are_followed_and_no_folder_is_read_twice(tmp_path):
     (root / "z" / "loop").symlink_to(root)
     (root / "itself").symlink_to(root / "itself")
     (root / "file.jpg").symlink_to(root / "z" / "0.jpg")
-    (root / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (root / "broken.jpg").symlink_to(tmp_path / "nowhere.jpg")
     found = images_under(root)
     assert found.ids == ["album/2.jpg", "album/deep/1.jpg", "file.jpg", "z/0.jpg"]
     assert sorted(found.summaries()) == [
-        "broken links (1): gone.jpg",
+        "broken links (1): broken.jpg",
         "links to folders that are read already (2): again, z/loop",
     ]
 
@@ -73,7 +73,7 @@ def test_names_that_are_not_utf8_are_skipped_and_reported(tmp_path):
     try:
         touch(tmp_path, odd, os.fsdecode(b"\xff/x.jpg"))
     except OSError:
-        pytest.skip("this file system takes UTF-8 alone")
+        pytest.skip("this file system allows only UTF-8")
     found = images_under(tmp_path)
     assert found.ids == ["a.jpg", "caf\u00e9/line\nbreak.jpg"]
     assert found.summaries() == ["names that are not UTF-8 (2): caf\\udce9.jpg, \\udcff"]
@@ -98,7 +98,7 @@ def test_unreadable_folder_is_reported(tmp_path, monkeypatch):
     with pytest.raises(UserError) as error:
         some_under(tmp_path)
     assert str(error.value) == (
-        f"{tmp_path}: holds no images; skipped: folders that cannot be read (1): b"
+        f"{tmp_path}: contains no images; skipped: folders that cannot be read (1): b"
     )
     with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)"):
         images_under(tmp_path / "b")
@@ -108,7 +108,7 @@ def test_folders_of_results_are_skipped(tmp_path):
     touch(tmp_path, "a.jpg", "run/config.json", "run/split.json", "run/searches/1.png",
           "index/index.json", "index/embeddings-1.parquet", "index/searches/2.png",
           "new/3.png", "album/index.json", "album/4.png")  # fmt: skip
-    found = images_under(tmp_path, [tmp_path / "new", tmp_path / "not yet there"])
+    found = images_under(tmp_path, [tmp_path / "new", tmp_path / "not created yet"])
     assert found.ids == ["a.jpg", "album/4.png"]
     assert found.summaries() == ["folders of results (3): index, new, run"]
 
@@ -118,7 +118,7 @@ def test_missing_folder_file_and_empty_folder_are_errors(tmp_path):
     for path, text in (
         (tmp_path / "file", "is not a directory"),
         (tmp_path / "x", "does not exist"),
-        (tmp_path, "holds no images"),
+        (tmp_path, "contains no images"),
     ):
         with pytest.raises(UserError) as error:
             some_under(path)

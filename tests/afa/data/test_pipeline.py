@@ -58,7 +58,7 @@ def test_prefetching_does_not_change_the_batches(sampler, threads):
 
 
 def test_later_steps_may_have_other_settings():
-    """As those of G and D have: another size, more corruptions, no classes."""
+    """Such as those of G and D: another size, more corruptions, no classes."""
     later = dataclasses.replace(CONFIG, sampler="shuffle", batch_size=4, corrupt_probability=1.0)
     both = TrainPipeline(image_set(), CONFIG, seed=3, later=(2, later))
     first, second = TrainPipeline(image_set(), CONFIG, seed=3), TrainPipeline(image_set(), later, 3)
@@ -73,7 +73,7 @@ def test_later_steps_may_have_other_settings():
     np.testing.assert_array_equal(both.classes, first.classes)
 
 
-def test_one_thread_a_core_unless_more_are_asked_for(monkeypatch):
+def test_one_thread_per_core_unless_requested(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(5)), raising=False)
     assert (reading_threads(), reading_threads(3), reading_threads(40)) == (5, 3, 40)
     assert DataConfig().read_threads == 0
@@ -87,9 +87,9 @@ def test_one_thread_a_core_unless_more_are_asked_for(monkeypatch):
 @pytest.mark.parametrize("sampler", ["pk", "shuffle"])
 def test_processes_split_one_global_batch(sampler):
     config = dataclasses.replace(CONFIG, sampler=sampler)
-    whole = TrainPipeline(image_set(), config, seed=1).batch(5)
+    batch = TrainPipeline(image_set(), config, seed=1).batch(5)
     parts = [TrainPipeline(image_set(), config, 1, i, 4).batch(5) for i in range(4)]
-    equal(whole, {key: np.concatenate([part[key] for part in parts]) for key in whole})
+    equal(batch, {key: np.concatenate([part[key] for part in parts]) for key in batch})
 
 
 def test_batches_depend_on_seed_and_step():
@@ -197,12 +197,12 @@ def test_evaluation_views_are_in_order():
 
 def test_corrupted_query_is_the_same_in_any_subset():
     images = image_set()
-    whole = np.concatenate(list(eval_batches(images, CONFIG, 7, ("occlusion", 3), seed=4)))
+    all_views = np.concatenate(list(eval_batches(images, CONFIG, 7, ("occlusion", 3), seed=4)))
     index = np.array([11, 3, 8])
     part = np.concatenate(list(eval_batches(images.subset(index), CONFIG, 2, ("occlusion", 3), 4)))
-    np.testing.assert_array_equal(part, whole[index])
+    np.testing.assert_array_equal(part, all_views[index])
     other = np.concatenate(list(eval_batches(images, CONFIG, 7, ("occlusion", 3), seed=5)))
-    assert (other != whole).any()
+    assert (other != all_views).any()
 
 
 def test_unknown_corruption_in_evaluation_is_an_error():
@@ -210,7 +210,7 @@ def test_unknown_corruption_in_evaluation_is_an_error():
         eval_batches(image_set(), CONFIG, 4, ("fog", 1))
 
 
-def test_preprocessing_record_holds_what_determines_the_view():
+def test_preprocessing_record_has_all_settings_of_the_view():
     stored = preprocessing(dataclasses.replace(CONFIG, crop_fraction=0.875))
     assert stored["image_size"] == 16
     assert stored["crop_fraction"] == 0.875

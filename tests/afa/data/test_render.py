@@ -63,7 +63,7 @@ def test_catalogue_views_have_a_plain_light_background():
         assert 0.6 <= extent <= 0.95
 
 
-def test_rendering_imports_numpy_alone():
+def test_rendering_imports_only_numpy():
     heavy = ("jax", "tensorflow_datasets", "cv2", "rich", "PIL")
     code = f"import sys, afa.data.synthetic.render; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -71,15 +71,15 @@ def png(value):
 
 
 def write(name, features, classes, data_dir, file_format="array_record", per_class=2):
-    """Writes a data set of this name with two images a class and split."""
+    """Writes a data set of this name with two images per class and split."""
     key = KEYS.get(name, "label")
 
-    def examples(self, wanted, split):
-        for i, label in enumerate(np.repeat(list(wanted), per_class).tolist()):
+    def examples(self, labels, split):
+        for i, label in enumerate(np.repeat(list(labels), per_class).tolist()):
             example = {}
             for field, feature in features.items():
                 if isinstance(feature, tfds.features.Image):
-                    # Bytes need no TensorFlow to be written, arrays would.
+                    # Writing arrays would need TensorFlow.
                     grey = field == "segmentation_mask"
                     example[field] = io.BytesIO(png(7 if grey else 20 * (label + 1)))
                 elif isinstance(feature, tfds.features.Text):
@@ -275,10 +275,10 @@ def test_failed_preparation_is_an_error_with_advice(tmp_path, monkeypatch):
 
 
 def test_without_a_network_it_fails_quickly_and_leaves_no_files(tmp_path, monkeypatch):
-    asked = []
+    requests = []
 
     def nobody(host, *args, **kwargs):
-        asked.append(host)
+        requests.append(host)
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", nobody)
@@ -287,7 +287,7 @@ def test_without_a_network_it_fails_quickly_and_leaves_no_files(tmp_path, monkey
         monkeypatch.delenv(name.upper(), raising=False)
     with pytest.raises(UserError, match=r"could not be prepared \(.*Temporary failure in name"):
         load_tfds(DataConfig(name="tfds:cifar100", path=str(tmp_path)))
-    assert len(asked) == 1
+    assert len(requests) == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -288,8 +288,8 @@ def test_errors_are_reported_before_the_run_is_loaded(tmp_path, capsys):
     assert f"--distractors='{tmp_path}/y' does not exist" in told
     (tmp_path / "empty").mkdir()
     told = refused(words("roxford5k", root, f"--distractors={tmp_path / 'empty'}"), capsys)
-    assert f"{tmp_path}/empty: holds no images" in told
-    assert "holds no run" in refused(words("roxford5k", root), capsys)
+    assert f"{tmp_path}/empty: contains no images" in told
+    assert "contains no run" in refused(words("roxford5k", root), capsys)
 
 
 def test_a_malicious_pickle_is_not_executed(tmp_path, capsys):

@@ -69,6 +69,6 @@ def test_the_false_match_rate_holds_for_other_unknown_queries():
         ),
     ],
 )
-def test_mistakes_are_named(call, message):
+def test_invalid_arguments_are_errors(call, message):
     with pytest.raises(UserError, match=message):
         call(Calibration(tuple(np.linspace(0, 1, 20).tolist())))

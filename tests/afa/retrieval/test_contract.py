@@ -1,4 +1,4 @@
-"""One contract for every engine: the same questions, the same answers, the same refusals."""
+"""The index interface: same results and same errors with every engine."""
 
 import importlib.util
 import json
@@ -26,7 +26,7 @@ LOCAL = [
     "scann://?leaves=12&searched=12&reorder=400&reduced=4&soar=1",
 ]
 EMBEDDED = ["?index=HNSW&ef=512", "?index=FLAT", "?index=IVF_FLAT&nprobe=128"]
-# A server is held to the contract too, where one is named: MILVUS_SERVER=localhost:19530
+# Also tests a server if one is given: MILVUS_SERVER=localhost:19530
 SERVER = os.environ.get("MILVUS_SERVER", "")
 SERVED = ["?index=SCANN&nprobe=128", *EMBEDDED] if SERVER else []
 
@@ -53,8 +53,8 @@ def uri(request, tmp_path):
     return request.param.replace("FILE", str(tmp_path / "vectors.db"))
 
 
-def left_behind(collection):
-    """Takes a collection away; the index that made it may be closed."""
+def drop_collection(collection):
+    """Removes a collection of the server; its index may be closed."""
     client = importlib.import_module("pymilvus").MilvusClient(f"http://{SERVER}")
     client.drop_collection(collection)
     client.close()
@@ -62,7 +62,7 @@ def left_behind(collection):
 
 @pytest.fixture
 def make(uri):
-    """Makes indexes of the engine, and lets go of them afterwards."""
+    """Builds indexes of the engine and closes them afterwards."""
     made = []
 
     def call(rows=None, numbers=False):
@@ -73,7 +73,7 @@ def make(uri):
     for each in made:
         each.close()
         if SERVER and SERVER in each.uri:
-            left_behind(each.collection)
+            drop_collection(each.collection)
 
 
 @pytest.fixture(params=[False, True], ids=["text", "numbers"])
@@ -81,21 +81,21 @@ def numbers(request):
     return request.param
 
 
-# ---- questions ---------------------------------------------------------------------------------
+# ---- queries -----------------------------------------------------------------------------------
 
 
-def test_answers_are_those_of_comparing_with_every_row(make, numbers):
+def test_results_equal_exact_search(make, numbers):
     rows, queries = records(numbers=numbers), vectors(100, seed=1)
     made = make(rows)
-    for count in (1, 3, 100):  # one by one, few, and enough for all cores
+    for count in (1, 3, 100):  # one, few, and enough for all cores
         agree(made.search(queries[:count], 10), expected(queries[:count], rows, 10))
     for ids, scores in made.search(queries[:2], 4):
         assert len(ids) == len(scores) == 4
         assert all(type(each) is (int if numbers else str) for each in ids)
 
 
-def test_one_query_of_a_service_goes_the_short_way():
-    """Types of arrays that came from another process are equal, not the same."""
+def test_one_valid_query_takes_the_fast_path():
+    """The dtype of an array from another process is equal, but not identical."""
     made = index.create("exact://", records(), dict(MANIFEST))
     query = pickle.loads(pickle.dumps(vectors(1)))
     assert made._is_one_query(query)
@@ -103,7 +103,7 @@ def test_one_query_of_a_service_goes_the_short_way():
         assert not made._is_one_query(other)
 
 
-def test_all_rows_can_be_asked_for(make):
+def test_k_may_be_the_number_of_rows(make):
     rows, queries = records(rows=50), vectors(2, seed=1)
     agree(make(rows).search(queries, 50), expected(queries, rows, 50))
 
@@ -111,21 +111,21 @@ def test_all_rows_can_be_asked_for(make):
 def test_filters(make, numbers):
     rows, queries = records(numbers=numbers), vectors(5, seed=1)
     made = make(rows)
-    wanted = [CLASSES[1], CLASSES[3]]
-    of_class = np.isin(rows.classes.astype(str), wanted)
-    agree(made.search(queries, 10, classes=wanted), expected(queries, rows, 10, of_class))
+    classes = [CLASSES[1], CLASSES[3]]
+    of_class = np.isin(rows.classes.astype(str), classes)
+    agree(made.search(queries, 10, classes=classes), expected(queries, rows, 10, of_class))
     listed = np.zeros(300, bool)
     listed[[5, 7, 9, 200, 201, 202]] = True
     absent = [10**6] if numbers else ["nobody"]
     ids = [*rows.ids[listed].tolist(), *absent]
     agree(made.search(queries, 3, ids=ids), expected(queries, rows, 3, listed))
     both = of_class & listed
-    found = made.search(queries, 10, classes=wanted, ids=ids)
-    assert found.found.sum(axis=1).tolist() == [both.sum()] * 5
-    for (ids, scores), line in zip(found, queries, strict=True):
-        ids_wanted, scores_wanted = expected(line[None], rows, int(both.sum()), both)
-        assert ids == ids_wanted[0].tolist()
-        np.testing.assert_allclose(scores, scores_wanted[0], atol=1e-5)
+    results = made.search(queries, 10, classes=classes, ids=ids)
+    assert results.found.sum(axis=1).tolist() == [both.sum()] * 5
+    for (ids, scores), line in zip(results, queries, strict=True):
+        expected_ids, expected_scores = expected(line[None], rows, int(both.sum()), both)
+        assert ids == expected_ids[0].tolist()
+        np.testing.assert_allclose(scores, expected_scores[0], atol=1e-5)
     assert not make(rows).search(queries, 3, ids=absent).found.any()
     assert not make(rows).search(queries, 3, ids=[]).found.any()
 
@@ -138,8 +138,8 @@ def test_range_search(make):
     for classes, allowed in ((None, np.ones(300, bool)), (["jug"], jugs)):
         found = made.range_search(queries, 0.6, classes=classes)
         for (ids, scores), line in zip(found, similar, strict=True):
-            wanted = np.flatnonzero((line >= 0.6) & allowed)
-            assert ids == rows.ids[wanted[np.argsort(-line[wanted])]].tolist()
+            near = np.flatnonzero((line >= 0.6) & allowed)
+            assert ids == rows.ids[near[np.argsort(-line[near])]].tolist()
             assert np.all(np.diff(scores) <= 0)
     assert len(made.range_search(rows.vectors[:1], 1 - 1e-6)[0][0]) == 1
     assert made.range_search(-rows.vectors[:1], 0.9999) == [([], pytest.approx([]))]
@@ -155,63 +155,62 @@ def test_lookup_info_and_length(make, numbers, uri):
         index.Entry(ids[1], CLASSES[3], "images/3.jpg"),
     ]
     assert len(made) == 300
-    told = made.info()
-    assert (told["uri"], told["count"], told["dimension"]) == (uri, 300, DIMENSION)
-    assert (told["ids"], told["checkpoint"]) == ("whole numbers" if numbers else "text", "step-5")
-    assert json.loads(json.dumps(told)) == told
+    info = made.info()
+    assert (info["uri"], info["count"], info["dimension"]) == (uri, 300, DIMENSION)
+    assert (info["ids"], info["checkpoint"]) == ("whole numbers" if numbers else "text", "step-5")
+    assert json.loads(json.dumps(info)) == info
 
 
 # ---- changes -----------------------------------------------------------------------------------
 
 
-def test_added_removed_and_updated_rows_answer_at_once(make, numbers):
+def test_changes_are_searched_at_once(make, numbers):
     rows, queries = records(numbers=numbers), vectors(20, seed=1)
     made = make(rows)
     more = records(30, seed=5, first=300, numbers=numbers)
     made.add(more)
     now = rows.joined(more)
     agree(made.search(queries, 10), expected(queries, now, 10))
-    gone = now.ids[::9].tolist()
-    made.remove(gone)
+    made.remove(now.ids[::9].tolist())
     now = now.rows(~np.isin(np.arange(330), np.arange(0, 330, 9)))
     assert len(made) == len(now)
     agree(made.search(queries, 10), expected(queries, now, 10))
     fresh = Records.of(vectors(12, seed=8), now.ids[100:112], ["lid"] * 12, ["new"] * 12)
     made.update(fresh)
     now = now.rows(~np.isin(np.arange(len(now)), np.arange(100, 112))).joined(fresh)
-    found = made.search(queries, 10)
-    wanted = expected(queries, now, 10)
-    np.testing.assert_allclose(found.scores, wanted[1], atol=1e-5)
-    assert [set(line) for line in found.ids] == [set(line) for line in wanted[0]]
+    results = made.search(queries, 10)
+    ids, scores = expected(queries, now, 10)
+    np.testing.assert_allclose(results.scores, scores, atol=1e-5)
+    assert [set(line) for line in results.ids] == [set(line) for line in ids]
     assert made.lookup(fresh.ids[:1].tolist())[0].class_name == "lid"
     lids = np.arange(len(now)) >= len(now) - 12
     agree(made.search(queries, 5, classes=["lid"]), expected(queries, now, 5, lids))
-    made.add(rows.rows(slice(1)))  # a removed id may come again
+    made.add(rows.rows(slice(1)))  # a removed id can be added again
     assert len(made) == len(now) + 1
 
 
-def test_nothing_changes_when_a_change_is_refused(make, numbers):
+def test_a_failed_change_changes_nothing(make, numbers):
     made, queries = make(numbers=numbers), vectors(4, seed=1)
     before = made.search(queries, 300)
-    held = records(numbers=numbers).ids[4:6].tolist()
+    known = records(numbers=numbers).ids[4:6].tolist()
     absent = records(1, first=999, numbers=numbers).ids.tolist()
-    refusals = [
-        (lambda: made.add(records(9, first=295, numbers=numbers)), "holds .* already"),
+    errors = [
+        (lambda: made.add(records(9, first=295, numbers=numbers)), "already contains"),
         (lambda: made.add(records(3, first=300, numbers=not numbers)), "ids must be .* as those"),
         (lambda: made.add(Records.of(vectors(2, dimension=4), [1, 2])), "embeddings have 4 dim"),
-        (lambda: made.remove([*held, *absent]), "holds no image"),
-        (lambda: made.remove(held * 2), "must be unique"),
+        (lambda: made.remove([*known, *absent]), "contains no image"),
+        (lambda: made.remove(known * 2), "must be unique"),
         (lambda: made.remove(records(numbers=numbers).ids.tolist()), "cannot become empty"),
-        (lambda: made.update(records(9, first=295, numbers=numbers)), "holds no image"),
-        (lambda: made.lookup(absent), "holds no image"),
+        (lambda: made.update(records(9, first=295, numbers=numbers)), "contains no image"),
+        (lambda: made.lookup(absent), "contains no image"),
     ]
-    for call, message in refusals:
+    for call, message in errors:
         with pytest.raises(UserError, match=message):
             call()
     agree(made.search(queries, 300), (before.ids, before.scores), 1e-6)
 
 
-# ---- what is refused ---------------------------------------------------------------------------
+# ---- invalid input -----------------------------------------------------------------------------
 
 
 def changed(value, row=1, column=0):
@@ -223,20 +222,20 @@ def changed(value, row=1, column=0):
 QUESTIONS = {
     "NaN": (lambda i: i.search(changed(np.nan)), "queries: rows must be finite, but row 1"),
     "infinity": (lambda i: i.search(changed(np.inf)), "queries: rows must be finite, but row 1"),
-    "NaN alone": (lambda i: i.search(changed(np.nan, 0)[:1]), "queries: rows must be finite"),
+    "NaN in one": (lambda i: i.search(changed(np.nan, 0)[:1]), "queries: rows must be finite"),
     "too long": (lambda i: i.search(vectors(3) * 2), "queries: rows must be unit vectors, but row"),
-    "too long alone": (lambda i: i.search(vectors(1) * 2), "queries: rows must be unit vectors"),
+    "too long in one": (lambda i: i.search(vectors(1) * 2), "queries: rows must be unit vectors"),
     "zero": (lambda i: i.search(vectors(3) * 0), "queries: rows must be unit vectors, but row 0"),
     "dimension": (lambda i: i.search(vectors(3, dimension=4)), "have 4 dimensions, the index has"),
     "one vector": (lambda i: i.search(vectors(1)[0]), r"shape \(rows, dimensions\), not \(8,\)"),
-    "whole numbers": (lambda i: i.search(np.eye(8, dtype=int)), "must be real numbers, not int64"),
+    "integers": (lambda i: i.search(np.eye(8, dtype=int)), "must be real numbers, not int64"),
     "text": (lambda i: i.search([["a"] * 8]), "queries must be real numbers, not"),
     "ragged": (lambda i: i.search([[1.0], [1.0, 2.0]]), "queries must be a table"),
     "nothing": (lambda i: i.search(None), "queries must have the shape"),
     "k = 0": (lambda i: i.search(vectors(1), 0), "k=0 is not between 1 and 300"),
     "k < 0": (lambda i: i.search(vectors(1), -3), "k=-3 is not between 1 and 300"),
     "k too large": (lambda i: i.search(vectors(1), 301), "k=301 is not between 1 and 300"),
-    "class": (lambda i: i.search(vectors(1), 1, classes=["cupp"]), "holds no class 'cupp'"),
+    "class": (lambda i: i.search(vectors(1), 1, classes=["cupp"]), "contains no class 'cupp'"),
     "no list": (lambda i: i.search(vectors(1), 1, classes="cup"), "must be a list of class names"),
     "one id": (lambda i: i.search(vectors(1), 1, ids="é/1"), "ids='é/1' must be a list"),
     "kind": (lambda i: i.search(vectors(1), 1, ids=[5]), "ids must be text, .* not whole numbers"),
@@ -249,7 +248,7 @@ QUESTIONS = {
 }
 
 
-def test_bad_questions_are_refused(make):
+def test_invalid_queries_are_errors(make):
     made = make()
     for name, (ask, message) in QUESTIONS.items():
         with pytest.raises(UserError, match=message):
@@ -262,10 +261,10 @@ def test_no_queries_and_other_float_types(make):
     made, queries = make(), vectors(3, seed=1)
     assert made.search(queries[:0], 5).ids.shape == (0, 5)
     assert made.range_search(queries[:0], 0.5) == []
-    wanted = expected(queries, records(), 5)
-    agree(made.search(queries.astype(np.float64), 5), wanted)
-    agree(made.search(queries[:, ::-1].copy()[:, ::-1], 5), wanted)
-    agree(made.search(queries.tolist(), 5), wanted)
+    results = expected(queries, records(), 5)
+    agree(made.search(queries.astype(np.float64), 5), results)
+    agree(made.search(queries[:, ::-1].copy()[:, ::-1], 5), results)
+    agree(made.search(queries.tolist(), 5), results)
 
 
 # ---- disk --------------------------------------------------------------------------------------
@@ -276,16 +275,16 @@ def opened_again(made, directory):
     return index.load(directory)
 
 
-def test_a_saved_index_opens_and_goes_on(make, tmp_path, numbers):
+def test_a_saved_index_can_be_opened_and_changed(make, tmp_path, numbers):
     rows, queries, home = records(numbers=numbers), vectors(20, seed=1), tmp_path / "saved"
     made = make(rows)
     made.save(home)
     made.add(records(30, seed=5, first=300, numbers=numbers))
     made.remove(rows.ids[::9].tolist())
     made.save()
-    answers = made.search(queries, 12)
+    results = made.search(queries, 12)
     again = opened_again(made, home)
-    agree(again.search(queries, 12), (answers.ids, answers.scores), 1e-6)
+    agree(again.search(queries, 12), (results.ids, results.scores), 1e-6)
     assert len(again) == 296
     again.add(records(5, seed=6, first=330, numbers=numbers))
     again.save()
@@ -297,7 +296,7 @@ def test_a_saved_index_opens_and_goes_on(make, tmp_path, numbers):
 
 
 @pytest.mark.parametrize("uri", ENGINES[:3], indirect=True)
-def test_a_moved_index_opens(make, tmp_path, uri):
+def test_a_moved_index_can_be_opened(make, tmp_path, uri):
     made, queries = make(), vectors(5, seed=1)
     made.save(tmp_path / "saved")
     (tmp_path / "elsewhere").mkdir()
@@ -312,7 +311,7 @@ def exported(tmp_path):
     return tmp_path / "embeddings"
 
 
-def test_built_over_an_export(exported, uri):
+def test_an_index_of_an_export(exported, uri):
     queries = vectors(5, seed=1)
     built = index.build(exported, uri)
     agree(built.search(queries, 5), expected(queries, records(), 5))
@@ -324,17 +323,17 @@ def test_built_over_an_export(exported, uri):
     read, manifest = export.read_export(exported)
     assert read.ids.tolist() == records().ids.tolist()
     assert manifest["engine"]["build_seconds"] >= 0
-    over = index.build(exported, "exact://")  # in the place of the other one
+    replaced = index.build(exported, "exact://")
     assert sorted(path.name for path in exported.iterdir()) == sorted(
         [".lock", "index.json", manifest["shards"][0]["file"]]
     )
-    assert len(over) == 300
+    assert len(replaced) == 300
 
 
 def test_an_export_without_an_index(exported):
-    with pytest.raises(UserError, match="holds embeddings but no index"):
+    with pytest.raises(UserError, match="has embeddings but no index"):
         index.load(exported)
-    with pytest.raises(UserError, match=r"holds no index; build it with scann://"):
+    with pytest.raises(UserError, match=r"has no index; build it with scann://"):
         index.load(exported, "scann://")
     index.build(exported, "exact://")
     with pytest.raises(UserError, match=r"was built with exact://; build it with scann://"):
@@ -356,13 +355,13 @@ def test_two_writers(make, tmp_path, uri):
     with pytest.raises(UserError, match="was changed by another process since it was opened"):
         made.save()
     assert len(index.load(tmp_path / "saved")) == 299
-    refused = pytest.raises(UserError, match="another process is writing there")
-    with staged(tmp_path / "saved"), refused:
+    error = pytest.raises(UserError, match="another process is writing there")
+    with staged(tmp_path / "saved"), error:
         other.save()
 
 
 def test_opening_while_another_process_writes(tmp_path, monkeypatch):
-    """What the manifest named is gone when it is read: the new manifest is, then."""
+    """If a named file has been replaced, the new manifest is read."""
     made = index.create("exact://", records(), dict(MANIFEST))
     assert isinstance(made, local.LocalIndex)
     made.save(tmp_path)
@@ -382,7 +381,7 @@ def test_opening_while_another_process_writes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("uri", ENGINES[:3], indirect=True)
-def test_many_changes_build_the_engine_again(make, tmp_path, monkeypatch, uri):
+def test_many_changes_rebuild_the_engine(make, tmp_path, monkeypatch, uri):
     monkeypatch.setattr(local, "REBUILT_ROWS", 40)
     rows, queries = records(), vectors(10, seed=1)
     made = make(rows)
@@ -401,11 +400,11 @@ def test_many_changes_build_the_engine_again(make, tmp_path, monkeypatch, uri):
 
 
 @needs("milvus_lite")
-def test_milvus_and_its_export_cannot_part_unnoticed(exported, tmp_path):
+def test_differences_of_collection_and_export_are_errors(exported, tmp_path):
     uri = f"milvus://{tmp_path}/vectors.db"
     built = index.build(exported, uri)
     built.remove(["é/1"])
-    with pytest.raises(UserError, match=r"lives in milvus.* and was changed there"):
+    with pytest.raises(UserError, match=r"is in milvus.* and was changed there"):
         index.load(exported, "exact://")
     with pytest.raises(UserError, match="was changed there"):
         index.build(exported, "exact://")
@@ -414,11 +413,11 @@ def test_milvus_and_its_export_cannot_part_unnoticed(exported, tmp_path):
     (exported / "index.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"is not the one .* was built with"):
         index.load(exported)
-    manifest["engine"]["collection"] = "gone"
+    manifest["engine"]["collection"] = "other"
     (exported / "index.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="holds no collection 'gone'"):
+    with pytest.raises(UserError, match="has no collection 'other'"):
         index.load(exported)
-    with pytest.raises(UserError, match=r"path='ppp.* is longer than the 4096 bytes"):
+    with pytest.raises(UserError, match=r"path='ppp.* is longer than 4096 bytes"):
         index.create(uri, Records.of(vectors(1), [1], None, ["p" * 5000]))
     built.close()
 
@@ -433,7 +432,7 @@ HOSTILE = [
 
 
 def test_ids_and_classes_are_never_part_of_an_expression(make):
-    """Each is found, filtered by and removed, and none but itself."""
+    """Searching, filtering and removing each affects no other."""
     left = [*HOSTILE, "plain"]
     vectors_of = dict(zip(left, vectors(len(left)), strict=True))
     made = make(Records.of(np.stack(list(vectors_of.values())), left, left))
@@ -443,11 +442,13 @@ def test_ids_and_classes_are_never_part_of_an_expression(make):
         assert made.lookup([each])[0].class_name == each
         made.remove([each])
         left.remove(each)
-        assert len(made) == len(left) and made.holds(left).all() and not made.holds([each]).any()
+        assert (
+            len(made) == len(left) and made.contains(left).all() and not made.contains([each]).any()
+        )
 
 
 @needs("milvus_lite")
-def test_an_synthetic_file_that_another_process_has_open(tmp_path):
+def test_an_embedded_file_that_another_process_has_open(tmp_path):
     path = tmp_path / "vectors.db"
     path.mkdir()
     code = """
@@ -469,7 +470,7 @@ with locked(Path(sys.argv[1])):
             index.create(f"milvus://{path}?index=FLAT", records(9), dict(MANIFEST))
         other.communicate()
     assert str(error.value) == (
-        f"milvus://{path}?index=FLAT: another process has this file open, and it takes one at a "
-        "time: close it there, or use a server (milvus://HOST:PORT)"
+        f"milvus://{path}?index=FLAT: another process has this file open, and only one at a "
+        "time can: close it there, or use a server (milvus://HOST:PORT)"
     )
     index.create(f"milvus://{path}?index=FLAT", records(9), dict(MANIFEST)).close()

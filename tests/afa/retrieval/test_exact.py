@@ -29,8 +29,8 @@ def distinct(rows, dimension, seed=0):
 def brute_force(queries, gallery, exclude=None):
     scores = queries @ gallery.T
     if exclude is not None:
-        asked = np.flatnonzero(exclude >= 0)
-        scores[asked, exclude[asked]] = -np.inf
+        excluding = np.flatnonzero(exclude >= 0)
+        scores[excluding, exclude[excluding]] = -np.inf
     order = np.argsort(-scores, axis=1, kind="stable")
     return np.take_along_axis(scores, order, axis=1), order
 
@@ -221,7 +221,7 @@ def test_queries_of_unknown_classes_have_no_ranks():
         (7.0, "gallery: rows must be unit vectors, but row 3 has length 7"),
     ],
 )
-def test_bad_vectors_are_refused(value, message):
+def test_invalid_vectors_are_errors(value, message):
     gallery = distinct(5, 3)
     gallery[3] = [value, 0, 0]
     for call in (
@@ -234,7 +234,7 @@ def test_bad_vectors_are_refused(value, message):
         exact.topk(gallery, distinct(5, 3), 1)
 
 
-def test_bad_arguments_are_refused():
+def test_invalid_arguments_are_errors():
     gallery = distinct(5, 3)
     with pytest.raises(UserError, match="the gallery is empty"):
         exact.topk(gallery, gallery[:0], 1)

@@ -42,7 +42,7 @@ def write(directory, manifest=MANIFEST, rows_per_shard=10, **changes):
 
 
 def numbered(directory, **changes):
-    """The same with whole numbers as ids."""
+    """As `records`, with integer ids."""
     return write(directory, ids=np.arange(ROWS) * 3, **changes)
 
 
@@ -127,7 +127,7 @@ def test_a_new_export_replaces_the_old_one_and_nothing_else(tmp_path):
         ({"vectors": columns()["vectors"] * 2}, "embeddings: rows must be unit vectors"),
     ],
 )
-def test_bad_input_is_refused(tmp_path, change, message):
+def test_invalid_input_is_an_error(tmp_path, change, message):
     write(tmp_path)
     before = names(tmp_path)
     with pytest.raises(UserError, match=message):
@@ -138,7 +138,7 @@ def test_bad_input_is_refused(tmp_path, change, message):
     assert not (tmp_path / "fresh").exists()
 
 
-def test_nan_is_refused(tmp_path):
+def test_nan_is_an_error(tmp_path):
     vectors = columns()["vectors"]
     vectors[7, 2] = np.nan
     with pytest.raises(UserError, match="embeddings: rows must be finite, but row 7"):
@@ -175,7 +175,7 @@ from afa.retrieval import export
 moment, directory = int(sys.argv[1]), sys.argv[2]
 real, calls = Path.replace, []
 
-def replace(self, target):  # every file that goes into the export passes here
+def replace(self, target):  # called for every file of the export
     if len(calls) == moment:
         os.kill(os.getpid(), signal.SIGKILL)
     calls.append(target)
@@ -207,7 +207,7 @@ def damage(directory, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_an_export_that_differs_from_its_manifest_is_refused(tmp_path):
+def test_an_export_that_differs_from_its_manifest_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"contains no finished export: index.json is missing"):
         export.read_export(tmp_path)
     with pytest.raises(UserError, match=r"contains no finished export"):
@@ -234,7 +234,7 @@ def test_an_export_that_differs_from_its_manifest_is_refused(tmp_path):
 
 def test_one_writer_at_a_time(tmp_path):
     write(tmp_path)
-    refused = pytest.raises(UserError, match="another process is writing there; wait for it")
-    with staged(tmp_path), refused:
+    error = pytest.raises(UserError, match="another process is writing there; wait for it")
+    with staged(tmp_path), error:
         write(tmp_path)
     write(tmp_path)

@@ -17,13 +17,13 @@ from afa.models.heads import LocalFeatures, LocalHead
 from afa.retrieval.rerank import contract, geometry, posterior
 from afa.retrieval.rerank.geometry import Matches
 
-TURN = np.array([[0.76, -0.64], [0.64, 0.76]]) * 0.7  # 40 degrees, and smaller
+TURN = np.array([[0.76, -0.64], [0.64, 0.76]]) * 0.7  # rotation by 40 degrees, scale 0.7
 SHIFT = np.array([0.45, -0.05])
 THREE = jnp.float32([[0.1, 0.2], [0.8, 0.3], [0.4, 0.9]])
 TOLERANCE = jnp.float32(0.01)
 
 
-def places_of(position, descriptor, images=1):
+def features_at(position, descriptor, images=1):
     """The same local features for each of `images` images, all equally strong."""
     one = LocalFeatures(
         np.full(len(position), 1 / len(position), np.float32),
@@ -41,7 +41,7 @@ def first(local_features):
     return LocalFeatures(*(part[0] for part in local_features))
 
 
-def moved(seed, right, wrong):
+def transformed(seed, right, wrong):
     """A query, a candidate whose first `right` local features follow the map and whose others do
     not, and their order in the candidate."""
     draw = np.random.default_rng(seed)
@@ -53,15 +53,15 @@ def moved(seed, right, wrong):
     noise = np.asarray(unit(seed + 1, right + wrong, 32))
     seen = descriptor + 0.2 * noise
     seen /= np.linalg.norm(seen, axis=1, keepdims=True)
-    return places_of(source, descriptor), places_of(target[order], seen[order]), order
+    return features_at(source, descriptor), features_at(target[order], seen[order]), order
 
 
 # ---- matches -----------------------------------------------------------------------------------
 
 
 def test_matches_are_mutual_nearest_neighbours_with_the_best_first():
-    query = places_of(np.random.default_rng(0).random((9, 2)), unit(1, 9, 4))
-    candidate = places_of(np.random.default_rng(2).random((9, 2)), unit(3, 9, 4))
+    query = features_at(np.random.default_rng(0).random((9, 2)), unit(1, 9, 4))
+    candidate = features_at(np.random.default_rng(2).random((9, 2)), unit(3, 9, 4))
     similarity = query.descriptor[0] @ candidate.descriptor[0].T
     pairs = [
         (i, j)
@@ -152,13 +152,13 @@ def test_a_map_that_changes_area_too_much_has_no_inliers(matrix):
 
 @pytest.mark.parametrize(("right", "wrong"), [(40, 0), (30, 20), (25, 35)])
 def test_inliers_are_those_that_follow_the_map(right, wrong):
-    query, candidate, order = moved(right, right, wrong)
+    query, candidate, order = transformed(right, right, wrong)
     matches = geometry.mutual(first(query), first(candidate))
     found = np.asarray(geometry.consensus(matches, jnp.asarray(geometry.draws()), TOLERANCE))
     where = {tuple(p): i for i, p in enumerate(query.position[0].tolist())}
     inliers = {where[tuple(p)] for p in np.asarray(matches.source)[found].tolist()}
     assert inliers >= set(range(right))
-    assert len(inliers - set(range(right))) <= 1  # one may lie there by chance
+    assert len(inliers - set(range(right))) <= 1  # one may be there by chance
     assert sorted(order) == list(range(right + wrong))
 
 
@@ -183,20 +183,20 @@ def test_fitting_again_finds_inliers_that_no_sample_reaches():
 
 
 def test_evidence_is_higher_for_a_transformed_image_than_for_another():
-    query, candidate, _ = moved(3, 30, 10)
-    foreign = places_of(np.random.default_rng(8).random((40, 2)), unit(9, 40, 32))
-    # The same descriptors at other places: matches, and no map that they agree on.
-    scrambled = places_of(np.random.default_rng(7).random((40, 2)), candidate.descriptor[0])
+    query, candidate, _ = transformed(3, 30, 10)
+    foreign = features_at(np.random.default_rng(8).random((40, 2)), unit(9, 40, 32))
+    # Same descriptors at random positions: matches without a common map.
+    scrambled = features_at(np.random.default_rng(7).random((40, 2)), candidate.descriptor[0])
     images = joined(candidate, scrambled, foreign)
     same, mixed, other = geometry.evidence(query, images, 0.02)
     assert same > 0.5
     assert same > 4 * mixed
     assert same > 4 * other
-    alone = geometry.evidence(query, images, None)
-    near(alone[0], alone[1])
-    assert alone[0] > 4 * alone[2]
-    assert min(alone.min(), other, mixed) >= 0
-    assert alone.max() <= 1
+    matches = geometry.evidence(query, images, None)
+    near(matches[0], matches[1])
+    assert matches[0] > 4 * matches[2]
+    assert min(matches.min(), other, mixed) >= 0
+    assert matches.max() <= 1
 
 
 def test_evidence_is_the_weight_of_the_inliers_beyond_three():
@@ -204,41 +204,43 @@ def test_evidence_is_the_weight_of_the_inliers_beyond_three():
     for count, expected in ((10, 0.7), (4, 0.1), (3, 0), (2, 0), (0, 0)):
         descriptor = np.asarray(np.eye(20)[:10])
         seen = np.where(np.arange(10)[:, None] < count, descriptor, np.eye(20)[10:])
-        found = geometry.evidence(places_of(points, descriptor), places_of(points, seen), 0.01)
+        found = geometry.evidence(features_at(points, descriptor), features_at(points, seen), 0.01)
         near(found, [expected], 1e-4)
-        alone = geometry.evidence(places_of(points, descriptor), places_of(points, seen), None)
-        near(alone, [count / 10], 1e-4)
+        matches = geometry.evidence(
+            features_at(points, descriptor), features_at(points, seen), None
+        )
+        near(matches, [count / 10], 1e-4)
 
 
 def test_degenerate_local_features_are_no_evidence():
     descriptor, points = unit(0, 10, 16), np.random.default_rng(0).random((10, 2))
     line = np.stack([points[:, 0], points[:, 0]], axis=1)
-    usual = places_of(points, descriptor)
+    usual = features_at(points, descriptor)
     for other in (line, np.full((10, 2), 0.5)):
-        odd = places_of(other, descriptor)
+        odd = features_at(other, descriptor)
         assert geometry.evidence(usual, odd, 0.05) == 0
         assert geometry.evidence(odd, usual, 0.05) == 0
         assert geometry.evidence(odd, odd, 0.05) == 0
-    nothing = places_of(points, np.zeros((10, 16)))
+    zero = features_at(points, np.zeros((10, 16)))
     for tolerance in (0.05, None):
-        assert geometry.evidence(nothing, nothing, tolerance) == 0
+        assert geometry.evidence(zero, zero, tolerance) == 0
 
 
-def test_any_number_of_candidates_is_one_program(monkeypatch):
+def test_any_number_of_candidates_uses_one_program(monkeypatch):
     traced, mutual = [], geometry.mutual
     monkeypatch.setattr(geometry, "mutual", lambda *given: traced.append(1) or mutual(*given))
-    query, candidate, _ = moved(1, 10, 3)  # so many places as no other test has
-    many = joined(candidate, *(moved(i, 10, 3)[1] for i in range(2, 8)))
-    whole = geometry.evidence(query, many, 0.05)
-    assert whole.shape == (7,)
-    assert whole[0] > 0
+    query, candidate, _ = transformed(1, 10, 3)  # a number of features that no other test uses
+    many = joined(candidate, *(transformed(i, 10, 3)[1] for i in range(2, 8)))
+    scores = geometry.evidence(query, many, 0.05)
+    assert scores.shape == (7,)
+    assert scores[0] > 0
     for count in (0, 1, 3, 7):
         some = LocalFeatures(*(x[:count] for x in many))
-        np.testing.assert_array_equal(geometry.evidence(query, some, 0.05), whole[:count])
+        np.testing.assert_array_equal(geometry.evidence(query, some, 0.05), scores[:count])
         geometry.evidence(query, some, 0.02)
     assert len(traced) == 1
     monkeypatch.setattr(geometry, "CANDIDATES", 3)
-    near(geometry.evidence(query, many, 0.05), whole)
+    near(geometry.evidence(query, many, 0.05), scores)
 
 
 def test_a_hundred_candidates_take_less_than_half_a_second():
@@ -268,22 +270,22 @@ def images_of(vectors, local_features):
 
 def test_only_the_first_results_are_verified(monkeypatch):
     monkeypatch.setattr(geometry, "CANDIDATES", 5)
-    query, candidate, _ = moved(1, 12, 0)
+    query, candidate, _ = transformed(1, 12, 0)
     vectors = np.asarray(unit(0, 9, 4))
     gallery = images_of(vectors, joined(*[candidate] * 9))
-    asked = images_of(vectors[:1], query)
+    queries = images_of(vectors[:1], query)
     for score in (
         geometry.local_matches(gallery, scale=1.0),
         geometry.geometric_verification(gallery, scale=1.0, tolerance=0.05),
     ):
-        found = score(asked, np.zeros(1, np.int64))[0]
+        found = score(queries, np.zeros(1, np.int64))[0]
         similarity = vectors @ vectors[0]
         similarity[0] = -2  # the query itself
         assert set(np.flatnonzero(found)) == set(np.argsort(-similarity)[:5])
 
 
-def test_an_empty_gallery_is_refused():
-    query, candidate, _ = moved(1, 12, 0)
+def test_an_empty_gallery_is_an_error():
+    query, candidate, _ = transformed(1, 12, 0)
     empty = images_of(np.zeros((0, 4), np.float32), LocalFeatures(*(x[:0] for x in candidate)))
     score = geometry.geometric_verification(empty, scale=1.0, tolerance=0.05)
     with pytest.raises(UserError, match="gallery is empty"):
@@ -292,20 +294,20 @@ def test_an_empty_gallery_is_refused():
 
 def test_agreement_is_the_probability_of_one_class():
     shares = np.array([[0.5, 0.5, 0], [0.2, 0.3, 0.5]], np.float32)
-    asked = contract.ImageFeatures(np.asarray(unit(0, 2, 4)), shares)
+    queries = contract.ImageFeatures(np.asarray(unit(0, 2, 4)), shares)
     gallery = contract.ImageFeatures(np.asarray(unit(1, 3, 4)), np.eye(3, dtype=np.float32))
-    found = posterior.class_agreement(gallery)(asked, np.full(2, -1))
+    found = posterior.class_agreement(gallery)(queries, np.full(2, -1))
     near(found, shares)
 
 
-# ---- the places of images --------------------------------------------------------------------
+# ---- local features of images ----------------------------------------------------------------
 
 
 def test_the_strongest_local_features_of_a_map():
     mid = normal(2, 3, 4, 5, 6)
     head = LocalHead(7)
     variables = variables_of(head, mid)
-    attention, descriptors = map(np.asarray, apply(head, variables, mid, method="places"))
+    attention, descriptors = map(np.asarray, apply(head, variables, mid, method="local_features"))
     found = apply(head, variables, mid, 6, method="strongest")
     order = np.argsort(-attention, axis=1)[:, :6]
     near(found.strength, np.take_along_axis(attention, order, 1))
@@ -331,7 +333,7 @@ def test_a_rotated_and_shifted_image_is_retrieved():
     local_features = jax.jit(lambda v, x: context.networks.local_features(v, x, 100))(
         variables, images
     )
-    vectors = np.tile(np.asarray(unit(0, 1, 4)), (3, 1))  # the global view cannot tell
+    vectors = np.tile(np.asarray(unit(0, 1, 4)), (3, 1))  # equal global descriptors
     parts = [images_of(vectors, LocalFeatures(*(np.asarray(x)[i : i + 3] for x in local_features)))
              for i in (0, 3)]  # fmt: skip
     score = geometry.geometric_verification(parts[1], scale=1.0, tolerance=0.08)

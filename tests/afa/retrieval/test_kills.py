@@ -1,4 +1,4 @@
-"""A kill at any moment leaves an index as it was before or as it is after."""
+"""A kill at any moment leaves the old index or the new one."""
 
 import importlib.util
 import json
@@ -41,8 +41,8 @@ os._exit(0)
 
 
 def seconds_of(task, home, uri, after):
-    """Runs a task in a process of its own that kills itself after some seconds (0: never); returns
-    how long it took, None if it was killed before its end."""
+    """Runs a task in a process that kills itself after some seconds (0: never); returns the time
+    that it took, None if it was killed before its end."""
     path = os.pathsep.join(map(str, (Path(__file__).parent, SUPPORT, ROOT)))
     done = subprocess.run(
         [sys.executable, "-c", KILLED, task, str(home), uri, str(after)],
@@ -58,37 +58,37 @@ def seconds_of(task, home, uri, after):
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("scann") is None, reason="scann is not installed")
 @pytest.mark.parametrize("task", ["build", "add", "save"])
-def test_killed_twenty_times_it_answers_as_before_or_after(tmp_path, task):
+def test_twenty_kills_leave_the_old_or_the_new_index(tmp_path, task):
     """Kills spread over the time that the task takes, each on a fresh copy of the index."""
     uri, queries = "scann://?leaves=60&searched=60&reorder=400", vectors(5, seed=1)
-    original, whole = tmp_path / "original", tmp_path / "whole"
+    original, changed = tmp_path / "original", tmp_path / "changed"
     export.write_export(original, records(4000), MANIFEST)
     if task != "build":
         index.build(original, uri)
-    shutil.copytree(original, whole)
-    before, seconds = answers(original, queries), seconds_of(task, whole, uri, 0)
-    after = answers(whole, queries)
+    shutil.copytree(original, changed)
+    before, seconds = results_of(original, queries), seconds_of(task, changed, uri, 0)
+    after = results_of(changed, queries)
     assert seconds is not None and after != before
     ended = []
     for turn in range(20):
         home = shutil.copytree(original, tmp_path / f"turn-{turn}")
         ended.append(seconds_of(task, home, uri, seconds * (turn + 1) / 20) is not None)
-        state = answers(home, queries)
+        state = results_of(home, queries)
         assert same(state, before) or same(state, after)
-        index.build(home, uri)  # and it can be built upon
+        index.build(home, uri)  # it can be built again
         shutil.rmtree(home)
     assert not all(ended)
 
 
-def same(found, wanted):
-    """Whether two states answer alike; engines of the same rows may round differently."""
-    if found is None or wanted is None:
-        return found is wanted
-    return found[0] == wanted[0] and np.allclose(found[1], wanted[1], atol=1e-6)
+def same(found, expected):
+    """Whether results are equal; engines of the same rows may round differently."""
+    if found is None or expected is None:
+        return found is expected
+    return found[0] == expected[0] and np.allclose(found[1], expected[1], atol=1e-6)
 
 
-def answers(home, queries):
-    """What an index answers; None where there are only embeddings."""
+def results_of(home, queries):
+    """Returns ids and scores; None for embeddings without an index."""
     if "engine" not in json.loads((home / "index.json").read_text()):
         assert len(export.read_export(home)[0]) == 4000
         return None

@@ -1,4 +1,4 @@
-"""What is written down beside an index is not trusted: a field that is lost is told in one line."""
+"""Missing or invalid fields of the manifest of an index are errors of one line."""
 
 import json
 
@@ -22,7 +22,8 @@ def built(tmp_path):
     return make
 
 
-def corrupted(manifest, path, value):
+def corrupt(manifest, path, value):
+    """Sets a field, or removes it if `value` is None."""
     *parents, last = path
     for each in parents:
         manifest = manifest[each]
@@ -33,28 +34,28 @@ def corrupted(manifest, path, value):
 
 
 @pytest.mark.parametrize("uri", URIS)
-def test_no_field_of_a_manifest_can_be_lost_with_a_traceback(built, uri):
+def test_any_invalid_field_is_a_user_error(built, uri):
     directory = built(uri)
     path = directory / "index.json"
-    whole = json.loads(path.read_text())
-    places = [(name,) for name in whole]
-    places += [("shards", 0, name) for name in whole["shards"][0]]
-    places += [("engine", name) for name in whole["engine"]]
-    for place in places:
+    original = json.loads(path.read_text())
+    fields = [(name,) for name in original]
+    fields += [("shards", 0, name) for name in original["shards"][0]]
+    fields += [("engine", name) for name in original["engine"]]
+    for field in fields:
         for value in (None, [], 3.5, "?"):
-            changed = json.loads(json.dumps(whole))
-            corrupted(changed, place, value)
+            changed = json.loads(json.dumps(original))
+            corrupt(changed, field, value)
             path.write_text(json.dumps(changed))
             try:
                 index.load(directory).search(vectors(1), 3)
             except UserError as error:
                 assert "\n" not in str(error)
-    path.write_text(json.dumps(whole))
+    path.write_text(json.dumps(original))
     assert len(index.load(directory)) == 40
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "told"),
+    ("field", "value", "message"),
     [
         (("shards",), None, "it lacks shards"),
         (("dimension",), None, "it lacks dimension"),
@@ -66,21 +67,21 @@ def test_no_field_of_a_manifest_can_be_lost_with_a_traceback(built, uri):
         (("count",), "many", "count is 'many'"),
     ],
 )
-def test_what_is_lost_is_named(built, place, value, told):
+def test_errors_name_the_field(built, field, value, message):
     directory = built()
     path = directory / "index.json"
     manifest = json.loads(path.read_text())
-    corrupted(manifest, place, value)
+    corrupt(manifest, field, value)
     path.write_text(json.dumps(manifest))
     with pytest.raises(UserError) as error:
         index.load(directory)
-    assert str(error.value).startswith(f"{path} is damaged") and told in str(error.value)
+    assert str(error.value).startswith(f"{path} is damaged") and message in str(error.value)
 
 
-def test_fewer_images_than_the_usual_number_of_results(built):
-    """Three images: three results; a number that was asked for is still refused."""
-    found = index.load(built(rows=3)).search(vectors(2))
-    assert found.scores.shape == (2, 3) and found.found.all()
+def test_fewer_images_than_the_default_number_of_results(built):
+    """Three images: three results by default, but k=10 is an error."""
+    results = index.load(built(rows=3)).search(vectors(2))
+    assert results.scores.shape == (2, 3) and results.found.all()
     with pytest.raises(UserError, match="k=10 is not between 1 and 3"):
         index.load(built(rows=3)).search(vectors(2), 10)
     assert index.load(built(rows=40)).search(vectors(2)).scores.shape == (2, 10)

@@ -1,4 +1,4 @@
-"""Indexes that are built again: after changes, after damage, and beside other processes."""
+"""Rebuilding an index after changes, after damage, and while other processes change it."""
 
 import importlib.util
 import json
@@ -33,7 +33,7 @@ def opened(directory, uri=None):
 
 
 @needs_scann
-def test_tuning_after_a_removal_answers_with_the_right_images(exported):
+def test_tuning_after_a_removal_returns_the_correct_images(exported):
     first = index.build(exported, "scann://")
     first.remove(records().ids[:40].tolist())
     first.update(records(5, seed=7, first=100))
@@ -45,7 +45,7 @@ def test_tuning_after_a_removal_answers_with_the_right_images(exported):
     kept = old.rows(np.r_[40:100, 105:300]).joined(records(5, seed=7, first=100))
     queries = vectors(20, seed=1)
     agree(index.load(exported).search(queries, 10), expected(queries, kept, 10))
-    with pytest.raises(ValueError, match="stands over 300 rows, not 260"):
+    with pytest.raises(ValueError, match="has 300 rows, not 260"):
         index.create("scann://", kept, MANIFEST, ScannEngine.build(old.vectors, Plan()))
 
 
@@ -53,38 +53,38 @@ def test_tuning_after_a_removal_answers_with_the_right_images(exported):
 @pytest.mark.parametrize(
     "plan", [Plan(), Plan("hashing", reorder=300), Plan("hashing", reorder=300, tuned=True)]
 )
-def test_an_index_that_was_opened_can_be_built_again(exported, monkeypatch, plan):
+def test_an_opened_index_is_rebuilt_after_changes(exported, monkeypatch, plan):
     monkeypatch.setattr(local, "REBUILT_ROWS", 30)
     index.build(exported, "scann://", ScannEngine.build(records().vectors, plan))
     again = opened(exported)
     again.add(records(100, seed=3, first=300))
-    told = again.info()
-    assert (told["count"], told["added"]) == (400, 0)
-    assert told["engine"]["kind"] == (plan.kind if plan.tuned else "brute_force")
+    info = again.info()
+    assert (info["count"], info["added"]) == (400, 0)
+    assert info["engine"]["kind"] == (plan.kind if plan.tuned else "brute_force")
     now, queries = records().joined(records(100, seed=3, first=300)), vectors(10, seed=1)
     agree(again.search(queries, 10), expected(queries, now, 10))
 
 
 @pytest.mark.parametrize("uri", URIS)
-def test_a_rebuild_by_another_process_is_a_change(exported, uri):
+def test_a_rebuild_by_another_process_is_detected(exported, uri):
     index.build(exported, uri)
-    mine = opened(exported)
+    first = opened(exported)
     index.build(exported, "scann://?reorder=33" if uri == "scann://" else "exact://?recall=0.9")
-    mine.remove(["é/1"])
+    first.remove(["é/1"])
     with pytest.raises(UserError, match="was changed by another process since it was opened"):
-        mine.save()
+        first.save()
     assert len(opened(exported)) == 300
 
 
-def test_a_path_may_be_spelt_in_two_ways(exported, monkeypatch):
+def test_relative_and_absolute_paths_are_the_same_index(exported, monkeypatch):
     index.build(exported, "exact://")
     monkeypatch.chdir(exported.parent)
-    mine, other = opened(exported.name), opened(exported)
+    first, other = opened(exported.name), opened(exported)
     other.remove(["é/1"])
     other.save()
-    mine.remove(["é/2"])
+    first.remove(["é/2"])
     with pytest.raises(UserError, match="was changed by another process"):
-        mine.save(exported)
+        first.save(exported)
     monkeypatch.chdir("/")
     other.remove(["é/3"])
     other.save()
@@ -111,7 +111,7 @@ def test_a_rebuild_that_fails_changes_nothing(monkeypatch):
 
 
 @needs_scann
-def test_a_damaged_folder_is_healed_by_building_again(exported):
+def test_rebuilding_repairs_a_damaged_folder(exported):
     built = index.build(exported, "scann://")
     folder = exported / built.manifest["engine"]["folder"]
     data = folder / "dataset.npy"
@@ -124,7 +124,7 @@ def test_a_damaged_folder_is_healed_by_building_again(exported):
 
 
 @pytest.mark.parametrize("uri", URIS)
-def test_another_gallery_takes_the_place_in_one_step(exported, uri, monkeypatch):
+def test_another_gallery_replaces_the_old_one_atomically(exported, uri, monkeypatch):
     index.build(exported, uri)
     fresh = records(50, seed=9)
 
@@ -143,19 +143,19 @@ def test_another_gallery_takes_the_place_in_one_step(exported, uri, monkeypatch)
     assert len(opened(exported / "new")) == 50
 
 
-def test_files_that_vanish_are_told(exported, monkeypatch):
+def test_missing_files_are_an_error(exported, monkeypatch):
     index.build(exported, "exact://")
 
-    def gone(*_):
+    def missing(*_):
         raise FileNotFoundError("no such file")
 
-    monkeypatch.setattr(export, "read_shards", gone)
+    monkeypatch.setattr(export, "read_shards", missing)
     with pytest.raises(UserError, match=r"cannot be opened \(no such file\)"):
         index.load(exported)
 
 
 @needs_scann
-def test_a_range_search_is_complete_where_few_leaves_are_visited():
+def test_a_range_search_is_complete_with_few_searched_leaves():
     rows = vectors(3000)
     engine = ScannEngine.build(rows, Plan("tree", 200, 1))
     found = engine.within(rows[:3], 0.0, None)
@@ -164,7 +164,7 @@ def test_a_range_search_is_complete_where_few_leaves_are_visited():
 
 
 @needs_scann
-def test_many_results_can_be_tuned_for():
+def test_tuning_for_many_results():
     found = tuning.tune(vectors(6000), 0.5, k=700, seconds=0.0)
     assert found.reached
 
@@ -172,7 +172,7 @@ def test_many_results_can_be_tuned_for():
 @pytest.mark.skipif(
     importlib.util.find_spec("milvus_lite") is None, reason="milvus_lite is not installed"
 )
-def test_collections_neither_pile_up_nor_vanish(exported, tmp_path, monkeypatch):
+def test_replaced_collections_are_removed_and_others_are_kept(exported, tmp_path, monkeypatch):
     uri = f"milvus://{tmp_path}/vectors.db?index=FLAT"
 
     def collections():

@@ -1,4 +1,4 @@
-"""What cannot become a gallery is refused before an engine sees it: rows, ids, addresses."""
+"""Invalid rows, ids and addresses are errors before an engine is called."""
 
 import importlib.util
 
@@ -18,7 +18,7 @@ def needs(library):
 
 
 def changed(value):
-    """Three unit vectors of which the second has a value that it must not have."""
+    """Three unit vectors, the second with one value replaced."""
     found = vectors(3)
     found[1, 0] = value
     return found
@@ -45,13 +45,16 @@ ROWS = {
     "paths": (lambda: Records.of(vectors(2), [1, 2], None, "ab"), "paths='ab' must be a list"),
     "flat": (lambda: Records.of(vectors(2)[0], [1]), "embeddings must have the shape"),
     "no dimension": (lambda: Records.of(vectors(2)[:, :0], [1, 2]), "have no dimensions"),
-    "whole": (lambda: Records.of(np.eye(2, dtype=int), [1, 2]), "must be real numbers, not int64"),
+    "integers": (
+        lambda: Records.of(np.eye(2, dtype=int), [1, 2]),
+        "must be real numbers, not int64",
+    ),
     "complex": (lambda: Records.of(np.eye(2) * 1j, [1, 2]), "must be real numbers, not complex"),
 }
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_bad_rows_are_refused(name):
+def test_invalid_rows_are_errors(name):
     make_rows, message = ROWS[name]
     with pytest.raises(UserError, match=message):
         make_rows()
@@ -60,27 +63,32 @@ def test_bad_rows_are_refused(name):
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("scann", r"retrieval\.index='scann' is no address; did you mean 'scann'\? \(exact://, "),
+        (
+            "scann",
+            r"retrieval\.index='scann' is not an address; did you mean 'scann'\? \(exact://, ",
+        ),
         ("scan://", r"retrieval\.index='scan' is unknown; did you mean 'scann'\?"),
-        ("exact://host", "exact:// takes no place"),
-        ("exact://?recal=0.9", r"recal is no option of exact://; did you mean 'recall'\?"),
+        ("exact://host", "exact:// takes no location"),
+        ("exact://?recal=0.9", r"recal is not an option of exact://; did you mean 'recall'\?"),
         ("exact://?recall=2", "recall=2.0 must lie in"),
-        ("exact://?recall=a", "recall='a' is no number"),
-        ("exact://?recall=1&recall=1", "recall stands there twice"),
-        ("exact://#x", "# has no meaning there"),
-        pytest.param("scann://dir", "scann:// takes no place", marks=needs("scann")),
+        ("exact://?recall=a", "recall='a' is not a number"),
+        ("exact://?recall=1&recall=1", "recall is given twice"),
+        ("exact://#x", "# is not allowed"),
+        pytest.param("scann://dir", "scann:// takes no location", marks=needs("scann")),
         pytest.param("scann://?leaves=0", "leaves=0 is too small", marks=needs("scann")),
-        pytest.param("scann://?leaves=5&searched=6", "more leaves than", marks=needs("scann")),
-        pytest.param("scann://?reorder=1.5", "'1.5' is no whole number", marks=needs("scann")),
+        pytest.param(
+            "scann://?leaves=5&searched=6", "searched must not exceed leaves", marks=needs("scann")
+        ),
+        pytest.param("scann://?reorder=1.5", "'1.5' is not a whole number", marks=needs("scann")),
         pytest.param("scann://?spherical=yes", "spherical='yes' is unk", marks=needs("scann")),
         ("milvus://", "milvus:// needs HOST:PORT or PATH/file.db"),
         ("milvus://a.db?index=SCANN", "the embedded file has no SCANN index"),
         ("milvus://host:1?index=HNWS", "did you mean 'HNSW'"),
-        ("milvus://host:1?ef=many", "ef='many' is no whole number"),
+        ("milvus://host:1?ef=many", "ef='many' is not a whole number"),
         pytest.param("milvus://localhost:1", "milvus://localhost:1: ", marks=needs("milvus_lite")),
     ],
 )
-def test_bad_addresses_are_refused(uri, message):
+def test_invalid_addresses_are_errors(uri, message):
     with pytest.raises(UserError, match=message):
         index.create(uri, records(), MANIFEST)
 
@@ -90,7 +98,7 @@ def test_missing_libraries(monkeypatch):
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: "there, but it cannot be loaded")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: "installed, but cannot be imported")
     with pytest.raises(
         UserError, match=r"scann:// cannot be used \(.*: TensorFlow 2\.21 and later"
     ):

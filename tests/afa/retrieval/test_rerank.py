@@ -56,7 +56,7 @@ def split_of(vectors, labels):
     return reranking.Split(images(labels), contract.ImageFeatures.of(vectors))
 
 
-VECTORS_ALONE = ("plain", *reranking.WHITENING, *list(rerank.METHODS)[1:])
+VECTOR_METHODS = ("plain", *reranking.WHITENING, *list(rerank.METHODS)[1:])
 GALLERY, QUERIES = unit(0, 30, 6), unit(1, 4, 6)
 OUTSIDE = np.full(4, -1)
 
@@ -210,7 +210,7 @@ def test_learned_whitening_scales_away_what_differs_within_classes():
     within = turned - means[labels]
     np.testing.assert_allclose(within.T @ within / 400, np.eye(6), atol=2e-2)
     between = np.var(means, axis=0)
-    assert np.all(np.diff(between) < 0)  # what tells objects apart comes first
+    assert np.all(np.diff(between) < 0)  # the most discriminative directions come first
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_learned_whitening_scales_away_what_differs_within_classes():
         (lambda v: whitening.pca_whitening(2 * v, 2, 0.1), "unit"),
     ],
 )
-def test_whitening_names_mistakes(call, message):
+def test_invalid_whitening_arguments_are_errors(call, message):
     with pytest.raises(UserError, match=message):
         call(GALLERY)
 
@@ -232,7 +232,7 @@ def test_whitening_names_mistakes(call, message):
 
 
 @pytest.mark.parametrize("name", rerank.METHODS)
-def test_every_setting_answers_every_query_with_finite_scores(name):
+def test_every_setting_gives_finite_scores(name):
     method = rerank.METHODS[name]
     for settings in method.settings():
         score = method.reranker(GALLERY, **settings)
@@ -243,7 +243,7 @@ def test_every_setting_answers_every_query_with_finite_scores(name):
 
 
 @pytest.mark.parametrize("name", rerank.METHODS)
-def test_a_gallery_smaller_than_the_settings_still_answers(name):
+def test_a_gallery_smaller_than_the_settings(name):
     method = rerank.METHODS[name]
     for settings in method.settings():
         found = method.reranker(GALLERY[:3], **settings)(GALLERY[:1], np.zeros(1, int))
@@ -284,27 +284,27 @@ def test_the_study_chooses_on_validation_and_measures_on_test():
         name: split_of(vectors[np.sort(part)], labels[np.sort(part)])
         for name, part in zip(names, parts, strict=True)
     }
-    told = []
-    lines = reranking.study(splits, "halves", told.append, VECTORS_ALONE)
-    assert tuple(line.method for line in lines) == VECTORS_ALONE
-    assert len(lines) == len(told) == len(rerank.METHODS) + 2
+    notes = []
+    lines = reranking.study(splits, "halves", notes.append, VECTOR_METHODS)
+    assert tuple(line.method for line in lines) == VECTOR_METHODS
+    assert len(lines) == len(notes) == len(rerank.METHODS) + 2
     assert (lines[0].gain.mean, lines[0].p) == (0, 1)
     plain = lines[0].metrics.means["map_at_r"]
     for line in lines:
         assert line.metrics.means["map_at_r"] - plain == pytest.approx(line.gain.mean)
         assert line.gain.low <= line.gain.mean <= line.gain.high
         assert line.milliseconds > 0
-    # Whatever the test classes are, the same settings are chosen, by the same figures.
+    # The choice does not depend on the test classes.
     other = unit(8, len(parts[2]), 4), labels[np.sort(parts[2])]
     splits["test"] = split_of(*other)
-    again = reranking.study(splits, "halves", told.append, VECTORS_ALONE)
+    again = reranking.study(splits, "halves", notes.append, VECTOR_METHODS)
     for line, repeated in zip(lines, again, strict=True):
         assert (repeated.settings, repeated.validation) == (line.settings, line.validation)
     assert again[0].metrics.means != lines[0].metrics.means
 
 
 def known(labels, seed, classes=5):
-    """All features of images, drawn at random around their classes."""
+    """All features of images, at random around the centres of their classes."""
     count, draw = len(labels), np.random.default_rng(seed)
     vectors = normalise(np.eye(16, dtype=np.float32)[labels] + 2 * unit(seed, count, 16))
     shares = draw.dirichlet(np.ones(classes), count).astype(np.float32)
@@ -348,22 +348,22 @@ def test_settings_of_every_method_are_chosen_on_validation():
     for name in reranking.LOCAL:
         line = by_name[name]
         assert line.embed_milliseconds == 1 + 10 * line.settings["scale"]
-        assert line.gain.mean > 0.05  # images of a class have the same places here
+        assert line.gain.mean > 0.05  # images of a class have equal local features here
 
 
-def test_some_queries_are_searched_in_the_whole_gallery():
+def test_a_subset_of_queries_is_searched_in_the_full_gallery():
     """The metrics of a query do not depend on the other queries."""
     splits = full_splits()
-    whole, few = (
+    full, few = (
         reranking.study(splits, "halves", lambda text: None, ("plain",), queries)[0].metrics
         for queries in (0, 8)
     )
-    assert (whole.queries, few.queries) == (12, 8)
+    assert (full.queries, few.queries) == (12, 8)
     test = splits["test"].images
-    asked = protocols(test, "halves")[0].queries
-    place = np.searchsorted(asked, drawn_evenly(test, asked, 8, seed=0))
+    queries = protocols(test, "halves")[0].queries
+    subset = np.searchsorted(queries, drawn_evenly(test, queries, 8, seed=0))
     for name, values in few.per_query.items():
-        np.testing.assert_array_equal(values, whole.per_query[name][place])
+        np.testing.assert_array_equal(values, full.per_query[name][subset])
 
 
 def test_half_of_every_class_is_searched_among_the_other_half():
@@ -377,16 +377,16 @@ def test_half_of_every_class_is_searched_among_the_other_half():
 
 
 @pytest.mark.parametrize("name", reranking.NAMES)
-def test_no_query_is_in_what_a_method_prepares(name):
-    """The rows of the queries may be anything: what is prepared, and so the scores of any fixed
-    query, stay as they are. By leave-one-out they would not."""
+def test_queries_are_not_used_to_prepare_the_gallery(name):
+    """The prepared gallery, and so the scores of a fixed query, do not depend on the rows of the
+    queries. With leave-one-out they would."""
     splits = full_splits()
     test, train = splits["test"], splits["train"]
     candidate = reranking._candidates(train)[name]
     settings = dict(candidate.settings[0])
     assert reranking.supported_protocols(test.images) == ["halves"]
     protocol = protocols(test.images, "halves")[0]
-    asked = test.known.rows(protocol.queries[:3])
+    queries = test.known.rows(protocol.queries[:3])
     other = known(test.images.labels, 77).rows(protocol.queries)
 
     def replaced(rows, fresh):
@@ -396,7 +396,7 @@ def test_no_query_is_in_what_a_method_prepares(name):
 
     moved = jax.tree.map(replaced, _parts(test.known), _parts(other))
     found = [
-        candidate.reranker(known_of.rows(protocol.gallery), **settings)(asked, np.full(3, -1))
+        candidate.reranker(known_of.rows(protocol.gallery), **settings)(queries, np.full(3, -1))
         for known_of in (test.known, contract.ImageFeatures(*moved))
     ]
     np.testing.assert_array_equal(found[0], found[1])
@@ -406,7 +406,7 @@ def _parts(of):
     return of.vectors, of.posterior, dict(of.local_features), dict(of.multi_scale)
 
 
-def test_the_weight_of_evidence_is_the_best_of_all():
+def test_the_best_weight_of_the_evidence_is_chosen():
     split = full_splits()["validation"]
     protocol = protocols(split.images, "halves")[0]
     candidate = reranking.Candidate(class_agreement, [{}], (3.0, 0.3, 0.03))
@@ -468,9 +468,9 @@ def test_the_command_measures_the_named_methods(tiny_finished, tmp_path, capsys,
     assert [given[-2:] for given in seen] == [(("plain", "class posterior"), (1.0, 2.0))] * 2
 
 
-def test_the_command_names_mistakes(tiny_finished, tmp_path, capsys):
+def test_errors_of_the_command(tiny_finished, tmp_path, capsys):
     assert command.main(["--run", str(tmp_path)]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "contains no run" in capsys.readouterr().err
     words = ["--run", str(tiny_finished)]
     assert command.main([*words, "--methods=plain,difusion"]) == 2
     assert "methods='difusion' is unknown; did you mean 'diffusion'?" in capsys.readouterr().err
@@ -480,8 +480,8 @@ def test_the_command_names_mistakes(tiny_finished, tmp_path, capsys):
         assert command.main([*words, f"--scales={scales}"]) == 2
         assert "numbers above 0 and up to 8" in capsys.readouterr().err
     assert command.main([*words, "--out", str(tmp_path / "no" / "x")]) == 2
-    assert "there is no directory" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
     assert command.main([*words, "--protocol", "other"]) == 2
     assert "--protocol" in capsys.readouterr().err
     assert command.main([*words, "--protocol", "query_gallery"]) == 2
-    assert "the test split allows halves, catalogue" in capsys.readouterr().err
+    assert "the test split supports halves, catalogue" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""ScaNN's traps, closed; and tuning, which chooses its settings by measurement."""
+"""Known problems of ScaNN are handled; tuning of its settings by measurement."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def test_the_rule_follows_the_size():
     assert scann.rule(19_999) == Plan()
     assert scann.rule(99_999) == Plan("hashing")
     assert scann.rule(1_000_000) == Plan("tree", 1000, 100)
-    assert scann.planned(50, {"leaves": 80}) == Plan("tree", 50, 5)  # n < leaves fails there
+    assert scann.planned(50, {"leaves": 80}) == Plan("tree", 50, 5)  # ScaNN fails for n < leaves
     assert scann.planned(50, {"reorder": 7}) == Plan(reorder=7)
     assert scann.planned(120_000, {"searched": 500}).searched == 346
     kept = Plan("hashing", reorder=20, tuned=True)
@@ -46,21 +46,21 @@ def test_the_rule_follows_the_size():
 
 
 @pytest.mark.parametrize("kind", PLANS)
-def test_every_kind_finds_nearly_all(kind):
+def test_every_kind_has_a_high_recall(kind):
     rows, queries = vectors(600), vectors(50, seed=1)
     engine = ScannEngine.build(rows, PLANS[kind])
     found, scores = engine.search(queries, 10, None)
-    best, wanted = exact.topk(queries, rows, 10)[::-1]
+    best, best_scores = exact.topk(queries, rows, 10)[::-1]
     hits = np.mean([len(np.intersect1d(*pair)) for pair in zip(found, best, strict=True)]) / 10
     assert hits > 0.9
     close = found == best
-    np.testing.assert_allclose(scores[close], wanted[close], atol=1e-5)
+    np.testing.assert_allclose(scores[close], best_scores[close], atol=1e-5)
     assert found.dtype == np.int64
 
 
 @pytest.mark.parametrize("count", [1, 5, 200])
 def test_missing_results_are_masked(count):
-    """It fills up with row 0 and a distance of NaN; alone, with a shorter list."""
+    """ScaNN fills them with row 0 and NaN, or for one query returns a shorter list."""
     engine = ScannEngine.build(vectors(600), ONE_LEAF)
     rows, scores = engine.search(vectors(count, seed=1), 600, None)
     missing = rows == -1
@@ -79,22 +79,22 @@ def test_one_row_and_as_many_results_as_rows():
     assert sorted(few.search(vectors(1, seed=1), 7, None)[0][0]) == list(range(7))
 
 
-def test_a_filter_never_hides_what_it_leaves():
-    """Also when all candidates of a query are filtered away: those are compared row by row."""
+def test_filtered_search_is_complete():
+    """Also if all candidates of a query are filtered out: these queries are searched exactly."""
     rows = np.concatenate([vectors(400), -np.abs(vectors(200, seed=3))])
     engine = ScannEngine.build(rows, Plan("tree", 20, 2))
     queries = np.abs(vectors(80, seed=4))
     opposite = np.arange(600) >= 400
     found, scores = engine.search(queries, 5, opposite)
     gallery = Records.of(rows, np.arange(600))
-    ids, wanted = expected(queries, gallery, 5, opposite)
+    ids, best_scores = expected(queries, gallery, 5, opposite)
     np.testing.assert_array_equal(found, ids)
-    np.testing.assert_allclose(scores, wanted, atol=1e-5)
+    np.testing.assert_allclose(scores, best_scores, atol=1e-5)
     most = np.arange(600) > 3
     assert np.all(engine.search(queries, 5, most)[0] > 3)
 
 
-def test_a_range_search_goes_as_deep_as_it_must():
+def test_a_range_search_is_complete():
     rows = vectors(3000)
     engine = ScannEngine.build(rows, Plan("tree", 10, 10, reorder=3000))
     similar = rows[:2] @ rows.T
@@ -121,14 +121,14 @@ def test_a_full_disk_leaves_the_old_index(exported, monkeypatch, capfd):
     assert index.load(exported).manifest == json.loads(json.dumps(built.manifest))
 
 
-def test_foreign_damaged_and_missing_files_are_refused(exported):
+def test_unexpected_damaged_and_missing_files_are_errors(exported):
     built = index.build(exported, "scann://")
     folder = exported / built.manifest["engine"]["folder"]
-    planted = folder / "scann_docids.pkl"  # it would be unpickled
-    planted.write_bytes(b"")
+    extra = folder / "scann_docids.pkl"  # it would be unpickled
+    extra.write_bytes(b"")
     with pytest.raises(UserError, match=r"scann_docids\.pkl does not belong to the index"):
         index.load(exported)
-    planted.unlink()
+    extra.unlink()
     data = folder / "dataset.npy"
     data.write_bytes(data.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(UserError, match=r"dataset\.npy is damaged"):
@@ -138,13 +138,13 @@ def test_foreign_damaged_and_missing_files_are_refused(exported):
         index.load(exported)
 
 
-def test_it_does_not_write_to_the_terminal(exported, capfd):
+def test_nothing_is_written_to_the_terminal(exported, capfd):
     index.build(exported, "scann://?leaves=20")
     index.load(exported)
     assert capfd.readouterr() == ("", "")
 
 
-def test_building_again_leaves_one_index(exported):
+def test_rebuilding_leaves_one_index(exported):
     index.build(exported, "scann://")
     first = {path.name for path in exported.iterdir()}
     index.build(exported, "scann://?leaves=10")
@@ -153,7 +153,7 @@ def test_building_again_leaves_one_index(exported):
     assert len(first & second) == 3
 
 
-def test_codes_see_the_dimensions_of_the_pca_and_results_are_compared_whole():
+def test_codes_use_the_pca_and_rescoring_all_dimensions():
     rows = clustered(2000, dimension=40)
     best = exact.topk(rows[:100], rows, 10)[1]
     hits = {}
@@ -171,15 +171,15 @@ def test_codes_see_the_dimensions_of_the_pca_and_results_are_compared_whole():
 
 @pytest.mark.parametrize("count", [1, 3, 15, 16])
 def test_a_tree_over_fewer_rows_than_codes(count):
-    """What a tuned index may shrink to."""
+    """As a tuned index from which most rows were removed."""
     rows, queries = records(rows=count), vectors(2, seed=1)
     made = index.create("scann://?leaves=4&searched=4&reorder=40&reduced=4", rows, dict(MANIFEST))
     agree(made.search(queries, 1), expected(queries, rows, 1))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_no_more_threads_work_than_are_asked_for(threads):
-    """ScaNN adds the thread that asks to those it was given: one would have been two."""
+def test_at_most_the_requested_threads_are_used(threads):
+    """ScaNN uses the calling thread in addition to its own."""
     rows = clustered(20_000, dimension=64)
     engine = ScannEngine.build(rows, Plan("tree", 40, 40, reorder=400), threads=threads)
     queries = rows[:2000]
@@ -228,7 +228,7 @@ def test_the_measured_recall_is_that_of_the_definition(tuned):
     truth = tuning.Truth.of(rows, 10, seed=0)
     ids = found.engine.search(truth.queries, 11, None)[0]
     hits = []
-    for own, query, line in zip(truth.own, truth.queries, ids, strict=True):
+    for own, query, line in zip(truth.query_rows, truth.queries, ids, strict=True):
         similar = rows @ query
         similar[own] = -np.inf
         nearest = np.argsort(-similar)[:10]
@@ -236,7 +236,7 @@ def test_the_measured_recall_is_that_of_the_definition(tuned):
     assert np.mean(hits) == pytest.approx(found.point.recall, abs=2e-3)
 
 
-def test_the_frontier_is_what_no_other_point_beats(tuned):
+def test_the_frontier_is_the_pareto_front(tuned):
     found = tuned[0]
     line = found.frontier()
     assert line == sorted(line)
@@ -246,17 +246,17 @@ def test_the_frontier_is_what_no_other_point_beats(tuned):
         )
 
 
-def test_the_time_budget_ends_it_and_a_target_may_be_missed():
+def test_the_time_budget_ends_tuning_even_below_the_target():
     notes = []
     found = tuning.tune(clustered(6000), 0.9, 10, seconds=0.0, note=notes.append)
-    assert len(notes) == 1  # the first kind is measured whatever it takes
+    assert len(notes) == 1  # the first index is always measured
     assert found.point.plan == Plan()
     hashing = ScannEngine.build(clustered(6000), Plan("hashing", block=8, reorder=10))
     assert tuning._recall(hashing, tuning.Truth.of(clustered(6000), 10)) < 0.99
 
 
 def test_every_setting_is_tried_on_the_best_tree_so_far(monkeypatch):
-    """Everything that building an index decides: leaves, PCA, SOAR, codes, kind of k-means."""
+    """All build settings: leaves, PCA, SOAR, codes, kind of k-means."""
     built = []
     real = ScannEngine.build.__func__
 
@@ -289,12 +289,12 @@ def test_enough_dimensions_keep_nine_tenths():
 
 
 @pytest.mark.parametrize("target", [0.0, 1.5, float("nan")])
-def test_a_target_that_cannot_be(target):
+def test_an_invalid_target_is_an_error(target):
     with pytest.raises(UserError, match=r"retrieval\.target_recall=.* must lie in \(0, 1\]"):
         tuning.tune(clustered(100), target)
 
 
-def test_too_few_images_to_tune_with():
+def test_too_few_images_for_tuning():
     with pytest.raises(UserError, match="k=10 needs more than 10 images"):
         tuning.tune(clustered(10), 0.9)
 
@@ -307,8 +307,8 @@ def test_a_tuned_index_is_kept_and_rebuilt_as_tuned(tmp_path, tuned, monkeypatch
     assert built.info()["engine"] == dataclasses.asdict(plan)
     again = index.load(tmp_path)
     queries = clustered(20, seed=5)
-    mine = built.search(queries, 10)
-    agree(again.search(queries, 10), (mine.ids, mine.scores))
+    results = built.search(queries, 10)
+    agree(again.search(queries, 10), (results.ids, results.scores))
     assert isinstance(again, LocalIndex)
     again.compact()
     assert again.info()["engine"] == dataclasses.asdict(plan)

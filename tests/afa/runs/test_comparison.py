@@ -99,7 +99,7 @@ def test_errors_are_reported(tiny_finished, worse, tmp_path, capsys):
     message = refused([run, "--against", worse, "--variant", "fusde"], capsys)
     assert "--variant" in message and "fused" in message
     missing = tmp_path / "no" / "x.json"
-    assert "there is no directory" in refused([run, "--against", worse, "--out", missing], capsys)
+    assert "does not exist" in refused([run, "--against", worse, "--out", missing], capsys)
 
 
 def test_runs_on_other_images_or_queries_are_refused(tiny_finished, worse, capsys):
@@ -204,7 +204,7 @@ def test_the_command_summarises_runs_of_one_kind(tiny_finished, worse, tmp_path,
 def test_errors_of_summaries_are_reported(tiny_finished, tiny_copy, worse, capsys):
     run = tiny_finished
     message = refused([run, "--against", worse, "--together"], capsys)
-    assert "--together does not go with --against" in message
+    assert "--together and --against exclude each other" in message
     assert "--together needs at least 2 runs" in refused([run, "--together"], capsys)
     assert "worse/split.json: is not a stored split" in refused([worse, run, "--together"], capsys)
     changed(worse, lambda result: result["data"].pop("test_fingerprint"))

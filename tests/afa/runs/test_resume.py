@@ -39,7 +39,7 @@ def test_a_signal_and_two_kills_change_nothing(tiny_data, tiny_finished, tmp_pat
     words = tiny_run.words(tiny_data, home)
     out, err = ended(words, "step:4:SIGTERM", EXIT_PREEMPTED)
     assert err == (
-        "stopped by a signal after step 5; everything is saved; the same command goes on "
+        "stopped by a signal after step 5; everything is saved; the same command continues "
         "(exit code 75)\n"
     )
     assert sorted(p.name for p in home.iterdir() if p.name != ".lock") == list(PUBLIC)
@@ -83,7 +83,7 @@ def test_a_signal_in_the_final_evaluation_loses_nothing(tiny_data, tiny_copy):
     code, _, err = tiny_run.finish(process)
     assert code == EXIT_PREEMPTED
     assert err == (
-        "stopped by a signal; the same command goes on from the last checkpoint (exit code 75)\n"
+        "stopped by a signal; the same command continues from the last checkpoint (exit code 75)\n"
     )
     assert tiny_run.digest(tiny_copy)
 
@@ -94,7 +94,7 @@ def test_a_command_without_checkpoints_does_not_speak_of_them(capsys):
 
     assert guarded(stopped) == EXIT_PREEMPTED
     assert capsys.readouterr().err == (
-        "stopped by a signal; the same command begins anew (exit code 75)\n"
+        "stopped by a signal; the same command starts again (exit code 75)\n"
     )
 
 

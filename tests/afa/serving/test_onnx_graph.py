@@ -143,7 +143,7 @@ def test_command(runtime, tiny_finished, tmp_path, capsys, monkeypatch):
     out = tmp_path / "package"
     assert command.main([f"--run={tiny_finished}", f"--out={out}", "--onnx"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("  onnx         any at once, float32: ")
+    assert last.startswith("  onnx         batch size any, float32: ")
     assert float(last.split()[5]) < 1e-5
     manifest = json.loads((out / "manifest.json").read_text())
     assert "predictor.onnx" in manifest["files"]

@@ -311,8 +311,8 @@ def test_command(tiny_finished, tmp_path, capsys):
     assert command.main([f"--run={tiny_finished}", f"--out={out}"]) == 0
     first, cpu, accelerator = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{out}: 17 files, ") and "step-12-" in first
-    assert cpu.startswith("  cpu          1, 4, 16 at once, float32: ")
-    assert accelerator.startswith("  accelerator  any at once, bfloat16: ")
+    assert cpu.startswith("  cpu          batch size 1, 4, 16, float32: ")
+    assert accelerator.startswith("  accelerator  batch size any, bfloat16: ")
     assert command.main([f"--run={tiny_finished}", f"--out={out}"]) == 2
     message = f"error: --out={out}: is not empty; name a new directory\n"
     assert capsys.readouterr() == ("", message)
@@ -344,7 +344,7 @@ def test_a_package_with_different_vectors_is_not_written(everything, tmp_path, m
 
 
 def test_runs_that_are_not_finished(tmp_path):
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="contains no run"):
         package.pack(tmp_path, tmp_path / "package")
     assert list(tmp_path.iterdir()) == []
 
@@ -356,12 +356,12 @@ def refused(directory, line, family=None):
 
 
 def test_directories_without_a_package(tmp_path, everything, moved):
-    refused(tmp_path, "{} holds no package: manifest.json is missing")
-    refused(tmp_path / "no", "{} holds no package: manifest.json is missing")
+    refused(tmp_path, "{} contains no package: manifest.json is missing")
+    refused(tmp_path / "no", "{} contains no package: manifest.json is missing")
     (tmp_path / "manifest.json").write_text('{"kind": "something"}')
-    refused(tmp_path, "{} holds no package: manifest.json is not that of a package")
+    refused(tmp_path, "{} contains no package: manifest.json is not that of a package")
     (tmp_path / "manifest.json").write_text("[1]")
-    refused(tmp_path, "{} holds no package: manifest.json is not that of a package")
+    refused(tmp_path, "{} contains no package: manifest.json is not that of a package")
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest\.json cannot be read \(JSONDecodeError: .+\)$"):
         Predictor.load(tmp_path)

@@ -24,7 +24,7 @@ def events(folder: Path):
             at += size + 16
 
 
-def test_every_line_is_json_and_comes_back(tmp_path):
+def test_lines_are_json_and_are_read_back(tmp_path):
     with writers.MetricWriter(tmp_path, 0) as log:
         log.log(1, "features", {"loss": jnp.float32(0.5), "gap": float("nan")})
         log.log(2, "features", {"loss": np.float32("inf"), "gap": -math.inf})
@@ -36,7 +36,7 @@ def test_every_line_is_json_and_comes_back(tmp_path):
     assert second["loss"] == math.inf and second["gap"] == -math.inf
 
 
-def test_resume_drops_what_will_be_computed_again(tmp_path):
+def test_resume_drops_later_steps(tmp_path):
     with writers.MetricWriter(tmp_path, 0) as log:
         for step in (1, 2, 3, 4):
             log.log(step, "s", {"loss": step})
@@ -53,7 +53,7 @@ def test_resume_drops_what_will_be_computed_again(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
 
 
-def test_a_last_line_without_its_end_is_half_written(tmp_path):
+def test_an_incomplete_last_line_is_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1}\n{"step": 2, "loss": 12}')
     assert [h["step"] for h in writers.read_history(tmp_path)] == [1]
     with writers.MetricWriter(tmp_path, 5) as log:
@@ -61,14 +61,14 @@ def test_a_last_line_without_its_end_is_half_written(tmp_path):
     assert [h["step"] for h in writers.read_history(tmp_path)] == [1, 6]
 
 
-def test_starting_afresh_drops_all(tmp_path):
+def test_a_new_start_drops_all_lines(tmp_path):
     for _ in range(2):
         with writers.MetricWriter(tmp_path, 0) as log:
             log.log(0, "s", {"loss": 1})
     assert len(writers.read_history(tmp_path)) == 1
 
 
-def test_a_metric_may_not_take_a_fixed_key(tmp_path):
+def test_a_metric_with_a_reserved_key_is_an_error(tmp_path):
     with writers.MetricWriter(tmp_path, 0) as log, pytest.raises(ValueError, match="'step'"):
         log.log(1, "s", {"step": 1})
 
@@ -94,7 +94,7 @@ class Config:
     rates: tuple[float, ...]
 
 
-def test_write_json_takes_what_a_result_holds(tmp_path):
+def test_write_json_writes_all_types_of_a_result(tmp_path):
     config = Config(Path("a/b"), (0.5, math.nan))
     io.write_json(
         tmp_path / "x.json",
@@ -125,7 +125,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_write_result_puts_queries_beside_it(tmp_path):
+def test_write_result_also_writes_the_queries(tmp_path):
     per_query = {"id": ["q0", "q1"], "correct": np.array([True, False]), "top": np.eye(2)}
     writers.write_result(tmp_path, {"metrics": {"recall_at_1": 0.5}}, per_query)
     assert json.loads((tmp_path / "result.json").read_text())["metrics"]["recall_at_1"] == 0.5
