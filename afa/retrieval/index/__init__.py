@@ -11,7 +11,6 @@ An engine is one file and one line in `ENGINES`.
 
 import contextlib
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from afa.errors import UserError
 from afa.manifest import MANIFEST, OWN_FIELDS, publish, read_manifest, refuse_if_changed, staged
 from afa.retrieval import export
 from afa.retrieval.index import exact, milvus, scann
-from afa.retrieval.index.contract import DEFAULT_K, Entry, Index, Results
-from afa.retrieval.index.local import Engine, LocalIndex
+from afa.retrieval.index.contract import DEFAULT_K, Entry, Index, Results, Server
+from afa.retrieval.index.local import InProcess, LocalIndex
 from afa.retrieval.index.uri import FIELD, Address, parse
 from afa.retrieval.records import Records
 
@@ -29,28 +28,10 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _exact(address: Address, plan: dict[str, Any] | None) -> Callable[..., Engine]:
-    values = exact.options(address)
-    return lambda vectors: exact.ExactEngine(vectors, **values)
-
-
-def _scann(address: Address, plan: dict[str, Any] | None) -> Callable[..., Engine]:
-    values = scann.options(address)
-
-    threads = values.pop("threads", 0)
-
-    def build(vectors: Any) -> Engine:
-        tuned = scann.Plan(**plan) if plan is not None and plan["tuned"] else None
-        return scann.ScannEngine.build(vectors, scann.planned(len(vectors), values, tuned), threads)
-
-    return build
-
-
-LOCAL = {"exact": _exact, "scann": _scann}
-ENGINES: dict[str, Callable[[Address], Any]] = {
-    "exact": exact.options,
-    "scann": scann.options,
-    "milvus": milvus.options,
+ENGINES: dict[str, InProcess | Server] = {
+    "exact": exact.ENGINE,
+    "scann": scann.ENGINE,
+    "milvus": milvus.ENGINE,
 }
 
 
@@ -61,7 +42,7 @@ def check(uri: str) -> Address:
       UserError: unknown engine or option, or a missing library.
     """
     address = parse(uri, ENGINES)
-    ENGINES[address.scheme](address)
+    ENGINES[address.scheme].options(address)
     return address
 
 
@@ -90,12 +71,12 @@ def create(
     """
     address = check(uri)
     manifest = manifest or {}
-    if address.scheme == "milvus":
-        return milvus.create(address, records, manifest)
+    kind = ENGINES[address.scheme]
+    if isinstance(kind, Server):
+        return kind.create(address, records, manifest)
     if engine is not None and engine.rows != len(records):
         raise ValueError(f"the engine has {engine.rows} rows, not {len(records)}")
-    plan = None if engine is None else engine.info()
-    build = LOCAL[address.scheme](address, plan)
+    build = kind.builder(address, None if engine is None else engine.info())
     return LocalIndex(uri, build, records, manifest, engine, len(records))
 
 
@@ -143,12 +124,10 @@ def build(
             full = manifest | export.contents(shards, index.dimension) | {"engine": written}
             publish(stage, directory, full, [shard["file"] for shard in keep])
     except BaseException:
-        if isinstance(index, milvus.MilvusIndex):
-            index.drop()
-            index.close()
+        _drop(index, uri)
         raise
     index.opened(directory, full)
-    _drop_collection(before.get("engine"), directory)
+    _drop_replaced(before.get("engine"), directory)
     return index
 
 
@@ -199,41 +178,40 @@ def _opened(directory: Path, manifest: dict[str, Any], uri: str | None) -> Index
     if chosen is None:
         raise UserError(f"{directory} has embeddings but no index; build one")
     address = check(chosen)
+    kind = ENGINES[address.scheme]
     if uri is not None and address.scheme == "exact":
         _refuse_outdated(directory, manifest)
-        index: Any = _local(directory, manifest, uri, LOCAL["exact"](address, None), None)
+        index: Any = _in_process(directory, manifest, address, exact.ENGINE, None)
     elif stored is None:
         raise UserError(f"{FIELD}={uri!r}: {directory} has no index; build it with {uri}")
     elif parse(stored["uri"], ENGINES).scheme != address.scheme:
         raise UserError(
             f"{FIELD}={uri!r}: {directory} was built with {stored['uri']}; build it with {uri}"
         )
-    elif address.scheme == "milvus":
-        index = milvus.read(address, directory, manifest)
+    elif isinstance(kind, Server):
+        index = kind.read(address, directory, manifest)
     else:
-        plan = stored.get("plan")
-        builder = LOCAL[address.scheme](address, plan)
-        index = _local(directory, manifest, address.text, builder, stored)
+        index = _in_process(directory, manifest, address, kind, stored)
     index.opened(directory, manifest)
     return index
 
 
-def _local(
+def _in_process(
     directory: Path,
     manifest: dict[str, Any],
-    uri: str,
-    builder: Callable[..., Engine],
+    address: Address,
+    kind: InProcess,
     stored: dict[str, Any] | None,
 ) -> LocalIndex:
     records = export.read_shards(directory, manifest)
     rows = stored["rows"] if stored else len(records)
-    if stored and "folder" in stored:
-        threads = scann.options(parse(uri, ENGINES)).get("threads", 0)
-        engine: Engine = scann.read(directory, records.vectors[:rows], stored, threads)
+    builder = kind.builder(address, stored.get("plan") if stored else None)
+    if stored and "folder" in stored and kind.read is not None:
+        engine = kind.read(directory, records.vectors[:rows], stored, address)
     else:
         engine = builder(records.vectors[:rows])
     alive = export.read_removed(directory, manifest)
-    return LocalIndex(uri, builder, records, manifest, engine, rows, alive)
+    return LocalIndex(address.text, builder, records, manifest, engine, rows, alive)
 
 
 def _current_manifest(directory: Path, records: Records | None) -> dict[str, Any]:
@@ -252,11 +230,19 @@ def _refuse_outdated(directory: Path, manifest: dict[str, Any]) -> None:
         )
 
 
-def _drop_collection(stored: dict[str, Any] | None, directory: Path) -> None:
-    """Removes the Milvus collection of a replaced index if it can be reached."""
-    if not stored or "collection" not in stored:
+def _drop_replaced(stored: dict[str, Any] | None, directory: Path) -> None:
+    """Removes a replaced index from its server if it can be reached."""
+    if not stored:
         return
     with contextlib.suppress(UserError):
-        old = milvus.read(check(stored["uri"]), directory, {"engine": stored})
-        old.drop()
-        old.close()
+        address = parse(stored["uri"], ENGINES)
+        kind = ENGINES[address.scheme]
+        if isinstance(kind, Server):
+            _drop(kind.read(address, directory, {"engine": stored}), stored["uri"])
+
+
+def _drop(index: Any, uri: str) -> None:
+    """Removes an index from its server; one in this process needs no removal."""
+    if isinstance(ENGINES[parse(uri, ENGINES).scheme], Server):
+        index.drop()
+        index.close()

@@ -6,7 +6,7 @@ are accepted and fail later.
 """
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float32
 
 from afa.errors import UserError
 from afa.retrieval.exact import NORM_TOLERANCE, check_unit
+from afa.retrieval.index.uri import Address
 from afa.retrieval.records import (
     Id,
     Ids,
@@ -325,3 +326,18 @@ class Index(abc.ABC):
         if not known.all():
             raise UserError(f"the index contains no image {chosen[known.argmin()]!r}")
         return chosen
+
+
+@dataclass(frozen=True)
+class Server:
+    """An engine outside of this process, which holds the vectors.
+
+    Attributes:
+      options: returns the options of an address; UserError if one is invalid.
+      create: address, records, manifest -> a new index, with `drop` to remove it.
+      read: address, directory, manifest -> the index of that manifest.
+    """
+
+    options: Callable[[Address], dict[str, Any]]
+    create: Callable[[Address, Records, dict[str, Any]], Any]
+    read: Callable[[Address, Path, dict[str, Any]], Any]

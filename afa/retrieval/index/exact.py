@@ -10,7 +10,7 @@ from afa import parallel
 from afa.errors import UserError
 from afa.retrieval import exact
 from afa.retrieval.index import flat
-from afa.retrieval.index.local import Allowed, Engine, RangeResults, TopK
+from afa.retrieval.index.local import Allowed, Builder, Engine, InProcess, RangeResults, TopK
 from afa.retrieval.index.uri import Address
 
 OPTIONS = {"recall": float}
@@ -63,3 +63,11 @@ def options(address: Address) -> dict[str, Any]:
     if not 0 < values.get("recall", 1.0) <= 1:
         raise UserError(f"{address.text!r}: recall={values['recall']} must lie in (0, 1]")
     return values
+
+
+def _builder(address: Address, info: dict[str, Any] | None) -> Builder:
+    values = options(address)
+    return lambda vectors: ExactEngine(vectors, **values)
+
+
+ENGINE = InProcess(options, _builder)

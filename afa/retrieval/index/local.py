@@ -8,6 +8,7 @@ either exceeds a share of the rows, the engine is rebuilt over the remaining row
 import abc
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from afa.retrieval import export
 from afa.retrieval.exact import PADDING
 from afa.retrieval.index import flat
 from afa.retrieval.index.contract import Entry, Index, Results
+from afa.retrieval.index.uri import Address
 from afa.retrieval.records import Id, Ids, Records, kind_of
 
 REBUILT_SHARE = 0.2  # rebuild when more than this share of the rows was added or removed
@@ -55,6 +57,24 @@ class Engine(abc.ABC):
 
 CACHED = ("_ids", "_row_of", "_names_and_labels")  # properties of `LocalIndex`
 Builder = Callable[[Float32[np.ndarray, "n d"]], Engine]
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """An engine in the memory of this process.
+
+    Attributes:
+      options: returns the options of an address; UserError if one is invalid.
+      builder: address, and `Engine.info` of a built engine or None -> builder of such engines.
+      read: directory, vectors, what `Engine.write` returned, address -> the engine; None if the
+        engine is not stored but built again.
+    """
+
+    options: Callable[[Address], dict[str, Any]]
+    builder: Callable[[Address, dict[str, Any] | None], Builder]
+    read: Callable[[Path, Float32[np.ndarray, "n d"], dict[str, Any], Address], Engine] | None = (
+        None
+    )
 
 
 class LocalIndex(Index):

@@ -26,7 +26,7 @@ from afa.errors import UserError, choose
 from afa.io import locked
 from afa.manifest import OWN_FIELDS, publish, refuse_if_changed, staged
 from afa.retrieval import export
-from afa.retrieval.index.contract import Entry, Index, Results
+from afa.retrieval.index.contract import Entry, Index, Results, Server
 from afa.retrieval.index.uri import FIELD, Address
 from afa.retrieval.records import Id, Ids, Records, kind_of
 
@@ -465,3 +465,6 @@ def _user_errors(uri: str) -> Iterator[None]:
         reason = getattr(error, "message", "") or str(error)
         first, *_ = [*reason.strip().splitlines(), type(error).__name__]
         raise UserError(f"{uri}: {first}") from error
+
+
+ENGINE = Server(options, create, read)

@@ -25,7 +25,7 @@ from afa.errors import UserError
 from afa.io import file_sha256, joint_sha256
 from afa.retrieval.exact import PADDING
 from afa.retrieval.index import flat
-from afa.retrieval.index.local import Allowed, Engine, RangeResults, TopK
+from afa.retrieval.index.local import Allowed, Builder, Engine, InProcess, RangeResults, TopK
 from afa.retrieval.index.uri import Address
 
 HASHING_FROM = 20_000  # rows; with fewer, brute force is as fast
@@ -201,10 +201,7 @@ class ScannEngine(Engine):
 
 
 def read(
-    directory: Path,
-    vectors: Float32[np.ndarray, "n d"],
-    stored: dict[str, Any],
-    threads: int = 0,
+    directory: Path, vectors: Float32[np.ndarray, "n d"], stored: dict[str, Any], address: Address
 ) -> ScannEngine:
     """Opens what `ScannEngine.write` wrote.
 
@@ -215,6 +212,7 @@ def read(
     _verify(folder, stored["files"])
     with _quiet():
         searcher = _scann().load_searcher(str(folder))
+    threads = options(address).get("threads", 0)
     return ScannEngine(vectors, Plan(**stored["plan"]), searcher, threads)
 
 
@@ -362,3 +360,17 @@ def _quiet() -> Iterator[None]:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+
+
+def _builder(address: Address, info: dict[str, Any] | None) -> Builder:
+    values = options(address)
+    threads = values.pop("threads", 0)
+    tuned = Plan(**info) if info is not None and info["tuned"] else None
+
+    def build(vectors: Float32[np.ndarray, "n d"]) -> ScannEngine:
+        return ScannEngine.build(vectors, planned(len(vectors), values, tuned), threads)
+
+    return build
+
+
+ENGINE = InProcess(options, _builder, read)

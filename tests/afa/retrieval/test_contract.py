@@ -243,7 +243,7 @@ QUESTIONS = {
     "score": (lambda i: i.range_search(vectors(1), 1.5), "score=1.5 must lie between -1 and 1"),
     "NaN score": (lambda i: i.range_search(vectors(1), np.nan), "score=nan must lie between"),
     "range of NaN": (lambda i: i.range_search(changed(np.nan), 0.5), "rows must be finite"),
-    "save nowhere": (lambda i: i.save(), "was never saved: save needs a directory"),
+    "save nowhere": (lambda i: i.save(), "was never saved, so save needs a directory"),
     "another model": (lambda i: i.require(checkpoint="x"), "checkpoint 'step-5', not 'x'"),
 }
 
