@@ -33,7 +33,8 @@ def filled(shapes: Shapes) -> dict[str, np.ndarray]:
 
 def images(side: int) -> np.ndarray:
     """Returns two standardised images, NHWC."""
-    return draw(f"images {side}").standard_normal((2, side, side, 3), np.float32)
+    # The name decides the numbers: the stored references were made with this one.
+    return draw(f"pictures {side}").standard_normal((2, side, side, 3), np.float32)
 
 
 def direction(name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -79,7 +79,7 @@ HOSTILE = {
     "functools.partial": lambda mark: b"cfunctools\npartial\n.",
     "numpy.load": lambda mark: b"cnumpy\nload\n(S'" + mark.encode() + b"'\ntR.",
     "changes a function": lambda mark: GLOBAL + b"(N}S'__doc__'\nS'x'\nstb.",
-    "outside of it": lambda mark: b"Psomething\n.",
+    "outside the file": lambda mark: b"Psomething\n.",
     "array of 'O8'": lambda mark: pickle.dumps(np.array([None], object)),
     "array of 'V8'": lambda mark: pickle.dumps(np.zeros(2, "i4,i4")),
     "encodes text as 'hex'": lambda mark: b"c_codecs\nencode\n(Vab\nVhex\ntR.",
