@@ -78,7 +78,7 @@ class Embedder(nn.Module):
             self.global_head(self._global_input(last)), self.local_head(self._local_input(mid))
         )
 
-    def _global_input(self, last: Float[Array, "b v u d"]) -> Float[Array, "b *places d"]:
+    def _global_input(self, last: Float[Array, "b v u d"]) -> Float[Array, "b *places e"]:
         return self.backbone.pool(last) if hasattr(self.backbone, "pool") else last
 
     def _local_input(self, mid: Float[Array, "b y x c"]) -> Float[Array, "b h w c"]:

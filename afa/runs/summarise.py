@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from afa.data.types import Files, ImageSet
+from afa.data.types import ImageSet
 from afa.errors import UserError
 from afa.evaluation import statistics
 from afa.evaluation.metrics.retrieval import metrics_from_ranks
@@ -87,8 +87,8 @@ def together(runs: Sequence[Run], metric: str = "map_at_r") -> list[Line]:
     exports = [_exported(run, names) for run in runs]
     vectors = np.concatenate([each for each, _ in exports], axis=1) / np.float32(len(runs) ** 0.5)
     classes = exports[0][1]
-    # Protocols read no image: the ids stand for the files.
-    images = ImageSet(Files(names), classes, tuple(names), catalogue, gallery)
+    unread = [b""] * len(names)  # protocols need no pixels
+    images = ImageSet(unread, classes, tuple(names), catalogue, gallery)
     row_of = {name: i for i, name in enumerate(names)}
     lines = []
     for (variant, name, condition), queries, labels, _ in common_figures(runs, metric):

@@ -19,6 +19,7 @@ from afa.config import with_changes
 from afa.errors import EXIT_DIVERGED, EXIT_USER_ERROR, UserError
 from afa.evaluation.evaluator import Evaluator, Results
 from afa.evaluation.variants import Variant
+from afa.report.page import Page
 from afa.retrieval import export
 from afa.runs import run as job
 from afa.train import checkpoint
@@ -399,10 +400,14 @@ def test_no_room_to_start(name, tiny_data, tmp_path, monkeypatch, capsys):
 def evaluated(monkeypatch):
     """Skips evaluation and report, to test the files written after them."""
     row = Variant("fused", "trained", {"global": 1.0}, 1.0)
+    page = Page(
+        title="", experiment="", dataset="", protocol="", hardware="", date="", commit="",
+        seeds=(), train_seconds=0, parameters={},
+    )  # fmt: skip
     monkeypatch.setattr(Evaluator, "variants", lambda self, variables, initial: [row])
     monkeypatch.setattr(Evaluator, "test", lambda *args: Results({}, {"variant": []}))
     monkeypatch.setattr(job.restoration, "measure", lambda *args: {})
-    monkeypatch.setattr(job.report_page, "page", lambda *args: None)
+    monkeypatch.setattr(job.report_page, "page", lambda *args: page)
     monkeypatch.setattr(job, "write_report", lambda *args: None)
 
 

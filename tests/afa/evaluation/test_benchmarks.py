@@ -145,7 +145,7 @@ def test_landmark_recognition_by_the_nearest_training_image(tmp_path):
                     [0, 1, 0, 0.9, 0, 0]])  # fmt: skip
     found, _ = values(benchmark, queries, gallery)
     assert found == {("Public", "GAP"): 1.0, ("Private", "GAP"): pytest.approx(1 / 2 / 2)}
-    with pytest.raises(UserError, match="--distractors: gldv2_recognition has none"):
+    with pytest.raises(UserError, match="--distractors: gldv2_recognition takes none"):
         benchmarks.load("gldv2_recognition", tmp_path, [tmp_path / "x.jpg"])
 
 

@@ -125,7 +125,7 @@ def test_adversarial_branch_has_its_own_normalisation(tokens):
     images = normal(2, 16, 16, 3)
 
     def both(variables):
-        return [apply(module, variables, images, train=False, branch=b).whole
+        return [apply(module, variables, images, train=False, branch=b).global_descriptor
                 for b in ("clean", "adversarial")]  # fmt: skip
 
     clean, adversarial = both(variables)
@@ -167,7 +167,7 @@ def convolutional():
 
 
 def embed(module, variables, images):
-    return np.asarray(apply(module, variables, images, train=False).whole)
+    return np.asarray(apply(module, variables, images, train=False).global_descriptor)
 
 
 def test_channels_are_reversed_before_normalisation(convolutional):

@@ -161,7 +161,7 @@ def test_local_head_is_the_attention_weighted_sum_of_local_features():
     a = np.log1p(np.exp(flat @ params["attend"]["kernel"][0, 0] + params["attend"]["bias"]))
     d = flat @ params["describe"]["kernel"][0, 0] + params["describe"]["bias"]
     d /= np.linalg.norm(d, axis=-1, keepdims=True)
-    attention, descriptors = apply(head, variables, mid, method="places")
+    attention, descriptors = apply(head, variables, mid, method="local_features")
     near(attention, a[..., 0] / a[..., 0].sum(1, keepdims=True))
     near(descriptors, d)
     pooled = (a * d).sum(1)

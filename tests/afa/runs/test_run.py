@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+import tfds_mocks
 import tiny_run
 
 import afa
@@ -343,15 +344,13 @@ def test_a_stored_configuration_is_read_back(tiny_finished):
 
 def test_a_full_scale_recipe_runs_on_a_mock_of_its_data(tmp_path, monkeypatch):
     """afa_resnet50_cub, whose data cannot be downloaded everywhere, with few and small images."""
-    import test_tfds
-
-    png = test_tfds.png
-    monkeypatch.setattr(test_tfds, "png", lambda tone: png(tone % 256))
-    features, _ = test_tfds.MOCKS["caltech_birds2011"]
+    png = tfds_mocks.png
+    monkeypatch.setattr(tfds_mocks, "png", lambda tone: png(tone % 256))
+    features, _ = tfds_mocks.MOCKS["caltech_birds2011"]
     classes = 12  # as many as the other tiny runs have, whose compiled functions then serve here
-    features = features | {"label": test_tfds.CLASS(num_classes=classes)}
+    features = features | {"label": tfds_mocks.CLASS(num_classes=classes)}
     data, home = tmp_path / "tfds", tmp_path / "run"
-    test_tfds.write(
+    tfds_mocks.write(
         "caltech_birds2011", features, dict.fromkeys(("train", "test"), range(classes)), data
     )
     changes = {"exp": "afa_resnet50_cub", "data.name": None, "train.steps": "3"}
