@@ -20,7 +20,7 @@ CACHE = Path(os.environ.get("AFA_TEST_CACHE", Path(tempfile.gettempdir()) / "afa
 runtime.keep_memory()  # as every run does
 os.environ[io.PROGRAM_CACHE] = "off"  # the tests use their own directory
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 
 
 @pytest.fixture(scope="module", autouse=True)

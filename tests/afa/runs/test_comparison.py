@@ -171,7 +171,7 @@ def test_each_protocol_is_searched_in_its_own_gallery(tiny_finished, tmp_path, m
     assert sizes[3] == (wild, 2)
     del test["catalogue"]
     (workdir / "split.json").write_text(json.dumps(split))
-    with pytest.raises(UserError, match="was written by an earlier version; start it again"):
+    with pytest.raises(UserError, match="needs catalogue images"):
         together([run, run])
 
 
