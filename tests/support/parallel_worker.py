@@ -26,7 +26,7 @@ from afa.train.state import TrainState, checkpoint_id
 from afa.train.steps import Batch, StepContext
 
 STEPS = 3
-KINDS = ("norm_softmax", "triplet", "cross_batch_memory")
+KINDS = ("norm_softmax", "triplet", "cross_batch_memory")  # losses
 SAVED = 2  # step of the checkpoint
 
 
@@ -65,10 +65,9 @@ def walk(step: Any, state: TrainState, processes: int = 1, index: int = 0) -> di
 def kinds() -> dict[str, tuple[str, StepContext]]:
     contexts = {loss: tiny.context(settings(loss)) for loss in KINDS}
     return {
-        "perturb": ("perturb", contexts["norm_softmax"]),
+        "memory": ("perturb", contexts["cross_batch_memory"]),
         "adversarial": ("adversarial", contexts["norm_softmax"]),
         "triplet": ("perturb", contexts["triplet"]),
-        "memory": ("perturb", contexts["cross_batch_memory"]),
     }
 
 
@@ -82,17 +81,18 @@ def message(step: Any, *given: Any) -> str:
 
 def eight(folder: Path) -> dict[Any, Any]:
     found: dict[Any, Any] = {"devices": parallel.device_count()}
+    steps_by_kind = {}
     for name, (kind, context) in kinds().items():
         step = step_of(kind, context)
-        found[name, "pmap"] = walk(parallel.data_parallel(step, "pmap"), tiny.state(context))
-        if name in ("perturb", "adversarial"):
+        steps_by_kind[name] = parallel.data_parallel(step, "pmap")
+        found[name, "pmap"] = walk(steps_by_kind[name], tiny.state(context))
+        if name in ("memory", "adversarial"):
             mapped = parallel.data_parallel(step, "shard_map")
             found[name, "shard_map"] = walk(mapped, tiny.state(context))
         # Unmapped, a step runs on one device.
         found[name, "one"] = walk(parallel.compiled_once(step), tiny.state(context))
 
-    context = kinds()["perturb"][1]
-    step = parallel.data_parallel(step_of("perturb", context), "pmap")
+    context, step = kinds()["memory"][1], steps_by_kind["memory"]
     state = tiny.state(context)
     for number in range(SAVED):
         state, _ = step(state, batch_of(number))
@@ -128,7 +128,7 @@ def mapped_rows() -> dict[Any, Any]:
 
 
 def four(folder: Path) -> dict[Any, Any]:
-    context = kinds()["perturb"][1]
+    context = kinds()["memory"][1]
     with Checkpoints(folder / "checkpoints", keep_best=0) as checkpoints:
         state, position = checkpoints.restore(tiny.state(context, seed=9), context.config)
     restored = parallel.to_host(state), checkpoint_id(state)
@@ -149,7 +149,7 @@ def pair(index: int, port: int) -> dict[Any, Any]:
         "processes": (parallel.process_count(), parallel.process_index()),
     }
     for name, (kind, context) in kinds().items():
-        if name in ("perturb", "memory"):  # the same step as "triplet", with other losses
+        if name == "memory":  # the same step as "triplet", with another loss
             continue
         step = parallel.data_parallel(step_of(kind, context))
         found[name] = walk(step, tiny.state(context), 2, index)
