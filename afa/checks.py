@@ -87,7 +87,13 @@ def _downsampling(config: ExperimentConfig) -> int:
 
 def _weights_of_generator(config: ExperimentConfig) -> tuple[float, ...]:
     c = config.adversarial
-    return c.lambda_mse, c.lambda_adversarial, c.lambda_features, c.lambda_noise, c.lambda_code
+    return (
+        c.lambda_reconstruction,
+        c.lambda_adversarial,
+        c.lambda_features,
+        c.lambda_noise,
+        c.lambda_code,
+    )
 
 
 def _never(duration: str) -> bool:
@@ -121,8 +127,9 @@ COMBINATIONS: tuple[
     (
         lambda c: has_generator(c) and not any(_weights_of_generator(c)),
         lambda c: (
-            "adversarial.lambda_mse, .lambda_adversarial, .lambda_features, .lambda_noise and "
-            ".lambda_code are all 0: G has no loss (set one, or adversarial.generator=False)"
+            "adversarial.lambda_reconstruction, .lambda_adversarial, .lambda_features, "
+            ".lambda_noise and .lambda_code are all 0: G has no loss (set one, or "
+            "adversarial.generator=False)"
         ),
     ),
     (

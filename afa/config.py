@@ -156,7 +156,7 @@ class AdversarialConfig:
     """random: control experiment, a perturbation of the same norm in a random direction."""
     generator: bool = True
     """Train G and D; their views and features join the fused descriptor."""
-    lambda_mse: float = bounded(10.0, least=0)
+    lambda_reconstruction: float = bounded(10.0, least=0)
     """G: weight of the root of each image's mean squared error to the clean image."""
     lambda_adversarial: float = bounded(0.05, least=0)
     """G: weight of the adversarial term on restored images; 0: off."""

@@ -84,7 +84,7 @@ def snapshot(
     blocks["fused"] = fuse(blocks, {"x": 1.0, "restored": 1.0})
     rows, labels = parallel.all_gather((blocks, label))
     figures = {f"recall_{name}": batch_recall(each, labels) for name, each in rows.items()}
-    figures |= {"spread_imagined": spread(sampled), "spread_images": spread(images)}
+    figures |= {"spread_samples": spread(sampled), "spread_images": spread(images)}
     return parallel.pmean(figures)
 
 

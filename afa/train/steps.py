@@ -125,7 +125,7 @@ def _perturbation(
     state: TrainState, config: ExperimentConfig, mid: Array, cotangent: Array
 ) -> Array:
     """Returns the perturbation of the mid map: along its cotangent, or in a random direction."""
-    keys = parallel.sample_keys(stream(config.seed, "push", state.step), len(mid))
+    keys = parallel.sample_keys(stream(config.seed, "perturbation", state.step), len(mid))
     direction = cotangent
     if config.adversarial.feature_direction == "random":
         direction_keys = parallel.sample_keys(
@@ -205,7 +205,7 @@ def generator_step(
     assert networks.generator is not None
     generator = networks.generator
     clean, images = to_unit(batch["clean"]), to_unit(batch["image"])
-    key = stream(config.seed, "game", state.step)
+    key = stream(config.seed, "adversarial", state.step)
     key_code, key_sample, key_augment = (
         parallel.sample_keys(k, len(clean)) for k in jax.random.split(key, 3)
     )
@@ -312,7 +312,7 @@ def _generator_cotangents(
 ) -> tuple[Generated, Metrics]:
     """Gradient of the loss of G with respect to its outputs:
 
-    lambda_mse reconstruction(x^, x) + lambda_adversarial softplus(-D(x^))
+    lambda_reconstruction reconstruction(x^, x) + lambda_adversarial softplus(-D(x^))
     + lambda_noise softplus(-D(G(z))) + lambda_features (1 - F(x^) . F(x)), summed over global and
     local descriptors, + lambda_code (reconstruction(G(code of x), x) + CODE_PRIOR divergence).
     """
@@ -342,8 +342,9 @@ def _generator_cotangents(
             return error + adversarial.CODE_PRIOR * outputs.divergence
 
         terms = {
-            "g_mse": (
-                config.lambda_mse, lambda: adversarial.reconstruction(outputs.restored, clean)
+            "g_reconstruction": (
+                config.lambda_reconstruction,
+                lambda: adversarial.reconstruction(outputs.restored, clean),
             ),
             "g_adversarial": (
                 config.lambda_adversarial, lambda: adversarial_term(outputs.restored)

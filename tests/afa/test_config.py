@@ -157,7 +157,10 @@ def test_defaults_are_valid():
         ),
         ({"generator.blocks": 0}, "generator.blocks=0 must be above 0"),
         ({"generator.batch_size": -1}, "generator.batch_size=-1 must not be negative"),
-        ({"adversarial.lambda_mse": -1.0}, "adversarial.lambda_mse=-1.0 must not be negative"),
+        (
+            {"adversarial.lambda_reconstruction": -1.0},
+            "adversarial.lambda_reconstruction=-1.0 must not be negative",
+        ),
         (
             {"generator.corrupt_probability": 2.0},
             "generator.corrupt_probability=2.0 must lie in [0, 1]",
@@ -266,7 +269,10 @@ def test_numbers_that_are_not_finite_are_refused_in_every_field(number):
         ({"seed": -1}, "seed=-1 must lie in [0, 4294967295]"),
         ({"seed": 2**32}, "seed=4294967296 must lie in [0, 4294967295]"),
         ({"data.split_seed": -1}, "data.split_seed=-1 must lie in [0, 4294967295]"),
-        ({"adversarial.lambda_mse": -1.0}, "adversarial.lambda_mse=-1.0 must not be negative"),
+        (
+            {"adversarial.lambda_reconstruction": -1.0},
+            "adversarial.lambda_reconstruction=-1.0 must not be negative",
+        ),
         ({"embedder.gem_power": 0.0}, "embedder.gem_power=0.0 must be above 0"),
         (
             {"optim.generator_learning_rate": -1e-4},
@@ -365,9 +371,10 @@ JOINT = {"train.schedule": "joint", "adversarial.generated_views": 0.5}
         ),
         (
             {f"adversarial.lambda_{name}": 0.0
-             for name in ("mse", "adversarial", "features", "noise", "code")},
-            "adversarial.lambda_mse, .lambda_adversarial, .lambda_features, .lambda_noise and "
-            ".lambda_code are all 0: G has no loss (set one, or adversarial.generator=False)",
+             for name in ("reconstruction", "adversarial", "features", "noise", "code")},
+            "adversarial.lambda_reconstruction, .lambda_adversarial, .lambda_features, "
+            ".lambda_noise and .lambda_code are all 0: G has no loss (set one, or "
+            "adversarial.generator=False)",
         ),
         (
             {"evaluation.checkpoint": "best", "train.evaluate_every": "0"},
@@ -403,7 +410,7 @@ OFF, NO_G = {"adversarial.enabled": False}, {"adversarial.generator": False}
          "adversarial.enabled=False"),
         (NO_G | {"discriminator.spectral_norm": True}, "discriminator.spectral_norm=True has no "
          "effect with adversarial.generator=False"),
-        (NO_G | {"adversarial.lambda_mse": 1.0}, "adversarial.lambda_mse=1.0 has no effect with "
+        (NO_G | {"adversarial.lambda_code": 1.0}, "adversarial.lambda_code=1.0 has no effect with "
          "adversarial.generator=False"),
         (NO_G | {"adversarial.gate": "learned"}, "adversarial.gate='learned' has no effect with "
          "adversarial.generator=False"),

@@ -30,9 +30,9 @@ HEALTH = {
         "loss", "metric_loss", "adversarial_metric_loss", "batch_recall", "mean_cosine",
     },
     "G and D": {
-        "loss", "d_real", "d_fake", "discriminator_loss", "r1", "generator_loss", "g_mse",
-        "g_adversarial", "g_features", "g_noise", "g_code", "psnr_in/clean", "psnr_out/clean",
-        "spread_imagined", "spread_images", "recall_x", "recall_restored", "recall_fused",
+        "loss", "d_real", "d_fake", "discriminator_loss", "r1", "generator_loss",
+        "g_reconstruction", "g_adversarial", "g_features", "g_noise", "g_code",
+        "psnr_in/clean", "psnr_out/clean", "spread_samples", "spread_images", "recall_x", "recall_restored", "recall_fused",
         "generator_gradient_norm", "discriminator_gradient_norm",
     },
 }  # fmt: skip

@@ -110,7 +110,7 @@ def explicit_objective(context, state, batch, perturb):
     params = variables["params"]
     mid = lower(params)
     gradient = jax.grad(metric, argnums=1)(params, mid, "clean")
-    keys = row_keys(key_of(chosen, "push", STEP), len(mid))
+    keys = row_keys(key_of(chosen, "perturbation", STEP), len(mid))
     strength = jnp.stack([jax.random.uniform(key) for key in keys])[:, None, None, None]
 
     def length(x):
@@ -207,10 +207,15 @@ def test_random_numbers_depend_on_seed_step_and_row():
     wider = parallel.sample_keys(jax.random.key(0), 9)
     assert np.array_equal(jax.random.key_data(keys), jax.random.key_data(wider)[:5])
     assert len({tuple(each) for each in jax.random.key_data(wider).tolist()}) == 9
-    streams = [steps.stream(0, name, jnp.asarray(7)) for name in ("push", "game", "probe")]
-    streams += [steps.stream(1, "push", jnp.asarray(7)), steps.stream(0, "push", jnp.asarray(8))]
+    streams = [
+        steps.stream(0, name, jnp.asarray(7)) for name in ("perturbation", "adversarial", "probe")
+    ]
+    streams += [
+        steps.stream(1, "perturbation", jnp.asarray(7)),
+        steps.stream(0, "perturbation", jnp.asarray(8)),
+    ]
     assert len({tuple(jax.random.key_data(each).tolist()) for each in streams}) == 5
-    expected = key_of(with_changes(tiny.config(), seed=0), "push", 7)
+    expected = key_of(with_changes(tiny.config(), seed=0), "perturbation", 7)
     assert np.array_equal(jax.random.key_data(streams[0]), jax.random.key_data(expected))
 
 
@@ -224,7 +229,7 @@ def explicit_adversarial(context, state, after, batch):
     """
     networks, chosen = context.networks, context.config.adversarial
     clean, images = (jnp.asarray(batch[each]) / 255 for each in ("clean", "image"))
-    split = jax.random.split(key_of(context.config, "game", STEP), 3)
+    split = jax.random.split(key_of(context.config, "adversarial", STEP), 3)
     code, sample, augment = (row_keys(key, len(clean)) for key in split)
 
     def noise(keys):
@@ -264,7 +269,7 @@ def explicit_adversarial(context, state, after, batch):
         )
         distance = sum(jnp.mean(1 - jnp.sum(a * b, 1)) for a, b in zip(found, target, strict=True))
         return (
-            chosen.lambda_mse * error(restored)
+            chosen.lambda_reconstruction * error(restored)
             + chosen.lambda_code * (error(coded) + adversarial.CODE_PRIOR * divergence)
             + chosen.lambda_adversarial * jnp.mean(jax.nn.softplus(-logit(discriminator, restored)))
             + chosen.lambda_noise * jnp.mean(jax.nn.softplus(-logit(discriminator, sampled)))
@@ -372,7 +377,7 @@ def test_only_a_learned_gate_is_trained(kind):
 
 @pytest.mark.parametrize(
     ("off", "metric"),
-    [("lambda_mse", "g_mse"), ("lambda_adversarial", "g_adversarial"),
+    [("lambda_reconstruction", "g_reconstruction"), ("lambda_adversarial", "g_adversarial"),
      ("lambda_features", "g_features"), ("lambda_noise", "g_noise"),
      ("lambda_code", "g_code")],
 )  # fmt: skip
@@ -382,7 +387,9 @@ def test_a_term_of_weight_zero_is_not_computed(off, metric):
         functools.partial(steps.generator_step, context=context), tiny.state(context), tiny.batch()
     )
     terms = {name for name in metrics if name.startswith("g_")}
-    assert terms == {"g_mse", "g_adversarial", "g_features", "g_noise", "g_code"} - {metric}
+    assert terms == {"g_reconstruction", "g_adversarial", "g_features", "g_noise", "g_code"} - {
+        metric
+    }
 
 
 def test_restoration_is_counted_for_every_corruption():
@@ -462,10 +469,10 @@ def test_probe_does_not_change_the_state():
     assert equal(after, state)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert set(figures) == {
-        "recall_x", "recall_restored", "recall_fused", "spread_imagined", "spread_images"
+        "recall_x", "recall_restored", "recall_fused", "spread_samples", "spread_images"
     }  # fmt: skip
     assert all(np.isfinite(value) for value in figures.values())
-    assert figures["spread_imagined"] > 0
+    assert figures["spread_samples"] > 0
 
 
 def test_a_few_steps_lower_the_loss():
