@@ -157,10 +157,7 @@ def test_defaults_are_valid():
         ),
         ({"generator.blocks": 0}, "generator.blocks=0 must be above 0"),
         ({"generator.batch_size": -1}, "generator.batch_size=-1 must not be negative"),
-        (
-            {"adversarial.lambda_reconstruction": -1.0},
-            "adversarial.lambda_reconstruction=-1.0 must not be negative",
-        ),
+        ({"adversarial.lambda_code": -1.0}, "adversarial.lambda_code=-1.0 must not be negative"),
         (
             {"generator.corrupt_probability": 2.0},
             "generator.corrupt_probability=2.0 must lie in [0, 1]",
@@ -269,10 +266,7 @@ def test_numbers_that_are_not_finite_are_refused_in_every_field(number):
         ({"seed": -1}, "seed=-1 must lie in [0, 4294967295]"),
         ({"seed": 2**32}, "seed=4294967296 must lie in [0, 4294967295]"),
         ({"data.split_seed": -1}, "data.split_seed=-1 must lie in [0, 4294967295]"),
-        (
-            {"adversarial.lambda_reconstruction": -1.0},
-            "adversarial.lambda_reconstruction=-1.0 must not be negative",
-        ),
+        ({"adversarial.lambda_code": -1.0}, "adversarial.lambda_code=-1.0 must not be negative"),
         ({"embedder.gem_power": 0.0}, "embedder.gem_power=0.0 must be above 0"),
         (
             {"optim.generator_learning_rate": -1e-4},

@@ -400,10 +400,8 @@ def test_no_room_to_start(name, tiny_data, tmp_path, monkeypatch, capsys):
 def evaluated(monkeypatch):
     """Skips evaluation and report, to test the files written after them."""
     row = Variant("fused", "trained", {"global": 1.0}, 1.0)
-    page = Page(
-        title="", experiment="", dataset="", protocol="", hardware="", date="", commit="",
-        seeds=(), train_seconds=0, parameters={},
-    )  # fmt: skip
+    texts = ("title", "experiment", "dataset", "protocol", "hardware", "date", "commit")
+    page = Page(**dict.fromkeys(texts, ""), seeds=(), train_seconds=0, parameters={})
     monkeypatch.setattr(Evaluator, "variants", lambda self, variables, initial: [row])
     monkeypatch.setattr(Evaluator, "test", lambda *args: Results({}, {"variant": []}))
     monkeypatch.setattr(job.restoration, "measure", lambda *args: {})

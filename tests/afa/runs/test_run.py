@@ -32,7 +32,8 @@ HEALTH = {
     "G and D": {
         "loss", "d_real", "d_fake", "discriminator_loss", "r1", "generator_loss",
         "g_reconstruction", "g_adversarial", "g_features", "g_noise", "g_code",
-        "psnr_in/clean", "psnr_out/clean", "spread_samples", "spread_images", "recall_x", "recall_restored", "recall_fused",
+        "psnr_in/clean", "psnr_out/clean", "spread_samples", "spread_images",
+        "recall_x", "recall_restored", "recall_fused",
         "generator_gradient_norm", "discriminator_gradient_norm",
     },
 }  # fmt: skip
