@@ -80,7 +80,9 @@ def _main(chosen: argparse.Namespace) -> int:
     dataset = registry.load(embedder.config.data)
     protocol = _protocol(chosen.protocol, dataset.test)
     networks = build_networks(embedder.config, embedder.record["training_classes"])
-    model = Embedding(networks, embedder.config), embedder.variables, embedder.record["weights"]
+    config = embedder.config
+    embedding = Embedding(networks, config.backbone.name, config.data, config.evaluation)
+    model = embedding, embedder.variables, embedder.record["weights"]
     splits = {}
     for name, images in dataset.splits.items():
         if name == "train" and not set(reranking.WHITENING) & set(names):

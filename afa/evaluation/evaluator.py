@@ -90,7 +90,7 @@ class Evaluator:
 
     def __init__(self, networks: Networks, config: ExperimentConfig, dataset: Dataset) -> None:
         self.networks, self.config, self.dataset = networks, config, dataset
-        self.embedding = Embedding(networks, config)
+        self.embedding = Embedding(networks, config.backbone.name, config.data, config.evaluation)
 
     def validation(self, variables: PyTree, generator: bool = False) -> dict[str, float]:
         """Computes R@1 and MAP@R on validation classes (leave-one-out, clean queries).
@@ -225,7 +225,7 @@ class Evaluator:
         every: dict[str, Embed] = {
             "trained": lambda s, c: self.embedding.blocks(variables, s, c),
             "initial": lambda s, c: self.embedding.pooled(initial, s, tuple(blocks), c),
-            "pixels": lambda s, c: pixels(s, self.config, c),
+            "pixels": lambda s, c: pixels(s, self.config.data, self.config.evaluation, c),
         }
         used = {v.source for v in variants}
         return {source: function for source, function in every.items() if source in used}

@@ -1,5 +1,6 @@
 """Computes descriptors of image sets on all devices."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float32, PyTree, UInt8
 
 from afa import parallel
-from afa.config import ExperimentConfig, with_changes
+from afa.config import DataConfig, EvaluationConfig
 from afa.data.pipeline import Corruption, eval_batches
 from afa.data.types import ImageSet
 from afa.errors import UserError
@@ -121,10 +122,19 @@ class Embedding:
     """Predict functions of the networks of a run; each is compiled once.
 
     `variables` in all methods is the result of `TrainState.search_variables`.
+
+    Args:
+      networks: networks of the run.
+      backbone: its name, for the image sizes that it accepts.
+      data: how images are read; their size.
+      evaluation: batch size, and the seed of corruptions.
     """
 
-    def __init__(self, networks: Networks, config: ExperimentConfig) -> None:
-        self.networks, self.config = networks, config
+    def __init__(
+        self, networks: Networks, backbone: str, data: DataConfig, evaluation: EvaluationConfig
+    ) -> None:
+        self.networks, self.backbone = networks, backbone
+        self.data, self.evaluation = data, evaluation
 
         def all_blocks(variables: PyTree, images: Array) -> PyTree:
             return networks.blocks(variables, to_unit(images))
@@ -144,7 +154,7 @@ class Embedding:
         self._some: dict[tuple[str, ...], Callable] = {}
         self._pooled: dict[tuple[str, ...], Callable] = {}
         self._local_features: dict[int, Callable] = {}
-        self._scaled: dict[int, Embedding] = {config.data.image_size: self}
+        self._scaled: dict[int, Embedding] = {data.image_size: self}
 
     def at(self, scale: float) -> "Embedding":
         """Returns the embedding with the same networks at another image scale.
@@ -152,10 +162,10 @@ class Embedding:
         Raises:
           UserError: a scale that is not above 0.
         """
-        side = scaled_side(self.config, scale)
+        side = scaled_side(self.backbone, self.data.image_size, scale)
         if side not in self._scaled:
-            config = with_changes(self.config, **{"data.image_size": side})
-            self._scaled[side] = Embedding(self.networks, config)
+            data = dataclasses.replace(self.data, image_size=side)
+            self._scaled[side] = Embedding(self.networks, self.backbone, data, self.evaluation)
         return self._scaled[side]
 
     def blocks(
@@ -295,15 +305,15 @@ class Embedding:
     ) -> PyTree:
         """Applies a mapped function to all images, in batches of one shape, shared among
         processes."""
-        size, mine = self.config.evaluation.batch_size, parallel.share(len(images))
+        size, mine = self.evaluation.batch_size, parallel.share(len(images))
         part = (
             images if mine == slice(0, len(images)) else images.subset(np.arange(len(images))[mine])
         )
         if corruption is not None and not isinstance(corruption, tuple):
             corruption = corruption[mine]
         outputs = []
-        seed = self.config.evaluation.corruption_seed
-        for batch in eval_batches(part, self.config.data, size, corruption, seed):
+        seed = self.evaluation.corruption_seed
+        for batch in eval_batches(part, self.data, size, corruption, seed):
             padding = np.repeat(batch[-1:], size - len(batch), axis=0)
             out = function(variables, np.concatenate([batch, padding]))
             outputs.append(jax.tree.map(functools.partial(_first, len(batch)), out))
@@ -311,18 +321,22 @@ class Embedding:
         return parallel.gather_shares(joined, len(images))
 
 
-def scaled_side(config: ExperimentConfig, scale: float) -> int:
+def scaled_side(backbone: str, size: int, scale: float) -> int:
     """Side of the images at a scale, in pixels: the nearest side that the backbone accepts.
+
+    Args:
+      backbone: its name.
+      size: side at scale 1, in pixels.
 
     Raises:
       UserError: a scale that is not above 0.
     """
     if not 0 < scale < float("inf"):
         raise UserError(f"scale={scale} must be above 0")
-    member = backbones.member(config.backbone.name)
+    member = backbones.member(backbone)
     step = member.multiple
     least = -(-member.smallest // step) * step
-    return max(least, step * round(scale * config.data.image_size / step))
+    return max(least, step * round(scale * size / step))
 
 
 def _first(count: int, rows: np.ndarray) -> np.ndarray:
@@ -330,14 +344,16 @@ def _first(count: int, rows: np.ndarray) -> np.ndarray:
 
 
 def pixels(
-    images: ImageSet, config: ExperimentConfig, corruption: Corruptions = None
+    images: ImageSet,
+    data: DataConfig,
+    evaluation: EvaluationConfig,
+    corruption: Corruptions = None,
 ) -> DescriptorBlocks:
     """Computes raw-pixel descriptors: 16 x 16 RGB, mean removed, unit length."""
 
     def rows() -> Iterator[np.ndarray]:
-        size = config.evaluation.batch_size
-        seed = config.evaluation.corruption_seed
-        for batch in eval_batches(images, config.data, size, corruption, seed):
+        size, seed = evaluation.batch_size, evaluation.corruption_seed
+        for batch in eval_batches(images, data, size, corruption, seed):
             yield _shrunk(batch)
 
     flat = np.concatenate(list(rows()))

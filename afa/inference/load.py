@@ -44,10 +44,10 @@ class TrainedEmbedder:
     ) -> None:
         self.workdir, self.config, self.record, self.variables = workdir, config, record, variables
         networks = build_networks(config, record["training_classes"])
-        batch_of_one = dataclasses.replace(config.evaluation, batch_size=1)
-        single = Embedding(networks, dataclasses.replace(config, evaluation=batch_of_one))
+        parts = networks, config.backbone.name, config.data
+        single = Embedding(*parts, dataclasses.replace(config.evaluation, batch_size=1))
         self._one = single.fused(record["weights"])
-        self._embedding = Embedding(networks, config)
+        self._embedding = Embedding(*parts, config.evaluation)
 
     @classmethod
     def load(cls, directory: Path | str) -> "TrainedEmbedder":

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from afa import parallel
-from afa.config import ExperimentConfig
 from afa.losses.adversarial import psnr
 from afa.models import layers
 from afa.models.fusion import fuse
@@ -41,10 +40,10 @@ def restoration(
     restored: Float[Array, "b h w 3"],
     clean: Float[Array, "b h w 3"],
     corruption: Int[Array, "b"],
-    config: ExperimentConfig,
+    kinds: int,
 ) -> dict[str, Array]:
-    """Sums and counts of the PSNR before and after restoration, per corruption (0: none)."""
-    kinds = 1 + len(config.data.corruptions)
+    """Sums and counts of the PSNR before and after restoration, per kind: 0 for clean images,
+    then the trained corruptions in order."""
 
     def by_kind(values: Float[Array, "b"]) -> Float[Array, "kinds"]:
         return jax.ops.segment_sum(values, corruption, kinds)

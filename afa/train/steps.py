@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from afa import parallel
-from afa.config import ExperimentConfig
+from afa.config import AdversarialConfig, ExperimentConfig
 from afa.losses import adversarial
 from afa.losses.base import State
 from afa.losses.metric import metric_loss
@@ -101,7 +101,7 @@ def embedder_step(
     gradient, cotangent = vjp_upper(jnp.ones_like(clean))
     metrics = {"metric_loss": clean, **health.embedding(blocks["fused"], labels)}
     if perturb:
-        delta = _perturbation(state, config, mid, cotangent)
+        delta = _perturbation(config.adversarial, config.seed, state.step, mid, cotangent)
         perturbed, vjp_perturbed, (stats, *_) = jax.vjp(
             lambda p, h: upper(p, h, stats, "adversarial"), params, mid + delta, has_aux=True
         )
@@ -122,19 +122,15 @@ def embedder_step(
 
 
 def _perturbation(
-    state: TrainState, config: ExperimentConfig, mid: Array, cotangent: Array
+    config: AdversarialConfig, seed: int, step: Array, mid: Array, cotangent: Array
 ) -> Array:
     """Returns the perturbation of the mid map: along its cotangent, or in a random direction."""
-    keys = parallel.sample_keys(stream(config.seed, "perturbation", state.step), len(mid))
+    keys = parallel.sample_keys(stream(seed, "perturbation", step), len(mid))
     direction = cotangent
-    if config.adversarial.feature_direction == "random":
-        direction_keys = parallel.sample_keys(
-            stream(config.seed, "direction", state.step), len(mid)
-        )
+    if config.feature_direction == "random":
+        direction_keys = parallel.sample_keys(stream(seed, "direction", step), len(mid))
         direction = jax.vmap(lambda k: jax.random.normal(k, mid.shape[1:]))(direction_keys)
-    return adversarial.feature_perturbation(
-        mid, direction, keys, config.adversarial.feature_epsilon
-    )
+    return adversarial.feature_perturbation(mid, direction, keys, config.feature_epsilon)
 
 
 def _trained(state: TrainState) -> dict[str, PyTree]:
@@ -223,7 +219,7 @@ def generator_step(
         return Generated(restored, sampled, coded, adversarial.code_divergence(mean, log_variance))
 
     generated, vjp = jax.vjp(generate, state.variables["generator"]["params"])
-    frozen = _frozen(state, config)
+    frozen = _frozen(state, config.train.schedule)
     fakes = (generated.restored, generated.sampled)
     state, d_metrics = _discriminator_update(state, context, clean, *fakes, key_augment)
     cotangents, g_metrics = _generator_cotangents(
@@ -237,14 +233,15 @@ def generator_step(
     if config.adversarial.gate == "learned":
         state, gate_metrics = _gate_update(state, context, frozen, images, batch["label"])
         metrics |= gate_metrics
-    metrics |= health.restoration(images, generated.restored, clean, batch["corruption"], config)
+    kinds = 1 + len(config.data.corruptions)
+    metrics |= health.restoration(images, generated.restored, clean, batch["corruption"], kinds)
     return state.replace(step=state.step + 1), metrics
 
 
-def _frozen(state: TrainState, config: ExperimentConfig) -> PyTree:
+def _frozen(state: TrainState, schedule: str) -> PyTree:
     """Variables of F for training G and D: the moving average, as in search, or in a joint schedule
     the current ones."""
-    joint = config.train.schedule == "joint"
+    joint = schedule == "joint"
     return jax.lax.stop_gradient((state.variables if joint else state.average)["embedder"])
 
 
@@ -292,13 +289,13 @@ def _discriminator_update(
     return state, metrics | norm
 
 
-def _fakes(config: Any, restored: Array, sampled: Array) -> list[Array]:
+def _fakes(config: AdversarialConfig, restored: Array, sampled: Array) -> list[Array]:
     """Returns the generated images that D is trained on."""
     parts = [restored] * (config.lambda_adversarial > 0) + [sampled] * (config.lambda_noise > 0)
     return parts or [restored]
 
 
-def _augmented(config: Any, images: Array, keys: Array) -> Array:
+def _augmented(config: AdversarialConfig, images: Array, keys: Array) -> Array:
     return diffaugment(images, keys) if config.diffaugment else images
 
 
@@ -414,5 +411,5 @@ def probe_step(
     """Computes the more expensive metrics of G for log lines; returns the state unchanged."""
     networks, config = context.networks, context.config
     key = stream(config.seed, "probe", state.step)
-    frozen, images = _frozen(state, config), to_unit(batch["image"])
+    frozen, images = _frozen(state, config.train.schedule), to_unit(batch["image"])
     return state, health.snapshot(networks, state, frozen, images, batch["label"], key)

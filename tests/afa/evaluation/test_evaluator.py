@@ -442,16 +442,20 @@ def test_raw_pixel_descriptors_ignore_brightness(parts):
     shades = [pattern, pattern + 100, rng.integers(0, 256, (16, 16, 3)), np.full((16, 16, 3), 7)]
     images = [each.astype(np.uint8) for each in shades * 2][:6]
     images = ImageSet(images, np.arange(6), tuple("abcdef"), np.zeros(6, bool))
-    rows = pixels(images, config).blocks["pixels"]
+    rows = pixels(images, config.data, config.evaluation).blocks["pixels"]
     assert rows.shape == (6, 16 * 16 * 3)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3)
     similarity = rows @ rows.T
     assert similarity[0, 1] == pytest.approx(1, abs=1e-3)
     assert abs(similarity[0, 2]) < 0.3
     np.testing.assert_allclose(similarity[:2, 4:].diagonal(), 1, atol=1e-3)
-    corrupted = pixels(images, config, ("gaussian_noise", 5)).blocks["pixels"]
+    corrupted = pixels(images, config.data, config.evaluation, ("gaussian_noise", 5)).blocks[
+        "pixels"
+    ]
     assert corrupted[0] @ rows[0] < 0.99
-    again = pixels(images.subset(np.array([0])), config, ("gaussian_noise", 5))
+    again = pixels(
+        images.subset(np.array([0])), config.data, config.evaluation, ("gaussian_noise", 5)
+    )
     np.testing.assert_array_equal(again.blocks["pixels"][0], corrupted[0])
 
 
@@ -465,7 +469,7 @@ def test_descriptors_do_not_depend_on_the_batch(parts):
     found = []
     for size in (1, 5, 12, 64):
         config = with_changes(parts[1], **{"evaluation.batch_size": size})
-        made = Embedding(parts[0], config)
+        made = Embedding(parts[0], config.backbone.name, config.data, config.evaluation)
         found.append(made._over(mean_and_first, SimpleNamespace(), images, None))
     for each in found:
         assert each["mean"].shape == (12,)

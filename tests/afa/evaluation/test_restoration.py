@@ -65,6 +65,8 @@ def test_the_figures_are_mean_psnr_before_and_after():
 
 def test_without_a_generator_there_is_nothing_to_measure():
     config = config_of(**{"adversarial.generator": False})
-    made = Embedding(build_networks(config, 4), config)
+    made = Embedding(
+        build_networks(config, 4), config.backbone.name, config.data, config.evaluation
+    )
     assert restoration.measure(made, {}, image_set(3, 3), config) == {}
     assert restoration.warnings({}, config.data.corruptions) == []

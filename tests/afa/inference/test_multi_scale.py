@@ -1,11 +1,12 @@
 """Multi-scale descriptors, and the features that a re-ranking study computes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny
 from arrays import near
 
-from afa.config import with_changes
 from afa.data.types import ImageSet
 from afa.errors import UserError
 from afa.evaluation import reranking
@@ -28,7 +29,8 @@ def embedded():
     images = [draw.integers(0, 256, (48, 48, 3), np.uint8) for _ in range(5)]
     names = tuple("abcde")
     images = ImageSet(images, np.arange(5) // 2, names, np.zeros(5, bool))
-    return Embedding(context.networks, settings), tiny.state(context).variables, images
+    embedding = Embedding(context.networks, "resnet18", settings.data, settings.evaluation)
+    return embedding, tiny.state(context).variables, images
 
 
 def unit(x):
@@ -45,9 +47,10 @@ def test_one_scale_is_the_descriptor_itself(embedded):
 def test_only_blocks_of_f_are_averaged_over_scales(embedded):
     embedding, variables, images = embedded
     found = embedding.multi_scale(WEIGHTS, (1.0, 2.0))(variables, images)
-    config = with_changes(embedding.config, **{"data.image_size": 2 * tiny.SIDE})
+    data = dataclasses.replace(embedding.data, image_size=2 * tiny.SIDE)
     small = embedding.blocks(variables, images)
-    large = Embedding(embedding.networks, config).some(variables, images, ("global", "local"))
+    twice = Embedding(embedding.networks, "resnet18", data, embedding.evaluation)
+    large = twice.some(variables, images, ("global", "local"))
     blocks = dict(small.blocks)
     for name in ("global", "local"):
         assert np.abs(large.blocks[name] - small.blocks[name]).max() > 1e-2
@@ -72,18 +75,17 @@ def test_one_embedding_per_image_size(embedded):
     embedding = embedded[0]
     assert embedding.at(1.0) is embedding
     assert embedding.at(2.0) is embedding.at(2.01)
-    assert embedding.at(2.0).config.data.image_size == 2 * tiny.SIDE
+    assert embedding.at(2.0).data.image_size == 2 * tiny.SIDE
 
 
 def test_scaled_sides_fit_the_backbone(monkeypatch):
     member = Member(lambda options: options, "nowhere", smallest=20, multiple=14)
     monkeypatch.setitem(backbones.MEMBERS, "patches", member)
-    config = tiny.config(**{"backbone.name": "patches", "data.image_size": 112})
-    sides = {scale: scaled_side(config, scale) for scale in (0.01, 0.5, 0.7, 1.0, 1.4)}
+    sides = {scale: scaled_side("patches", 112, scale) for scale in (0.01, 0.5, 0.7, 1.0, 1.4)}
     assert sides == {0.01: 28, 0.5: 56, 0.7: 84, 1.0: 112, 1.4: 154}
     for scale in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(UserError, match="must be above 0"):
-            scaled_side(config, scale)
+            scaled_side("patches", 112, scale)
 
 
 # ---- features of a study -----------------------------------------------------------------------
