@@ -2,10 +2,10 @@
 
     result = afa.run("afa_resnet18", workdir="runs/first")
     vectors = afa.load("runs/first").embed(["a.jpg", "b.jpg"])       (2, d), unit length
-    found = afa.open_index("runs/first/embeddings").search(vectors, k=10)
+    results = afa.open_index("runs/first/embeddings").search(vectors, k=10)
 
-The names of `__all__` are the public ones; everything else may change. Each is imported when it is
-first asked for: `import afa` takes no time, and JAX is not loaded before something needs it.
+The names in `__all__` are public; everything else may change. Each is imported at its first use, so
+`import afa` takes no time and JAX is not loaded before it is needed.
 """
 
 import importlib
@@ -32,7 +32,7 @@ __all__ = [
     "load", "losses", "metrics", "open_index", "run",
 ]  # fmt: skip
 
-# Name -> the module that holds it, and what it is called there; "" is the module itself.
+# Name -> its module, and its name there ("": the module itself).
 _HOMES = {
     "ExperimentConfig": ("afa.config", "ExperimentConfig"),
     "Preempted": ("afa.train.loop", "Preempted"),
