@@ -62,7 +62,7 @@ CPU_ROWS = (1, 4, 16)
 ACCELERATORS = ("cuda", "rocm", "tpu", "cpu")
 CODE = (
     "__init__.py", "errors.py", "data/__init__.py", "data/images.py", "data/types.py",
-    "retrieval/__init__.py", "serving/__init__.py", "serving/predictor.py",
+    "serving/__init__.py", "serving/predictor.py",
 )  # fmt: skip
 LIBRARIES = (
     "flatbuffers", "jax", "jaxtyping", "numpy", "opencv-python-headless", "pillow", "safetensors",
