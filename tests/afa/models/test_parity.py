@@ -20,8 +20,13 @@ from afa.models.backbones.contract import IMAGENET, Options
 from afa.models.pretrained import match, names
 
 CASES = sorted(path.stem for path in REFERENCES.glob("*.npz"))
-# Backwards, operation by operation, takes half a minute and more: all others are `slow`.
-GRADIENTS = {"resnet18", "squeezenet1_0", "vit_s14_reg"}
+# Of each family the smallest, and of each library one; all others are `slow`.
+QUICK = {
+    "bn_inception", "densenet121", "googlenet", "inception_v3", "mobilenet_v2", "resnet18",
+    "resnet50", "resnet50.timm", "resnet50.transformers", "resnext50_32x4d", "squeezenet1_0",
+    "vgg11", "vgg11_bn", "vit_s14", "vit_s14_reg.timm", "vit_s16",
+}  # fmt: skip
+GRADIENTS = {"resnet18", "vit_s14_reg"}  # backwards takes longer
 HEADLESS = ("vit_s14_reg.timm",)
 
 
@@ -30,17 +35,17 @@ def reference(case: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def arrays(case: str) -> dict[str, np.ndarray]:
-    """What the reference's own file of weights would hold."""
+def shapes_of(case: str) -> rule.Shapes:
+    """Names and shapes of the arrays in the reference's own file of weights."""
     stored = reference(case)
     pairs = zip(stored["names"], stored["shapes"], strict=True)
-    return rule.filled({str(n): tuple(map(int, s.split())) for n, s in pairs})
+    return {str(n): tuple(map(int, s.split())) for n, s in pairs}
 
 
-def network(case: str):
+def network(case: str, fill=rule.filled):
     """Our network with the reference's parameters: module, variables, report."""
     name = case.split(".")[0]
-    found, library = names.translated(arrays(case), backbones.family(name))
+    found, library = names.translated(fill(shapes_of(case)), backbones.family(name))
     weights = pretrained.Pretrained(found, case, "", library, IMAGENET)
     head = "none" if case in HEADLESS else "imagenet"
     module = backbones.build(name, Options(classes=0 if case in HEADLESS else 1000))
@@ -63,11 +68,21 @@ def far(found, wanted) -> float:
     return float(np.abs(np.asarray(found) - wanted).max() / np.abs(wanted).max())
 
 
+def quick(cases, names):
+    """The cases, all but the named ones marked slow."""
+    return [pytest.param(case, marks=[] if case in names else [pytest.mark.slow]) for case in cases]
+
+
 @pytest.mark.parametrize("case", CASES)
+def test_every_key_is_loaded(case):
+    report = network(case, lambda shapes: {n: np.zeros(s, "f4") for n, s in shapes.items()})[2]
+    assert not (report.missing or report.unexpected or report.mismatched or report.ignored)
+
+
+@pytest.mark.parametrize("case", quick(CASES, QUICK))
 def test_logits_and_mid_map(case):
     stored = reference(case)
-    module, variables, report = network(case)
-    assert not (report.missing or report.unexpected or report.mismatched or report.ignored)
+    module, variables, _ = network(case)
     x = jnp.asarray(rule.images(int(stored["side"])))
     mid, logits = module.apply(variables, x, method=forward)
     assert far(rule.sample(np.asarray(mid)), stored["mid"]) < 1e-4
@@ -85,11 +100,7 @@ def assert_same_order(found, wanted):
     np.testing.assert_array_equal(np.argsort(-found, axis=-1)[alone], order[alone])
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, marks=[] if case in GRADIENTS else [pytest.mark.slow])
-     for case in CASES if "." not in case],
-)  # fmt: skip
+@pytest.mark.parametrize("case", quick([case for case in CASES if "." not in case], GRADIENTS))
 def test_gradients(case):
     stored = reference(case)
     module, variables, _ = network(case)
