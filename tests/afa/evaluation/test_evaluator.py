@@ -86,17 +86,18 @@ def test_a_protocol_that_the_split_does_not_allow_is_refused(choice, needed):
 
 
 def test_an_unknown_protocol_is_refused():
+    allowed = ", ".join(sorted(["auto", *protocol_module.PROTOCOLS]))
     with pytest.raises(UserError) as error:
         protocols(image_set(3, 4), "catalog")
     assert str(error.value) == (
-        "evaluation.protocol='catalog' is unknown; did you mean 'catalogue'? (allowed: auto, "
-        "catalogue, halves, leave_one_out, query_gallery)"
+        f"evaluation.protocol='catalog' is unknown; did you mean 'catalogue'? (allowed: {allowed})"
     )
 
 
 def test_auto_takes_protocols_with_the_queries_of_the_main_one():
     images = image_set(3, 4)
-    assert [one.name for one in supported(images)] == ["leave_one_out", "halves", "catalogue"]
+    names = [one.name for one in supported(images)]
+    assert names[0] == "leave_one_out" and {"halves", "catalogue"} < set(names)
     assert [one.name for one in protocols(images)] == ["leave_one_out", "catalogue"]
     (halves,) = protocols(images, "halves")
     assert not set(halves.queries) & set(halves.gallery)
