@@ -40,7 +40,7 @@ class Rule:
     Attributes:
       divide: image set -> image indices of queries and of gallery; the split supports the
         protocol if neither is empty.
-      needs: what such a split lacks, for the error.
+      needs: what a split must have, for the error.
     """
 
     divide: Callable[[ImageSet], tuple[Index, Index]]
@@ -96,7 +96,7 @@ def protocols(images: ImageSet, choice: str = "auto") -> list[Protocol]:
       UserError: the name is unknown, or the split does not support the protocol.
     """
     if choice == "auto":
-        main, *others = supported(images)
+        main, *others = supported(images) or [_divided("leave_one_out", images)]
         return [main, *(one for one in others if np.array_equal(one.queries, main.queries))]
     rule = choose("evaluation.protocol", choice, {"auto": None, **PROTOCOLS})
     assert rule is not None

@@ -13,6 +13,7 @@ from afa.data.types import ImageSet
 from afa.evaluation.protocols import drawn_evenly
 from afa.inference.embed import Embedding
 from afa.losses.adversarial import psnr
+from afa.train.health import psnr_change
 
 SEVERITY = 3
 IMAGES = 200  # at most; the standard error of the mean is then about 0.2 dB
@@ -69,7 +70,7 @@ def warnings(found: Mapping[str, Mapping[str, float]], trained: Sequence[str]) -
     ):
         if names:
             listed = ", ".join(
-                f"{n} {found[n]['psnr_in']:.1f} -> {found[n]['psnr_out']:.1f} dB" for n in names
+                psnr_change(n, found[n]["psnr_in"], found[n]["psnr_out"]) for n in names
             )
             lines.append(f"G makes images worse under corruptions {group}: {listed}")
     return lines

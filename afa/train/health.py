@@ -124,12 +124,17 @@ def first_part_not_finite(state: Any) -> str | None:
     return None
 
 
+def psnr_change(name: str, before: float, after: float) -> str:
+    """Formats the PSNR of a corruption before and after G; two digits, as small losses count."""
+    return f"{name} {before:.2f} -> {after:.2f} dB"
+
+
 def worsened(line: Mapping[str, float], corruptions: Sequence[str]) -> str | None:
     """Returns a warning with the corruptions for which G lowers the PSNR (dB); None if there are
     none."""
     pairs = {name: (line.get(f"psnr_in/{name}"), line.get(f"psnr_out/{name}"))
              for name in corruptions}  # fmt: skip
-    worse = [f"{name} {before:.1f} -> {after:.1f} dB"
+    worse = [psnr_change(name, before, after)
              for name, (before, after) in pairs.items()
              if before is not None and after is not None and after < before]  # fmt: skip
     return f"G makes images worse: {', '.join(worse)}" if worse else None

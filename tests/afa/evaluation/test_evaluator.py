@@ -101,6 +101,8 @@ def test_auto_takes_protocols_with_the_queries_of_the_main_one():
     assert [one.name for one in protocols(images)] == ["leave_one_out", "catalogue"]
     (halves,) = protocols(images, "halves")
     assert not set(halves.queries) & set(halves.gallery)
+    nothing = dataclasses.replace(images, catalogue=np.ones(len(images), bool))
+    assert len(protocols(nothing)[0].queries) == 0  # the run reports that no query has a match
     wild = np.flatnonzero(~images.catalogue)
     np.testing.assert_array_equal(np.sort([*halves.queries, *halves.gallery]), wild)
 

@@ -14,6 +14,7 @@ import torch_files
 from paths import ROOT
 from safetensors.numpy import save_file
 from torch_files import Call, Global
+from weight_arrays import NAME
 
 from afa.config import BackboneConfig
 from afa.errors import UserError
@@ -24,24 +25,7 @@ from afa.runs import run as job
 from experiments import run as experiment
 from experiments import weights as command
 
-NAME = "squeezenet1_1"  # the lightest
 REAL = ROOT.parent / "shared" / "weights"
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return zoo.skeleton(NAME)[1]
-
-
-@pytest.fixture(scope="module")
-def arrays(shapes):
-    """What a file of the network holds."""
-    return {
-        match.published(path): rule.value(
-            match.published(path), match.to_published(np.empty(leaf.shape, np.float32), path).shape
-        )
-        for _, path, leaf in match.leaves(shapes)
-    }
 
 
 def config(weights, **changes):

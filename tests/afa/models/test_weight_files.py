@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rule
 import torch_files
 from safetensors.numpy import save_file
 from torch_files import Call, Global, Raw
+from weight_arrays import NAME
 
 from afa import unpickle
 from afa.config import BackboneConfig
@@ -26,24 +26,7 @@ from afa.models import pretrained
 from afa.models.pretrained import match, zoo
 from experiments import weights as command
 
-NAME = "squeezenet1_1"
 HEAD = "classifier.1."
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return zoo.skeleton(NAME)[1]
-
-
-@pytest.fixture(scope="module")
-def arrays(shapes):
-    """What a file of the network holds."""
-    return {
-        match.published(path): rule.value(
-            match.published(path), match.to_published(np.empty(leaf.shape, np.float32), path).shape
-        )
-        for _, path, leaf in match.leaves(shapes)
-    }
 
 
 def below(prefix, arrays, factor=1):
