@@ -120,9 +120,9 @@ def optimisers(
             return chained
         return optax.MultiSteps(chained, optim.accumulate).gradient_transformation()
 
-    def adam(peak: float) -> optax.GradientTransformation:
+    def adam(peak: float, momentum: float) -> optax.GradientTransformation:
         rate = learning_rate(optim, peak, generator_steps, epoch)
-        return finish(optax.adam(rate, b1=0.5, b2=0.99))
+        return finish(optax.adam(rate, b1=momentum, b2=0.99))
 
     rate = learning_rate(optim, optim.learning_rate, embedder_steps, epoch)
     core = [choose("optim.name", optim.name, OPTIMISERS)(rate, optim)]
@@ -135,9 +135,11 @@ def optimisers(
         # First, so that clipping ignores frozen gradients; last, so that they are not decayed.
         "embedder": optax.chain(frozen_mask, finish(*core), frozen_mask),
         "loss": finish(core[0]),  # parameters of the metric loss
-        "generator": adam(optim.generator_learning_rate),
-        "discriminator": adam(optim.discriminator_learning_rate),
-        "gate": adam(optim.generator_learning_rate),
+        # G learns mostly from reconstruction, which momentum speeds up; D has the low momentum of
+        # adversarial training (Radford et al. 2016).
+        "generator": adam(optim.generator_learning_rate, momentum=0.9),
+        "discriminator": adam(optim.discriminator_learning_rate, momentum=0.5),
+        "gate": adam(optim.generator_learning_rate, momentum=0.9),
     }
 
 

@@ -63,7 +63,7 @@ def _laptop(full: ExperimentConfig) -> ExperimentConfig:
             "optim.learning_rate": 3e-3,
             "train.steps": "280",
             "train.plain": "180",
-            "train.generator_steps": "600",
+            "train.generator_steps": "500",
             "train.evaluate_every": "100%",
             "train.checkpoint_every": "25%",
             "train.keep_best": 1,
