@@ -63,7 +63,7 @@ def _laptop(full: ExperimentConfig) -> ExperimentConfig:
             "optim.learning_rate": 3e-3,
             "train.steps": "280",
             "train.plain": "180",
-            "train.generator_steps": "500",
+            "train.generator_steps": "600",
             "train.evaluate_every": "100%",
             "train.checkpoint_every": "25%",
             "train.keep_best": 1,
@@ -71,6 +71,7 @@ def _laptop(full: ExperimentConfig) -> ExperimentConfig:
             "embedder.standardise": True,
             # Many small steps; the feature loss would cost more than the rest of the step.
             "generator.batch_size": 16,
+            "generator.corrupt_probability": 0.8,
             "adversarial.lambda_features": 0.0,
             "optim.generator_learning_rate": 2e-3,
             "discriminator.width": 16,
