@@ -120,13 +120,13 @@ class EmbedderConfig:
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig:
     name: str = "residual"
-    """Network G, a file of afa/models/generators."""
+    """Network G of afa/models/generators: residual restores images, features mid maps of F."""
     width: int = bounded(32, above=0)
-    """Channels at half resolution; doubled at every further halving."""
+    """Channels; residual: at half resolution, doubled at every further halving."""
     levels: int = bounded(3, above=0)
-    """Halvings of the resolution of the corrupted image; 1: half resolution only."""
+    """residual: halvings of the resolution of the corrupted image; 1: half resolution only."""
     blocks: int = bounded(2, above=0)
-    """Residual blocks of two 3x3 convolutions at the lowest resolution; one at every other."""
+    """Residual blocks of two 3x3 convolutions; residual: at the lowest resolution."""
     latent_dim: int = bounded(32, above=0)
     """Dimension of the noise z and of the code of an image."""
     batch_size: int = bounded(0, least=0)
@@ -171,7 +171,7 @@ class AdversarialConfig:
     r1_every: int = bounded(4, above=0)
     """D: the penalty is computed every r1_every steps, with r1_every times the weight."""
     diffaugment: bool = True
-    """D: apply the same differentiable augmentation to real and generated images."""
+    """D: apply the same differentiable augmentation to real and generated images (not mid maps)."""
     gate: Literal["fixed", "learned", "verdict"] = "fixed"
     """Weight of the restored view of an image: constant, from a trained gate, or from D."""
     generated_views: float = bounded(0.0, least=0)

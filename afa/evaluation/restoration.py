@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from afa.config import ExperimentConfig
 from afa.data.corruptions import CORRUPTIONS
@@ -23,7 +23,7 @@ Restored = dict[str, dict[str, float]]
 def measure(
     embedding: Embedding, variables: PyTree, images: ImageSet, config: ExperimentConfig
 ) -> Restored:
-    """Measures the mean PSNR to the clean image for every corruption at severity 3.
+    """Measures the mean PSNR to the clean image (or mid map) for every corruption at severity 3.
 
     Args:
       embedding: predict functions of the run.
@@ -40,15 +40,17 @@ def measure(
     wild = np.flatnonzero(~images.catalogue)
     count = min(config.evaluation.corruption_queries or IMAGES, IMAGES)
     drawn = images.subset(drawn_evenly(images, wild, count, seed=0))
-    target: Float32[np.ndarray, "n h w 3"] | None = None
+    normalised = embedding.networks.space.normalised
+    clean: Float[Array, "n h w c"] | None = None
     found: Restored = {}
     kinds: list[tuple[str, Corruption | None]] = [("clean", None)]
     kinds += [(name, (name, SEVERITY)) for name in CORRUPTIONS]
     for name, corruption in kinds:
         before, after = embedding.restored(variables, drawn, corruption)
-        target = before if target is None else target
+        clean = jnp.asarray(before) if clean is None else clean
+        target = normalised(clean, clean)
         found[name] = {
-            key: float(np.mean(psnr(jnp.asarray(each), jnp.asarray(target))))
+            key: float(np.mean(psnr(normalised(jnp.asarray(each), clean), target)))
             for key, each in (("psnr_in", before), ("psnr_out", after))
         }
     return found

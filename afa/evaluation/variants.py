@@ -136,6 +136,7 @@ def costs(networks: Networks, variables: Mapping[str, PyTree], config: Experimen
     """Counts the FLOPs of every network for one image."""
     size = config.data.image_size
     image = jnp.zeros((1, size, size, 3))
+    x = jnp.zeros((1, *networks.space.shape(networks.embedder, size)))
 
     def count(module: object, name: str, *args: PyTree, **kwargs: object) -> float:
         if module is None:
@@ -144,7 +145,7 @@ def costs(networks: Networks, variables: Mapping[str, PyTree], config: Experimen
 
     return Costs(
         count(networks.embedder, "embedder", image, train=False),
-        count(networks.generator, "generator", image, method="restore"),
-        count(networks.discriminator, "discriminator", image, train=False),
+        count(networks.generator, "generator", x, method="restore"),
+        count(networks.discriminator, "discriminator", x, train=False),
         config.adversarial.gate != "fixed",
     )

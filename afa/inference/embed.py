@@ -145,7 +145,8 @@ class Embedding:
             )
 
         def restore(variables: PyTree, images: Array) -> tuple[Array, Array]:
-            return to_unit(images), networks.restore(variables, to_unit(images))
+            x = networks.space.of(networks.embedder, variables["embedder"], to_unit(images))
+            return x, networks.restore(variables, to_unit(images))
 
         self._blocks = parallel.map_rows(all_blocks)
         self._plain = parallel.map_rows(plain)
@@ -199,8 +200,8 @@ class Embedding:
 
     def restored(
         self, variables: PyTree, images: ImageSet, corruption: Corruptions = None
-    ) -> tuple[Float32[np.ndarray, "n h w 3"], Float32[np.ndarray, "n h w 3"]]:
-        """Returns the input images and the images restored by G, both in [0, 1]."""
+    ) -> tuple[Float32[np.ndarray, "n h w c"], Float32[np.ndarray, "n h w c"]]:
+        """Returns the images and what G restores of them: images in [0, 1], or mid maps of F."""
         return self._over(self._restore, variables, images, corruption)
 
     def fused(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 Logits = Float[Array, "b"]
-Images = Float[Array, "b h w 3"]
+Maps = Float[Array, "b h w c"]  # images in [0, 1], or mid maps in units of their RMS
 
 CODE_PRIOR = 1e-4  # weight of the code divergence in nats relative to the reconstruction error
 
@@ -28,7 +28,7 @@ def generator_loss(fake: Logits) -> Float[Array, ""]:
     return jnp.mean(jax.nn.softplus(-fake))
 
 
-def r1_penalty(discriminator: Callable[[Images], Logits], real: Images) -> Float[Array, ""]:
+def r1_penalty(discriminator: Callable[[Maps], Logits], real: Maps) -> Float[Array, ""]:
     """R1 gradient penalty on real images (Mescheder et al. 2018, equation 9).
 
     1/2 E ||grad D(x)||^2.
@@ -65,7 +65,7 @@ def feature_perturbation(
     return jax.lax.stop_gradient(perturbation).astype(mid.dtype)
 
 
-def reconstruction(images: Images, target: Images) -> Float[Array, ""]:
+def reconstruction(images: Maps, target: Maps) -> Float[Array, ""]:
     """Mean over the images of sqrt(MSE + 1e-4), with the mean squared error MSE of each image.
 
     Images with the largest errors (half covered) dominate the gradient of the squared error itself;
@@ -85,7 +85,7 @@ def code_divergence(
     return 0.5 * jnp.mean(jnp.sum(terms, axis=-1))
 
 
-def psnr(restored: Images, clean: Images) -> Float[Array, "b"]:
-    """Peak signal-to-noise ratio per image in dB, for values in [0, 1]; capped at 60."""
-    error = jnp.mean(jnp.square(jnp.clip(restored, 0, 1) - clean), axis=(1, 2, 3))
+def psnr(restored: Maps, clean: Maps) -> Float[Array, "b"]:
+    """Peak signal-to-noise ratio per image in dB, for a peak of 1; capped at 60."""
+    error = jnp.mean(jnp.square(restored - clean), axis=(1, 2, 3))
     return -10 * jnp.log10(error + 1e-6)

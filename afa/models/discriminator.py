@@ -1,4 +1,5 @@
-"""The discriminator: image -> logit that it is real, and a descriptor of its feature maps."""
+"""The discriminator: image or mid map -> logit that it is real, and a descriptor of its feature
+maps."""
 
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from afa.models import layers
+from afa.models.spaces import IMAGES, Space
 
 
 class Verdict(NamedTuple):
@@ -17,21 +19,25 @@ class Verdict(NamedTuple):
 
 class Discriminator(nn.Module):
     """Strided convolutions, one logit (Radford et al. 2016), optionally with spectral
-    normalisation (Miyato et al. 2018). No batch statistics: a verdict concerns one image."""
+    normalisation (Miyato et al. 2018). No batch statistics: a verdict concerns one image.
+
+    x are points of the space of the generator.
+    """
 
     width: int
     levels: int
     spectral_norm: bool = False
     dtype: layers.Dtype = jnp.float32
+    space: Space = IMAGES
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b h w 3"], *, train: bool) -> Verdict:
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Verdict:
         def wrap(layer: nn.Module, x: Array) -> Array:
             if not self.spectral_norm:
                 return layer(x)
             return nn.SpectralNorm(layer, collection_name="batch_stats")(x, update_stats=train)
 
-        x = (2 * images - 1).astype(self.dtype)
+        x = self.space.centred(x).astype(self.dtype)
         pooled = []
         for level in range(self.levels):
             features = self.width * min(2**level, 8)

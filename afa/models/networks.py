@@ -19,6 +19,7 @@ from afa.models.embedder import IMAGENET_CLASSES, Descriptors, Embedder, Images
 from afa.models.freezing import Frozen
 from afa.models.fusion import RestorationGate, shares
 from afa.models.heads import LocalFeatures
+from afa.models.spaces import IMAGES, Map, Space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Networks:
     latent_dim: int
     view_names: tuple[str, ...]
     restored_branch: layers.Branch
+    space: Space = IMAGES  # of G and D
 
     def init(self, key: Key[Array, ""], image_size: int) -> dict[str, PyTree]:
         """Initialises all networks: name -> {"params": ..., "batch_stats": ...}."""
@@ -52,11 +54,10 @@ class Networks:
         variables = {"embedder": initialise("embedder", self.embedder, images, train=True)}
         if self.generator is not None:
             unit, logit = jnp.zeros((1, self.embedder.embedding_dim)), jnp.zeros(1)
+            x = jnp.zeros((1, *self.space.shape(self.embedder, image_size)))
             variables |= {
-                "generator": initialise("generator", self.generator, images, z),
-                "discriminator": initialise(
-                    "discriminator", self.discriminator, images, train=False
-                ),
+                "generator": initialise("generator", self.generator, x, z),
+                "discriminator": initialise("discriminator", self.discriminator, x, train=False),
                 "gate": initialise("gate", self.gate, unit, unit, logit, logit),
             }
         return variables
@@ -93,7 +94,7 @@ class Networks:
           Block name -> unit descriptors, and block name -> gate of each image.
         """
         wanted = self.block_names() if wanted is None else wanted
-        inputs = {"global": images}
+        inputs: dict[str, Map] = {"global": images}
         inputs |= {n: views.VIEWS[n](images) for n in self.view_names if n in wanted}
         if "restored" in wanted:
             inputs["restored"] = self.restore(variables, images)
@@ -110,11 +111,13 @@ class Networks:
             blocks["imagenet"] = layers.l2_normalise(nn.softmax(logits.astype(jnp.float32)))
         gates = {}
         if self.discriminator is not None and "discriminator" in wanted:
-            blocks["discriminator"] = self._discriminate(variables, images).features
+            x = self.space.of(self.embedder, variables["embedder"], images)
+            blocks["discriminator"] = self.discriminate(variables, x).features
         if self.gate is not None and "restored" in wanted:
             # XLA removes both logits as dead code unless the gate uses them.
-            logits = [self._discriminate(variables, each).logit
-                      for each in (images, inputs["restored"])]  # fmt: skip
+            x = self.space.of(self.embedder, variables["embedder"], images)
+            logits = [self.discriminate(variables, each).logit
+                      for each in (x, inputs["restored"])]  # fmt: skip
             opened = layers.apply(
                 self.gate, variables["gate"], blocks["global"], blocks["restored"], *logits
             )
@@ -135,32 +138,32 @@ class Networks:
         return dict(zip(names, global_descriptor, strict=True)) | {"local": local[0]}
 
     def _embed(
-        self, variables: Mapping[str, PyTree], images: Mapping[str, Images]
+        self, variables: Mapping[str, PyTree], images: Mapping[str, Map]
     ) -> dict[str, Descriptors]:
-        """Computes descriptors of several views of a batch, with one pass through F per branch."""
+        """Computes descriptors of several views of a batch, with one pass through F per branch and
+        space."""
         found = {}
-        for branch in ("clean", "adversarial"):
-            names = [n for n in images if branch == self._branch(n)]
-            if names:
-                out = layers.apply(
-                    self.embedder,
-                    variables["embedder"],
-                    jnp.concatenate([images[n] for n in names]),
-                    train=False,
-                    branch=branch,
-                )
-                global_descriptor, local = (jnp.split(each, len(names)) for each in out)
-                found |= {
-                    n: Descriptors(global_descriptor[i], local[i]) for i, n in enumerate(names)
-                }
+        for space, branch in dict.fromkeys(map(self._path, images)):
+            names = [n for n in images if (space, branch) == self._path(n)]
+            out = space.describe(
+                self.embedder,
+                variables["embedder"],
+                jnp.concatenate([images[n] for n in names]),
+                train=False,
+                branch=branch,
+            )
+            global_descriptor, local = (jnp.split(each, len(names)) for each in out)
+            found |= {n: Descriptors(global_descriptor[i], local[i]) for i, n in enumerate(names)}
         return found
 
-    def _branch(self, name: str) -> layers.Branch:
-        return self.restored_branch if name == "restored" else "clean"
+    def _path(self, name: str) -> tuple[Space, layers.Branch]:
+        """Returns the space of a view, and the branch of F that describes it."""
+        return (self.space, self.restored_branch) if name == "restored" else (IMAGES, "clean")
 
-    def _discriminate(self, variables: Mapping[str, PyTree], images: Images) -> Verdict:
+    def discriminate(self, variables: Mapping[str, PyTree], x: Map) -> Verdict:
+        """Applies D to points of its space."""
         assert self.discriminator is not None
-        return layers.apply(self.discriminator, variables["discriminator"], images, train=False)
+        return layers.apply(self.discriminator, variables["discriminator"], x, train=False)
 
     def local_features(
         self, variables: Mapping[str, PyTree], images: Images, count: int
@@ -170,11 +173,12 @@ class Networks:
             self.embedder, variables["embedder"], images, count, method="local_features"
         )
 
-    def restore(self, variables: Mapping[str, PyTree], images: Images) -> Images:
-        """Computes x^ = G(x), in [0, 1]."""
+    def restore(self, variables: Mapping[str, PyTree], images: Images) -> Map:
+        """Computes x^ = G(x) in the space of G: images in [0, 1], or mid maps of F."""
         if self.generator is None:
             raise ValueError("this run has no generator")
-        return layers.apply(self.generator, variables["generator"], images, method="restore")
+        x = self.space.of(self.embedder, variables["embedder"], images)
+        return layers.apply(self.generator, variables["generator"], x, method="restore")
 
 
 def dtype_of(precision: str) -> layers.Dtype:
@@ -267,13 +271,16 @@ def build_networks(config: ExperimentConfig, classes: int) -> Networks:
     )
     if not (adversarial.enabled and adversarial.generator):
         generator = discriminator = gate = None
+        space = IMAGES
     else:
         d = config.discriminator
-        generator = generators.build(config.generator, config.data.image_size, dtype)
-        discriminator = Discriminator(d.width, d.levels, d.spectral_norm, dtype)
+        generator, space = generators.build(
+            config.generator, embedder, config.data.image_size, dtype
+        )
+        discriminator = Discriminator(d.width, d.levels, d.spectral_norm, dtype, space)
         gate = RestorationGate(adversarial.gate)
     joint = config.train.schedule == "joint" and adversarial.generated_views > 0
     return Networks(
         embedder, generator, discriminator, gate, config.generator.latent_dim,
-        config.evaluation.views, "adversarial" if joint else "clean",
+        config.evaluation.views, "adversarial" if joint else "clean", space,
     )  # fmt: skip

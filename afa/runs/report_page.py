@@ -186,7 +186,9 @@ def _row(
 
 
 def _restorations(evaluator: Evaluator, variables: PyTree) -> list[Restoration]:
-    """One image per corruption: corrupted, restored by G, and clean."""
+    """One image per corruption: corrupted, restored and clean; none if G restores mid maps."""
+    if not evaluator.networks.space.images:
+        return []
     images, config = evaluator.dataset.test, evaluator.config
     seed = config.evaluation.corruption_seed
     wild = np.flatnonzero(~images.catalogue)
@@ -205,9 +207,9 @@ def _restorations(evaluator: Evaluator, variables: PyTree) -> list[Restoration]:
 
 
 def _samples(evaluator: Evaluator, variables: PyTree) -> list[UInt8[np.ndarray, "h w 3"]]:
-    """Images that G samples from noise z."""
+    """Images that G samples from noise z; none if it samples mid maps."""
     generator = evaluator.networks.generator
-    if generator is None:
+    if generator is None or not evaluator.networks.space.images:
         return []
     z = jax.random.normal(
         jax.random.key(evaluator.config.seed), (SAMPLES, evaluator.networks.latent_dim)

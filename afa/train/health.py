@@ -13,6 +13,7 @@ from afa.losses.adversarial import psnr
 from afa.models import layers
 from afa.models.fusion import fuse
 from afa.models.networks import Networks
+from afa.models.spaces import IMAGES
 
 SNAPSHOT_ROWS = 32  # images G(z) per device, to measure how much they vary over z
 
@@ -36,21 +37,21 @@ def embedding(rows: Float[Array, "n d"], labels: Int[Array, "n"]) -> dict[str, A
 
 
 def restoration(
-    images: Float[Array, "b h w 3"],
-    restored: Float[Array, "b h w 3"],
-    clean: Float[Array, "b h w 3"],
+    x: Float[Array, "b h w c"],
+    restored: Float[Array, "b h w c"],
+    clean: Float[Array, "b h w c"],
     corruption: Int[Array, "b"],
     kinds: int,
 ) -> dict[str, Array]:
     """Sums and counts of the PSNR before and after restoration, per kind: 0 for clean images,
-    then the trained corruptions in order."""
+    then the trained corruptions in order. The peak is 1: images, or normalised mid maps."""
 
     def by_kind(values: Float[Array, "b"]) -> Float[Array, "kinds"]:
         return jax.ops.segment_sum(values, corruption, kinds)
 
     return parallel.pmean(
         {
-            "psnr_in": by_kind(psnr(images, clean)),
+            "psnr_in": by_kind(psnr(x, clean)),
             "psnr_out": by_kind(psnr(restored, clean)),
             "psnr_count": by_kind(jnp.ones(len(clean))),
         }
@@ -66,24 +67,25 @@ def snapshot(
     key: Key[Array, ""],
 ) -> dict[str, Array]:
     """R@1 within the batch of x, x^ and both fused, and the standard deviation of G(z) over z (0:
-    mode collapse) and of the images. Uses the moving average of G, as in search."""
+    mode collapse) and of x, in the space of G. Uses the moving average of G, as in search."""
     assert networks.generator is not None
-    variables = state.search_variables()
+    variables = state.search_variables() | {"embedder": frozen}
     z = jax.random.normal(key, (SNAPSHOT_ROWS, networks.latent_dim))
     sampled = layers.apply(networks.generator, variables["generator"], z, method="sample")
 
-    def spread(samples: Float[Array, "b h w 3"]) -> Float[Array, ""]:
+    def spread(samples: Float[Array, "b h w c"]) -> Float[Array, ""]:
         return jnp.sqrt(jnp.mean(jnp.var(samples, axis=0)))
 
     restored = networks.restore(variables, images)
     blocks = {
-        name: layers.apply(networks.embedder, frozen, each, train=False).global_descriptor
-        for name, each in (("x", images), ("restored", restored))
+        name: space.describe(networks.embedder, frozen, each, train=False).global_descriptor
+        for name, space, each in (("x", IMAGES, images), ("restored", networks.space, restored))
     }
     blocks["fused"] = fuse(blocks, {"x": 1.0, "restored": 1.0})
     rows, labels = parallel.all_gather((blocks, label))
+    x = networks.space.of(networks.embedder, frozen, images)
     figures = {f"recall_{name}": batch_recall(each, labels) for name, each in rows.items()}
-    figures |= {"spread_samples": spread(sampled), "spread_images": spread(images)}
+    figures |= {"spread_samples": spread(sampled), "spread_images": spread(x)}
     return parallel.pmean(figures)
 
 

@@ -24,6 +24,7 @@ from afa.models.discriminator import diffaugment
 from afa.models.embedder import Descriptors, named
 from afa.models.fusion import fuse, shares
 from afa.models.networks import Networks
+from afa.models.spaces import IMAGES, Map
 from afa.train import health
 from afa.train.optim import Optimisers
 from afa.train.state import TrainState, apply_gradients
@@ -43,11 +44,12 @@ class StepContext:
 
 class Generated(NamedTuple):
     """Outputs of G in a step: restored images, images sampled from noise, images decoded from the
-    codes of clean images; and the divergence of the codes from the noise distribution."""
+    codes of clean images (or mid maps, in the space of G); and the divergence of the codes from the
+    noise distribution."""
 
-    restored: Float[Array, "b h w 3"]
-    sampled: Float[Array, "b h w 3"]
-    coded: Float[Array, "b h w 3"]
+    restored: Map
+    sampled: Map
+    coded: Map
     divergence: Float[Array, ""]
 
 
@@ -175,10 +177,11 @@ def _generated_views(
     """Gradient, statistics and loss of restored images as training views, through the adversarial
     branch. G gets no gradient, because it is trained without labels."""
     images, labels = to_unit(batch["image"]), parallel.all_gather(batch["label"])
-    restored = jax.lax.stop_gradient(context.networks.restore(state.variables, images))
+    networks = context.networks
+    restored = jax.lax.stop_gradient(networks.restore(state.variables, images))
 
     def objective(params: PyTree) -> tuple[Array, Any]:
-        descriptors, changed = layers.apply(context.networks.embedder,
+        descriptors, changed = networks.space.describe(networks.embedder,
             {"params": params["embedder"], "batch_stats": stats}, restored, train=True,
             branch="adversarial", mutable=["batch_stats"],
         )  # fmt: skip
@@ -200,7 +203,11 @@ def generator_step(
     networks, config = context.networks, context.config
     assert networks.generator is not None
     generator = networks.generator
-    clean, images = to_unit(batch["clean"]), to_unit(batch["image"])
+    frozen = _frozen(state, config.train.schedule)
+    clean, x = (
+        networks.space.of(networks.embedder, frozen, to_unit(batch[name]))
+        for name in ("clean", "image")
+    )
     key = stream(config.seed, "adversarial", state.step)
     key_code, key_sample, key_augment = (
         parallel.sample_keys(k, len(clean)) for k in jax.random.split(key, 3)
@@ -215,11 +222,10 @@ def generator_step(
         code = mean + jnp.exp(0.5 * log_variance) * noise(key_code)
         z = jnp.concatenate([noise(key_sample), code])
         sampled, coded = jnp.split(layers.apply(generator, variables, z, method="sample"), 2)
-        restored = layers.apply(generator, variables, images, method="restore")
+        restored = layers.apply(generator, variables, x, method="restore")
         return Generated(restored, sampled, coded, adversarial.code_divergence(mean, log_variance))
 
     generated, vjp = jax.vjp(generate, state.variables["generator"]["params"])
-    frozen = _frozen(state, config.train.schedule)
     fakes = (generated.restored, generated.sampled)
     state, d_metrics = _discriminator_update(state, context, clean, *fakes, key_augment)
     cotangents, g_metrics = _generator_cotangents(
@@ -231,10 +237,13 @@ def generator_step(
     )
     metrics = parallel.pmean(d_metrics | g_metrics) | norm
     if config.adversarial.gate == "learned":
-        state, gate_metrics = _gate_update(state, context, frozen, images, batch["label"])
+        state, gate_metrics = _gate_update(state, context, frozen, batch)
         metrics |= gate_metrics
     kinds = 1 + len(config.data.corruptions)
-    metrics |= health.restoration(images, generated.restored, clean, batch["corruption"], kinds)
+    before, after, target = (
+        networks.space.normalised(each, clean) for each in (x, generated.restored, clean)
+    )
+    metrics |= health.restoration(before, after, target, batch["corruption"], kinds)
     return state.replace(step=state.step + 1), metrics
 
 
@@ -262,7 +271,7 @@ def _discriminator_update(
     def objective(params: PyTree) -> tuple[Array, Any]:
         def logits_of(images: Array, keys: Array) -> tuple[Array, PyTree]:
             out, changed = layers.apply(module,
-                variables | {"params": params}, _augmented(config, images, keys), train=True,
+                variables | {"params": params}, _augmented(context, images, keys), train=True,
                 mutable=["batch_stats"],
             )  # fmt: skip
             return out.logit, changed.get("batch_stats", {})
@@ -295,8 +304,10 @@ def _fakes(config: AdversarialConfig, restored: Array, sampled: Array) -> list[A
     return parts or [restored]
 
 
-def _augmented(config: AdversarialConfig, images: Array, keys: Array) -> Array:
-    return diffaugment(images, keys) if config.diffaugment else images
+def _augmented(context: StepContext, x: Array, keys: Array) -> Array:
+    """DiffAugment of images; mid maps are not augmented."""
+    wanted = context.config.adversarial.diffaugment and context.networks.space.images
+    return diffaugment(x, keys) if wanted else x
 
 
 def _generator_cotangents(
@@ -315,34 +326,36 @@ def _generator_cotangents(
     """
     config, networks = context.config.adversarial, context.networks
     assert networks.discriminator is not None
-    discriminator = networks.discriminator
+    discriminator, space = networks.discriminator, networks.space
 
     def adversarial_term(images: Array) -> Array:
         output = layers.apply(
-            discriminator, state.variables["discriminator"], _augmented(config, images, keys),
+            discriminator, state.variables["discriminator"], _augmented(context, images, keys),
             train=False,
         )  # fmt: skip
         return adversarial.generator_loss(output.logit)
 
     def distance(images: Array) -> Array:
-        target = layers.apply(networks.embedder, frozen, clean, train=False)
-        descriptors = layers.apply(networks.embedder, frozen, images, train=False)
+        target, descriptors = (
+            space.describe(networks.embedder, frozen, each, train=False) for each in (clean, images)
+        )
         distances = [
             1 - jnp.mean(jnp.sum(a * jax.lax.stop_gradient(b), -1))
             for a, b in zip(descriptors, target, strict=True)
         ]
         return jnp.sum(jnp.stack(distances))
 
+    def error(x: Array) -> Array:
+        return adversarial.reconstruction(
+            space.normalised(x, clean), space.normalised(clean, clean)
+        )
+
     def objective(outputs: Generated) -> tuple[Array, Metrics]:
         def code() -> Array:
-            error = adversarial.reconstruction(outputs.coded, clean)
-            return error + adversarial.CODE_PRIOR * outputs.divergence
+            return error(outputs.coded) + adversarial.CODE_PRIOR * outputs.divergence
 
         terms = {
-            "g_reconstruction": (
-                config.lambda_reconstruction,
-                lambda: adversarial.reconstruction(outputs.restored, clean),
-            ),
+            "g_reconstruction": (config.lambda_reconstruction, lambda: error(outputs.restored)),
             "g_adversarial": (
                 config.lambda_adversarial, lambda: adversarial_term(outputs.restored)
             ),
@@ -358,22 +371,21 @@ def _generator_cotangents(
 
 
 def _gate_update(
-    state: TrainState, context: StepContext, frozen: PyTree, images: Array, label: Array
+    state: TrainState, context: StepContext, frozen: PyTree, batch: Batch
 ) -> tuple[TrainState, Metrics]:
     """Trains the learned gate of the restored view with the metric loss. F, G and D are frozen and
     the same as in search: for G, the moving average."""
-    networks = context.networks
-    restored = networks.restore(state.search_variables(), images)
-    assert networks.gate is not None and networks.discriminator is not None
-    gate, discriminator = networks.gate, networks.discriminator
+    networks, images = context.networks, to_unit(batch["image"])
+    label, gate = batch["label"], networks.gate
+    assert gate is not None
+    variables = state.search_variables() | {"embedder": frozen}
+    restored = networks.restore(variables, images)
     x, r = (
-        layers.apply(networks.embedder, frozen, each, train=False).global_descriptor
-        for each in (images, restored)
+        space.describe(networks.embedder, frozen, each, train=False).global_descriptor
+        for space, each in ((IMAGES, images), (networks.space, restored))
     )
-    logits = [
-        layers.apply(discriminator, state.variables["discriminator"], each, train=False).logit
-        for each in (images, restored)
-    ]
+    originals = networks.space.of(networks.embedder, frozen, images)
+    logits = [networks.discriminate(variables, each).logit for each in (originals, restored)]
     proxies = layers.apply(networks.embedder, frozen, method="proxies")["global"]
     weights = {"global": 1.0, "restored": 1.0}
     # Class proxies replace gallery images, which have the same descriptor in both blocks.

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from afa.config import ExperimentConfig, with_changes
+from afa.config import ExperimentConfig, GeneratorConfig, with_changes
 from afa.losses import metric
+from afa.models import generators
 from afa.models.backbones.resnet import ResNet
 from afa.models.discriminator import Discriminator
 from afa.models.embedder import Embedder, dims
 from afa.models.fusion import RestorationGate
-from afa.models.generators.residual import Generator
 from afa.models.networks import Networks
 from afa.train import optim
 from afa.train.state import TrainState, create
@@ -42,12 +42,13 @@ def networks(chosen: ExperimentConfig) -> Networks:
     """Returns an embedder of two blocks (mid map 4x4, last map 2x2), and a generator and a
     discriminator of two levels."""
     embedder = Embedder(ResNet("basic", (1, 1), width=8), 12, 6, CLASSES, 0.2)
-    generator = Generator(4, 2, 1, 5, SIDE)
-    discriminator = Discriminator(4, 2, chosen.discriminator.spectral_norm)
+    shape = GeneratorConfig(chosen.generator.name, width=4, levels=2, blocks=1, latent_dim=5)
+    generator, space = generators.build(shape, embedder, SIDE, jnp.float32)
+    discriminator = Discriminator(4, 2, chosen.discriminator.spectral_norm, space=space)
     joint = chosen.train.schedule == "joint" and chosen.adversarial.generated_views > 0
     return Networks(
         embedder, generator, discriminator, RestorationGate(chosen.adversarial.gate), 5,
-        ("flip",), "adversarial" if joint else "clean",
+        ("flip",), "adversarial" if joint else "clean", space,
     )  # fmt: skip
 
 

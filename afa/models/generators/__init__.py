@@ -2,13 +2,13 @@
 
 A generator is a module with the methods
 
-    restore(images) -> images                  imperfect images -> clean images
-    sample(z) -> images                        noise or codes -> images
-    encode(images) -> (mean, log_variance)     code z of an image, a normal distribution
-    __call__(images, z)                        runs all of them; initialises every parameter
+    restore(x) -> x^                      imperfect x -> clean x^
+    sample(z) -> x                        noise or codes -> x
+    encode(x) -> (mean, log_variance)     code z of x, a normal distribution
+    __call__(x, z)                        runs all of them; initialises every parameter
 
-Images lie in [0, 1], z has `generator.latent_dim` numbers. An untrained generator restores every
-image to itself.
+x are images in [0, 1], or mid maps of F: the generator's space (`afa.models.spaces`). z has
+`generator.latent_dim` numbers. An untrained generator restores every x to itself.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,25 @@ import flax.linen as nn
 from afa.config import GeneratorConfig
 from afa.errors import choose
 from afa.models import layers
+from afa.models.embedder import Embedder
 from afa.models.generators import residual
+from afa.models.spaces import IMAGES, Shape, Space
 
-# name -> module of (settings, side of an image, compute type)
-GENERATORS: dict[str, Callable[[GeneratorConfig, int, layers.Dtype], nn.Module]] = {
-    "residual": residual.build,
+Build = Callable[[GeneratorConfig, Shape, layers.Dtype], nn.Module]
+
+# name -> its space, and the module of (settings, shape of x, compute type)
+GENERATORS: dict[str, tuple[Space, Build]] = {
+    "residual": (IMAGES, residual.build),
 }
 
 
-def build(config: GeneratorConfig, image_size: int, dtype: layers.Dtype) -> nn.Module:
-    """Builds the generator `generator.name`.
+def build(
+    config: GeneratorConfig, embedder: Embedder, image_size: int, dtype: layers.Dtype
+) -> tuple[nn.Module, Space]:
+    """Builds the generator `generator.name`; returns it and its space.
 
     Raises:
       UserError: the name is unknown.
     """
-    return choose("generator.name", config.name, GENERATORS)(config, image_size, dtype)
+    space, make = choose("generator.name", config.name, GENERATORS)
+    return make(config, space.shape(embedder, image_size), dtype), space

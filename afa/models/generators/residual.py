@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from afa.config import GeneratorConfig
 from afa.models import layers
+from afa.models.spaces import Shape
 
 Image = Float[Array, "b h w 3"]
 SMALLEST_MAP = 7  # pixels: the decoder of noise begins with a map of at most this side, if it can
@@ -165,8 +166,6 @@ class Generator(nn.Module):
         return self.restore(images), self.sample(z)
 
 
-def build(config: GeneratorConfig, image_size: int, dtype: layers.Dtype) -> Generator:
+def build(config: GeneratorConfig, shape: Shape, dtype: layers.Dtype) -> Generator:
     """Builds the generator from its settings."""
-    return Generator(
-        config.width, config.levels, config.blocks, config.latent_dim, image_size, dtype
-    )
+    return Generator(config.width, config.levels, config.blocks, config.latent_dim, shape[0], dtype)

@@ -15,6 +15,7 @@ from afa.errors import UserError
 from afa.models import generators
 from afa.models.discriminator import Discriminator, diffaugment
 from afa.models.generators.residual import Generator, Upsample, clip_unit, pixel_norm
+from afa.models.spaces import IMAGES
 
 # ---- generator ---------------------------------------------------------------------------------
 
@@ -253,14 +254,17 @@ def test_fresh_variables_of_every_network(fresh):
 
 
 def test_an_unknown_generator_is_refused():
+    embedder = tiny.networks(tiny.config()).embedder
     with pytest.raises(UserError) as error:
-        generators.build(GeneratorConfig(name="residuall"), 16, jnp.float32)
+        generators.build(GeneratorConfig(name="residuall"), embedder, 16, jnp.float32)
     assert str(error.value) == (
-        "generator.name='residuall' is unknown; did you mean 'residual'? (allowed: residual)"
+        "generator.name='residuall' is unknown; did you mean 'residual'? "
+        "(allowed: features, residual)"
     )
 
 
 def test_the_settings_reach_the_generator():
     config = GeneratorConfig(width=4, levels=1, blocks=3, latent_dim=7)
-    built = generators.build(config, 16, jnp.bfloat16)
-    assert built == Generator(4, 1, 3, 7, 16, jnp.bfloat16)
+    embedder = tiny.networks(tiny.config()).embedder
+    built = generators.build(config, embedder, 16, jnp.bfloat16)
+    assert built == (Generator(4, 1, 3, 7, 16, jnp.bfloat16), IMAGES)
