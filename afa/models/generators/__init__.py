@@ -19,14 +19,15 @@ from afa.config import GeneratorConfig
 from afa.errors import choose
 from afa.models import layers
 from afa.models.embedder import Embedder
-from afa.models.generators import residual
-from afa.models.spaces import IMAGES, Shape, Space
+from afa.models.generators import features, residual
+from afa.models.spaces import IMAGES, MID_MAPS, Shape, Space
 
 Build = Callable[[GeneratorConfig, Shape, layers.Dtype], nn.Module]
 
 # name -> its space, and the module of (settings, shape of x, compute type)
 GENERATORS: dict[str, tuple[Space, Build]] = {
     "residual": (IMAGES, residual.build),
+    "features": (MID_MAPS, features.build),
 }
 
 
