@@ -14,6 +14,7 @@ import pytest
 import rule
 from paths import REFERENCES
 
+from afa import runtime
 from afa.config import BackboneConfig
 from afa.models import backbones, pretrained
 from afa.models.backbones.contract import IMAGENET, Options
@@ -28,6 +29,13 @@ QUICK = {
 }  # fmt: skip
 GRADIENTS = {"resnet18", "vit_s14_reg"}  # backwards takes longer
 HEADLESS = ("vit_s14_reg.timm",)
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    """One network at a time: otherwise the process grows to 5 GiB."""
+    yield
+    runtime.forget_programs()
 
 
 def reference(case: str) -> dict[str, np.ndarray]:
