@@ -80,6 +80,10 @@ def has_generator(config: ExperimentConfig) -> bool:
     return config.adversarial.enabled and config.adversarial.generator
 
 
+def _restores_images(config: ExperimentConfig) -> bool:
+    return has_generator(config) and config.generator.name != "features"
+
+
 def _downsampling(config: ExperimentConfig) -> int:
     """Factor of G and D that the image size must be a multiple of."""
     return 2 ** max(config.generator.levels, config.discriminator.levels)
@@ -118,7 +122,7 @@ COMBINATIONS: tuple[
         lambda c: f"data.fold={c.data.fold} is out of range (allowed: {_which_folds(c)})",
     ),
     (
-        lambda c: has_generator(c) and c.data.image_size % _downsampling(c) != 0,
+        lambda c: _restores_images(c) and c.data.image_size % _downsampling(c) != 0,
         lambda c: (
             f"data.image_size={c.data.image_size} must be a multiple of {_downsampling(c)} "
             "(2**max(generator.levels, discriminator.levels))"
@@ -209,6 +213,11 @@ UNUSED: tuple[
     ...,
 ] = (
     (GENERATOR_FIELDS, lambda c: not has_generator(c), _without),
+    (
+        ("generator.levels", "adversarial.diffaugment"),
+        lambda c: not _restores_images(c),
+        lambda c: f"generator.name={c.generator.name!r}",
+    ),
     (FEATURE_FIELDS, lambda c: not c.adversarial.enabled, lambda c: "adversarial.enabled=False"),
     (
         ("adversarial.feature_direction", "train.plain"),

@@ -126,7 +126,8 @@ class GeneratorConfig:
     levels: int = bounded(3, above=0)
     """residual: halvings of the resolution of the corrupted image; 1: half resolution only."""
     blocks: int = bounded(2, above=0)
-    """Residual blocks of two 3x3 convolutions; residual: at the lowest resolution."""
+    """Residual blocks of two 3x3 convolutions; residual: at the lowest resolution, and one at every
+    other."""
     latent_dim: int = bounded(32, above=0)
     """Dimension of the noise z and of the code of an image."""
     batch_size: int = bounded(0, least=0)

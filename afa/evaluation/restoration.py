@@ -74,5 +74,5 @@ def warnings(found: Mapping[str, Mapping[str, float]], trained: Sequence[str]) -
             listed = ", ".join(
                 psnr_change(n, found[n]["psnr_in"], found[n]["psnr_out"]) for n in names
             )
-            lines.append(f"G makes images worse under corruptions {group}: {listed}")
+            lines.append(f"G makes its input worse under corruptions {group}: {listed}")
     return lines

@@ -1,5 +1,6 @@
 """Variants of the result table: the descriptor blocks that each fuses, their weights, its cost."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -107,12 +108,14 @@ class Costs:
 
     Attributes:
       gated: whether D gates the restored view.
+      lower: the lower part of F, if D reads its mid maps; else 0.
     """
 
     embedder: float
     generator: float
     discriminator: float
     gated: bool
+    lower: float = 0.0
 
     def of(self, weights: Mapping[str, float]) -> float:
         """Cost of a variant relative to one forward pass of F."""
@@ -123,6 +126,7 @@ class Costs:
         restored = "restored" in weights
         judged = 2 * (restored and self.gated) or ("discriminator" in weights)
         total = embedder * self.embedder + restored * self.generator + judged * self.discriminator
+        total += bool(judged) * self.lower
         return total / self.embedder
 
 
@@ -136,7 +140,9 @@ def costs(networks: Networks, variables: Mapping[str, PyTree], config: Experimen
     """Counts the FLOPs of every network for one image."""
     size = config.data.image_size
     image = jnp.zeros((1, size, size, 3))
-    x = jnp.zeros((1, *networks.space.shape(networks.embedder, size)))
+    space, embedder = networks.space, networks.embedder
+    x = jnp.zeros((1, *space.shape(embedder, size)))
+    to_space = functools.partial(space.of, embedder)
 
     def count(module: object, name: str, *args: PyTree, **kwargs: object) -> float:
         if module is None:
@@ -148,4 +154,5 @@ def costs(networks: Networks, variables: Mapping[str, PyTree], config: Experimen
         count(networks.generator, "generator", x, method="restore"),
         count(networks.discriminator, "discriminator", x, train=False),
         config.adversarial.gate != "fixed",
+        0.0 if space.images else flops(to_space, variables["embedder"], image),
     )

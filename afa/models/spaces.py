@@ -63,16 +63,17 @@ class Space:
         """x in units of the peak of `reference`: 1 for images, the RMS of each mid map."""
         if self.images:
             return x
-        return x * _inverse_rms(reference)
+        return x / rms(reference)
 
     def centred(self, x: Map) -> Map:
         """The input of D: images in [-1, 1]; mid maps with unit RMS."""
-        return 2 * x - 1 if self.images else x * _inverse_rms(x)
+        return 2 * x - 1 if self.images else x / rms(x)
 
 
-def _inverse_rms(x: Map) -> Float[Array, "b 1 1 1"]:
+def rms(x: Map) -> Float[Array, "b 1 1 1"]:
+    """Root mean square of each map; not 0 for an empty one."""
     wide = jnp.square(x.astype(jnp.float32))
-    return jax.lax.rsqrt(wide.mean((1, 2, 3), keepdims=True) + 1e-12)
+    return jnp.sqrt(wide.mean((1, 2, 3), keepdims=True) + 1e-12)
 
 
 IMAGES, MID_MAPS = Space("images"), Space("mid maps")

@@ -139,7 +139,7 @@ def worsened(line: Mapping[str, float], corruptions: Sequence[str]) -> str | Non
     worse = [psnr_change(name, before, after)
              for name, (before, after) in pairs.items()
              if before is not None and after is not None and after < before]  # fmt: skip
-    return f"G makes images worse: {', '.join(worse)}" if worse else None
+    return f"G makes its input worse: {', '.join(worse)}" if worse else None
 
 
 def summarise(steps: Sequence[Mapping[str, Any]], corruptions: Sequence[str]) -> dict[str, float]:

@@ -395,6 +395,7 @@ def test_invalid_combinations_are_refused(fields, message):
 # ---- settings without effect ---------------------------------------------------------------------
 
 OFF, NO_G = {"adversarial.enabled": False}, {"adversarial.generator": False}
+FEATURES = {"generator.name": "features"}
 
 
 @pytest.mark.parametrize(
@@ -420,6 +421,10 @@ OFF, NO_G = {"adversarial.enabled": False}, {"adversarial.generator": False}
          "effect with adversarial.r1=0"),
         ({"train.schedule": "joint", "train.generator_steps": "3"}, "train.generator_steps='3' "
          "has no effect with train.schedule='joint'"),
+        (FEATURES | {"generator.levels": 2}, "generator.levels=2 has no effect with "
+         "generator.name='features'"),
+        (FEATURES | {"adversarial.diffaugment": False}, "adversarial.diffaugment=False has no "
+         "effect with generator.name='features'"),
         ({"train.small_size": 16}, "train.small_size=16 has no effect with "
          "train.small_steps='0'"),
     ],

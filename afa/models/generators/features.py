@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from afa.config import GeneratorConfig
 from afa.models import layers
 from afa.models.generators.residual import ResidualBlock, pixel_norm
-from afa.models.spaces import Shape
+from afa.models.spaces import Shape, rms
 
 Mid = Float[Array, "b h w c"]
 
@@ -16,8 +16,9 @@ class FeatureGenerator(nn.Module):
     """`restore(h)`: h + R(h) at the resolution of the mid map h, for CNNs and transformers.
 
     R is a 1x1 convolution to `width` channels, residual blocks of two 3x3 convolutions, and a 1x1
-    convolution back that starts at zero. `sample` and `encode` are the same from and to a code z.
-    Standardising h by its RMS makes R independent of the scale of the features.
+    convolution back that starts at zero. It reads h in units of its RMS, so the scale of the
+    features does not matter. `sample` draws h from a code z by a dense layer, blocks and a 1x1
+    convolution; `encode` is a 1x1 convolution and a dense layer.
     """
 
     width: int
@@ -43,7 +44,7 @@ class FeatureGenerator(nn.Module):
 
     def restore(self, mid: Mid) -> Mid:
         """Imperfect mid maps -> clean mid maps."""
-        scale = jnp.sqrt(jnp.mean(jnp.square(mid), (1, 2, 3), keepdims=True) + 1e-12)
+        scale = rms(mid)
         x = self.first((mid / scale).astype(self.dtype))
         for block in self.middle:
             x = block(x)

@@ -204,6 +204,8 @@ def test_costs_count_every_pass():
     assert costs.of({"global": 1.0, "restored": 1.0}) == 5
     assert costs.of({"discriminator": 1.0}) == 0.5
     assert costs.of({"global": 1.0, "discriminator": 1.0}) == 1.5
+    of_mid_maps = dataclasses.replace(costs, lower=4.0)
+    assert of_mid_maps.of({"discriminator": 1.0}) == 0.9  # D needs the mid map
     gated = dataclasses.replace(costs, gated=True)
     assert gated.of({"global": 1.0, "restored": 1.0}) == 6  # D sees both images
 

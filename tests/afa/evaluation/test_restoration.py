@@ -55,9 +55,9 @@ def test_the_figures_are_mean_psnr_before_and_after():
     assert psnr(jnp.zeros((1, 1, 1, 3)), jnp.full((1, 1, 1, 3), 0.1))[0] > 19.99
     said = restoration.warnings(found, config.data.corruptions)
     assert said == [
-        "G makes images worse under corruptions that it was trained on: "
+        "G makes its input worse under corruptions that it was trained on: "
         "occlusion 20.00 -> 16.48 dB",
-        "G makes images worse under corruptions that were held back: jpeg 20.00 -> 16.48 dB",
+        "G makes its input worse under corruptions that were held back: jpeg 20.00 -> 16.48 dB",
     ]
     better = {name: {"psnr_in": 20.0, "psnr_out": 20.0} for name in CORRUPTIONS}
     clean = {"clean": {"psnr_in": 60.0, "psnr_out": 36.0}}

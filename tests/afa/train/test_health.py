@@ -76,6 +76,6 @@ def test_a_warning_when_images_become_worse():
     line = {"psnr_in/noise": 20.0, "psnr_out/noise": 22.5, "psnr_in/blur": 25.0,
             "psnr_out/blur": 24.61, "psnr_in/clean": 60.0, "psnr_out/clean": 36.0}  # fmt: skip
     warning = health.worsened(line, ("noise", "blur", "occlusion"))
-    assert warning == "G makes images worse: blur 25.00 -> 24.61 dB"
+    assert warning == "G makes its input worse: blur 25.00 -> 24.61 dB"
     assert health.worsened(line | {"psnr_out/blur": 25.0}, ("noise", "blur")) is None
     assert health.worsened({"loss": 1.0}, ("noise",)) is None
