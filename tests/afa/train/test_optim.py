@@ -170,6 +170,14 @@ def test_networks_have_their_own_learning_rates():
         near(np.abs(moved["conv"]["bias"] - PARAMS["conv"]["bias"]), np.full(3, rate), 1e-3)
 
 
+def test_only_the_discriminator_has_a_low_momentum():
+    made = optim.optimisers(ExperimentConfig(), 10, 10, 5)
+    gradient = {"kernel": jnp.full(1, 0.5)}  # not clipped
+    for network, share in (("generator", 0.1), ("gate", 0.1), ("discriminator", 0.5)):
+        _, state = made[network].update(gradient, made[network].init(gradient), gradient)
+        near(optax.tree.get(state, "mu")["kernel"], [share * 0.5])
+
+
 def test_a_non_finite_gradient_is_not_clipped_away():
     bad = gradients(1)[0] | {"power": jnp.asarray(jnp.nan)}
     after = walk(settings(clip=1.0), [bad])[0]
