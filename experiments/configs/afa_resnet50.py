@@ -1,8 +1,9 @@
 """AFA-SVR with a ResNet-50 on the synthetic objects: the main job.
 
 Command: python -m experiments.run --exp=afa_resnet50
-Laptop scale, two cores of an Intel Xeon at 2.5 GHz, 2026-11-28: 17 minutes with
-installation, then 14; 3.9 GB. Test classes, leave-one-out, exact search, seeds 0 to 2, mean and 95 % interval, R@1 / MAP@R in %:
+Laptop scale, two cores of an Intel Xeon at 2.5 GHz, 2026-11-28: 17 minutes with installation, then
+14; 3.9 GB. Test classes, leave-one-out, exact search, seeds 0 to 2, mean and 95 % interval, R@1 /
+MAP@R in %:
   fused       clean 55.3 ± 5.3 / 21.8 ± 3.2, trained corruptions 43.2 ± 6.5 / 16.3 ± 1.4,
               held-back 41.5 ± 11.1 / 16.1 ± 1.1
   raw pixels  clean 31.6 / 5.6, trained 25.3 / 4.3, held-back 30.0 / 4.9
