@@ -36,7 +36,6 @@ class Networks:
     latent_dim: int
     view_names: tuple[str, ...]
     restored_branch: layers.Branch
-    space: Space = IMAGES  # of G and D
 
     def init(self, key: Key[Array, ""], image_size: int) -> dict[str, PyTree]:
         """Initialises all networks: name -> {"params": ..., "batch_stats": ...}."""
@@ -61,6 +60,11 @@ class Networks:
                 "gate": initialise("gate", self.gate, unit, unit, logit, logit),
             }
         return variables
+
+    @property
+    def space(self) -> Space:
+        """The space of G and D; images without them."""
+        return IMAGES if self.discriminator is None else self.discriminator.space
 
     @property
     def gated(self) -> bool:
@@ -271,7 +275,6 @@ def build_networks(config: ExperimentConfig, classes: int) -> Networks:
     )
     if not (adversarial.enabled and adversarial.generator):
         generator = discriminator = gate = None
-        space = IMAGES
     else:
         d = config.discriminator
         generator, space = generators.build(
@@ -282,5 +285,5 @@ def build_networks(config: ExperimentConfig, classes: int) -> Networks:
     joint = config.train.schedule == "joint" and adversarial.generated_views > 0
     return Networks(
         embedder, generator, discriminator, gate, config.generator.latent_dim,
-        config.evaluation.views, "adversarial" if joint else "clean", space,
+        config.evaluation.views, "adversarial" if joint else "clean",
     )  # fmt: skip

@@ -48,7 +48,7 @@ def networks(chosen: ExperimentConfig) -> Networks:
     joint = chosen.train.schedule == "joint" and chosen.adversarial.generated_views > 0
     return Networks(
         embedder, generator, discriminator, RestorationGate(chosen.adversarial.gate), 5,
-        ("flip",), "adversarial" if joint else "clean", space,
+        ("flip",), "adversarial" if joint else "clean",
     )  # fmt: skip
 
 
