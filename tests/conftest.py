@@ -30,14 +30,6 @@ def forget_programs() -> Iterator[None]:
     runtime.forget_programs()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips tests marked gpu if JAX has only the CPU."""
-    if jax.default_backend() == "cpu":
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="no accelerator"))
-
-
 @pytest.fixture(scope="session")
 def synthetic_cache() -> Path:
     """Directory of the synthetic data sets of all tests."""

@@ -2,9 +2,9 @@
 
 Every library builds its index in its own process over the same vectors, with the same time to try
 settings. For each index, the fastest settings that reach a recall@10 are timed: queries per second
-on one core, all in one call and one per call. Exact search is compared with faiss on all cores, and
-the overhead of afa's index interface is measured against plain ScaNN; these alternate. Needs the
-extra `bench`.
+on one core, all in one call and one per call. Exact search is compared with faiss on all cores, or
+on an accelerator with PyTorch, and the overhead of afa's index interface is measured against plain
+ScaNN; these alternate. Needs the extra `bench`.
 """
 
 import argparse
@@ -28,6 +28,7 @@ PROGRAM = "python -m experiments.benchmarks.search"
 K = 10
 TARGETS = (0.90, 0.95, 0.99)
 QUERIES, SINGLE = 1000, 300
+AGREEING = 0.999  # equal results of two exact searches; equal similarities may be in another order
 MOST_CORES = 1.1  # cores in use at most while one core is timed
 LATENT, NOISE = 32, 0.1  # clustered vectors: latent dimensions, and noise in all dimensions
 
@@ -100,9 +101,14 @@ def _main(chosen: argparse.Namespace) -> int:
 
 
 def _require_libraries(parts: Sequence[str], names: Sequence[str]) -> None:
+    from afa import parallel
     from experiments.benchmarks.engines import LIBRARIES
 
-    needed = {"exact": {"faiss"}, "layer": {"scann"}, "approximate": {LIBRARIES[n] for n in names}}
+    needed = {
+        "exact": {"torch" if parallel.accelerated() else "faiss"},
+        "layer": {"scann"},
+        "approximate": {LIBRARIES[n] for n in names},
+    }
     wanted = sorted({library for part in parts for library in needed[part]})
     missing = [library for library in wanted if importlib.util.find_spec(library) is None]
     if missing:
@@ -288,19 +294,41 @@ def _print_approximate(title: str, found: dict[str, Found]) -> None:
 def _exact(
     title: str, vectors: np.ndarray, queries: np.ndarray, names: Sequence[str], seconds: float
 ) -> dict[str, Any]:
-    import faiss
-
+    from afa import parallel
     from afa.retrieval import exact
+
+    gallery = exact.Gallery(vectors)
+    calls: dict[str, Callable[[], Any]] = {
+        "afa exact://": lambda: exact.topk(queries, gallery, K),
+        **(_torch_exact(vectors, queries) if parallel.accelerated() else _faiss(vectors, queries)),
+    }
+    (_, ours), (_, theirs) = (call() for call in calls.values())
+    if not (agreeing := float((ours == theirs).mean())) > AGREEING:
+        raise UserError(f"the implementations disagree: {agreeing:.2%} of the results are equal")
+    return _alternate(f"{title}: exact search", calls, len(queries), turns=5)
+
+
+def _faiss(vectors: np.ndarray, queries: np.ndarray) -> dict[str, Callable[[], Any]]:
+    import faiss
 
     faiss.omp_set_num_threads(os.cpu_count() or 1)
     flat = faiss.IndexFlatIP(vectors.shape[1])
     flat.add(vectors)
-    gallery = exact.Gallery(vectors)
-    calls = {
-        "afa exact://": lambda: exact.topk(queries, gallery, K),
-        "faiss Flat": lambda: flat.search(queries, K),
-    }
-    return _alternate(f"{title}: exact search, all cores", calls, len(queries), turns=5)
+    return {"faiss Flat": lambda: flat.search(queries, K)}
+
+
+def _torch_exact(vectors: np.ndarray, queries: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """A float32 product and `topk` of PyTorch, with the gallery on the device."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gallery = torch.from_numpy(vectors).to(device).T
+
+    def search() -> tuple[np.ndarray, np.ndarray]:
+        found = (torch.from_numpy(queries).to(device) @ gallery).topk(K)
+        return found.values.cpu().numpy(), found.indices.cpu().numpy()
+
+    return {"torch topk": search}
 
 
 def _layer(

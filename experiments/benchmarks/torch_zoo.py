@@ -6,6 +6,7 @@ pretrainedmodels (with munch and six). No weights are downloaded.
 
 import functools
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,10 +25,16 @@ IN_TIMM = {"vit_s16": "vit_small_patch16_224", "vit_b16": "vit_base_patch16_224"
 
 @functools.cache
 def declare_operators() -> list[torch.library.Library]:
-    """Declares operators so that torchvision can be imported without its compiled part.
+    """Makes torchvision importable: without its compiled part, its operators have to be declared.
 
     The declarations last as long as the returned object is referenced.
     """
+    try:
+        importlib.import_module("torchvision")
+        return []
+    except (ImportError, RuntimeError):  # the second names an operator that does not exist
+        for name in [each for each in sys.modules if each.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
     library = torch.library.Library("torchvision", "DEF")
     for name in OPERATORS:
         library.define(f"{name}(Tensor x) -> Tensor")

@@ -117,14 +117,14 @@ def build(backbone: str, size: int, batch_size: int) -> dict[str, Contender]:
     import jax
 
     from afa import parallel
-    from afa.config import with_changes
+    from afa.config import from_scratch, with_changes
     from afa.models.networks import build_networks
     from afa.train import optim, state, steps
     from experiments.benchmarks.torch_twin import LAYOUTS, Trainer
     from experiments.configs import afa_resnet50
 
     config = with_changes(
-        afa_resnet50.config(not parallel.accelerated()),
+        from_scratch(afa_resnet50.config(not parallel.accelerated())),
         **{
             "backbone.name": backbone,
             "data.image_size": size,
