@@ -229,6 +229,12 @@ def peak_device_bytes() -> int | None:
     return None if not stats else stats.get("peak_bytes_in_use")
 
 
+def device_memory_bytes() -> int | None:
+    """Returns the memory that JAX may use on the first device in bytes; None if not known."""
+    stats = jax.local_devices()[0].memory_stats()
+    return None if not stats else stats.get("bytes_limit")
+
+
 # ---- inside a step ----------------------------------------------------------------------------
 
 
@@ -415,6 +421,23 @@ def compiled_once(function: Callable) -> Callable:
         return function(*args) if traced else compiled(*args)
 
     return run
+
+
+def flops(function: Callable, *args: PyTree) -> float:
+    """Returns the floating-point operations of one call, as counted by XLA in the lowered program.
+
+    It is lowered for the CPU where there is one, because JAX does not analyse programs of other
+    platforms before they are compiled. Nothing is computed.
+    """
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args)
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        device = None
+    with jax.default_device(device):
+        lowered = jax.jit(function).lower(*shapes)
+        analysis = lowered.cost_analysis() or lowered.compile().cost_analysis() or {}
+    return float(analysis["flops"])
 
 
 def to_host(tree: PyTree) -> PyTree:

@@ -4,10 +4,10 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from afa import parallel
 from afa.config import ExperimentConfig
 from afa.models.networks import Networks
 
@@ -130,12 +130,6 @@ class Costs:
         return total / self.embedder
 
 
-def flops(function: Callable, *args: PyTree) -> float:
-    """FLOPs of one call, counted from the lowered program without compiling it."""
-    analysis = jax.jit(function).lower(*args).cost_analysis()
-    return float((analysis or {}).get("flops", 0.0))
-
-
 def costs(networks: Networks, variables: Mapping[str, PyTree], config: ExperimentConfig) -> Costs:
     """Counts the FLOPs of every network for one image."""
     size = config.data.image_size
@@ -147,12 +141,12 @@ def costs(networks: Networks, variables: Mapping[str, PyTree], config: Experimen
     def count(module: object, name: str, *args: PyTree, **kwargs: object) -> float:
         if module is None:
             return 0.0
-        return flops(lambda v, *a: module.apply(v, *a, **kwargs), variables[name], *args)  # pyright: ignore
+        return parallel.flops(lambda v, *a: module.apply(v, *a, **kwargs), variables[name], *args)  # pyright: ignore
 
     return Costs(
         count(networks.embedder, "embedder", image, train=False),
         count(networks.generator, "generator", x, method="restore"),
         count(networks.discriminator, "discriminator", x, train=False),
         config.adversarial.gate != "fixed",
-        0.0 if space.images else flops(to_space, variables["embedder"], image),
+        0.0 if space.images else parallel.flops(to_space, variables["embedder"], image),
     )

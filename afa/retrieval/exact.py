@@ -24,7 +24,10 @@ QUERY_ROWS = 1024  # queries per device and tile
 CPU_TILE_ROWS = 2048  # 1024 x 2048 similarities fit into a CPU's cache
 ACCELERATOR_TILE_ROWS = 16384  # accelerators are faster with fewer, larger kernels
 TILE_STEP = 128  # a multiple of the vector width, so that equal rows get equal bits
-ACCELERATOR_SLAB_BYTES = 2**30  # part of the gallery on each device at a time
+ACCELERATOR_SLAB_SHARE = (
+    4  # a quarter of an accelerator's memory holds the gallery, or a slab of it
+)
+ACCELERATOR_SLAB_BYTES = 2**30  # where its memory is not known
 CPU_SLAB_BYTES = 2**33  # large: copying the gallery for every search costs a sixth of the search
 GROUP = 32  # neighbouring similarities that are first reduced to their maximum
 COUNTED = 64  # up to this many positives per query, counting is faster than sorting on a CPU
@@ -55,8 +58,7 @@ class Gallery:
         largest = ACCELERATOR_TILE_ROWS if parallel.accelerated() else CPU_TILE_ROWS
         self._tile = min(largest, -(-self.rows // TILE_STEP) * TILE_STEP)
         tiles = -(-self.rows // self._tile)
-        slab = ACCELERATOR_SLAB_BYTES if parallel.accelerated() else CPU_SLAB_BYTES
-        fitting = max(1, slab // (self._tile * max(1, self.dimension) * 4))
+        fitting = max(1, _slab_bytes() // (self._tile * max(1, self.dimension) * 4))
         slabs = -(-tiles // fitting)
         self._slab_tiles = -(-tiles // slabs)
         self._resident = self._slab(0) if slabs == 1 else None
@@ -378,6 +380,14 @@ def _starts(slab: Float32[Array, "tiles t d"], begin: Int32[Array, ""]) -> Int32
 
 
 # ---- host functions ----------------------------------------------------------------------------
+
+
+def _slab_bytes() -> int:
+    """Bytes of the gallery on each device at a time."""
+    if not parallel.accelerated():
+        return CPU_SLAB_BYTES
+    memory = parallel.device_memory_bytes()
+    return memory // ACCELERATOR_SLAB_SHARE if memory else ACCELERATOR_SLAB_BYTES
 
 
 class _Members:

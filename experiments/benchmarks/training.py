@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from afa.errors import UserError
-from experiments.cli import Parser, perform
+from afa.errors import UserError, choose
+from experiments.cli import Parser, note, perform
 
 PROGRAM = "python -m experiments.benchmarks.training"
 CLASSES = 100
@@ -37,6 +37,9 @@ def parser() -> Parser:
     add("--backbones", nargs="+", default=["resnet18", "resnet50"], metavar="NAME")
     add("--image_size", type=int, default=None, help="pixels (default: 64; 224 on accelerators)")
     add("--batch_size", type=int, default=None, help="default: 32; 256 on accelerators")
+    add("--layouts", nargs="+", default=None, metavar="NAME",
+        help="memory layouts of torch, channels_last or NCHW (default: both; on accelerators, with "
+        "their long compilation, channels_last)")  # fmt: skip
     add_measurement(options, turns=8, steps=4)
     return options
 
@@ -60,15 +63,19 @@ def _main(chosen: argparse.Namespace) -> int:
     from afa import parallel
     from afa.console import table
     from afa.io import write_json
+    from experiments.benchmarks.torch_twin import LAYOUTS
 
     fast = parallel.accelerated()
+    layouts = chosen.layouts or (["channels_last"] if fast else list(LAYOUTS))
+    for name in layouts:
+        choose("--layouts", name, LAYOUTS)
     size = chosen.image_size or (224 if fast else 64)
     batch = chosen.batch_size or (256 if fast else 32)
     print(f"{parallel.platform()}, {chosen.threads} threads, {size} px, batch {batch}, "
           f"{chosen.turns} turns of {chosen.steps} steps")  # fmt: skip
     found = {}
     for backbone in chosen.backbones:
-        contenders = build(backbone, size, batch)
+        contenders = build(backbone, size, batch, layouts)
         seconds = measure(contenders, chosen.turns, chosen.steps)
         found[backbone] = figures(seconds, batch)
         table(f"{backbone}, training step", *_lines(found[backbone]))
@@ -108,8 +115,11 @@ def _restrict_cores(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def build(backbone: str, size: int, batch_size: int) -> dict[str, Contender]:
-    """Builds the training steps of both implementations and checks that their losses agree.
+def build(
+    backbone: str, size: int, batch_size: int, layouts: Sequence[str]
+) -> dict[str, Contender]:
+    """Builds the training steps of both implementations, takes the first step of each, which
+    compiles it, and checks that their losses agree.
 
     Raises:
       UserError: no such backbone, or the losses disagree.
@@ -120,7 +130,7 @@ def build(backbone: str, size: int, batch_size: int) -> dict[str, Contender]:
     from afa.config import from_scratch, with_changes
     from afa.models.networks import build_networks
     from afa.train import optim, state, steps
-    from experiments.benchmarks.torch_twin import LAYOUTS, Trainer
+    from experiments.benchmarks.torch_twin import Trainer
     from experiments.configs import afa_resnet50
 
     config = with_changes(
@@ -156,13 +166,17 @@ def build(backbone: str, size: int, batch_size: int) -> dict[str, Contender]:
     }
     contenders, losses = {}, {}
     for name, step in mapped.items():
+        began = time.perf_counter()
         step = parallel.data_parallel(functools.partial(step, context=context))
         contenders[name], metrics = _ours(step, jax.tree.map(np.asarray, fresh), batch)
         losses |= {name: metrics["metric_loss"]} if "metric_loss" in metrics else {}
-    for layout in LAYOUTS:
+        note(f"  {name}: first step after {time.perf_counter() - began:.0f} s")
+    for layout in layouts:
+        began = time.perf_counter()
         trainer = Trainer(config, params, CLASSES, layout)
         name = f"{THEIRS} {layout}"
         losses[name] = float(trainer.step(batch)[0])
+        note(f"  {name}: first step after {time.perf_counter() - began:.0f} s")
         contenders[name] = functools.partial(_theirs, trainer, batch)
     _agree(losses, BFLOAT16_TOLERANCE if parallel.accelerated() else TOLERANCE)
     return contenders

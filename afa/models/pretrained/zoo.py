@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from afa import parallel
 from afa.config import BackboneConfig
 from afa.errors import UserError
 from afa.models import backbones, pretrained
@@ -43,14 +44,13 @@ def weigh(name: str) -> Weight:
     module, variables = skeleton(name)
     side = backbones.member(name).input_size
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    forward = jax.jit(lambda v, x: module.apply(v, x, method=logits_of))
-    analysis = forward.lower(variables, image).cost_analysis() or {}
+    operations = parallel.flops(lambda v, x: module.apply(v, x, method=logits_of), variables, image)
     count = sum(
         int(np.prod(value.shape))
         for collection, _, value in match.leaves(variables)
         if collection == "params"
     )
-    return Weight(count, float(analysis.get("flops", 0.0)))
+    return Weight(count, operations)
 
 
 @dataclass(frozen=True)
