@@ -410,15 +410,34 @@ def map_rows(function: Callable) -> Callable:
     return run
 
 
+@contextlib.contextmanager
+def on_cpu() -> Iterator[None]:
+    """Inside, new arrays and unmapped functions are on the CPU, if JAX has it beside accelerators.
+
+    For many small computations: an accelerator's compiler takes much longer than the CPU's.
+    """
+    if jax.default_backend() == "cpu":
+        yield
+        return
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        device = None
+    with jax.default_device(device):
+        yield
+
+
 def compiled_once(function: Callable) -> Callable:
-    """`jax.jit` for a function called once: no optimisations that take seconds on the CPU."""
+    """`jax.jit` on the CPU for a function called once: no optimisations that take seconds."""
     unoptimised = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    compiled = jax.jit(function, compiler_options=None if accelerated() else unoptimised)
+    compiled = jax.jit(function, compiler_options=unoptimised)
 
     def run(*args: Any) -> Any:
         # Inside another trace (`jax.eval_shape`) JAX rejects options, and nothing is compiled.
-        traced = any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(args))
-        return function(*args) if traced else compiled(*args)
+        if any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(args)):
+            return function(*args)
+        with on_cpu():
+            return compiled(*args)
 
     return run
 
@@ -430,14 +449,10 @@ def flops(function: Callable, *args: PyTree) -> float:
     platforms before they are compiled. Nothing is computed.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args)
-    try:
-        device = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves it out
-        device = None
-    with jax.default_device(device):
+    with on_cpu():
         lowered = jax.jit(function).lower(*shapes)
-        analysis = lowered.cost_analysis() or lowered.compile().cost_analysis() or {}
-    return float(analysis["flops"])
+        analysis = lowered.cost_analysis() or lowered.compile().cost_analysis()
+    return float((analysis or {})["flops"])
 
 
 def to_host(tree: PyTree) -> PyTree:

@@ -23,7 +23,7 @@ if [ "$backend" = cpu ]; then
   search=(--rows 5000 --dimensions 128)
   tests=(-n 2 -k "not memory") # compiling full-scale steps takes minutes there
 else
-  training=(--backbones resnet50 --turns 6 --steps 8)
+  training=(--backbones resnet50 --turns 5 --steps 6)
   search=(--rows 100000 1000000 --dimensions 128 512)
   tests=(-n 5)
 fi
@@ -36,7 +36,7 @@ step() { # NAME SECONDS COMMAND...
   echo "$code $((SECONDS - began))" >"$parts/$name.rc"
 }
 
-step training 240 "$python" -m experiments.benchmarks.training "${training[@]}" \
+step training 300 "$python" -m experiments.benchmarks.training "${training[@]}" \
   --out="$parts/training.json"
 step search 80 "$python" -m experiments.benchmarks.search --parts exact "${search[@]}" \
   --out="$parts/search.json"

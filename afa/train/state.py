@@ -57,7 +57,14 @@ class TrainState(flax.struct.PyTreeNode):
 def create(
     networks: Networks, optimisers: Optimisers, seed: int, image_size: int, loss: Loss
 ) -> TrainState:
-    """Returns the initial state; the same for the same seed."""
+    """Returns the initial state; the same for the same seed, and on any kind of device."""
+    with parallel.on_cpu():
+        return _create(networks, optimisers, seed, image_size, loss)
+
+
+def _create(
+    networks: Networks, optimisers: Optimisers, seed: int, image_size: int, loss: Loss
+) -> TrainState:
     variables = networks.init(jax.random.key(seed), image_size)
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"loss"))
     embedder = networks.embedder

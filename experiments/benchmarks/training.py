@@ -7,12 +7,13 @@ that other load on the machine affects both; ratios are between consecutive turn
 """
 
 import argparse
+import contextlib
 import functools
 import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,13 +128,48 @@ def build(
     import jax
 
     from afa import parallel
-    from afa.config import from_scratch, with_changes
     from afa.models.networks import build_networks
     from afa.train import optim, state, steps
     from experiments.benchmarks.torch_twin import Trainer
+
+    config = _config(backbone, size, batch_size)
+    networks = build_networks(config, CLASSES)
+    context = steps.StepContext(networks, optim.optimisers(config, 1, 1, 1), config)
+    batch = _batch(size, batch_size)
+    fresh = state.create(networks, context.optimisers, config.seed, size, config.loss)
+    fresh = jax.tree.map(np.asarray, fresh)
+    mapped = {
+        f"{OURS} baseline": functools.partial(steps.embedder_step, perturb=False),
+        f"{OURS} + feature augmentation": functools.partial(steps.embedder_step, perturb=True),
+        f"{OURS} G and D": steps.generator_step,
+    }
+    contenders, losses = {}, {}
+    for name, step in mapped.items():
+        step = parallel.data_parallel(functools.partial(step, context=context))
+        with _noted(name):
+            contenders[name], metrics = _ours(step, fresh, batch)
+        losses |= {name: metrics["metric_loss"]} if "metric_loss" in metrics else {}
+    params = {
+        ".".join(part.key for part in path): value
+        for path, value in jax.tree.leaves_with_path(fresh.variables["embedder"]["params"])
+    }
+    for layout in layouts:
+        name = f"{THEIRS} {layout}"
+        with _noted(name):
+            trainer = Trainer(config, params, CLASSES, layout)
+            losses[name] = float(trainer.step(batch)[0])
+        contenders[name] = functools.partial(_theirs, trainer, batch)
+    _agree(losses, BFLOAT16_TOLERANCE if parallel.accelerated() else TOLERANCE)
+    return contenders
+
+
+def _config(backbone: str, size: int, batch_size: int) -> Any:
+    """The recipe from random weights, with a constant learning rate."""
+    from afa import parallel
+    from afa.config import from_scratch, with_changes
     from experiments.configs import afa_resnet50
 
-    config = with_changes(
+    return with_changes(
         from_scratch(afa_resnet50.config(not parallel.accelerated())),
         **{
             "backbone.name": backbone,
@@ -143,43 +179,25 @@ def build(
             "optim.warmup": "0",
         },
     )
-    networks = build_networks(config, CLASSES)
-    context = steps.StepContext(networks, optim.optimisers(config, 1, 1, 1), config)
+
+
+def _batch(size: int, batch_size: int) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (batch_size, size, size, 3), np.uint8)
-    batch = {
+    return {
         "image": images,
         "clean": images,
         "label": draw.integers(0, CLASSES, batch_size).astype(np.int32),
         "corruption": np.zeros(batch_size, np.int32),
     }
-    fresh = state.create(networks, context.optimisers, config.seed, size, config.loss)
-    variables = parallel.to_host(fresh.variables["embedder"]["params"])
-    params = {
-        ".".join(part.key for part in path): value
-        for path, value in jax.tree.leaves_with_path(variables)
-    }
-    mapped = {
-        f"{OURS} baseline": functools.partial(steps.embedder_step, perturb=False),
-        f"{OURS} + feature augmentation": functools.partial(steps.embedder_step, perturb=True),
-        f"{OURS} G and D": steps.generator_step,
-    }
-    contenders, losses = {}, {}
-    for name, step in mapped.items():
-        began = time.perf_counter()
-        step = parallel.data_parallel(functools.partial(step, context=context))
-        contenders[name], metrics = _ours(step, jax.tree.map(np.asarray, fresh), batch)
-        losses |= {name: metrics["metric_loss"]} if "metric_loss" in metrics else {}
-        note(f"  {name}: first step after {time.perf_counter() - began:.0f} s")
-    for layout in layouts:
-        began = time.perf_counter()
-        trainer = Trainer(config, params, CLASSES, layout)
-        name = f"{THEIRS} {layout}"
-        losses[name] = float(trainer.step(batch)[0])
-        note(f"  {name}: first step after {time.perf_counter() - began:.0f} s")
-        contenders[name] = functools.partial(_theirs, trainer, batch)
-    _agree(losses, BFLOAT16_TOLERANCE if parallel.accelerated() else TOLERANCE)
-    return contenders
+
+
+@contextlib.contextmanager
+def _noted(name: str) -> Iterator[None]:
+    """Reports how long a contender took to its first step."""
+    began = time.perf_counter()
+    yield
+    note(f"  {name}: first step after {time.perf_counter() - began:.0f} s")
 
 
 def _ours(step: Callable, state: Any, batch: Mapping[str, Any]) -> tuple[Contender, dict[str, Any]]:

@@ -211,6 +211,19 @@ def test_compiled_once_works_inside_a_trace():
     assert jax.eval_shape(double, jnp.zeros((2, 3))).shape == (2, 3)
 
 
+def test_operations_are_counted_without_computing():
+    """A product of (3, 5) and (5, 7), on arrays and on shapes."""
+    a, b = jnp.ones((3, 5)), jax.ShapeDtypeStruct((5, 7), jnp.float32)
+    assert parallel.flops(jnp.matmul, a, b) == 2 * 3 * 5 * 7
+
+
+def test_operations_are_counted_where_only_compiled_programs_are_analysed(monkeypatch):
+    """As on GPUs and TPUs without the CPU."""
+    monkeypatch.setattr(jax.stages.Lowered, "cost_analysis", lambda self: None)
+    a = jnp.ones((3, 5))
+    assert parallel.flops(jnp.matmul, a, jnp.ones((5, 7))) == pytest.approx(2 * 3 * 5 * 7, rel=0.1)
+
+
 def test_local_blocks_cover_all_rows():
     assert list(parallel.local_blocks(7, 3)) == [slice(0, 3), slice(3, 6), slice(6, 7)]
     assert list(parallel.local_blocks(0, 3)) == []

@@ -81,6 +81,19 @@ def test_topk_by_the_maxima_of_groups(monkeypatch, recall):
         np.testing.assert_array_equal(rows, expected_rows[:, :10])
 
 
+@pytest.mark.parametrize(("memory", "tiles"), [(2**20, 2), (2**23, 6), (None, 6)])
+def test_as_much_of_a_gallery_as_fits_stays_on_an_accelerator(monkeypatch, memory, tiles):
+    """A quarter of its memory: 256 KiB hold 2 of 6 tiles of 128 KiB."""
+    monkeypatch.setattr(exact, "ACCELERATOR_TILE_ROWS", 1024)
+    monkeypatch.setattr(exact.parallel, "accelerated", lambda: True)
+    monkeypatch.setattr(exact.parallel, "device_memory_bytes", lambda: memory)
+    queries, vectors = distinct(5, 32, seed=1), distinct(6000, 32)
+    gallery = exact.Gallery(vectors)
+    assert [len(slab) for slab, _ in gallery.slabs()] == [tiles] * (6 // tiles)
+    _, rows = exact.topk(queries, gallery, 10)
+    np.testing.assert_array_equal(rows, brute_force(queries, vectors)[1][:, :10])
+
+
 def test_topk_among_allowed_rows(small_tiles):
     queries, gallery = embeddings(20, seed=1), embeddings(700)
     allowed = np.random.default_rng(0).random(700) < 0.1
