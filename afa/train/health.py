@@ -131,14 +131,21 @@ def psnr_change(name: str, before: float, after: float) -> str:
     return f"{name} {before:.2f} -> {after:.2f} dB"
 
 
-def worsened(line: Mapping[str, float], corruptions: Sequence[str]) -> str | None:
-    """Returns a warning with the corruptions for which G lowers the PSNR (dB); None if there are
-    none."""
-    pairs = {name: (line.get(f"psnr_in/{name}"), line.get(f"psnr_out/{name}"))
-             for name in corruptions}  # fmt: skip
+def worsened(line: Mapping[str, float], corruptions: Sequence[str], ends: bool) -> str | None:
+    """Returns a warning that G lowers the PSNR (dB); None if it does not.
+
+    Few images per corruption are behind one log line, so before the end of a stage only the mean
+    over the corruptions counts; at the end the warning lists the corruptions that get worse.
+    """
+    changes = {name: (line[f"psnr_in/{name}"], line[f"psnr_out/{name}"])
+               for name in corruptions if f"psnr_in/{name}" in line}  # fmt: skip
+    if not changes:
+        return None
+    mean = float(np.mean([after - before for before, after in changes.values()]))
+    if not ends:
+        return f"G makes its input worse: mean {mean:+.2f} dB" if mean < 0 else None
     worse = [psnr_change(name, before, after)
-             for name, (before, after) in pairs.items()
-             if before is not None and after is not None and after < before]  # fmt: skip
+             for name, (before, after) in changes.items() if after < before]  # fmt: skip
     return f"G makes its input worse: {', '.join(worse)}" if worse else None
 
 

@@ -306,7 +306,7 @@ def train(
                 line = {"loss": line.get("metric_loss", line.get("generator_loss", 0.0))} | line
                 log(done, stage.name, line | {"images_per_second": rate})
                 progress.update(done, stage.name, line, rate)
-                if worse := health.worsened(line, config.data.corruptions):
+                if worse := health.worsened(line, config.data.corruptions, ends):
                     progress.note(f"step {done}: {worse}")
             measured: Mapping[str, float] = {}
             if _due(plan.evaluate_every, done, ends):

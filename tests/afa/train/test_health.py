@@ -75,7 +75,18 @@ def test_psnr_of_a_log_line_is_weighted_by_images():
 def test_a_warning_when_images_become_worse():
     line = {"psnr_in/noise": 20.0, "psnr_out/noise": 22.5, "psnr_in/blur": 25.0,
             "psnr_out/blur": 24.61, "psnr_in/clean": 60.0, "psnr_out/clean": 36.0}  # fmt: skip
-    warning = health.worsened(line, ("noise", "blur", "occlusion"))
+    names = ("noise", "blur", "occlusion")
+    warning = health.worsened(line, names, ends=True)
     assert warning == "G makes its input worse: blur 25.00 -> 24.61 dB"
-    assert health.worsened(line | {"psnr_out/blur": 25.0}, ("noise", "blur")) is None
-    assert health.worsened({"loss": 1.0}, ("noise",)) is None
+    assert health.worsened(line | {"psnr_out/blur": 25.0}, names, ends=True) is None
+    assert health.worsened({"loss": 1.0}, names, ends=True) is None
+
+
+def test_during_a_stage_only_the_mean_of_all_corruptions_counts():
+    line = {"psnr_in/noise": 20.0, "psnr_out/noise": 20.25, "psnr_in/blur": 25.0,
+            "psnr_out/blur": 24.9}  # fmt: skip
+    names = ("noise", "blur", "occlusion")
+    assert health.worsened(line, names, ends=False) is None
+    warning = health.worsened(line | {"psnr_out/blur": 24.5}, names, ends=False)
+    assert warning == "G makes its input worse: mean -0.12 dB"
+    assert health.worsened({"loss": 1.0}, names, ends=False) is None
