@@ -452,7 +452,7 @@ def flops(function: Callable, *args: PyTree) -> float:
     with on_cpu():
         lowered = jax.jit(function).lower(*shapes)
         analysis = lowered.cost_analysis() or lowered.compile().cost_analysis()
-    return float((analysis or {})["flops"])
+    return float((analysis or {}).get("flops", 0.0))
 
 
 def to_host(tree: PyTree) -> PyTree:

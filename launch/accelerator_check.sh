@@ -9,9 +9,9 @@
 # dependencies (ScaNN, Milvus and TensorFlow are not needed), pytest, pytest-xdist, beartype and,
 # for the benchmarks, torch. On a CPU the sizes are small, to try the script.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+out=$(realpath -m "${1:-accelerator.json}")
 python=${PYTHON:-python3}
-out=${1:-accelerator.json}
+cd "$(dirname "$0")/.." || exit 2
 parts=$(mktemp -d)
 trap 'rm -rf "$parts"' EXIT
 export PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false # several processes share the device
@@ -40,8 +40,8 @@ step training 300 "$python" -m experiments.benchmarks.training "${training[@]}" 
   --out="$parts/training.json"
 step search 80 "$python" -m experiments.benchmarks.search --parts exact "${search[@]}" \
   --out="$parts/search.json"
-step tests 220 "$python" -m pytest -p xdist.plugin -m accelerator tests/test_accelerator.py "${tests[@]}" \
-  --durations=5 --junitxml="$parts/tests.xml"
+step tests 220 "$python" -m pytest -p xdist.plugin -m accelerator tests/test_accelerator.py \
+  "${tests[@]}" --durations=5 --junitxml="$parts/tests.xml"
 
 "$python" - "$parts" "$out" <<'PY'
 import datetime, importlib.metadata, json, os, platform, subprocess, sys
