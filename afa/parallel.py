@@ -225,14 +225,17 @@ def platform() -> str:
 
 def peak_device_bytes() -> int | None:
     """Returns the peak memory of the first device in bytes; None if it is not measured."""
-    stats = jax.local_devices()[0].memory_stats()
-    return None if not stats else stats.get("peak_bytes_in_use")
+    return _memory("peak_bytes_in_use")
 
 
 def device_memory_bytes() -> int | None:
-    """Returns the memory that JAX may use on the first device in bytes; None if not known."""
+    """Returns the memory that JAX may use on the first device in bytes; None if it is not known."""
+    return _memory("bytes_limit")
+
+
+def _memory(name: str) -> int | None:
     stats = jax.local_devices()[0].memory_stats()
-    return None if not stats else stats.get("bytes_limit")
+    return None if not stats else stats.get(name)
 
 
 # ---- inside a step ----------------------------------------------------------------------------

@@ -22,10 +22,12 @@ if [ "$backend" = cpu ]; then
   training=(--image_size 32 --batch_size 8 --turns 2 --steps 1 --backbones resnet18)
   search=(--rows 5000 --dimensions 128)
   tests=(-n 2 -k "not memory") # compiling full-scale steps takes minutes there
+  seconds=600
 else
   training=(--backbones resnet50 --turns 5 --steps 6)
   search=(--rows 100000 1000000 --dimensions 128 512)
   tests=(-n 5)
+  seconds=220
 fi
 
 step() { # NAME SECONDS COMMAND...
@@ -40,7 +42,7 @@ step training 300 "$python" -m experiments.benchmarks.training "${training[@]}" 
   --out="$parts/training.json"
 step search 80 "$python" -m experiments.benchmarks.search --parts exact "${search[@]}" \
   --out="$parts/search.json"
-step tests 220 "$python" -m pytest -p xdist.plugin -m accelerator tests/test_accelerator.py \
+step tests "$seconds" "$python" -m pytest -p xdist.plugin -m accelerator tests/test_accelerator.py \
   "${tests[@]}" --durations=5 --junitxml="$parts/tests.xml"
 
 "$python" - "$parts" "$out" <<'PY'

@@ -24,7 +24,7 @@ QUERY_ROWS = 1024  # queries per device and tile
 CPU_TILE_ROWS = 2048  # 1024 x 2048 similarities fit into a CPU's cache
 ACCELERATOR_TILE_ROWS = 16384  # accelerators are faster with fewer, larger kernels
 TILE_STEP = 128  # a multiple of the vector width, so that equal rows get equal bits
-ACCELERATOR_SLAB_SHARE = 4  # a quarter of its memory holds the gallery, or a slab of it
+ACCELERATOR_SLAB_SHARE = 0.25  # part of its memory that holds the gallery, or a slab of it
 ACCELERATOR_SLAB_BYTES = 2**30  # where its memory is not known
 CPU_SLAB_BYTES = 2**33  # large: copying the gallery for every search costs a sixth of the search
 GROUP = 32  # neighbouring similarities that are first reduced to their maximum
@@ -385,7 +385,7 @@ def _slab_bytes() -> int:
     if not parallel.accelerated():
         return CPU_SLAB_BYTES
     memory = parallel.device_memory_bytes()
-    return memory // ACCELERATOR_SLAB_SHARE if memory else ACCELERATOR_SLAB_BYTES
+    return int(memory * ACCELERATOR_SLAB_SHARE) if memory else ACCELERATOR_SLAB_BYTES
 
 
 class _Members:

@@ -141,8 +141,8 @@ def worsened(line: Mapping[str, float], corruptions: Sequence[str], ends: bool) 
                for name in corruptions if f"psnr_in/{name}" in line}  # fmt: skip
     if not changes:
         return None
-    mean = float(np.mean([after - before for before, after in changes.values()]))
     if not ends:
+        mean = float(np.mean([after - before for before, after in changes.values()]))
         return f"G makes its input worse: mean {mean:+.2f} dB" if mean < 0 else None
     worse = [psnr_change(name, before, after)
              for name, (before, after) in changes.items() if after < before]  # fmt: skip

@@ -54,17 +54,14 @@ class TrainState(flax.struct.PyTreeNode):
         return {name: State(params.get(name, {}), each) for name, each in self.loss_memory.items()}
 
 
+@parallel.on_cpu()
 def create(
     networks: Networks, optimisers: Optimisers, seed: int, image_size: int, loss: Loss
 ) -> TrainState:
-    """Returns the initial state; the same for the same seed, and on any kind of device."""
-    with parallel.on_cpu():
-        return _create(networks, optimisers, seed, image_size, loss)
+    """Returns the initial state; the same for the same seed.
 
-
-def _create(
-    networks: Networks, optimisers: Optimisers, seed: int, image_size: int, loss: Loss
-) -> TrainState:
+    It is computed on the CPU, because a GPU takes most of a minute to compile its small programs.
+    """
     variables = networks.init(jax.random.key(seed), image_size)
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"loss"))
     embedder = networks.embedder

@@ -211,6 +211,15 @@ def test_compiled_once_works_inside_a_trace():
     assert jax.eval_shape(double, jnp.zeros((2, 3))).shape == (2, 3)
 
 
+def test_small_computations_of_an_accelerator_are_on_the_cpu(monkeypatch):
+    inside = []
+    look = parallel.on_cpu()(lambda: inside.append(jax.config.jax_default_device))  # pyright: ignore
+    look()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    look()
+    assert inside == [None, jax.devices("cpu")[0]]
+
+
 def test_operations_are_counted_without_computing():
     """A product of (3, 5) and (5, 7), on arrays and on shapes."""
     a, b = jnp.ones((3, 5)), jax.ShapeDtypeStruct((5, 7), jnp.float32)

@@ -5,6 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 
+from afa.errors import UserError
 from afa.retrieval import exact
 from afa.retrieval.index import scann, tuning
 from experiments.benchmarks import search as benchmark
@@ -44,6 +45,30 @@ def test_the_least_effort_with_a_recall(gallery):
     assert [(effort, reorder) for effort, reorder, _ in found] == [(9, 9), (9, 20)]
     assert [recall for *_, recall in found] == pytest.approx([0.9, 0.9])
     assert next(benchmark._least(built, vectors, queries, truth, 0.99))[:2] == (10, 20)
+
+
+@pytest.mark.parametrize(("fast", "rival"), [(False, "_faiss"), (True, "_torch_exact")])
+def test_exact_search_alternates_with_one_that_agrees(gallery, monkeypatch, fast, rival):
+    """With faiss on the CPU and with PyTorch on an accelerator, here stood in for by NumPy."""
+    vectors, queries, _ = gallery
+    order = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, : benchmark.K]
+    monkeypatch.setattr(exact.parallel, "accelerated", lambda: fast)
+    monkeypatch.setattr(benchmark, rival, lambda *given: {"other": lambda: (None, order)})
+    found = benchmark._exact("title", vectors, queries, [], 0.0)
+    assert set(found["queries_per_second"]) == {"afa exact://", "other"}
+    monkeypatch.setattr(benchmark, rival, lambda *given: {"other": lambda: (None, order + 1)})
+    with pytest.raises(UserError, match="the implementations disagree: 0"):
+        benchmark._exact("title", vectors, queries, [], 0.0)
+
+
+def test_exact_search_of_torch(gallery):
+    pytest.importorskip("torch")
+    vectors, queries, _ = gallery
+    (search,) = benchmark._torch_exact(vectors, queries).values()
+    scores, rows = search()
+    expected_scores, expected = exact.topk(queries, vectors, benchmark.K)
+    np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
+    assert np.mean(rows == expected) > benchmark.AGREEING
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -13,6 +13,14 @@ def near(value: Any, expected: Any, tolerance: float = 1e-5) -> None:
     np.testing.assert_allclose(value, expected, rtol=tolerance, atol=tolerance)
 
 
+def near_tree(value: Any, expected: Any, tolerance: float = 1e-5) -> None:
+    """Asserts that leaves agree up to `tolerance` times the largest entry of the tree."""
+    assert jax.tree.structure(value) == jax.tree.structure(expected)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    for actual, other in zip(jax.tree.leaves(value), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(actual, other, rtol=0, atol=tolerance * largest)
+
+
 def normal(seed: int, *shape: int) -> Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 

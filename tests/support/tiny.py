@@ -59,6 +59,15 @@ def context(
     return StepContext(networks(chosen), optim.optimisers(chosen, 10, 10, 5) | (own or {}), chosen)
 
 
+def recorder(rate: float = 0.0) -> optax.GradientTransformation:
+    """Returns an optimiser whose state is the last gradient; its updates are -`rate` times it."""
+
+    def update(updates, state, params=None):
+        return jax.tree.map(lambda g: -rate * g, updates), updates
+
+    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+
+
 def state(of: StepContext, seed: int = 0) -> TrainState:
     """Returns a state with weights from NumPy, without the zeros and ones of usual initialisation.
 

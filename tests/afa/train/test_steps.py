@@ -10,6 +10,7 @@ import optax
 import pytest
 import tiny
 from arrays import apply
+from arrays import near_tree as near
 
 from afa import parallel
 from afa.config import with_changes
@@ -21,30 +22,12 @@ from afa.models.embedder import named
 from afa.models.fusion import fuse
 from afa.train import steps
 
-
-def recorder(rate=0.0):
-    """Returns an optimiser whose state is the last gradient; its updates are -`rate` times it."""
-
-    def update(updates, state, params=None):
-        return jax.tree.map(lambda g: -rate * g, updates), updates
-
-    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
-
-
 RECORDERS = {
-    "embedder": recorder(2e-3),
-    "generator": recorder(),
-    "discriminator": recorder(0.01),
-    "gate": recorder(),
+    "embedder": tiny.recorder(2e-3),
+    "generator": tiny.recorder(),
+    "discriminator": tiny.recorder(0.01),
+    "gate": tiny.recorder(),
 }
-
-
-def near(value, expected, tolerance=1e-5):
-    """Asserts that leaves agree up to `tolerance` times the largest entry of the tree."""
-    assert jax.tree.structure(value) == jax.tree.structure(expected)
-    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
-    for actual, other in zip(jax.tree.leaves(value), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(actual, other, rtol=0, atol=tolerance * largest)
 
 
 def equal(one, other):
