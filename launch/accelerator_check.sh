@@ -17,7 +17,14 @@ trap 'rm -rf "$parts"' EXIT
 export PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false # several processes share the device
 export AFA_TEST_CACHE="$parts/cache" PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # others may warn
 
-backend=$("$python" -c 'import jax; print(jax.default_backend())') || exit 2
+refuse() {
+  echo "error: $1" >&2
+  exit 2
+}
+[ -d "$(dirname "$out")" ] && [ -w "$(dirname "$out")" ] ||
+  refuse "$out: the directory does not exist or cannot be written"
+backend=$("$python" -c 'import jax; print(jax.default_backend())' 2>"$parts/backend.log") ||
+  refuse "PYTHON=$python cannot use JAX: $(tail -1 "$parts/backend.log")"
 if [ "$backend" = cpu ]; then
   training=(--image_size 32 --batch_size 8 --turns 2 --steps 1 --backbones resnet18)
   search=(--rows 5000 --dimensions 128)
