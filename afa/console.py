@@ -1,19 +1,22 @@
 """Console output of a run: a live line on a terminal, plain lines in a log, result tables."""
 
 import collections
+import contextlib
 import io
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import SupportsFloat
+from typing import SupportsFloat, TypeVar
 
 import rich.box
+from rich import progress
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +28,7 @@ TABLE_WIDTH = 400  # wider than any table, so that lines are never wrapped
 BLANK = "\N{EN DASH}"
 
 Cell = str | int | float | None
+T = TypeVar("T")
 
 
 def quiet() -> None:
@@ -55,6 +59,40 @@ def figure(value: int | float) -> str:
         return f"{value:.2e}"
     digits = 0 if value == 0 else 3 - math.floor(math.log10(abs(value)))
     return f"{value:,.{min(max(digits, 0), 4)}f}"
+
+
+@contextlib.contextmanager
+def bar(description: str, total: int, least: int = 0) -> Iterator[Callable[[], object]]:
+    """Shows a progress bar on a terminal while the context is open; yields a function to call after
+    every item. `least` is the total below which nothing is shown."""
+    console = Console(stderr=True)
+    if total < least or not console.is_terminal:
+        yield lambda: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with progress.Progress(*columns, console=console, transient=True) as shown:
+        task = shown.add_task(description, total=total)
+        yield lambda: shown.advance(task)
+
+
+def track(items: Iterable[T], description: str, total: int, least: int = 0) -> Iterator[T]:
+    """Yields the items and shows a `bar`."""
+    with bar(description, total, least) as advance:
+        for item in items:
+            yield item
+            advance()
+
+
+@contextlib.contextmanager
+def status(text: str) -> Iterator[Callable[[str], None]]:
+    """Shows a line on a terminal while the context is open; yields a function that changes it."""
+    console = Console(stderr=True)
+    if not console.is_terminal:  # rich before 14.3 writes an empty line there
+        yield lambda text: None
+        return
+    with console.status(text) as shown:
+        yield shown.update
 
 
 class Progress:

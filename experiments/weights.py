@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from afa.errors import UserError
 from experiments.cli import Parser, perform
@@ -69,13 +67,12 @@ def _main(chosen: argparse.Namespace) -> int:
 
 
 def _list() -> None:
-    from afa.console import table
+    from afa.console import table, track
     from afa.models import backbones
     from afa.models.pretrained import zoo
 
-    console = Console(stderr=True)
     rows = []
-    for name in track(backbones.MEMBERS, "counting", console=console, transient=True):
+    for name in track(backbones.MEMBERS, "counting", len(backbones.MEMBERS)):
         member, weight = backbones.member(name), zoo.weigh(name)
         size = f"{member.input_size} px"
         rows.append([name, f"{weight.parameters / 1e6:.2f} M", f"{weight.operations / 1e9:.2f} G",
@@ -99,15 +96,15 @@ def _export(run: str, target: Path) -> None:
 
 
 def _check(source: str, backbone: str | None, part: str, logits: Path | None) -> int:
+    from afa.console import status
     from afa.models import pretrained
     from afa.models.pretrained import zoo
 
-    console = Console(stderr=True)
-    with console.status("comparing") as status:
+    with status("comparing") as update:
         match = zoo.identify(
             source,
             [backbone] if backbone else None,
-            lambda name: status.update(f"trying {name}"),
+            lambda name: update(f"trying {name}"),
             part,
         )
     report, weights = match.report, match.weights

@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
 from afa.config import DataConfig
+from afa.console import track
 from afa.data.images import UnreadableImage, decode
 from afa.errors import UserError
 
@@ -42,16 +40,8 @@ def reading_threads(requested: int = 0) -> int:
 def why_not(paths: Sequence[Path], threads: int) -> list[str]:
     """Returns for each image why it cannot be decoded, or "" if it can."""
     with ThreadPoolExecutor(threads) as pool:
-        return list(
-            track(
-                pool.map(_reason, paths),
-                "checking images",
-                len(paths),
-                transient=True,
-                console=Console(stderr=True),
-                disable=len(paths) < PROGRESS_FROM,
-            )
-        )
+        reasons = pool.map(_reason, paths)
+        return list(track(reasons, "checking images", len(paths), PROGRESS_FROM))
 
 
 _checked: dict[tuple[str, int, int], str] = {}  # (path, size, mtime) -> reason, "" if readable

@@ -127,7 +127,8 @@ class Graph:
 
 def run(graph: Graph, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value]) -> list[Value]:
     """Adds the equations of a jaxpr to the graph; returns its outputs."""
-    values: dict[Any, Value] = dict(zip(jaxpr.constvars, consts, strict=True))
+    arrays = map(np.asarray, consts)  # JAX 0.7 has constants of a class of its own
+    values: dict[Any, Value] = dict(zip(jaxpr.constvars, arrays, strict=True))
     values |= zip(jaxpr.invars, args, strict=True)
 
     def read(atom: Any) -> Value:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int64
 from rich.console import Console
-from rich.progress import track
 
 from afa.config import DataConfig
+from afa.console import track
 from afa.data.splits import TEST, TRAIN, VALIDATION, assemble, halves, held_out_text, hold_out
 from afa.data.types import Dataset
 from afa.errors import UserError, nearest
@@ -245,14 +245,7 @@ def _source(builder: Builder, split: str, image: str, config: DataConfig) -> Seq
 
 def _tracked(source: Sequence[Any], split: str) -> Iterator[Any]:
     examples = (source[i] for i in range(len(source)))
-    yield from track(
-        examples,
-        f"reading the labels of {split}",
-        len(source),
-        transient=True,
-        console=Console(stderr=True),
-        disable=len(source) < PROGRESS_FROM,
-    )
+    yield from track(examples, f"reading the labels of {split}", len(source), PROGRESS_FROM)
 
 
 def _number_repeated(ids: list[str]) -> None:

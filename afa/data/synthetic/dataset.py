@@ -25,6 +25,7 @@ import numpy as np
 import simplejpeg
 
 from afa.config import DataConfig
+from afa.console import bar
 from afa.data.splits import fold
 from afa.data.synthetic.objects import FAMILY
 from afa.data.synthetic.render import VERSION, render
@@ -195,25 +196,19 @@ def _build_once(config: DataConfig, folder: Path) -> None:
 def _build(config: DataConfig, folder: Path) -> tuple[Path, str]:
     """Renders all images into `folder`; returns the path of the data set and its fingerprint."""
     import tensorflow_datasets as tfds
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
 
     from afa.data.synthetic.builder import SyntheticObjects
 
     views, size = config.views, config.render_size
     rows: list[tuple[str, int, str, int]] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task(
-            "rendering the synthetic data set (once)", total=config.objects * (views + 1)
-        )
+    total = config.objects * (views + 1)
+    with bar("rendering the synthetic data set (once)", total) as advance:
 
         def examples(split: str) -> Iterator[Example]:
             for example in _examples(split_objects(config.objects)[split], views, size):
                 rows.append((example["id"], example["label"], split, len(example["image"])))
                 yield example
-                progress.advance(bar)
+                advance()
 
         tfds.disable_progress_bar()  # this function has its own progress bar
         builder: Any = SyntheticObjects(folder, examples, config.objects)
