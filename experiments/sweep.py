@@ -1,11 +1,12 @@
 """Executes many runs: `python -m experiments.sweep`.
 
-    python -m experiments.sweep --exp=afa_resnet18,baseline_resnet18 --set optim.learning_rate=1e-3,3e-4 --seeds=5
+    python -m experiments.sweep --exp=afa_resnet18,baseline_resnet18 \\
+        --set optim.learning_rate=1e-3,3e-4 --seeds=5
 
 runs every experiment with every combination of values and every seed. Runs of the same seed share
 their batches, so that differences are paired. A run is named by a hash of its settings; a run that
-another sweep has done is not repeated. Stopped at any time, even killed, the same command continues.
-Failed runs are retried once and listed in OUT/failures.json. Results: OUT/sweep.json.
+another sweep has done is not repeated. Stopped at any time, even killed, the same command
+continues. Failed runs are retried once and listed in OUT/failures.json. Results: OUT/sweep.json.
 
 Elements of a setting with several values are joined by +: --set evaluation.views=flip,flip+median.
 """
@@ -47,7 +48,7 @@ def parser() -> Parser:
     add("--out", type=Path, default=Path("runs/sweep"), metavar="DIR",
         help="directory of the sweep (default: runs/sweep)")  # fmt: skip
     add("--store", type=Path, default=None, metavar="DIR",
-        help="directory of the run directories, shared by sweeps (default: OUT/../store)")  # fmt: skip
+        help="directory of run directories, shared by sweeps (default: OUT/../store)")  # fmt: skip
     add("--executor", default="local", help="local or slurm (default: local)")
     add("--processes", type=int, default=0, metavar="N",
         help="local: runs at a time (default: one per accelerator, or one)")  # fmt: skip
@@ -75,12 +76,12 @@ def _main(chosen: argparse.Namespace) -> int:
         _list(sweep)
         return 0
     states = sweeps.execute(sweep, _executor(chosen), _shown(len(runs)))
-    write_json(chosen.out / "sweep.json", sweeps.summary(sweep))
+    write_json(sweep.summary, sweeps.summarise(sweep))
     failures = sweep.failures()
     failed = [name for name, state in states.items() if state == "failed"]
     for name in failed:
         note(f"failed    {name}: {failures[name][-1]}")
-    print(f"results   {chosen.out / 'sweep.json'}: {len(runs) - len(failed)} of {len(runs)} runs")
+    print(f"results   {sweep.summary}: {len(runs) - len(failed)} of {len(runs)} runs")
     return EXIT_DIVERGED if failed else 0
 
 
@@ -136,11 +137,29 @@ def _typed(exp: str, scale: str, texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _list(sweep: "Sweep") -> None:
+    """Prints the runs, and what the ones that are not done will take."""
+    from afa.console import duration
+    from afa.sweeps import estimate
+
     done = {run.name for run in sweep.done()}
+    costs = estimate.measured(sorted(sweep.store.glob("*/")))
+    seconds, size, unknown = 0.0, 0, 0
     for run in sweep.runs:
         changes = " ".join(f"{name}={value}" for name, value in run.changes.items())
-        print(f"{'done' if run.name in done else 'waiting':<8} {run.name}  {changes}")
+        cost = estimate.of(run.config, costs)
+        about = "" if cost is None else f"  about {duration(cost.seconds)}"
+        print(f"{'done' if run.name in done else 'waiting':<8} {run.name}  {changes}{about}")
+        if run.name not in done:
+            unknown += cost is None
+            seconds += 0.0 if cost is None else cost.seconds
+            size += 0 if cost is None else cost.bytes
     print(f"{len(sweep.runs)} runs, {len(done)} done")
+    if known := len(sweep.runs) - len(done) - unknown:
+        print(f"{known} of the others take about {duration(seconds)} one after the other, and "
+              f"{size / 2**20:,.0f} MiB (measured on finished runs in {sweep.store})")  # fmt: skip
+    if unknown:
+        print(f"{unknown} of the others: no estimate, because no run of their kind is finished in "
+              f"{sweep.store}")  # fmt: skip
 
 
 def _executor(chosen: argparse.Namespace) -> Any:

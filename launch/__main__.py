@@ -13,6 +13,7 @@ from experiments.cli import guarded
 # Command -> module, imported when the command is used, and description.
 COMMANDS = {
     "run": ("experiments.run", "train, evaluate, export, index and report one experiment"),
+    "sweep": ("experiments.sweep", "execute many runs: settings, values and seeds"),
     "search": (
         "experiments.search",
         "find the images of a gallery that are most similar to an image",

@@ -16,7 +16,7 @@ from paths import ROOT
 AFA = (
     "errors", "io", "console", "bounds", "losses", "config", "checks", "manifest", "workdir",
     "parallel", "runtime", "unpickle", "report", "data", "models", "train", "inference",
-    "retrieval", "evaluation", "serving", "runs",
+    "retrieval", "evaluation", "serving", "runs", "sweeps",
 )  # fmt: skip
 LAYERS = (*(f"afa.{name}" for name in AFA), "afa", "experiments", "launch")
 # Allowed imports from higher layers, with reasons.

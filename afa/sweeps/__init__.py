@@ -1,1 +1,1 @@
-"""Sweeps: many runs from one line, on this machine or a cluster, and the tables of their results."""
+"""Sweeps: many runs from one line, on this machine or on a cluster."""

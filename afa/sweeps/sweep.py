@@ -1,5 +1,6 @@
 """Executes a sweep: starts what is not done, retries a failed run once, and keeps a table."""
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -7,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afa import config as configuration
 from afa.errors import EXIT_PREEMPTED, UserError
 from afa.io import locked, write_json
 from afa.sweeps.executors.contract import Executor, Task
@@ -40,6 +40,18 @@ class Sweep:
         equal = sorted(self.store.glob(f"*-{run.digest}/result.json"))
         return Workdir(equal[0].parent) if equal else own
 
+    def busy(self, run: Planned) -> bool:
+        """Whether a process works in the directory of a run: after a sweep was killed, its runs may
+        still be saving their state."""
+        lock = self.store / run.name / ".lock"
+        if not lock.is_file():
+            return False
+        try:
+            with locked(lock, busy=""):
+                return False
+        except UserError:
+            return True
+
     def done(self) -> list[Planned]:
         return [run for run in self.runs if self.workdir(run).result.is_file()]
 
@@ -68,8 +80,15 @@ class Sweep:
 
     def failures(self) -> dict[str, list[str]]:
         """Returns name -> reason of every failed attempt."""
-        path = self.out / "failures.json"
-        return _read(path) if path.is_file() else {}
+        return _read(self.failure_list) if self.failure_list.is_file() else {}
+
+    @property
+    def failure_list(self) -> Path:
+        return self.out / "failures.json"
+
+    @property
+    def summary(self) -> Path:
+        return self.out / "sweep.json"
 
 
 def _read(path: Path) -> Any:
@@ -98,6 +117,9 @@ def execute(
     busy = f"--out={sweep.out}: another process executes this sweep"
     with locked(sweep.out / ".lock", busy=busy):
         sweep.claim()
+        if sweep.summary.is_file():  # the last command came to its end: failed runs start anew
+            sweep.failure_list.unlink(missing_ok=True)
+            sweep.summary.unlink()
         try:
             return _loop(sweep, executor, show)
         except BaseException:
@@ -121,8 +143,9 @@ def _loop(
         for name, code in executor.ended().items():
             if name in runs:
                 states[name] = _state_of(sweep, runs[name], code, failures)
-        waiting = [name for name, state in states.items() if state == "waiting"]
-        chosen = waiting[: executor.free()]
+        waiting = (name for name, state in states.items() if state == "waiting")
+        idle = (name for name in waiting if not sweep.busy(runs[name]))
+        chosen = list(itertools.islice(idle, max(executor.free(), 0)))
         executor.start([_task(sweep, runs[name]) for name in chosen])
         states |= dict.fromkeys(chosen, "running")
         show(states)
@@ -136,9 +159,7 @@ def _task(sweep: Sweep, run: Planned) -> Task:
     return Task(run.name, words, sweep.out / "logs" / f"{run.name}.log")
 
 
-def _state_of(
-    sweep: Sweep, run: Planned, code: int | None, failures: dict[str, list[str]]
-) -> str:
+def _state_of(sweep: Sweep, run: Planned, code: int | None, failures: dict[str, list[str]]) -> str:
     """State of a run whose process has ended; records a failure."""
     if Workdir(sweep.store / run.name).result.is_file():
         return "done"
@@ -148,11 +169,11 @@ def _state_of(
     lines = log.read_text("utf-8", "replace").strip().splitlines() if log.is_file() else []
     reason = lines[-1] if lines else "no output"
     failures.setdefault(run.name, []).append(f"{reason} (exit code {code})")
-    write_json(sweep.out / "failures.json", failures)
+    write_json(sweep.failure_list, failures)
     return "failed" if len(failures[run.name]) >= ATTEMPTS else "waiting"
 
 
-def summary(sweep: Sweep) -> dict[str, Any]:
+def summarise(sweep: Sweep) -> dict[str, Any]:
     """Content of sweep.json: settings and metrics of every finished run, and the failed runs. It
     holds no times, so that it depends on the plan alone."""
     rows = []
@@ -165,8 +186,3 @@ def summary(sweep: Sweep) -> dict[str, Any]:
     done = {row["name"] for row in rows}
     failed = {name: reasons for name, reasons in sweep.failures().items() if name not in done}
     return json.loads(json.dumps({"runs": rows, "failed": failed}))
-
-
-def settings(run: Planned) -> dict[str, Any]:
-    """Returns all settings of a run."""
-    return configuration.flatten(run.config)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Task:
     log: Path
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Executes tasks; a task that an earlier, killed sweep started must not be started twice."""
 

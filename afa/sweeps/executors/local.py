@@ -1,15 +1,15 @@
 """Executes runs on this machine: one per accelerator, or several on the cores, each pinned."""
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
+from afa.sweeps.executors import pinned
 from afa.sweeps.executors.contract import Task
 
-SET_DEATH_SIGNAL = 1  # prctl(PR_SET_PDEATHSIG, ...)
+RUN = (sys.executable, "-m", "experiments.run")
 DEVICES = "import jax; print(jax.default_backend(), jax.local_device_count())"
 VISIBLE = {"gpu": "CUDA_VISIBLE_DEVICES", "tpu": "TPU_VISIBLE_CHIPS"}
 
@@ -20,9 +20,11 @@ class Local:
     Args:
       processes: runs at a time; 0: one per accelerator, or one without an accelerator. On CPUs, the
         cores are divided among them.
+      command: the command of a run, before its fields.
     """
 
-    def __init__(self, processes: int = 0) -> None:
+    def __init__(self, processes: int = 0, command: Sequence[str] = RUN) -> None:
+        self._command = list(command)
         platform, count = _devices()
         accelerated = platform in VISIBLE
         slots = processes or (count if accelerated else 1)
@@ -45,13 +47,17 @@ class Local:
             task.log.parent.mkdir(parents=True, exist_ok=True)
             with task.log.open("ab") as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "experiments.run", *task.words],
+                    [*self._pinned(slot), *self._command, *task.words],
                     env={**os.environ, **self._environments[slot]},
                     stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C reaches the sweep alone, which stops the runs
-                    preexec_fn=_bound(self._cores[slot], os.getpid()),
                 )  # fmt: skip
             self._running[slot] = task, process
+
+    def _pinned(self, slot: int) -> list[str]:
+        """The start of a command that is on the cores of the slot and ends with this process."""
+        cores = ",".join(map(str, sorted(self._cores[slot])))
+        return [sys.executable, pinned.__file__, str(os.getpid()), cores]
 
     def ended(self) -> dict[str, int | None]:
         found: dict[str, int | None] = {}
@@ -66,20 +72,6 @@ class Local:
             process.send_signal(signal.SIGTERM)  # a run saves its state
         for _, process in self._running.values():
             process.wait()
-
-
-def _bound(cores: set[int], parent: int):
-    """Returns a function that pins the new process to cores and ends it with the sweep, even if the
-    sweep is killed: SIGTERM lets it save its state."""
-    library = ctypes.CDLL(None, use_errno=True)
-
-    def bind() -> None:
-        os.sched_setaffinity(0, cores)
-        library.prctl(SET_DEATH_SIGNAL, signal.SIGTERM)
-        if os.getppid() != parent:  # it was killed before the call above
-            os._exit(1)
-
-    return bind
 
 
 def _devices() -> tuple[str, int]:

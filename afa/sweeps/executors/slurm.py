@@ -15,8 +15,9 @@ MOST = 1000  # tasks of an array; the usual limit of a cluster (MaxArraySize) is
 
 
 class Slurm:
-    """Array jobs, one task a run. Submitted jobs are recorded in the directory of the sweep, so that
-    a sweep that was killed finds them again.
+    """Array jobs, one task a run.
+
+    Submitted jobs are recorded in the directory of the sweep: one that was killed finds them again.
 
     Args:
       directory: for the job scripts and the record.

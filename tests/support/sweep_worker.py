@@ -1,0 +1,37 @@
+"""Stands in for `experiments.run` in tests of sweeps: `sweep_worker.py FIELDS --workdir=DIR`.
+
+Appends a line to DIR/started, waits, and writes DIR/result.json. SIGTERM ends it with the exit code
+of a preempted run. With `--seed=13` it fails.
+"""
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+from afa.errors import EXIT_PREEMPTED, EXIT_USER_ERROR
+from afa.io import write_json
+from afa.workdir import Workdir
+
+SECONDS = 0.3
+
+
+def main(words: list[str]) -> int:
+    fields = dict(word[2:].split("=", 1) for word in words)
+    home = Workdir(Path(fields.pop("workdir")))
+    with home.locked():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_PREEMPTED))
+        with (home.root / "started").open("a") as file:
+            file.write("x\n")
+        if fields["seed"] == "13":
+            print("error: seed 13 is unlucky", flush=True)
+            return EXIT_USER_ERROR
+        time.sleep(SECONDS)
+        assert not home.result.exists(), "a finished run was started again"
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        write_json(home.result, {"metrics": {"test": {"fused": fields}}})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
