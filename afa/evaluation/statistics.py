@@ -115,6 +115,60 @@ def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
     return float(sample.mean()), float(stdtrit(len(sample) - 1, (1 + CONFIDENCE) / 2) * spread)
 
 
+def holm(p_values: Iterable[float]) -> Float64[np.ndarray, "n"]:
+    """Adjusts p-values for the number of tests in a table (Holm 1979).
+
+    Returns:
+      Adjusted values in the order of the input: rejecting those below a level keeps the
+      probability of one or more wrong rejections below that level.
+
+    Raises:
+      UserError: a value outside 0 to 1.
+    """
+    values = np.asarray(list(p_values), np.float64)
+    if not np.all((values >= 0) & (values <= 1)):
+        raise UserError("p-values must lie between 0 and 1")
+    order = np.argsort(values, kind="stable")
+    scaled = values[order] * np.arange(len(values), 0, -1)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return adjusted
+
+
+def interquartile_mean(values: Iterable[float]) -> float:
+    """Returns the mean of the middle half of the values (Agarwal et al. 2021, section 4.3).
+
+    A quarter of the values is cut off at each end; a value at the border counts in part.
+
+    Raises:
+      UserError: no value, or one that is not finite.
+    """
+    sample = np.sort(np.asarray(list(values), np.float64))
+    if not len(sample):
+        raise UserError("an interquartile mean needs at least 1 value")
+    check_finite("values", sample)
+    edges = np.arange(len(sample) + 1)
+    low, high = len(sample) / 4, 3 * len(sample) / 4
+    weights = np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None)
+    return float(sample @ weights / weights.sum())
+
+
+def probability_of_improvement(first: Iterable[float], second: Iterable[float]) -> float:
+    """Returns the probability that a run of the first side is better than one of the second, with
+    ties counted by half (Mann & Whitney 1947; Agarwal et al. 2021, section 4.3).
+
+    Raises:
+      UserError: a side without values, or a value that is not finite.
+    """
+    one, other = (np.asarray(list(values), np.float64) for values in (first, second))
+    if not (len(one) and len(other)):
+        raise UserError("a probability of improvement needs at least 1 value on each side")
+    for values in (one, other):
+        check_finite("values", values)
+    difference = one[:, None] - other[None, :]
+    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+
+
 # ---- helpers -----------------------------------------------------------------------------------
 
 

@@ -109,3 +109,30 @@ def test_sign_flip_of_equal_runs_is_one_and_of_grouped_ones_cautious():
 def test_mistakes_are_named(call, message):
     with pytest.raises(UserError, match=message):
         call(np.array([0.1, 0.2, 0.4]))
+
+
+def test_p_values_are_adjusted_for_their_number():
+    """By hand: 0.01 x 4, 0.02 x 3, 0.03 x 2 below the value before it, 0.5."""
+    found = statistics.holm([0.03, 0.01, 0.5, 0.02])
+    np.testing.assert_allclose(found, [0.06, 0.04, 0.5, 0.06])
+    np.testing.assert_allclose(statistics.holm([0.6, 0.9]), [1.0, 1.0])
+    assert len(statistics.holm([])) == 0
+    with pytest.raises(UserError, match="between 0 and 1"):
+        statistics.holm([0.1, np.nan])
+
+
+def test_interquartile_means():
+    """The four middle ones of eight values; of five, one and three quarters of its neighbours."""
+    assert statistics.interquartile_mean([100, 3, 1, 2, 4, -50, 5, 6]) == pytest.approx(3.5)
+    assert statistics.interquartile_mean([1, 2, 3, 4, 50]) == pytest.approx(
+        (0.75 * 2 + 3 + 0.75 * 4) / 2.5
+    )
+    assert statistics.interquartile_mean([7.0]) == 7.0
+    with pytest.raises(UserError, match="at least 1 value"):
+        statistics.interquartile_mean([])
+
+
+def test_probability_of_improvement():
+    """Of six pairs, three are better and one is equal."""
+    assert statistics.probability_of_improvement([1, 3], [0, 2, 3]) == pytest.approx(3.5 / 6)
+    assert statistics.probability_of_improvement([1.0], [1.0]) == 0.5
