@@ -49,8 +49,8 @@ class Row:
       over_seeds: half-width of the 95 % interval over seeds; None for fewer than three.
       classes: the mean with the interval of a bootstrap over classes.
       iqm: interquartile mean over seeds; None for fewer than five.
-      difference: to the group of reference, over common seeds, with the interval of a bootstrap over
-        classes; None without a reference.
+      difference: to the group of reference, over common seeds, with the interval of a bootstrap
+        over classes; None without a reference.
       seeds_of_difference: half-width of its interval over seeds; None for fewer than three.
       p: p-value of its sign-flip test over classes, adjusted for all rows of the table (Holm).
       improvement: probability that a run is better than one of the reference; None for fewer than

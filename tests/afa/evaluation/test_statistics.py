@@ -123,8 +123,10 @@ def test_p_values_are_adjusted_for_their_number():
 
 def test_interquartile_means():
     """The four middle ones of eight values; of five, one and three quarters of its neighbours."""
-    assert statistics.interquartile_mean([100, 3, 1, 2, 4, -50, 5, 6]) == pytest.approx(3.5)
-    assert statistics.interquartile_mean([1, 2, 3, 4, 50]) == pytest.approx(
+    assert statistics.interquartile_mean(
+        [100.0, 3.0, 1.0, 2.0, 4.0, -50.0, 5.0, 6.0]
+    ) == pytest.approx(3.5)
+    assert statistics.interquartile_mean([1.0, 2.0, 3.0, 4.0, 50.0]) == pytest.approx(
         (0.75 * 2 + 3 + 0.75 * 4) / 2.5
     )
     assert statistics.interquartile_mean([7.0]) == 7.0
@@ -134,5 +136,7 @@ def test_interquartile_means():
 
 def test_probability_of_improvement():
     """Of six pairs, three are better and one is equal."""
-    assert statistics.probability_of_improvement([1, 3], [0, 2, 3]) == pytest.approx(3.5 / 6)
+    assert statistics.probability_of_improvement([1.0, 3.0], [0.0, 2.0, 3.0]) == pytest.approx(
+        3.5 / 6
+    )
     assert statistics.probability_of_improvement([1.0], [1.0]) == 0.5

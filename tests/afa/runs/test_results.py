@@ -1,0 +1,139 @@
+"""Tables over many runs: `experiments.results`."""
+
+import csv
+import io
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from afa.errors import UserError
+from afa.evaluation import statistics
+from afa.runs import results
+from experiments import results as command
+
+KEY = ("fused", "leave_one_out", "clean")
+# Learning rate -> factor of each seed.
+FACTORS = {0.001: (1.0, 0.9, 0.8, 0.7, 0.6), 0.002: (0.5,) * 5, 0.003: (0.4,) * 5}
+
+
+def made(finished, home, rate, seed, factor):
+    """A run of a learning rate and a seed, with its MAP@R times a factor on every query."""
+    home.mkdir(parents=True)
+    for name in ("result.json", "per_query.parquet", "config.json"):
+        shutil.copy(finished / name, home)
+    shutil.copytree(finished / "embeddings", home / "embeddings")
+    for name in ("result.json", "config.json"):
+        content = json.loads((home / name).read_text())
+        content["config"]["seed"] = seed
+        content["config"]["optim"]["learning_rate"] = rate
+        (home / name).write_text(json.dumps(content))
+    table = pq.read_table(home / "per_query.parquet")
+    place = table.column_names.index("map_at_r")
+    values = pa.array(factor * table["map_at_r"].to_numpy())
+    pq.write_table(table.set_column(place, "map_at_r", values), home / "per_query.parquet")
+    return home
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_finished, tmp_path_factory):
+    """Rate -> runs of seeds 0 to 4."""
+    root = tmp_path_factory.mktemp("results")
+    return {
+        rate: [
+            made(tiny_finished, root / f"{rate}-{seed}", rate, seed, factor)
+            for seed, factor in enumerate(FACTORS[rate])
+        ]
+        for rate in FACTORS
+    }
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_finished):
+    """MAP@R of the run that all others are made of."""
+    table = json.loads((tiny_finished / "result.json").read_text())["metrics"]["test"]
+    return table["fused"]["leave_one_out"]["clean"]["map_at_r"]
+
+
+def test_means_intervals_and_differences(runs, plain):
+    groups = results.groups([*runs[0.001], *runs[0.002]], ["optim.learning_rate"])
+    names = [group.name for group in groups]
+    assert names == ["debug optim.learning_rate=0.001", "debug optim.learning_rate=0.002"]
+    first, second = results.table(groups, names[1], KEY, "map_at_r")
+    each = plain * np.array(FACTORS[0.001])
+    assert first.seeds == 5 and first.mean == pytest.approx(0.8 * plain)
+    assert first.over_seeds == pytest.approx(statistics.mean_and_interval(each)[1])
+    assert first.iqm == pytest.approx(statistics.interquartile_mean(each))
+    assert first.difference is not None and first.difference.mean == pytest.approx(0.3 * plain)
+    assert first.seeds_of_difference == pytest.approx(first.over_seeds)
+    assert first.improvement == 1.0
+    assert (second.difference, second.p, second.improvement) == (None, None, None)
+    assert second.mean == pytest.approx(0.5 * plain)
+
+
+def test_no_interval_from_fewer_than_three_seeds(runs, plain):
+    groups = results.groups([*runs[0.001][:2], *runs[0.002][:3]], ["optim.learning_rate"])
+    first, second = results.table(groups, groups[1].name, KEY, "map_at_r")
+    assert (first.over_seeds, first.iqm, first.seeds_of_difference) == (None, None, None)
+    assert first.difference is not None  # over the two seeds in common
+    assert first.difference.mean == pytest.approx((0.95 - 0.5) * plain)
+    assert second.over_seeds is not None and second.iqm is None
+
+
+def test_p_values_are_adjusted_for_the_table(runs, monkeypatch):
+    monkeypatch.setattr(results.statistics, "sign_flip", lambda *args: 0.02)
+    every = [run for rate in FACTORS for run in runs[rate]]
+    groups = results.groups(every, ["optim.learning_rate"])
+    rows = results.table(groups, groups[0].name, KEY, "map_at_r")
+    assert [row.p for row in rows] == [None, 0.04, 0.04]
+
+
+def test_runs_of_a_group_differ_in_their_seed_alone(runs):
+    with pytest.raises(UserError) as error:
+        results.groups([runs[0.001][0], runs[0.002][1]], [])
+    assert str(error.value) == (
+        f"{runs[0.001][0]} and {runs[0.002][1]}: both are debug, but differ in "
+        "optim.learning_rate; name the field with --by"
+    )
+    with pytest.raises(UserError, match="both are debug with seed 0"):
+        results.groups([runs[0.001][0], runs[0.002][0]], [])
+
+
+def printed(words, capsys):
+    assert command.main([str(word) for word in words]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_command_writes_four_formats(runs, plain, tmp_path, capsys):
+    words = [*runs[0.001], *runs[0.002], "--by=optim.learning_rate",
+             "--against=debug optim.learning_rate=0.002"]  # fmt: skip
+    out = tmp_path / "table.json"
+    text = printed([*words, f"--out={out}"], capsys)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert rows[0][:3] == ["group", "seeds", "mean, over seeds"]
+    assert rows[2][2].startswith(f"{80 * plain:.1f} ± ")
+    assert json.loads(out.read_text())["rows"][0]["mean"] == pytest.approx(0.8 * plain)
+    table = [*csv.reader(io.StringIO(printed([*words, "--format=csv"], capsys)))]
+    assert table == [rows[0], *rows[2:]]
+    latex = printed([*words, "--format=latex"], capsys)
+    assert r"debug optim.learning\_rate=0.001 & 5 & " in latex and r"$\pm$" in latex
+    page = printed([*words, "--format=html"], capsys)
+    assert page.count("<tr>") == 3 and f"<td>{rows[2][2]}</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--by=optim.learning_rat"], "--by='optim.learning_rat' is unknown; did you mean"),
+        (["--format=pdf"], "--format='pdf' is unknown"),
+        (["--against=nothing"], "--against='nothing' is unknown"),
+        (["--variant=fusde"], "did you mean 'fused / leave_one_out / clean'"),
+    ],
+)
+def test_mistakes_are_named(words, said, runs, capsys):
+    assert command.main([*map(str, runs[0.001][:2]), *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
