@@ -1,9 +1,12 @@
 """What a sweep needs of an executor."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+
+RUN = (sys.executable, "-m", "experiments.run")
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from afa.sweeps.executors import pinned
-from afa.sweeps.executors.contract import Task
+from afa.sweeps.executors.contract import RUN, Task
 
-RUN = (sys.executable, "-m", "experiments.run")
 DEVICES = "import jax; print(jax.default_backend(), jax.local_device_count())"
 VISIBLE = {"gpu": "CUDA_VISIBLE_DEVICES", "tpu": "TPU_VISIBLE_CHIPS"}
 

@@ -3,13 +3,12 @@
 import json
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from afa.errors import UserError
 from afa.io import write_json
-from afa.sweeps.executors.contract import Task
+from afa.sweeps.executors.contract import RUN, Task
 
 MOST = 1000  # tasks of an array; the usual limit of a cluster (MaxArraySize) is 1001
 
@@ -22,9 +21,13 @@ class Slurm:
     Args:
       directory: for the job scripts and the record.
       options: further words for `sbatch`, such as --gres=gpu:1 --time=4:00:00.
+      command: the command of a run, before its fields.
     """
 
-    def __init__(self, directory: Path, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, directory: Path, options: Sequence[str] = (), command: Sequence[str] = RUN
+    ) -> None:
+        self._command = list(command)
         self._directory, self._options = directory / "slurm", list(options)
         self._record = self._directory / "jobs.json"
         self._jobs: dict[str, str] = {}  # task -> JOB_INDEX
@@ -40,7 +43,7 @@ class Slurm:
             return
         self._directory.mkdir(parents=True, exist_ok=True)
         script = self._directory / f"{tasks[0].name}.sbatch"
-        script.write_text(_script(tasks), "utf-8")
+        script.write_text(_script(tasks, self._command), "utf-8")
         job = _command(
             "sbatch", "--parsable", f"--array=0-{len(tasks) - 1}", "--requeue",
             "--signal=B:TERM@120", f"--output={self._directory}/%A_%a.out", *self._options,
@@ -66,10 +69,10 @@ class Slurm:
         """Jobs go on without the sweep; the same command finds them again."""
 
 
-def _script(tasks: Sequence[Task]) -> str:
+def _script(tasks: Sequence[Task], command: Sequence[str]) -> str:
     lines = ["#!/bin/bash", "case $SLURM_ARRAY_TASK_ID in"]
     for index, task in enumerate(tasks):
-        words = shlex.join([sys.executable, "-m", "experiments.run", *task.words])
+        words = shlex.join([*command, *task.words])
         log = shlex.quote(str(task.log))
         lines.append(f"  {index}) exec {words} >> {log} 2>&1 ;;")
     return "\n".join([*lines, "esac", ""])

@@ -1,0 +1,87 @@
+"""Sweeps on a cluster, with `sbatch` and `squeue` of `support/fake_slurm.py`."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_slurm
+import pytest
+from paths import ROOT
+
+from afa.errors import UserError
+from afa.sweeps.executors.slurm import Slurm
+from afa.sweeps.plan import plan
+from afa.sweeps.sweep import Sweep, execute, summarise
+
+WORKER = (sys.executable, str(ROOT / "tests" / "support" / "sweep_worker.py"))
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{here!r}, {support!r}]
+from test_slurm import six, execute, Slurm, WORKER
+sweep = six(Path(sys.argv[1]))
+execute(sweep, Slurm(sweep.out, command=WORKER), lambda states: None)
+"""
+
+
+def six(root):
+    """Two learning rates, three seeds."""
+    changes = [{"optim.learning_rate": rate} for rate in (1e-3, 3e-4)]
+    return Sweep(plan(["debug"], changes, range(3), "laptop"), root / "sweep", root / "store")
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """Directory of a cluster whose commands are found first."""
+    home = tmp_path / "cluster"
+    fake_slurm.install(home)
+    monkeypatch.setenv("PATH", f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return home
+
+
+def test_runs_are_submitted_as_one_array(cluster, tmp_path):
+    sweep = six(tmp_path)
+    states = execute(sweep, Slurm(sweep.out, command=WORKER), lambda states: None)
+    assert set(states.values()) == {"done"}
+    assert sorted(path.name for path in (cluster / "jobs").iterdir()) == [
+        f"100_{index}" for index in range(6)
+    ]
+    assert len(summarise(sweep)["runs"]) == 6
+
+
+def test_a_killed_sweep_finds_its_jobs_again(cluster, tmp_path):
+    program = PROGRAM.format(here=str(Path(__file__).parent), support=str(ROOT / "tests/support"))
+    begun, draw = [sys.executable, "-c", program, str(tmp_path)], random.Random(1)
+    for _ in range(5):
+        process = subprocess.Popen(begun)
+        time.sleep(draw.uniform(1, 5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(begun).returncode == 0
+    sweep = six(tmp_path)
+    assert len(sweep.done()) == 6 and not sweep.failures()
+    started = [path.read_text().split() for path in sweep.store.glob("*/started")]
+    assert [len(each) for each in started] == [1] * 6
+
+
+def test_a_dead_controller_is_one_line(cluster, tmp_path):
+    (cluster / "dead").touch()
+    sweep = six(tmp_path)
+    with pytest.raises(UserError) as error:
+        execute(sweep, Slurm(sweep.out, command=WORKER), lambda states: None)
+    assert str(error.value) == ("sbatch: slurm_load_jobs error: Unable to contact slurm controller")
+    assert not (sweep.out / "slurm" / "jobs.json").exists()
+    assert json.loads((sweep.out / "plan.json").read_text())["runs"]
+
+
+def test_without_slurm_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    sweep = six(tmp_path)
+    with pytest.raises(UserError, match="sbatch is not found: this machine has no SLURM"):
+        execute(sweep, Slurm(sweep.out, command=WORKER), lambda states: None)
