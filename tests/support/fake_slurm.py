@@ -1,8 +1,8 @@
 """Stands in for `sbatch` and `squeue`: array tasks are processes of this machine.
 
-`install(directory)` writes both commands. A job is a file DIRECTORY/jobs/JOB_INDEX with its process
-id; `squeue` lists those that live. With a file DIRECTORY/dead both commands fail, as without a
-controller.
+`install(directory)` writes both commands. A task is a file DIRECTORY/jobs/JOB_INDEX with its process
+id and the name of its job; `squeue` lists those that live. With a file DIRECTORY/dead both commands
+fail, as without a controller.
 """
 
 import os
@@ -45,6 +45,7 @@ def sbatch(words: list[str], directory: str) -> int:
     if _dead(home):
         return 1
     last = next(int(m[1]) for word in words if (m := re.fullmatch(r"--array=0-(\d+)", word)))
+    name = next(word.partition("=")[2] for word in words if word.startswith("--job-name="))
     number = 100 + len(list((home / "jobs").iterdir()))
     for index in range(last + 1):
         process = subprocess.Popen(
@@ -52,7 +53,7 @@ def sbatch(words: list[str], directory: str) -> int:
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
-        (home / "jobs" / f"{number}_{index}").write_text(str(process.pid))
+        (home / "jobs" / f"{number}_{index}").write_text(f"{process.pid} {name}")
     print(number)
     return 0
 
@@ -62,8 +63,12 @@ def squeue(words: list[str], directory: str) -> int:
     home = Path(directory)
     if _dead(home):
         return 1
+    wanted = next((word.partition("=")[2] for word in words if word.startswith("--name=")), "")
+    by_job = "--format=%A" in words
     for path in (home / "jobs").iterdir():
-        status = Path("/proc") / path.read_text() / "stat"
-        if status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
-            print(path.name)
+        pid, name = path.read_text().split()
+        status = Path("/proc") / pid / "stat"
+        alive = status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+        if alive and wanted in ("", name):
+            print(path.name.partition("_")[0] if by_job else path.name)
     return 0

@@ -1,7 +1,7 @@
 """Stands in for `experiments.run` in tests of sweeps: `sweep_worker.py FIELDS --workdir=DIR`.
 
 Appends a line to DIR/started, waits, and writes DIR/result.json. SIGTERM ends it with the exit code
-of a preempted run. With `--seed=13` it fails.
+of a preempted run. With `--seed=13` it fails, with `--seed=14` it does not end by itself.
 """
 
 import signal
@@ -10,26 +10,26 @@ import time
 from pathlib import Path
 
 from afa.errors import EXIT_PREEMPTED, EXIT_USER_ERROR
-from afa.io import write_json
-from afa.workdir import Workdir
+from afa.io import locked, write_json
 
 SECONDS = 0.3
 
 
 def main(words: list[str]) -> int:
     fields = dict(word[2:].split("=", 1) for word in words)
-    home = Workdir(Path(fields.pop("workdir")))
-    with home.locked():
+    home = Path(fields.pop("workdir"))  # not `afa.workdir.Workdir`, which imports JAX
+    home.mkdir(parents=True, exist_ok=True)
+    with locked(home / ".lock"):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_PREEMPTED))
-        with (home.root / "started").open("a") as file:
+        with (home / "started").open("a") as file:
             file.write("x\n")
         if fields["seed"] == "13":
             print("error: seed 13 is unlucky", flush=True)
             return EXIT_USER_ERROR
-        time.sleep(SECONDS)
-        assert not home.result.exists(), "a finished run was started again"
+        time.sleep(3600 if fields["seed"] == "14" else SECONDS)
+        assert not (home / "result.json").exists(), "a finished run was started again"
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        write_json(home.result, {"metrics": {"test": {"fused": fields}}})
+        write_json(home / "result.json", {"metrics": {"test": {"fused": fields}}})
     return 0
 
 

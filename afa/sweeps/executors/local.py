@@ -75,6 +75,8 @@ class Local:
 
 def _devices() -> tuple[str, int]:
     """Platform and number of devices, asked in another process: JAX reserves them."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return "cpu", 1
     done = subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, text=True)
     platform, _, count = done.stdout.strip().rpartition(" ")
     return (platform, int(count)) if done.returncode == 0 else ("cpu", 1)

@@ -1,22 +1,41 @@
 """Executes runs as array jobs of SLURM, by its own commands `sbatch` and `squeue`."""
 
+import hashlib
 import json
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from afa.errors import UserError
 from afa.io import write_json
 from afa.sweeps.executors.contract import RUN, Task
 
 MOST = 1000  # tasks of an array; the usual limit of a cluster (MaxArraySize) is 1001
+# Runs a command, passes SIGTERM on to it, and stores its exit code. A signal ends `wait` early;
+# its last call returns the code of the command in any case.
+SCRIPT = """#!/bin/bash
+run() {{
+  "$@" & child=$!
+  trap 'kill -TERM "$child" 2>/dev/null' TERM
+  wait "$child"
+  while kill -0 "$child" 2>/dev/null; do wait "$child"; done
+  wait "$child"; code=$?
+}}
+case $SLURM_ARRAY_TASK_ID in
+{cases}
+esac
+exit "$code"
+"""
+CASE = "  {index}) run {words} >> {log} 2>&1; echo \"$code\" > {code} ;;"
 
 
 class Slurm:
     """Array jobs, one task a run.
 
-    Submitted jobs are recorded in the directory of the sweep: one that was killed finds them again.
+    Submitted jobs are recorded in the directory of the sweep, before and after `sbatch`: a sweep
+    that was killed between the two finds the job by its name.
 
     Args:
       directory: for the job scripts and the record.
@@ -27,55 +46,98 @@ class Slurm:
     def __init__(
         self, directory: Path, options: Sequence[str] = (), command: Sequence[str] = RUN
     ) -> None:
-        self._command = list(command)
-        self._directory, self._options = directory / "slurm", list(options)
+        self._command, self._options = list(command), list(options)
+        self._directory = directory / "slurm"
         self._record = self._directory / "jobs.json"
-        self._jobs: dict[str, str] = {}  # task -> JOB_INDEX
+        self._arrays: dict[str, dict[str, Any]] = {}  # job name -> number ("": unknown), tasks
         if self._record.is_file():
-            self._jobs = json.loads(self._record.read_text("utf-8"))
+            self._arrays = json.loads(self._record.read_text("utf-8"))
+            self._find_unrecorded()
+
+    def _find_unrecorded(self) -> None:
+        """Asks SLURM for the jobs whose number was not recorded; drops those that it has not."""
+        for name in [name for name, array in self._arrays.items() if not array["job"]]:
+            listed = _command("squeue", "--noheader", "--me", f"--name={name}", "--format=%A")
+            if found := listed.split():
+                self._arrays[name]["job"] = min(found, key=int)
+            else:
+                del self._arrays[name]
+        self._write()
+
+    def _jobs(self) -> Mapping[str, str]:
+        """Task -> JOB_INDEX of all tasks that have not ended."""
+        return {task: f"{array['job']}_{index}" for array in self._arrays.values()
+                for task, index in array["tasks"].items()}  # fmt: skip
 
     def free(self) -> int:
-        return MOST - len(self._jobs)
+        return MOST - len(self._jobs())
 
     def start(self, tasks: Sequence[Task]) -> None:
-        tasks = [task for task in tasks if task.name not in self._jobs]
+        known = self._jobs()
+        tasks = [task for task in tasks if task.name not in known]
         if not tasks:
             return
         self._directory.mkdir(parents=True, exist_ok=True)
-        script = self._directory / f"{tasks[0].name}.sbatch"
-        script.write_text(_script(tasks, self._command), "utf-8")
-        job = _command(
-            "sbatch", "--parsable", f"--array=0-{len(tasks) - 1}", "--requeue",
-            "--signal=B:TERM@120", f"--output={self._directory}/%A_%a.out", *self._options,
-            str(script),
-        ).strip().partition(";")[0]  # fmt: skip
-        self._jobs |= {task.name: f"{job}_{index}" for index, task in enumerate(tasks)}
-        write_json(self._record, self._jobs)
+        for task in tasks:
+            task.log.parent.mkdir(parents=True, exist_ok=True)
+            self._code(task.name).unlink(missing_ok=True)
+        text = self._script(tasks)
+        name = "afa-" + hashlib.sha256(text.encode()).hexdigest()[:12]
+        script = self._directory / f"{name}.sbatch"
+        script.write_text(text, "utf-8")
+        self._arrays[name] = {"job": "", "tasks": {task.name: i for i, task in enumerate(tasks)}}
+        self._write()
+        try:
+            self._arrays[name]["job"] = _command(
+                "sbatch", "--parsable", f"--job-name={name}", f"--array=0-{len(tasks) - 1}",
+                "--requeue", "--signal=B:TERM@120", f"--output={self._directory}/%A_%a.out",
+                *self._options, str(script),
+            ).strip().partition(";")[0]  # fmt: skip
+        except UserError:
+            del self._arrays[name]
+            self._write()
+            raise
+        self._write()
 
     def ended(self) -> dict[str, int | None]:
-        if not self._jobs:
+        jobs = self._jobs()
+        if not jobs:
             return {}
         listed = _command("squeue", "--noheader", "--array", "--me", "--format=%i")
-        waiting = set(listed.split())
-        found: dict[str, int | None] = {
-            name: None for name, job in self._jobs.items() if job not in waiting
-        }
+        alive = set(listed.split())
+        found = {task: self._exit_code(task) for task, job in jobs.items() if job not in alive}
         if found:
-            self._jobs = {n: job for n, job in self._jobs.items() if n not in found}
-            write_json(self._record, self._jobs)
+            for name, array in list(self._arrays.items()):
+                left = {task: i for task, i in array["tasks"].items() if task not in found}
+                self._arrays[name]["tasks"] = left
+                if not left:
+                    del self._arrays[name]
+            self._write()
         return found
 
     def stop(self) -> None:
         """Jobs go on without the sweep; the same command finds them again."""
 
+    def _write(self) -> None:
+        write_json(self._record, self._arrays)
 
-def _script(tasks: Sequence[Task], command: Sequence[str]) -> str:
-    lines = ["#!/bin/bash", "case $SLURM_ARRAY_TASK_ID in"]
-    for index, task in enumerate(tasks):
-        words = shlex.join([*command, *task.words])
-        log = shlex.quote(str(task.log))
-        lines.append(f"  {index}) exec {words} >> {log} 2>&1 ;;")
-    return "\n".join([*lines, "esac", ""])
+    def _code(self, task: str) -> Path:
+        return self._directory / f"{task}.code"
+
+    def _exit_code(self, task: str) -> int | None:
+        """The stored exit code; None for a task that SLURM ended or that has not started."""
+        try:
+            return int(self._code(task).read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _script(self, tasks: Sequence[Task]) -> str:
+        cases = [
+            CASE.format(index=index, words=shlex.join([*self._command, *task.words]),
+                        log=shlex.quote(str(task.log)), code=shlex.quote(str(self._code(task.name))))
+            for index, task in enumerate(tasks)
+        ]  # fmt: skip
+        return SCRIPT.format(cases="\n".join(cases))
 
 
 def _command(*words: str) -> str:

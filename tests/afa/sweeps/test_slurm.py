@@ -13,7 +13,8 @@ import fake_slurm
 import pytest
 from paths import ROOT
 
-from afa.errors import UserError
+from afa.errors import EXIT_PREEMPTED, UserError
+from afa.sweeps.executors.contract import Task
 from afa.sweeps.executors.slurm import Slurm
 from afa.sweeps.plan import plan
 from afa.sweeps.sweep import Sweep, execute, summarise
@@ -70,13 +71,42 @@ def test_a_killed_sweep_finds_its_jobs_again(cluster, tmp_path):
     assert [len(each) for each in started] == [1] * 6
 
 
+def test_a_sweep_killed_between_submission_and_record_finds_its_job(cluster, tmp_path):
+    sweep = six(tmp_path)
+    record = sweep.out / "slurm" / "jobs.json"
+    task = Task("debug-x", ["--seed=12", f"--workdir={tmp_path / 'x'}"], tmp_path / "x.log")
+    first = Slurm(sweep.out, command=WORKER)
+    first.start([task])
+    (name,), job = json.loads(record.read_text()), 100
+    record.write_text(json.dumps({name: {"job": "", "tasks": {"debug-x": 0}}}))
+    again = Slurm(sweep.out, command=WORKER)
+    assert json.loads(record.read_text())[name]["job"] == str(job)
+    again.start([task])
+    assert [path.name for path in (cluster / "jobs").iterdir()] == ["100_0"]
+    while not (found := again.ended()):
+        time.sleep(0.1)
+    assert found == {"debug-x": 0}
+
+
+def test_a_task_stopped_by_slurm_is_submitted_again(cluster, tmp_path):
+    executor = Slurm(tmp_path / "sweep", command=WORKER)
+    words = ["--seed=14", f"--workdir={tmp_path / 'x'}"]  # runs until it is stopped
+    executor.start([Task("debug-x", words, tmp_path / "x.log")])
+    while not (tmp_path / "x" / "started").exists():
+        time.sleep(0.05)
+    os.kill(int((cluster / "jobs" / "100_0").read_text().split()[0]), signal.SIGTERM)
+    while not (found := executor.ended()):
+        time.sleep(0.1)
+    assert found == {"debug-x": EXIT_PREEMPTED}
+
+
 def test_a_dead_controller_is_one_line(cluster, tmp_path):
     (cluster / "dead").touch()
     sweep = six(tmp_path)
     with pytest.raises(UserError) as error:
         execute(sweep, Slurm(sweep.out, command=WORKER), lambda states: None)
     assert str(error.value) == ("sbatch: slurm_load_jobs error: Unable to contact slurm controller")
-    assert not (sweep.out / "slurm" / "jobs.json").exists()
+    assert json.loads((sweep.out / "slurm" / "jobs.json").read_text()) == {}
     assert json.loads((sweep.out / "plan.json").read_text())["runs"]
 
 
