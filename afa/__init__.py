@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from afa.models.backbones import names as backbones
     from afa.retrieval.index import load as open_index
     from afa.runs.start import run
+    from afa.sweeps.start import sweep
     from afa.train.loop import Preempted
 
     load = TrainedEmbedder.load
@@ -29,7 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ExperimentConfig", "Preempted", "TrainingDiverged", "UserError", "__version__", "backbones",
-    "load", "losses", "metrics", "open_index", "run",
+    "load", "losses", "metrics", "open_index", "run", "sweep",
 ]  # fmt: skip
 
 # Name -> its module, and its name there ("": the module itself).
@@ -44,6 +45,7 @@ _HOMES = {
     "metrics": ("afa.evaluation.metrics", ""),
     "open_index": ("afa.retrieval.index", "load"),
     "run": ("afa.runs.start", "run"),
+    "sweep": ("afa.sweeps.start", "sweep"),
 }
 
 

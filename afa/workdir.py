@@ -56,6 +56,27 @@ class Workdir:
     def report(self) -> Path:
         return self.root / "report.html"
 
+    @property
+    def reads(self) -> Path:
+        return self.root / "test_reads.json"
+
+    def test_reads(self) -> int:
+        """Returns how often the run was evaluated on its test classes."""
+        return sum(self._reads().values()) or int(self.result.is_file())
+
+    def count_test_read(self, command: str) -> None:
+        """Counts an evaluation of the run on its test classes."""
+        reads = self._reads()
+        write_json(self.reads, reads | {command: reads.get(command, 0) + 1})
+
+    def _reads(self) -> dict[str, int]:
+        try:
+            return json.loads(self.reads.read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise UserError(f"{self.reads}: is damaged ({error})") from None
+
     def create(self) -> None:
         """Creates the directory.
 

@@ -73,6 +73,7 @@ def _main(chosen: argparse.Namespace) -> int:
     from afa.io import write_json
     from afa.models.networks import build_networks
     from afa.retrieval.rerank import serving
+    from afa.workdir import Workdir
 
     names = reranking.NAMES if chosen.methods is None else reranking.chosen(chosen.methods)
     runtime.keep_memory()
@@ -92,6 +93,7 @@ def _main(chosen: argparse.Namespace) -> int:
         needed = () if name == "train" else names
         splits[name] = reranking.embed_split(*model, images, needed, chosen.scales)
     lines = reranking.study(splits, protocol, note, names, chosen.queries)
+    Workdir(chosen.run).count_test_read("rerank")
     table(f"{dataset.name}, {protocol}: test classes", [_row(one) for one in lines], COLUMNS)
     if chosen.scales == (1.0,):
         saved = serving.save(chosen.run, {line.method: line.settings for line in lines})

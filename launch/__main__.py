@@ -14,6 +14,7 @@ from experiments.cli import guarded
 COMMANDS = {
     "run": ("experiments.run", "train, evaluate, export, index and report one experiment"),
     "sweep": ("experiments.sweep", "execute many runs: settings, values and seeds"),
+    "results": ("experiments.results", "tables over many runs: intervals and differences"),
     "search": (
         "experiments.search",
         "find the images of a gallery that are most similar to an image",

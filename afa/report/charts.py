@@ -437,3 +437,43 @@ def _marker(style: int, x: Number, y: Number, r: Number) -> str:
         return f"M{x:.1f} {y - r * 1.2:.1f}l{r * 1.2:.1f} {2 * r:.1f}h{-2.4 * r:.1f}z"
     d = r * 1.3
     return f"M{x:.1f} {y - d:.1f}l{d:.1f} {d:.1f}l{-d:.1f} {d:.1f}l{-d:.1f} {-d:.1f}z"
+
+
+ROW, NAMES = 22, 260  # height of a row and width of the names of an interval chart
+
+
+def interval_chart(rows: Sequence[tuple[str, Number, Number, Number]], title: str) -> str:
+    """Draws means and intervals, one row each, as the text of an SVG file.
+
+    Args:
+      rows: (name, mean, low, high); fractions, shown in percent.
+      title: of the axis.
+    """
+    low, high = _padded([100 * value for _, *values in rows for value in values])
+    ticks, digits = _ticks(low, high, count=5)
+    width, height = NAMES + WIDTH, ROW * len(rows) + 44
+
+    def place(value: Number) -> Number:
+        return NAMES + (value - low) / (high - low) * (WIDTH - RIGHT)
+
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-size="11" '
+        f'font-family="sans-serif" fill="#333">'
+        f'<rect width="{width}" height="{height}" fill="#fff"/>'
+    ]
+    for tick in ticks:
+        x, bottom = place(tick), ROW * len(rows) + 8
+        out.append(f'<path d="M{x:.1f} 8V{bottom}" stroke="#dcdcd8"/>')
+        out.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">'
+                   f"{_tick_label(tick, digits)}</text>")  # fmt: skip
+    for i, (name, *values) in enumerate(rows):
+        y = 8 + ROW * (i + 0.5)
+        mean, left, right = (place(100 * value) for value in values)
+        out.append(f'<text x="{NAMES - 10}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        out.append(f'<path d="M{left:.1f} {y}H{right:.1f}" stroke="{COLOURS[0]}" '
+                   'stroke-width="2"/>')  # fmt: skip
+        out.append(f'<circle cx="{mean:.1f}" cy="{y}" r="4" fill="{COLOURS[0]}">'
+                   f"<title>{100 * values[0]:.1f} %</title></circle>")  # fmt: skip
+    out.append(f'<text x="{NAMES + WIDTH // 2}" y="{height - 6}" text-anchor="middle">'
+               f"{escape(title)}</text></svg>\n")  # fmt: skip
+    return "".join(out)

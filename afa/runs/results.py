@@ -2,23 +2,32 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float64
 
 from afa import config as configuration
+from afa.config import ExperimentConfig
 from afa.errors import UserError, choose
 from afa.evaluation import statistics
 from afa.evaluation.statistics import Estimate
-from afa.runs.compare import Run, common_figures, load
+from afa.runs.compare import CONDITIONS, Run, common_figures, load
+from afa.runs.result_files import Column, Table
+from afa.runs.start import configured
 from afa.workdir import Workdir
 
-LEAST_SEEDS = 3  # fewer give no interval over seeds
 LEAST_FOR_IQM = 5
 SEED = "seed"
+PERCENT = 100.0
+HEADS = {"clean": "clean queries", "trained": "trained corruptions",
+         "held_back": "held-back corruptions"}  # fmt: skip
+COSTS = (
+    Column("parameters", digits=0), Column("s per step", digits=3), Column("search cost"),
+    Column("index MiB"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,13 +38,18 @@ class Group:
       name: experiment, and the values of the fields that the runs are grouped by.
       seeds: in ascending order.
       runs: of the seeds.
-      costs: parameters, seconds per step, megabytes of the index; means over the runs.
+      results: content of their result.json.
     """
 
     name: str
     seeds: tuple[int, ...]
     runs: tuple[Run, ...]
-    costs: Mapping[str, float]
+    results: tuple[Mapping[str, Any], ...]
+
+    @property
+    def reads(self) -> int:
+        """How often its runs were evaluated on their test classes."""
+        return sum(Workdir(run.path).test_reads() for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -44,27 +58,22 @@ class Row:
 
     Attributes:
       group: name.
-      seeds: number of runs.
-      mean: mean of the metric over queries and runs.
-      over_seeds: half-width of the 95 % interval over seeds; None for fewer than three.
+      each: mean of the metric over the queries, for every seed.
       classes: the mean with the interval of a bootstrap over classes.
       iqm: interquartile mean over seeds; None for fewer than five.
-      difference: to the group of reference, over common seeds, with the interval of a bootstrap
-        over classes; None without a reference.
-      seeds_of_difference: half-width of its interval over seeds; None for fewer than three.
+      differences: to the group of reference, for every common seed; () without a reference.
+      difference: their mean with the interval of a bootstrap over classes.
       p: p-value of its sign-flip test over classes, adjusted for all rows of the table (Holm).
       improvement: probability that a run is better than one of the reference; None for fewer than
         five seeds.
     """
 
     group: str
-    seeds: int
-    mean: float
-    over_seeds: float | None
+    each: tuple[float, ...]
     classes: Estimate
     iqm: float | None
+    differences: tuple[float, ...] = ()
     difference: Estimate | None = None
-    seeds_of_difference: float | None = None
     p: float | None = None
     improvement: float | None = None
 
@@ -104,24 +113,26 @@ def groups(paths: Sequence[Path], by: Sequence[str]) -> list[Group]:
 def _group(name: str, members: Mapping[int, tuple[Run, dict[str, Any]]]) -> Group:
     seeds = tuple(sorted(members))
     runs = tuple(members[seed][0] for seed in seeds)
-    each = [costs(run.path) for run in runs]
-    means = {key: float(np.mean([one[key] for one in each])) for key in each[0]}
-    return Group(name, seeds, runs, means)
+    found = tuple(json.loads(Workdir(run.path).result.read_text("utf-8")) for run in runs)
+    return Group(name, seeds, runs, found)
 
 
-def costs(path: Path) -> dict[str, float]:
-    """Returns parameters, seconds of a training step and megabytes of the index of a run."""
-    workdir = Workdir(path)
-    result = json.loads(workdir.result.read_text("utf-8"))
-    size = sum(file.stat().st_size for file in workdir.embeddings.rglob("*") if file.is_file())
-    return {
-        "parameters": float(sum(result["parameters"].values())),
-        "seconds per step": result["timings"]["training_steps"] / max(result["step"], 1),
-        "index MiB": size / 2**20,
-    }
+def costs(group: Group, variant: str) -> list[float]:
+    """Returns the cells of `COSTS`, means over the runs: parameters, seconds of a training step,
+    passes through F per query, and size of the index."""
+    each = []
+    for run, result in zip(group.runs, group.results, strict=True):
+        files = Workdir(run.path).embeddings.rglob("*")
+        each.append([
+            sum(result["parameters"].values()),
+            result["timings"]["training_steps"] / max(result["step"], 1),
+            result["metrics"]["test"][variant]["cost"] or 0.0,
+            sum(file.stat().st_size for file in files if file.is_file()) / 2**20,
+        ])  # fmt: skip
+    return np.mean(np.asarray(each, np.float64), axis=0).tolist()
 
 
-def table(
+def compared(
     chosen: Sequence[Group], against: str, key: tuple[str, str, str], metric: str
 ) -> list[Row]:
     """Returns one row per group.
@@ -145,25 +156,18 @@ def table(
         each = np.nanmean(own, axis=1)
         row = Row(
             group.name,
-            len(each),
-            float(each.mean()),
-            half_width(each),
+            tuple(each.tolist()),
             statistics.bootstrap(own.mean(axis=0), labels),
             statistics.interquartile_mean(each) if len(each) >= LEAST_FOR_IQM else None,
         )
         if reference is not None and group is not reference:
-            row = _compared(row, group, reference, values, labels)
+            row = _against(row, group, reference, values, labels)
         rows.append(row)
-    compared = [i for i, row in enumerate(rows) if row.p is not None]
-    adjusted = statistics.holm([rows[i].p or 0.0 for i in compared])
-    for i, p in zip(compared, adjusted, strict=True):
-        rows[i] = Row(**{**rows[i].__dict__, "p": float(p)})
+    tested = [i for i, row in enumerate(rows) if row.p is not None]
+    adjusted = statistics.holm([rows[i].p or 0.0 for i in tested])
+    for i, p in zip(tested, adjusted, strict=True):
+        rows[i] = replace(rows[i], p=float(p))
     return rows
-
-
-def half_width(values: Float64[np.ndarray, "seeds"]) -> float | None:
-    """Half-width of the 95 % interval over seeds; None for fewer than three."""
-    return statistics.mean_and_interval(values)[1] if len(values) >= LEAST_SEEDS else None
 
 
 def _values(
@@ -190,7 +194,7 @@ def choose_key(key: tuple[str, str, str], known: Mapping[str, Any]) -> str:
     return name
 
 
-def _compared(
+def _against(
     row: Row,
     group: Group,
     reference: Group,
@@ -206,12 +210,122 @@ def _compared(
     )
     each, others = np.nanmean(one, axis=1), np.nanmean(other, axis=1)
     enough = len(shared) >= LEAST_FOR_IQM
-    return Row(
-        **{
-            **row.__dict__,
-            "difference": statistics.bootstrap((one - other).mean(axis=0), labels),
-            "seeds_of_difference": half_width(each - others),
-            "p": statistics.sign_flip(one.mean(axis=0), other.mean(axis=0), labels),
-            "improvement": statistics.probability_of_improvement(each, others) if enough else None,
-        }
+    return replace(
+        row,
+        differences=tuple((each - others).tolist()),
+        difference=statistics.bootstrap((one - other).mean(axis=0), labels),
+        p=statistics.sign_flip(one.mean(axis=0), other.mean(axis=0), labels),
+        improvement=statistics.probability_of_improvement(each, others) if enough else None,
     )
+
+
+# ---- tables ------------------------------------------------------------------------------------
+
+
+def by_group(chosen: Sequence[Group], rows: Sequence[Row], variant: str) -> Table:
+    """Returns the table of `compared`: one row per group."""
+    columns = [
+        Column("group"), Column("seeds", digits=0), Column("mean, over seeds", scale=PERCENT),
+        Column("over classes", scale=PERCENT), Column("IQM", scale=PERCENT),
+        Column("difference, over seeds", sign=True, scale=PERCENT),
+        Column("over classes", sign=True, scale=PERCENT), Column("p (Holm)", digits=4),
+        Column("P(improvement)", digits=2), *COSTS,
+    ]  # fmt: skip
+    cells = [
+        [row.group, len(row.each), {"values": row.each}, _cell(row.classes), row.iqm,
+         {"values": row.differences} if row.differences else None, _cell(row.difference), row.p,
+         row.improvement, *costs(group, variant)]
+        for group, row in zip(chosen, rows, strict=True)
+    ]  # fmt: skip
+    return _table(chosen, columns, cells)
+
+
+def by_variant(
+    group: Group, protocol: str, metrics: Sequence[str], variants: Sequence[str] = ()
+) -> Table:
+    """Returns the table of one group with a row per variant (default: all) and a column per kind of
+    queries; a cell has the metrics, joined.
+
+    Raises:
+      UserError: the runs have no such variant, protocol or metric.
+    """
+    columns = [Column("variant"), Column("search cost")]
+    columns += [Column(HEADS[name], scale=PERCENT) for name in CONDITIONS]
+    tables = [result["metrics"]["test"] for result in group.results]
+    known = {name: None for name in tables[0]["fused"] if name not in ("cost", "weights")}
+    choose("--protocol", protocol, known)
+    common = {name: None for name in tables[0] if all(name in each for each in tables)}
+    cells = []
+    for variant in variants or common:
+        choose("--variant", variant, common)
+        parts = [each[variant] for each in tables]
+        row: list[Any] = [variant, parts[0]["cost"]]
+        for condition in CONDITIONS:
+            found = [part[protocol][condition] for part in parts]
+            for metric in metrics:
+                choose("--metric", metric, found[0])
+            row.append([{"values": [each[metric] for each in found]} for metric in metrics])
+        cells.append(row)
+    return _table([group], columns, cells)
+
+
+def restoration(group: Group) -> Table:
+    """Returns the PSNR before and after G of every corruption, in dB."""
+    columns = [Column("corruption"), Column("before"), Column("after"),
+               Column("gain", digits=2, sign=True)]  # fmt: skip
+    each = [result["metrics"]["restoration"] for result in group.results]
+    config = group.results[0]["config"]["data"]
+    trained = [name for name in each[0] if name in config["corruptions"]]
+    others = [name for name in each[0] if name not in (*trained, "clean")]
+
+    def gains(name: str) -> np.ndarray:
+        return np.asarray([one[name]["psnr_out"] - one[name]["psnr_in"] for one in each])
+
+    def row(name: str, shown: str) -> list[Any]:
+        before, after = (float(np.mean([one[name][key] for one in each]))
+                         for key in ("psnr_in", "psnr_out"))  # fmt: skip
+        return [shown, before, after, {"values": gains(name).tolist()}]
+
+    cells = [row(name, name.replace("_", " ")) for name in trained]
+    if trained:
+        mean = np.mean([gains(name) for name in trained], axis=0)
+        cells.append(["mean of the trained", None, None, {"values": mean.tolist()}])
+    cells += [row(name, f"{name.replace('_', ' ')}, held back") for name in others]
+    clean = float(np.mean([one["clean"]["psnr_out"] for one in each]))
+    cells.append(["none (clean)", None, clean, None])
+    return _table([group], columns, cells)
+
+
+def _cell(estimate: Estimate | None) -> dict[str, float] | None:
+    return None if estimate is None else dict(estimate.__dict__)
+
+
+def _table(chosen: Sequence[Group], columns: Sequence[Column], cells: Sequence[Any]) -> Table:
+    results = [result for group in chosen for result in group.results]
+    seeds = sorted({seed for group in chosen for seed in group.seeds})
+    return Table(
+        columns=columns, rows=cells, seeds=seeds,
+        command="; ".join(dict.fromkeys(_command(group.runs[0].path) for group in chosen)),
+        commit=", ".join(sorted({result["commit"] or "unknown" for result in results})),
+        date=", ".join(sorted({result["date"][:10] for result in results})),
+        hardware=", ".join(sorted({result["hardware"] for result in results})),
+    )  # fmt: skip
+
+
+def _command(path: Path) -> str:
+    """The command of a run without its seed: the scale with fewer changed settings, and those. Of
+    paths only the last part is written."""
+    experiment, config = cast(tuple[str, ExperimentConfig], Workdir(path).stored())
+    now = configuration.flatten(config)
+    found = []
+    for scale in ("laptop", "full"):
+        recipe = configuration.flatten(configured(experiment, scale, {}))
+        words = [f"python -m experiments.run --exp={experiment} --scale={scale}"]
+        for name, value in now.items():
+            if name != SEED and not name.startswith("launch.") and value != recipe.get(name, value):
+                text = Path(value).name if name.endswith("path") else value
+                listed = isinstance(value, list | tuple)
+                words.append(f"--{name} {' '.join(map(str, value))}" if listed
+                             else f"--{name}={text}")  # fmt: skip
+        found.append(words)
+    return " ".join(min(found, key=len))

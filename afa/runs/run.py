@@ -112,6 +112,7 @@ def claim(experiment: str, setup: Setup, workdir: Workdir) -> None:
 def write(workdir: Workdir, result: Mapping[str, Any], results: Results, page: Page) -> None:
     """Writes the report, the per-query table and, last, `result.json`."""
     write_report(workdir.report, page)
+    workdir.count_test_read("run")
     write_result(workdir.root, result, results.per_query)
 
 

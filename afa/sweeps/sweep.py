@@ -3,7 +3,8 @@
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from afa.errors import EXIT_PREEMPTED, UserError
 from afa.io import locked, write_json
 from afa.sweeps.executors.contract import Executor, Task
 from afa.sweeps.plan import Planned
-from afa.workdir import Workdir
+from afa.workdir import DISK_ERRORS, Workdir
 
 ATTEMPTS = 2
 PAUSE = 0.5  # seconds between two looks at the executor
@@ -98,6 +99,20 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path}: is damaged ({error})") from None
 
 
+@contextmanager
+def full_disk(out: Path) -> Iterator[None]:
+    """Reports a full or read-only disk as a user error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise UserError(
+            f"--out={out}: cannot be written ({error.strerror}); fix this and run the same command "
+            "again to continue"
+        ) from error
+
+
 def execute(
     sweep: Sweep, executor: Executor, show: Callable[[dict[str, str]], None]
 ) -> dict[str, str]:
@@ -146,14 +161,15 @@ def _loop(
         waiting = (name for name, state in states.items() if state == "waiting")
         idle = (name for name in waiting if not sweep.busy(runs[name]))
         chosen = list(itertools.islice(idle, max(executor.free(), 0)))
-        executor.start([_task(sweep, runs[name]) for name in chosen])
+        executor.start([task_of(sweep, runs[name]) for name in chosen])
         states |= dict.fromkeys(chosen, "running")
         show(states)
         time.sleep(PAUSE)
     return states
 
 
-def _task(sweep: Sweep, run: Planned) -> Task:
+def task_of(sweep: Sweep, run: Planned) -> Task:
+    """Returns a run as a task of an executor."""
     home = sweep.store / run.name
     words = [*run.words(), f"--workdir={home}"]
     return Task(run.name, words, sweep.out / "logs" / f"{run.name}.log")
@@ -165,12 +181,17 @@ def _state_of(sweep: Sweep, run: Planned, code: int | None, failures: dict[str, 
         return "done"
     if code == EXIT_PREEMPTED:
         return "waiting"
-    log = sweep.out / "logs" / f"{run.name}.log"
-    lines = log.read_text("utf-8", "replace").strip().splitlines() if log.is_file() else []
-    reason = lines[-1] if lines else "no output"
-    failures.setdefault(run.name, []).append(f"{reason} (exit code {code})")
+    failures.setdefault(run.name, []).append(reason_of(sweep.out, run.name, code))
     write_json(sweep.failure_list, failures)
     return "failed" if len(failures[run.name]) >= ATTEMPTS else "waiting"
+
+
+def reason_of(out: Path, name: str, code: int | None) -> str:
+    """Returns why a run failed, in one line: the last of its output, and its exit code."""
+    log = out / "logs" / f"{name}.log"
+    lines = log.read_text("utf-8", "replace").strip().splitlines() if log.is_file() else []
+    ended = "ended without an exit code" if code is None else f"exit code {code}"
+    return f"{lines[-1] if lines else 'no output'} ({ended})"
 
 
 def summarise(sweep: Sweep) -> dict[str, Any]:

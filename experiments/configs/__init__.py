@@ -1,13 +1,15 @@
 """Experiments, one file each; `python -m experiments.run --exp=list` lists them.
 
 The docstring of an experiment has its purpose (first line), command, hardware, wall time and
-expected metrics. The file defines `config(laptop) -> ExperimentConfig`. Every experiment `afa_X`
+expected metrics. The file defines `config(laptop) -> ExperimentConfig`; it may also define
+`sweep() -> {field: values}`, which `experiments.sweep --tune` tries. Every experiment `afa_X`
 also defines its baseline `baseline_X`, the same without the adversarial part.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from afa.config import ExperimentConfig, with_changes
 from afa.errors import choose
@@ -33,6 +35,12 @@ def find(name: str) -> Callable[[bool], ExperimentConfig]:
     if not name.startswith(BASELINE):
         return config
     return lambda laptop: with_changes(config(laptop), **{"adversarial.enabled": False})
+
+
+def proposed(name: str) -> Mapping[str, Sequence[Any]] | None:
+    """Returns the fields and values that an experiment proposes to try; None if it has none."""
+    sweep = getattr(_module(name), "sweep", None)
+    return None if sweep is None else sweep()
 
 
 def purpose(name: str) -> str:

@@ -13,3 +13,8 @@ from experiments.configs import afa_resnet50
 def config(laptop: bool) -> ExperimentConfig:
     """Same as afa_resnet50, with another backbone."""
     return afa_resnet50.on(laptop, "resnet18", "hf://timm/resnet18.tv_in1k")
+
+
+def sweep() -> dict[str, tuple]:
+    """The settings that matter most on new images."""
+    return {"optim.learning_rate": (1e-3, 3e-3), "loss.temperature": (0.05, 0.1)}

@@ -36,3 +36,8 @@ def config(laptop: bool) -> ExperimentConfig:
             "evaluation.corruption_queries": 8,
         },
     )
+
+
+def sweep() -> dict[str, tuple]:
+    """Two losses, two learning rates."""
+    return {"loss.name": ("norm_softmax", "arcface"), "optim.learning_rate": (1e-3, 3e-4)}

@@ -1,8 +1,8 @@
 """Stands in for `sbatch` and `squeue`: array tasks are processes of this machine.
 
-`install(directory)` writes both commands. A task is a file DIRECTORY/jobs/JOB_INDEX with its process
-id and the name of its job; `squeue` lists those that live. With a file DIRECTORY/dead both commands
-fail, as without a controller.
+`install(directory)` writes the commands. A task is a file DIRECTORY/jobs/JOB_INDEX with its process
+id and the name of its job; `squeue` lists those that live. With a file DIRECTORY/dead all fail, as
+without a controller.
 """
 
 import os

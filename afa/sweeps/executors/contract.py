@@ -41,6 +41,10 @@ class Executor(Protocol):
         is unknown."""
         ...
 
+    def cancel(self, name: str) -> None:
+        """Stops a task; `ended` reports it when it has ended."""
+        ...
+
     def stop(self) -> None:
         """Stops all tasks such that they can be resumed, and waits for them."""
         ...

@@ -66,6 +66,11 @@ class Local:
                 del self._running[slot]
         return found
 
+    def cancel(self, name: str) -> None:
+        for task, process in self._running.values():
+            if task.name == name:
+                process.send_signal(signal.SIGTERM)
+
     def stop(self) -> None:
         for _, process in self._running.values():
             process.send_signal(signal.SIGTERM)  # a run saves its state

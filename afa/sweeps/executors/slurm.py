@@ -3,13 +3,13 @@
 import hashlib
 import json
 import shlex
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from afa.errors import UserError
 from afa.io import write_json
+from afa.sweeps.executors.commands import output
 from afa.sweeps.executors.contract import RUN, Task
 
 MOST = 1000  # tasks of an array; the usual limit of a cluster (MaxArraySize) is 1001
@@ -28,7 +28,7 @@ case $SLURM_ARRAY_TASK_ID in
 esac
 exit "$code"
 """
-CASE = "  {index}) run {words} >> {log} 2>&1; echo \"$code\" > {code} ;;"
+CASE = '  {index}) run {words} >> {log} 2>&1; echo "$code" > {code} ;;'
 
 
 class Slurm:
@@ -57,7 +57,9 @@ class Slurm:
     def _find_unrecorded(self) -> None:
         """Asks SLURM for the jobs whose number was not recorded; drops those that it has not."""
         for name in [name for name, array in self._arrays.items() if not array["job"]]:
-            listed = _command("squeue", "--noheader", "--me", f"--name={name}", "--format=%A")
+            listed = output(
+                "SLURM", "squeue", "--noheader", "--me", f"--name={name}", "--format=%A"
+            )
             if found := listed.split():
                 self._arrays[name]["job"] = min(found, key=int)
             else:
@@ -88,10 +90,10 @@ class Slurm:
         self._arrays[name] = {"job": "", "tasks": {task.name: i for i, task in enumerate(tasks)}}
         self._write()
         try:
-            self._arrays[name]["job"] = _command(
-                "sbatch", "--parsable", f"--job-name={name}", f"--array=0-{len(tasks) - 1}",
-                "--requeue", "--signal=B:TERM@120", f"--output={self._directory}/%A_%a.out",
-                *self._options, str(script),
+            self._arrays[name]["job"] = output(
+                "SLURM", "sbatch", "--parsable", f"--job-name={name}",
+                f"--array=0-{len(tasks) - 1}", "--requeue", "--signal=B:TERM@120",
+                f"--output={self._directory}/%A_%a.out", *self._options, str(script),
             ).strip().partition(";")[0]  # fmt: skip
         except UserError:
             del self._arrays[name]
@@ -103,7 +105,7 @@ class Slurm:
         jobs = self._jobs()
         if not jobs:
             return {}
-        listed = _command("squeue", "--noheader", "--array", "--me", "--format=%i")
+        listed = output("SLURM", "squeue", "--noheader", "--array", "--me", "--format=%i")
         alive = set(listed.split())
         found = {task: self._exit_code(task) for task, job in jobs.items() if job not in alive}
         if found:
@@ -114,6 +116,10 @@ class Slurm:
                     del self._arrays[name]
             self._write()
         return found
+
+    def cancel(self, name: str) -> None:
+        if job := self._jobs().get(name):
+            output("SLURM", "scancel", "--signal=TERM", "--batch", job)
 
     def stop(self) -> None:
         """Jobs go on without the sweep; the same command finds them again."""
@@ -132,22 +138,9 @@ class Slurm:
             return None
 
     def _script(self, tasks: Sequence[Task]) -> str:
-        cases = [
-            CASE.format(index=index, words=shlex.join([*self._command, *task.words]),
-                        log=shlex.quote(str(task.log)), code=shlex.quote(str(self._code(task.name))))
-            for index, task in enumerate(tasks)
-        ]  # fmt: skip
+        cases = []
+        for index, task in enumerate(tasks):
+            log, code = (shlex.quote(str(path)) for path in (task.log, self._code(task.name)))
+            words = shlex.join([*self._command, *task.words])
+            cases.append(CASE.format(index=index, words=words, log=log, code=code))
         return SCRIPT.format(cases="\n".join(cases))
-
-
-def _command(*words: str) -> str:
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    except FileNotFoundError:
-        raise UserError(f"{words[0]} is not found: this machine has no SLURM") from None
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{words[0]} does not answer; is the SLURM controller up?") from None
-    if done.returncode:
-        reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise UserError(f"{words[0]}: {reason}")
-    return done.stdout

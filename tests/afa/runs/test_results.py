@@ -13,6 +13,7 @@ import pytest
 from afa.errors import UserError
 from afa.evaluation import statistics
 from afa.runs import results
+from afa.workdir import Workdir
 from experiments import results as command
 
 KEY = ("fused", "leave_one_out", "clean")
@@ -62,32 +63,34 @@ def test_means_intervals_and_differences(runs, plain):
     groups = results.groups([*runs[0.001], *runs[0.002]], ["optim.learning_rate"])
     names = [group.name for group in groups]
     assert names == ["debug optim.learning_rate=0.001", "debug optim.learning_rate=0.002"]
-    first, second = results.table(groups, names[1], KEY, "map_at_r")
+    first, second = results.compared(groups, names[1], KEY, "map_at_r")
     each = plain * np.array(FACTORS[0.001])
-    assert first.seeds == 5 and first.mean == pytest.approx(0.8 * plain)
-    assert first.over_seeds == pytest.approx(statistics.mean_and_interval(each)[1])
+    assert first.each == pytest.approx(tuple(each))
     assert first.iqm == pytest.approx(statistics.interquartile_mean(each))
     assert first.difference is not None and first.difference.mean == pytest.approx(0.3 * plain)
-    assert first.seeds_of_difference == pytest.approx(first.over_seeds)
+    assert first.differences == pytest.approx(tuple(each - 0.5 * plain))
     assert first.improvement == 1.0
     assert (second.difference, second.p, second.improvement) == (None, None, None)
-    assert second.mean == pytest.approx(0.5 * plain)
+    table = results.by_group(groups, [first, second], "fused").texts()
+    mean, half = statistics.mean_and_interval(each)
+    assert table[1][2] == f"{100 * mean:.1f} ± {100 * half:.1f}"
+    assert table[2][2] == f"{50 * plain:.1f}"  # no spread
 
 
 def test_no_interval_from_fewer_than_three_seeds(runs, plain):
     groups = results.groups([*runs[0.001][:2], *runs[0.002][:3]], ["optim.learning_rate"])
-    first, second = results.table(groups, groups[1].name, KEY, "map_at_r")
-    assert (first.over_seeds, first.iqm, first.seeds_of_difference) == (None, None, None)
+    first, second = results.compared(groups, groups[1].name, KEY, "map_at_r")
+    assert first.iqm is None and second.iqm is None
     assert first.difference is not None  # over the two seeds in common
     assert first.difference.mean == pytest.approx((0.95 - 0.5) * plain)
-    assert second.over_seeds is not None and second.iqm is None
+    assert "±" not in results.by_group(groups, [first, second], "fused").texts()[1][2]
 
 
 def test_p_values_are_adjusted_for_the_table(runs, monkeypatch):
     monkeypatch.setattr(results.statistics, "sign_flip", lambda *args: 0.02)
     every = [run for rate in FACTORS for run in runs[rate]]
     groups = results.groups(every, ["optim.learning_rate"])
-    rows = results.table(groups, groups[0].name, KEY, "map_at_r")
+    rows = results.compared(groups, groups[0].name, KEY, "map_at_r")
     assert [row.p for row in rows] == [None, 0.04, 0.04]
 
 
@@ -115,13 +118,48 @@ def test_the_command_writes_four_formats(runs, plain, tmp_path, capsys):
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     assert rows[0][:3] == ["group", "seeds", "mean, over seeds"]
     assert rows[2][2].startswith(f"{80 * plain:.1f} ± ")
-    assert json.loads(out.read_text())["rows"][0]["mean"] == pytest.approx(0.8 * plain)
+    stored = json.loads(out.read_text())
+    assert stored["rows"][0][2]["values"] == pytest.approx(
+        [f * plain for f in FACTORS[0.001]], 1e-5
+    )
+    assert stored["seeds"] == [0, 1, 2, 3, 4]
+    assert stored["command"].startswith("python -m experiments.run --exp=debug --scale=laptop ")
+    assert printed([out], capsys) == text
     table = [*csv.reader(io.StringIO(printed([*words, "--format=csv"], capsys)))]
     assert table == [rows[0], *rows[2:]]
     latex = printed([*words, "--format=latex"], capsys)
     assert r"debug optim.learning\_rate=0.001 & 5 & " in latex and r"$\pm$" in latex
     page = printed([*words, "--format=html"], capsys)
     assert page.count("<tr>") == 3 and f"<td>{rows[2][2]}</td>" in page
+
+
+def test_tables_of_one_group(runs, plain, capsys):
+    words = [*runs[0.001], "--table=variants", "--variant=raw pixels", "--variant=fused"]
+    lines = printed(words, capsys).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["raw pixels", "fused"]
+    assert (
+        f" / {100 * plain:.1f} |" in lines[3]
+    )  # of result.json, which the fixture leaves as it is
+    lines = printed([*runs[0.001], "--table=restoration"], capsys).splitlines()
+    assert lines[0] == "| corruption | before | after | gain |"
+    assert any(line.startswith("| mean of the trained | | |") for line in lines)
+
+
+def test_means_are_drawn(runs, plain, tmp_path, capsys):
+    printed([*runs[0.001], "--plot", tmp_path / "means.svg"], capsys)
+    drawn = (tmp_path / "means.svg").read_text()
+    assert drawn.count("<circle") == 1 and f"<title>{80 * plain:.1f} %</title>" in drawn
+
+
+def test_evaluations_on_test_classes_are_counted(runs, capsys):
+    run = runs[0.001][0]
+    command.main([str(run)])
+    assert "evaluated 1 times for debug (1 runs)" in capsys.readouterr().err
+    Workdir(run).count_test_read("run")
+    Workdir(run).count_test_read("rerank")
+    Workdir(run).count_test_read("rerank")
+    command.main([str(run)])
+    assert "evaluated 3 times for debug (1 runs)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -131,6 +169,10 @@ def test_the_command_writes_four_formats(runs, plain, tmp_path, capsys):
         (["--format=pdf"], "--format='pdf' is unknown"),
         (["--against=nothing"], "--against='nothing' is unknown"),
         (["--variant=fusde"], "did you mean 'fused / leave_one_out / clean'"),
+        (["--table=variants", "--variant=fusde"], "--variant='fusde' is unknown; did you mean"),
+        (["--table=variants", "--protocol=x"], "--protocol='x' is unknown"),
+        (["--table=variants", "--plot=x.svg"], "--plot and --against need --table=groups"),
+        (["--table=variant"], "--table='variant' is unknown; did you mean 'variants'"),
     ],
 )
 def test_mistakes_are_named(words, said, runs, capsys):

@@ -1,0 +1,66 @@
+"""Sets of runs that belong together: `python -m experiments.sweep --suite=NAME`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from afa.losses import LOSSES
+
+
+@dataclass(frozen=True)
+class Part:
+    """Experiments and values of fields, all combined."""
+
+    exps: Sequence[str]
+    values: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Runs of several parts; a run that is in two parts is done once.
+
+    Attributes:
+      purpose: one line.
+      parts: of the suite.
+      seeds: number of seeds, unless another is given.
+    """
+
+    purpose: str
+    parts: Sequence[Part]
+    seeds: int = 3
+
+
+BACKBONES = ("resnet18", "resnet50", "densenet121", "bn_inception", "inception_v3", "vgg16",
+             "squeezenet")  # fmt: skip
+METHOD, BASELINE = "afa_resnet18", "baseline_resnet18"
+
+SUITES = {
+    "smoke": Suite(
+        "two losses at debug size, in minutes: checks that sweeps work",
+        [Part(["debug"], {"loss.name": ["norm_softmax", "arcface"]})],
+        seeds=1,
+    ),
+    "backbones": Suite(
+        "the method and its baseline with every recipe's backbone",
+        [Part([f"{kind}_{name}" for name in BACKBONES for kind in ("afa", "baseline")])],
+    ),
+    "losses": Suite(
+        "the baseline with every metric loss",
+        [Part([BASELINE], {"loss.name": sorted(LOSSES)})],
+    ),
+    "corruptions": Suite(
+        "the method and its baseline, trained with few to many corrupted images",
+        [Part([METHOD, BASELINE], {"data.corrupt_probability": [0.0, 0.25, 0.5, 0.75]})],
+    ),
+    "ablation": Suite(
+        "the method without each of its parts",
+        [
+            Part([METHOD, BASELINE]),
+            Part([METHOD], {"adversarial.generator": [False]}),
+            Part([METHOD], {"adversarial.feature_epsilon": [0.0]}),
+            Part([METHOD], {"adversarial.feature_direction": ["random"]}),
+            Part([METHOD], {"adversarial.lambda_adversarial": [0.0]}),
+            Part([METHOD], {"adversarial.gate": ["learned", "verdict"]}),
+        ],
+    ),
+}

@@ -1,0 +1,197 @@
+"""The command `experiments.sweep`: plans, suites, searches, mistakes, and a sweep of real runs."""
+
+import errno
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from paths import ROOT
+from rich.console import Console
+
+import afa
+from afa.sweeps import progress, start
+from afa.sweeps import sweep as sweeps
+from afa.sweeps.executors.local import Local
+from afa.sweeps.plan import plan
+from experiments import sweep as command
+from experiments.suites import SUITES
+
+WORKER = (sys.executable, str(ROOT / "tests" / "support" / "sweep_worker.py"))
+DEBUG = ["--exp=debug", "--scale=laptop"]
+
+
+@pytest.fixture(autouse=True)
+def worker(monkeypatch):
+    """Runs are those of `support/sweep_worker.py`."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    real = Local.__init__
+    monkeypatch.setattr(
+        Local, "__init__", lambda self, processes=0, command=WORKER: real(self, processes, command)
+    )
+
+
+def planned(*words):
+    return command.planned(command.parser().parse_args(list(words)))
+
+
+def test_a_plan_is_printed(tmp_path, capsys):
+    words = [*DEBUG, "--set=loss.name=norm_softmax,arcface", "--seeds=2", f"--out={tmp_path / 'x'}"]
+    assert command.main([*words, "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("waiting")]) == 4
+    assert lines[4] == "4 runs, 0 done"
+    assert not (tmp_path / "x").exists()
+
+
+def test_values_become_runs():
+    runs = planned(*DEBUG, "--set=optim.learning_rate=1e-3,3e-4",
+                   "--set=evaluation.views=flip,flip+median", "--seeds=1")  # fmt: skip
+    assert [run.config.optim.learning_rate for run in runs] == [1e-3, 1e-3, 3e-4, 3e-4]
+    assert [run.config.evaluation.views for run in runs[:2]] == [("flip",), ("flip", "median")]
+    zipped = planned(*DEBUG, "--zip", "embedder.embedding_dim=16,32", "embedder.local_dim=8,16")
+    sizes = [(run.config.embedder.embedding_dim, run.config.embedder.local_dim) for run in zipped]
+    assert sizes == [(16, 8), (32, 16)]
+    tuned = planned(*DEBUG, "--tune", "--seeds=3")
+    assert len(tuned) == 12
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_suites_can_be_planned(name):
+    runs = planned(f"--suite={name}", "--scale=laptop")
+    assert len(runs) >= 2 * SUITES[name].seeds or name == "smoke"
+    assert {run.config.seed for run in runs} == set(range(SUITES[name].seeds))
+
+
+def test_a_suite_is_executed(tmp_path, capsys):
+    words = ["--suite=smoke", "--scale=laptop", f"--out={tmp_path / 'smoke'}"]
+    assert command.main(words) == 0
+    out, err = capsys.readouterr()
+    assert out == f"results   {tmp_path / 'smoke' / 'sweep.json'}: 2 of 2 runs\n"
+    assert err.count("done") == 2
+    assert len(json.loads((tmp_path / "smoke" / "sweep.json").read_text())["runs"]) == 2
+
+
+def test_the_function_does_what_the_command_does(tmp_path):
+    seen = []
+    content = afa.sweep(
+        "debug", {"optim.learning_rate": [1e-3, 3e-4]}, seeds=2, scale="laptop",
+        out=tmp_path / "sweep", processes=2, show=lambda sweep, states: seen.append(dict(states)),
+    )  # fmt: skip
+    assert len(content["runs"]) == 4 and not content["failed"]
+    assert set(seen[-1].values()) == {"done"}
+    with pytest.raises(afa.UserError, match="contains another plan"):
+        afa.sweep("debug", scale="laptop", out=tmp_path / "sweep")
+
+
+def test_the_table_shows_steps_and_scores(tmp_path):
+    runs = plan(["debug"], [{"optim.learning_rate": 1e-3}], [0], "laptop")
+    sweep = start.located(runs, tmp_path / "sweep")
+    home = sweep.workdir(runs[0]).root
+    home.mkdir(parents=True)
+    (home / "metrics.jsonl").write_text(
+        '{"step": 2, "validation/map_at_r": 0.123}\n{"step": 3, "loss": 1.0}\n{"st'
+    )
+    console = Console(width=140, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(progress.table(sweep, {runs[0].name: "running"}))
+    text = captured.get()
+    assert "1 runs: 1 running" in text
+    assert f"{runs[0].name}" in text and "running   3      12.3" in text
+
+
+def test_a_search_prints_the_best_settings(tmp_path, capsys):
+    pytest.importorskip("optuna")
+    words = [*DEBUG, "--trials=2", "--set=optim.learning_rate=1e-4:1e-2", f"--out={tmp_path / 's'}"]
+    assert command.main([*words, "--dry_run"]) == 0
+    assert capsys.readouterr().out == (
+        "optim.learning_rate         Range(low=0.0001, high=0.01)\n2 trials of debug\n"
+    )
+    assert command.main(words) == 0
+    out = capsys.readouterr().out
+    best = json.loads((tmp_path / "s" / "search.json").read_text())["best"]
+    assert f"--optim.learning_rate={best['settings']['optim.learning_rate']} " in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--exp or --suite is missing"),
+        (["--exp=debugg"], "exp='debugg' is unknown; did you mean 'debug'?"),
+        ([*DEBUG, "--set=optim.learning_rat=1"],
+         "optim.learning_rat is not a field; did you mean 'optim.learning_rate'?"),
+        ([*DEBUG, "--set=loss.name=arcfac"], "did you mean 'arcface'?"),
+        ([*DEBUG, "--set=optim.learning_rate=much"], "optim.learning_rate='much'"),
+        ([*DEBUG, "--set=optim.learning_rate=1,1"], "has a value twice"),
+        ([*DEBUG, "--set=optim.learning_rate=1,"], "has an empty value"),
+        ([*DEBUG, "--set=optim.learning_rate"], "is not FIELD=A,B"),
+        ([*DEBUG, "--set=seed=1,2"], "--set seed: use --seeds=N"),
+        ([*DEBUG, "--zip", "optim.learning_rate=1,2", "train.steps=1"],
+         "--zip needs as many values for every field: optim.learning_rate 2, train.steps 1"),
+        ([*DEBUG, "--random=3"], "--random=3: there are only 1 combinations"),
+        ([*DEBUG, "--seeds=-1"], "--seeds=-1 must not be negative"),
+        ([*DEBUG, "--executor=slrum"], "executor='slrum' is unknown; did you mean 'slurm'?"),
+        ([*DEBUG, "--options=x"], "--options is of the executors slurm and sky"),
+        ([*DEBUG, "--executor=slurm", "--processes=2"], "--processes is of the executor local"),
+        (["--suite=smok"], "--suite='smok' is unknown; did you mean 'smoke'?"),
+        (["--suite=smoke", "--set=train.steps=3"], "--suite has its own runs: remove --set"),
+        (["--exp=afa_vgg16", "--tune"], "--tune: afa_vgg16 proposes no values"),
+        ([*DEBUG, "--trials=3"], "--trials needs fields to change: --set or --tune"),
+        ([*DEBUG, "--trials=3", "--set=optim.learning_rate=2:1"],
+         "--set optim.learning_rate=2:1 is not a range LOW:HIGH of numbers"),
+        ([*DEBUG, "--trials=3", "--seeds=2", "--tune"], "--trials searches one --exp"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_and_nothing_is_written(words, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command.main([*words]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out = tmp_path / "sweep"
+    monkeypatch.setattr(sweeps, "write_json", full)
+    assert command.main([*DEBUG, f"--out={out}"]) == 2
+    assert capsys.readouterr().err.endswith(
+        f"error: --out={out}: cannot be written (No space left on device); fix this and run the "
+        "same command again to continue\n"
+    )
+    monkeypatch.undo()
+    assert not (out / "plan.json").exists()
+
+
+@pytest.mark.slow
+def test_real_runs_killed_ten_times_end_as_undisturbed_ones(tmp_path, monkeypatch):
+    """Two losses, two learning rates, three seeds at debug size."""
+    monkeypatch.undo()
+    draw = random.Random(0)
+
+    def words(name):
+        return [sys.executable, "-m", "experiments.sweep", *DEBUG, "--tune", "--seeds=3",
+                "--processes=2", f"--out={tmp_path / name / 'sweep'}"]  # fmt: skip
+
+    assert subprocess.run(words("undisturbed"), cwd=ROOT).returncode == 0
+    for _ in range(10):
+        process = subprocess.Popen(words("killed"), cwd=ROOT)
+        time.sleep(draw.uniform(5, 60))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(words("killed"), cwd=ROOT).returncode == 0
+    one, other = ((tmp_path / name / "sweep" / "sweep.json").read_bytes()
+                  for name in ("undisturbed", "killed"))  # fmt: skip
+    assert one == other
+    assert len(json.loads(one)["runs"]) == 12
+    reads = [
+        json.loads(path.read_text()) for path in tmp_path.glob("killed/store/*/test_reads.json")
+    ]
+    assert reads == [{"run": 1}] * 12
