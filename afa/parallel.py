@@ -16,7 +16,9 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, Literal, TypeVar, cast
 
@@ -40,6 +42,11 @@ PROCESS_COUNTS = {
     "SLURM_NTASKS": ("SLURM_PROCID", "SLURM_STEP_NODELIST"),
     "OMPI_COMM_WORLD_SIZE": ("OMPI_COMM_WORLD_RANK",),
 }
+# Number of processes on this machine, and the number of this one there.
+LOCAL_PROCESSES = (
+    ("SLURM_STEP_TASKS_PER_NODE", "SLURM_LOCALID"),
+    ("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+)
 MESSAGE_BYTES = 4096  # size of an error message exchanged between processes
 _ACCELERATED: ContextVar[bool | None] = ContextVar("accelerated", default=None)
 
@@ -61,14 +68,41 @@ def start(coordinator: str, processes: int = 1, index: int = 0) -> None:
         return
     if jax.distributed.is_initialized():  # by an earlier run in the same notebook or program
         return
+    gpus = local_gpus(os.environ)
     try:
         if coordinator not in ("auto", "environment"):
-            jax.distributed.initialize(coordinator, processes, index)
+            jax.distributed.initialize(coordinator, processes, index, gpus)
         else:
-            jax.distributed.initialize()
+            jax.distributed.initialize(local_device_ids=gpus)
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"launch.coordinator={coordinator!r}: {reason}") from None
+
+
+def local_gpus(environment: Mapping[str, str]) -> list[int] | None:
+    """Returns the numbers of the GPUs that this process of SLURM or Open MPI uses, counted among
+    those that it sees; None without such a launcher or without GPUs: JAX decides.
+
+    JAX takes the GPU of the process's number on its machine. That is wrong if the process sees only
+    one GPU (`--gpus-per-task`), which has number 0, and if it is alone on its machine and sees all.
+    """
+    for size, rank in LOCAL_PROCESSES:
+        if rank in environment and environment.get(size):
+            # "2(x3),1": two processes on each of three machines, one on the next.
+            processes = int(re.match(r"\d+", environment[size])[0])  # pyright: ignore
+            own = int(environment[rank])
+            break
+    else:
+        return None
+    visible = [each for each in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+    on_node = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
+    count = len(visible) or on_node
+    if not count:
+        return None
+    share = count // processes
+    if share == 0 or on_node > count:  # the process sees only its own
+        return list(range(count))
+    return list(range(own % processes * share, (own % processes + 1) * share))
 
 
 def environment_processes() -> int:
@@ -141,6 +175,25 @@ def gather_shares(tree: PyTree, rows: int) -> PyTree:
         return np.asarray(every).reshape(-1, *part.shape[1:])[:rows]
 
     return jax.tree.map(joined, tree)
+
+
+def device_sum() -> int:
+    """Returns the sum of a 1 from every device of all processes: whether they can communicate."""
+
+    def one(state: Array, batch: Array) -> tuple[Array, Array]:
+        return state, lax.psum(jnp.sum(batch), AXIS)
+
+    ones = np.ones(local_device_count(), np.int32)
+    return int(local(data_parallel(one)(np.int32(0), ones)[1]))
+
+
+def clock_skew() -> float:
+    """Returns the largest difference between the clocks of the processes, in seconds; it includes
+    the time that they take to answer."""
+    if jax.process_count() == 1:
+        return 0.0
+    multihost_utils.sync_global_devices("clock")
+    return float(np.ptp(multihost_utils.process_allgather(np.float64(time.time() % 1e5))))
 
 
 def end_together(name: str) -> None:

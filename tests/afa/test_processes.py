@@ -182,6 +182,31 @@ def test_number_of_processes_from_the_environment(monkeypatch, variables, count)
     assert parallel.environment_processes() == count
 
 
+@pytest.mark.parametrize(
+    ("variables", "gpus"),
+    [
+        ({}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, None),  # no launcher
+        # One task for all GPUs of a node, a GPU for each task that sees all, or its own only.
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0",
+          "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, [0, 1, 2, 3]),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_LOCALID": "2",
+          "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, [2]),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_LOCALID": "2", "CUDA_VISIBLE_DEVICES": "5"},
+         [0]),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_LOCALID": "1", "SLURM_GPUS_ON_NODE": "8"},
+         [4, 5, 6, 7]),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_LOCALID": "1", "SLURM_GPUS_ON_NODE": "16",
+          "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, [0, 1, 2, 3]),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_LOCALID": "1"}, None),  # no GPUs
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+          "CUDA_VISIBLE_DEVICES": "0,1"}, [1]),
+    ],
+)  # fmt: skip
+def test_gpus_of_a_process(variables, gpus):
+    assert parallel.local_gpus(variables) == gpus
+
+
 def test_one_process_keeps_all_rows():
     rows = {"x": np.arange(3)}
     assert parallel.share(3) == slice(0, 3)

@@ -173,5 +173,5 @@ def test_missing_devices_are_reported_by_the_doctor(monkeypatch):
 
     monkeypatch.setattr(parallel, "require_devices", refuse)
     lines = []
-    assert doctor.examine(lines.append) == EXIT_USER_ERROR
+    assert doctor.examine(print_line=lines.append) == EXIT_USER_ERROR
     assert lines[-1] == "error: JAX_PLATFORMS=cuda: no such device; usable here: cpu"

@@ -237,7 +237,16 @@ def finished(data: Path, factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def on_tpu_vm() -> None:
+    """Lets JAX look for the other processes as on a TPU VM."""
+    from jax._src.clusters import cloud_tpu_cluster
+
+    cloud_tpu_cluster.running_in_cloud_tpu_vm = True  # pyright: ignore
+
+
 if __name__ == "__main__":
+    if "FAKE_TPU_VM" in os.environ:
+        on_tpu_vm()
     if "END" in os.environ:
         ending(os.environ["END"])
     sys.exit(main(*sys.argv[1:]))
