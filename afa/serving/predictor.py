@@ -31,6 +31,11 @@ MANIFEST = "manifest.json"
 KIND = "afa predictor"
 FORMAT = 1
 WEIGHTS, CHECK = "weights.safetensors", "check.safetensors"
+# What `jax.export` promises of a program (its documentation, "Compatibility guarantees").
+PROMISE = (
+    "JAX promises to read a program up to six months after it was written, and with versions that "
+    "are at most three weeks older than the writer"
+)
 ANY = "any"  # batch size of a program that takes any
 # Batch sizes that such a program is compiled for; views are padded to one of them.
 ANY_ROWS = (1, 4, 16, 64, 256)
@@ -92,7 +97,7 @@ class Predictor:
                 name: _read(directory, name, manifest["files"])
                 for name in (*chosen["programs"].values(), WEIGHTS, CHECK)
             }
-            programs = _programs(directory, chosen["programs"], content)
+            programs = _programs(directory, chosen["programs"], content, manifest["jax"])
             arrays, known = (_arrays(directory / n, content[n]) for n in (WEIGHTS, CHECK))
             weights = {name: jax.device_put(arrays[name]) for name in manifest["arguments"]}
             return cls(manifest, programs, weights, {n: known[n] for n in ("views", "vectors")})
@@ -213,23 +218,33 @@ def _read(directory: Path, name: str, files: Mapping[str, Any]) -> bytes:
 
 
 def _programs(
-    directory: Path, names: Mapping[str, str], content: Mapping[str, bytes]
+    directory: Path, names: Mapping[str, str], content: Mapping[str, bytes], writer: str
 ) -> dict[int, Program]:
-    """Returns batch size -> program."""
+    """Returns batch size -> program; `writer` is the version of JAX that wrote them."""
     found = {}
     for rows, name in names.items():
-        program = jax.jit(_program(directory / name, content[name]).call)
+        program = jax.jit(_program(directory / name, content[name], writer).call)
         found |= dict.fromkeys(ANY_ROWS if rows == ANY else (int(rows),), program)
     return found
 
 
-def _program(path: Path, content: bytes) -> export.Exported:
+def _program(path: Path, content: bytes, writer: str) -> export.Exported:
     try:
-        return export.deserialize(bytearray(content))
+        program = export.deserialize(bytearray(content))
+        # JAX 0.7 reads programs of 0.10, but without their devices, and fails when they are called.
+        known, reason = program.nr_devices == 1, "no devices"
     except ImportError:
         raise UserError("reading a program needs flatbuffers (pip install flatbuffers)") from None
     except Exception as error:  # a matching digest does not make the content valid
-        raise UserError(f"{path} is not a jax.export program ({type(error).__name__})") from None
+        program, known, reason = None, False, type(error).__name__
+    if program is not None and known:
+        return program
+    if writer != jax.__version__:
+        raise UserError(
+            f"{path} was written by jax {writer}, and jax {jax.__version__} cannot read it "
+            f"({reason}): install jax {writer}, or package the run again. {PROMISE}"
+        )
+    raise UserError(f"{path} is not a jax.export program ({reason})")
 
 
 def _arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
@@ -256,6 +271,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         predictor = Predictor.load(chosen.package)
         if chosen.check:
+            writer = predictor.manifest["jax"]
+            print(f"written by jax {writer}, read by {jax.__version__}. {PROMISE}", file=sys.stderr)
             print(f"at most {predictor.check():.1e} from the run's own vectors", file=sys.stderr)
         for path in chosen.images:
             vector = predictor.embed(_view(predictor, path)[None])[0]

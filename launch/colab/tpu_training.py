@@ -55,7 +55,7 @@ print(f"{RUN}: {'continues' if RUN.exists() else 'starts'}; devices: {parallel.p
 # weights, install the extra `hub` and remove `backbone.weights`.
 
 # %%
-settings = {"train.steps": "4"} if FAST else {"backbone.weights": "random"}
+settings = {} if FAST else {"backbone.weights": "random"}
 scale = "full" if parallel.accelerated() else "laptop"
 result = afa.run("debug" if FAST else "afa_resnet50", scale=scale, workdir=RUN, **settings)
 

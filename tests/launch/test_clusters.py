@@ -23,7 +23,7 @@ from paths import ROOT
 from afa.errors import EXIT_PREEMPTED
 
 FIRST_PORT = 65535 - 2**12 + 1  # JAX adds a job number to it (SLURM, Open MPI)
-TPU_PORT = 8482  # of JAX, for TPU
+STEPS = 40
 
 
 def free_port(least=1024):
@@ -116,8 +116,9 @@ def both(launcher, data, home, **more):
     for index in range(2):
         variables, words = launcher(index, port)
         environment = {name: str(value) for name, value in variables.items()}
-        line = [*process_worker.words(data, home), *words]
-        extra = {name: value for name, value in more.items() if index == 0}
+        changes = {"train.steps": str(STEPS), "train.evaluate_every": "100%"}
+        line = [*process_worker.words(data, home, **changes), *words]
+        extra = {name: value for name, value in more.items() if index == 0 or name == "PAUSE"}
         running.append(tiny_run.start(*line, JAX_PLATFORMS="cpu", XLA_FLAGS="", **environment,
                                       **extra))  # fmt: skip
     try:
@@ -143,12 +144,12 @@ def undisturbed(tiny_data, tmp_path_factory):
 )  # fmt: skip
 def test_two_processes_are_preempted_and_continue(name, tiny_data, undisturbed, tmp_path):
     home: Path = tmp_path / "run"
-    ended = both(LAUNCHERS[name], tiny_data, home, END="step:3:SIGTERM")
+    ended = both(LAUNCHERS[name], tiny_data, home, END="step:3:SIGTERM", PAUSE="0.3")
     assert [code for code, *_ in ended] == [EXIT_PREEMPTED] * 2, ended
     steps = {int(path.name) for path in (home / "checkpoints").iterdir() if path.name.isdecimal()}
-    assert 3 <= max(steps) < 6
+    assert 3 <= max(steps) < STEPS
     ended = both(LAUNCHERS[name], tiny_data, home)
     assert [code for code, *_ in ended] == [0, 0], ended
-    assert f"resuming after step {max(steps)} of 6" in ended[0][1]
+    assert f"resuming after step {max(steps)} of {STEPS}" in ended[0][1]
     assert json.loads((home / "result.json").read_text())["hardware"] == "2 x cpu"
     assert tiny_run.figures(home) == undisturbed

@@ -6,6 +6,7 @@ import sys
 import warnings
 
 import pytest
+import tiny_run
 from paths import ROOT
 
 HOME = ROOT / "launch" / "colab"
@@ -27,7 +28,7 @@ def test_a_notebook_is_that_of_its_source(name):
 
 
 @notebooks
-def test_a_notebook_is_executed(name, tmp_path, monkeypatch):
+def test_a_notebook_is_executed(name, tmp_path, tmp_path_factory, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Jupyter
         import nbclient
@@ -36,8 +37,7 @@ def test_a_notebook_is_executed(name, tmp_path, monkeypatch):
         monkeypatch.setenv("FAST", "1")
         monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
-        # Runs are too short to profit from compiler optimisations.
-        monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        monkeypatch.setenv("AFA_PROGRAM_CACHE", str(tiny_run.shared(tmp_path_factory) / "programs"))
         notebook = nbformat.read(HOME / f"{name}.ipynb", as_version=4)
         client = nbclient.NotebookClient(
             notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,20 @@ def finished(data: Path, factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def slow_down(seconds: float) -> None:
+    """Makes every training step take longer: several processes agree about a signal within
+    seconds."""
+    from afa import parallel
+
+    original = parallel.preempted
+
+    def preempted(done: int, signalled: bool) -> bool:
+        time.sleep(seconds)
+        return original(done, signalled)
+
+    parallel.preempted = preempted
+
+
 def on_tpu_vm() -> None:
     """Lets JAX look for the other processes as on a TPU VM."""
     from jax._src.clusters import cloud_tpu_cluster
@@ -247,6 +262,8 @@ def on_tpu_vm() -> None:
 if __name__ == "__main__":
     if "FAKE_TPU_VM" in os.environ:
         on_tpu_vm()
+    if "PAUSE" in os.environ:
+        slow_down(float(os.environ["PAUSE"]))
     if "END" in os.environ:
         ending(os.environ["END"])
     sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Runs the tests with the oldest and the newest versions that afa supports.
+#
+#   launch/check_versions.sh [oldest|newest|packages] ...   (default: all three)
+#
+# oldest, newest: makes the environment .venv-NAME of constraints-NAME.txt and runs all tests there;
+# warnings are errors in both. The tests that a set cannot hold are named below, with reasons.
+# packages: packages a run under each set and reads it under the other one. PYTHON is the interpreter
+# (default: python3.13).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+readonly PYTHON="${PYTHON:-python3.13}"
+
+environment() {
+  [ -x ".venv-$1/bin/python" ] || "$PYTHON" -m venv ".venv-$1"
+  ".venv-$1/bin/pip" install -q -c "constraints-$1.txt" -e '.[dev]'
+}
+
+tests() {
+  environment "$1"
+  AFA_TEST_CACHE="${TMPDIR:-/tmp}/afa-tests-$1" ".venv-$1/bin/python" -m pytest \
+    -n 2 --dist=loadfile -p no:cacheprovider
+}
+
+packages() {
+  local home writer reader
+  home="$(mktemp -d)"
+  for writer in oldest newest; do
+    environment "$writer"
+    ".venv-$writer/bin/python" -m experiments.run --exp=debug --workdir="$home/$writer"
+    ".venv-$writer/bin/python" -m experiments.package --run="$home/$writer" \
+      --out="$home/$writer-package"
+  done
+  for writer in oldest newest; do
+    for reader in oldest newest; do
+      echo "written with the $writer versions, read with the $reader:"
+      ".venv-$reader/bin/python" -m experiments.package --check="$home/$writer-package" || true
+    done
+  done
+  rm -r "$home"
+}
+
+[ $# -gt 0 ] || set -- oldest newest packages
+for action in "$@"; do
+  case "$action" in
+    oldest | newest) tests "$action" ;;
+    packages) packages ;;
+    *)
+      echo "error: '$action' is unknown (allowed: oldest, newest, packages)" >&2
+      exit 2
+      ;;
+  esac
+done
