@@ -16,9 +16,8 @@ import contextlib
 import functools
 import json
 import os
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, Literal, TypeVar, cast
 
@@ -31,22 +30,12 @@ from jax.extend import backend
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PyTree, Shaped
 
+from afa import launchers
 from afa.errors import UserError
 
 AXIS = "data"
 Impl = Literal["auto", "pmap", "shard_map"]
 T = TypeVar("T")
-# Environment variables of launchers: number of processes -> variables that each process also has.
-# The script of a SLURM batch job has the number but no step: it is one process until `srun`.
-PROCESS_COUNTS = {
-    "SLURM_NTASKS": ("SLURM_PROCID", "SLURM_STEP_NODELIST"),
-    "OMPI_COMM_WORLD_SIZE": ("OMPI_COMM_WORLD_RANK",),
-}
-# Number of processes on this machine, and the number of this one there.
-LOCAL_PROCESSES = (
-    ("SLURM_STEP_TASKS_PER_NODE", "SLURM_LOCALID"),
-    ("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-)
 MESSAGE_BYTES = 4096  # size of an error message exchanged between processes
 _ACCELERATED: ContextVar[bool | None] = ContextVar("accelerated", default=None)
 
@@ -64,11 +53,11 @@ def start(coordinator: str, processes: int = 1, index: int = 0) -> None:
     Raises:
       UserError: the processes cannot connect.
     """
-    if coordinator == "none" or (coordinator == "auto" and environment_processes() < 2):
+    if coordinator == "none" or (coordinator == "auto" and launchers.processes(os.environ) < 2):
         return
     if jax.distributed.is_initialized():  # by an earlier run in the same notebook or program
         return
-    gpus = local_gpus(os.environ)
+    gpus = launchers.local_gpus(os.environ)
     try:
         if coordinator not in ("auto", "environment"):
             jax.distributed.initialize(coordinator, processes, index, gpus)
@@ -77,42 +66,6 @@ def start(coordinator: str, processes: int = 1, index: int = 0) -> None:
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"launch.coordinator={coordinator!r}: {reason}") from None
-
-
-def local_gpus(environment: Mapping[str, str]) -> list[int] | None:
-    """Returns the numbers of the GPUs that this process of SLURM or Open MPI uses, counted among
-    those that it sees; None without such a launcher or without GPUs: JAX decides.
-
-    JAX takes the GPU of the process's number on its machine. That is wrong if the process sees only
-    one GPU (`--gpus-per-task`), which has number 0, and if it is alone on its machine and sees all.
-    """
-    for size, rank in LOCAL_PROCESSES:
-        if rank in environment and environment.get(size):
-            # "2(x3),1": two processes on each of three machines, one on the next.
-            processes = int(re.match(r"\d+", environment[size])[0])  # pyright: ignore
-            own = int(environment[rank])
-            break
-    else:
-        return None
-    visible = [each for each in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
-    on_node = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
-    count = len(visible) or on_node
-    if not count:
-        return None
-    share = count // processes
-    if share == 0 or on_node > count:  # the process sees only its own
-        return list(range(count))
-    return list(range(own % processes * share, (own % processes + 1) * share))
-
-
-def environment_processes() -> int:
-    """Returns the number of processes from the environment of a launcher; 1 without a launcher."""
-    names = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    counts = [len(names) if all(names) else 1]
-    for count, others in PROCESS_COUNTS.items():
-        if os.environ.get(count, "").isdecimal() and all(name in os.environ for name in others):
-            counts.append(int(os.environ[count]))
-    return max(counts)
 
 
 def together(action: Callable[[], T]) -> T:

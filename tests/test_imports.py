@@ -15,8 +15,8 @@ from paths import ROOT
 # From the lowest to the highest layer.
 AFA = (
     "errors", "io", "console", "bounds", "losses", "config", "checks", "manifest", "workdir",
-    "parallel", "runtime", "unpickle", "report", "data", "models", "train", "inference",
-    "retrieval", "evaluation", "serving", "runs", "sweeps",
+    "launchers", "parallel", "runtime", "unpickle", "report", "data", "models", "train",
+    "inference", "retrieval", "evaluation", "serving", "runs", "sweeps",
 )  # fmt: skip
 LAYERS = (*(f"afa.{name}" for name in AFA), "afa", "experiments", "launch")
 # Allowed imports from higher layers, with reasons.

@@ -185,7 +185,10 @@ def signals() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: seen
         return
-    kinds = (signal.SIGTERM, signal.SIGINT)
+    # With several processes SIGTERM belongs to JAX, which has all of them agree about a step
+    # (`parallel.preempted`). A handler of Python would replace the one that JAX has installed.
+    several = parallel.process_count() > 1
+    kinds = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)
     before = {kind: signal.getsignal(kind) for kind in kinds}
 
     def note(number: int, _frame: Any) -> None:

@@ -16,7 +16,7 @@ import pytest
 import tiny_run
 from paths import ROOT, SUPPORT
 
-from afa import parallel
+from afa import launchers, parallel
 from experiments import run as command
 
 WORKER = Path(process_worker.__file__)
@@ -179,7 +179,7 @@ def test_number_of_processes_from_the_environment(monkeypatch, variables, count)
             monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert parallel.environment_processes() == count
+    assert launchers.processes(os.environ) == count
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_number_of_processes_from_the_environment(monkeypatch, variables, count)
     ],
 )  # fmt: skip
 def test_gpus_of_a_process(variables, gpus):
-    assert parallel.local_gpus(variables) == gpus
+    assert launchers.local_gpus(variables) == gpus
 
 
 def test_one_process_keeps_all_rows():
