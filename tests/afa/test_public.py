@@ -23,7 +23,7 @@ from afa.runs import start
 from afa.serving import package
 from experiments import configs
 
-TESTED_HERE = {"run", "load", "__version__"}  # without doctest: they need a run
+TESTED_HERE = {"run", "sweep", "load", "__version__"}  # without doctest: they need a run
 
 
 def python(code: str, where: Path = ROOT) -> str:

@@ -52,6 +52,7 @@ def test_a_run_writes_all_its_files(tiny_finished):
     assert names == {
         ".lock", "config.json", "split.json", "metrics.jsonl", "tensorboard", "checkpoints",
         "embeddings", "result.json", "per_query.parquet", "report.html",
+        "test_reads.json",
     }  # fmt: skip
     assert list((tiny_finished / "tensorboard").glob("events.out.tfevents.*"))
     assert not [p for p in tiny_finished.rglob("*") if "tmp" in p.name or "writing" in p.name]

@@ -178,7 +178,9 @@ def test_the_predictor_command(moved, embedder, queries, capsys):
     words = [f"--package={moved}", "--check", *queries.ids[-2:]]
     assert predictor.main(words) == 0
     out, err = capsys.readouterr()
-    assert float(err.split()[2]) < 1e-5
+    version, distance = err.splitlines()
+    assert version.startswith(f"written by jax {jax.__version__}, read by {jax.__version__}. JAX")
+    assert float(distance.split()[2]) < 1e-5
     answers = [json.loads(line) for line in out.splitlines()]
     assert [answer["image"] for answer in answers] == list(queries.ids[-2:])
     wanted = embedder(queries)[-2:]
