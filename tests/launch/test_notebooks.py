@@ -27,6 +27,7 @@ def test_a_notebook_is_that_of_its_source(name):
     assert any("KEPT = " in "".join(cell["source"]) for cell in cells)
 
 
+@pytest.mark.slow
 @notebooks
 def test_a_notebook_is_executed(name, tmp_path, tmp_path_factory, monkeypatch):
     with warnings.catch_warnings():
