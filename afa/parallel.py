@@ -146,7 +146,9 @@ def clock_skew() -> float:
     if jax.process_count() == 1:
         return 0.0
     multihost_utils.sync_global_devices("clock")
-    return float(np.ptp(multihost_utils.process_allgather(np.float64(time.time() % 1e5))))
+    second, rest = divmod(time.time(), 1)  # arrays of JAX have 32 bits
+    every = multihost_utils.process_allgather(np.asarray([second, 1e6 * rest], np.int32))
+    return float(np.ptp(every.astype(np.float64) @ [1.0, 1e-6]))
 
 
 def end_together(name: str) -> None:

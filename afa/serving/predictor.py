@@ -33,8 +33,8 @@ FORMAT = 1
 WEIGHTS, CHECK = "weights.safetensors", "check.safetensors"
 # What `jax.export` promises of a program (its documentation, "Compatibility guarantees").
 PROMISE = (
-    "JAX promises to read a program up to six months after it was written, and with versions that "
-    "are at most three weeks older than the writer"
+    "JAX promises to read a program with the versions of six months after the one that wrote it, "
+    "and with versions that are at most three weeks older"
 )
 ANY = "any"  # batch size of a program that takes any
 # Batch sizes that such a program is compiled for; views are padded to one of them.

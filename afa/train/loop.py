@@ -180,15 +180,17 @@ def stages(context: steps.StepContext, plan: Plan) -> list[Stage]:
 
 @contextmanager
 def signals() -> Iterator[Callable[[], bool]]:
-    """Yields whether SIGTERM or SIGINT was received, as a function; a second one acts as usual."""
+    """Yields whether SIGTERM or SIGINT was received, as a function; a second one acts as usual.
+
+    With several processes, SIGTERM belongs to JAX, which has all of them agree about a step
+    (`parallel.preempted`): a handler of Python would replace the one that JAX has installed.
+    """
     seen = False
-    if threading.current_thread() is not threading.main_thread():
+    main = threading.current_thread() is threading.main_thread()
+    if not main or parallel.process_count() > 1:
         yield lambda: seen
         return
-    # With several processes SIGTERM belongs to JAX, which has all of them agree about a step
-    # (`parallel.preempted`). A handler of Python would replace the one that JAX has installed.
-    several = parallel.process_count() > 1
-    kinds = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)
+    kinds = (signal.SIGTERM, signal.SIGINT)
     before = {kind: signal.getsignal(kind) for kind in kinds}
 
     def note(number: int, _frame: Any) -> None:

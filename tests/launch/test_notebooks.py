@@ -27,7 +27,6 @@ def test_a_notebook_is_that_of_its_source(name):
     assert any("KEPT = " in "".join(cell["source"]) for cell in cells)
 
 
-@pytest.mark.slow
 @notebooks
 def test_a_notebook_is_executed(name, tmp_path, tmp_path_factory, monkeypatch):
     with warnings.catch_warnings():
@@ -38,6 +37,7 @@ def test_a_notebook_is_executed(name, tmp_path, tmp_path_factory, monkeypatch):
         monkeypatch.setenv("FAST", "1")
         monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        monkeypatch.setenv("XLA_FLAGS", "")  # one device, not the several of the tests
         monkeypatch.setenv("AFA_PROGRAM_CACHE", str(tiny_run.shared(tmp_path_factory) / "programs"))
         notebook = nbformat.read(HOME / f"{name}.ipynb", as_version=4)
         client = nbclient.NotebookClient(
