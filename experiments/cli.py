@@ -46,6 +46,15 @@ class Parser(argparse.ArgumentParser):
             help="directory of compiled programs; off: no cache (default: auto)",
         )  # fmt: skip
 
+    @classmethod
+    def of(cls, program: str, docstring: str | None) -> "Parser":
+        """Returns a parser described by a module's docstring below its first line, as laid out."""
+        return cls(
+            prog=program,
+            description=(docstring or "").partition("\n\n")[2],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
     def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> argparse.Namespace:

@@ -29,11 +29,7 @@ PROGRAM = "python -m experiments.compare"
 
 def parser() -> Parser:
     """Returns the parser of the command line."""
-    options = Parser(
-        prog=PROGRAM,
-        description=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    options = Parser.of(PROGRAM, __doc__)
     add = options.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="directories of finished runs")
     add("--against", nargs="+", type=Path, default=(), metavar="RUN",

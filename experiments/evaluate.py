@@ -30,11 +30,7 @@ PROGRAM = "python -m experiments.evaluate"
 
 def parser() -> Parser:
     """Returns the parser of the command line."""
-    options = Parser(
-        prog=PROGRAM,
-        description=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    options = Parser.of(PROGRAM, __doc__)
     add = options.add_argument
     add("--run", required=True, type=Path, help="directory of a finished run")
     add("--benchmark", required=True, metavar="NAME", help="one of the above")

@@ -27,6 +27,7 @@ from afa.errors import EXIT_DIVERGED, UserError, choose
 from experiments.cli import Parser, note, perform
 
 if TYPE_CHECKING:
+    from afa.sweeps.executors.contract import Executor
     from afa.sweeps.plan import Planned
     from afa.sweeps.search import Range, Search
     from afa.sweeps.start import Show
@@ -38,11 +39,7 @@ CHOICES = ("set", "zip", "random", "trials", "tune")  # not together with --suit
 
 def parser() -> Parser:
     """Returns the parser of the command line."""
-    options = Parser(
-        prog=PROGRAM,
-        description=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    options = Parser.of(PROGRAM, __doc__)
     add = options.add_argument
     add("--exp", default="", metavar="A,B", help="experiments")
     add("--set", action="append", default=[], metavar="FIELD=A,B",
@@ -80,6 +77,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _main(chosen: argparse.Namespace) -> int:
+    from afa.sweeps.devices import scale_of
+    from afa.sweeps.executors import EXECUTORS
     from experiments.suites import SUITES
 
     for name in ("seeds", "random", "trials", "processes"):
@@ -89,11 +88,19 @@ def _main(chosen: argparse.Namespace) -> int:
         for name, suite in SUITES.items():
             print(f"{name:<12}{suite.purpose}")
         return 0
+    choose("--executor", chosen.executor, EXECUTORS)
     if chosen.executor == "local" and chosen.options:
         raise UserError("--options is of the executors slurm and sky")
     if chosen.executor != "local" and chosen.processes:
         raise UserError("--processes is of the executor local")
+    chosen.scale = scale_of(chosen.scale, chosen.executor)
     return _search(chosen) if chosen.trials else _sweep(chosen)
+
+
+def _executor(chosen: argparse.Namespace) -> "Executor":
+    from afa.sweeps.executors import create
+
+    return create(chosen.executor, chosen.out, chosen.processes, shlex.split(chosen.options))
 
 
 def _sweep(chosen: argparse.Namespace) -> int:
@@ -104,11 +111,9 @@ def _sweep(chosen: argparse.Namespace) -> int:
     if chosen.dry_run:
         _list(sweep)
         return 0
+    executor = _executor(chosen)
     with _shown() as show:
-        content = start.perform(
-            runs, chosen.out, chosen.store or "", chosen.executor, chosen.processes,
-            shlex.split(chosen.options), show,
-        )  # fmt: skip
+        content = start.perform(sweep, executor, show)
     for name, reasons in content["failed"].items():
         note(f"failed    {name}: {reasons[-1]}")
     print(f"results   {sweep.summary}: {len(content['runs'])} of {len(runs)} runs")
@@ -208,15 +213,13 @@ def _typed(exp: str, scale: str, texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _search(chosen: argparse.Namespace) -> int:
-    from afa.sweeps.executors import create
-
     search = searched(chosen)
     if chosen.dry_run:
         for name, space in search.space.items():
             print(f"{name:<28}{space}")
         print(f"{search.trials} trials of {search.exp}")
         return 0
-    executor = create(chosen.executor, search.out, chosen.processes, shlex.split(chosen.options))
+    executor = _executor(chosen)
     with _shown() as show:
         content = search.execute(executor, show)
     best = content["best"]

@@ -18,8 +18,7 @@ Values = Mapping[str, Sequence[Any]]  # field -> its values
 
 # Fields that change nothing in the results.
 WITHOUT_EFFECT = (
-    "launch.", "train.parallel", "train.log_every", "train.keep_best", "data.read_threads",
-    "data.cache",
+    "launch.", "train.parallel", "train.log_every", "data.read_threads", "data.cache",
 )  # fmt: skip
 
 
@@ -109,7 +108,7 @@ def plan(
     exps: Sequence[str],
     changes: Sequence[Mapping[str, Any]],
     seeds: Sequence[int],
-    scale: str = "auto",
+    scale: str,
 ) -> list[Planned]:
     """Returns the runs of a sweep, without repetitions; all runs of a seed share their batches.
 
@@ -117,6 +116,7 @@ def plan(
       exps: names of recipes.
       changes: changed fields of every combination.
       seeds: seeds of every combination.
+      scale: of the recipes, "laptop" or "full".
 
     Raises:
       UserError: an unknown recipe, field or value.

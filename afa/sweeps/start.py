@@ -6,7 +6,9 @@ from typing import Any
 
 from afa.errors import UserError
 from afa.io import write_json
+from afa.sweeps.devices import scale_of
 from afa.sweeps.executors import create
+from afa.sweeps.executors.contract import Executor
 from afa.sweeps.plan import Planned, combinations, plan
 from afa.sweeps.sweep import Sweep, execute, full_disk, summarise
 
@@ -38,7 +40,7 @@ def sweep(
       values: field -> its values, all combined.
       zipped: groups of fields whose values change together.
       seeds: number of seeds: 0, 1, ...
-      scale: of the experiments.
+      scale: of the experiments: "laptop", "full", or "auto" for the devices of this machine.
       out: directory of the sweep.
       store: directory of run directories, shared by sweeps; `store` beside `out` if empty.
       executor: a name of `afa.sweeps.executors.EXECUTORS`.
@@ -53,24 +55,16 @@ def sweep(
       UserError: a mistake in the arguments, another plan in `out`, or a cluster that fails.
     """
     exps = [exp] if isinstance(exp, str) else list(exp)
+    scale = scale_of(scale, executor)
     runs = plan(exps, combinations(values or {}, zipped), range(seeds), scale)
-    return perform(runs, out, store, executor, processes, options, show)
-
-
-def perform(
-    runs: Sequence[Planned],
-    out: str | Path,
-    store: str | Path = "",
-    executor: str = "local",
-    processes: int = 0,
-    options: Sequence[str] = (),
-    show: Show | None = None,
-) -> dict[str, Any]:
-    """Executes planned runs; arguments and result of `sweep`."""
     planned = located(runs, out, store)
+    return perform(planned, create(executor, planned.out, processes, options), show)
+
+
+def perform(planned: Sweep, executor: Executor, show: Show | None = None) -> dict[str, Any]:
+    """Executes a planned sweep and writes sweep.json; returns its content."""
     with full_disk(planned.out):
-        chosen = create(executor, planned.out, processes, options)
-        execute(planned, chosen, lambda states: show(planned, states) if show else None)
+        execute(planned, executor, lambda states: show(planned, states) if show else None)
         content = summarise(planned)
         write_json(planned.summary, content)
     return content

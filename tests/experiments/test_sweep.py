@@ -15,7 +15,7 @@ from paths import ROOT
 from rich.console import Console
 
 import afa
-from afa.sweeps import progress, start
+from afa.sweeps import devices, progress, start
 from afa.sweeps import sweep as sweeps
 from afa.sweeps.executors.local import Local
 from afa.sweeps.plan import plan
@@ -135,7 +135,9 @@ def test_a_search_prints_the_best_settings(tmp_path, capsys):
          "--zip needs as many values for every field: optim.learning_rate 2, train.steps 1"),
         ([*DEBUG, "--random=3"], "--random=3: there are only 1 combinations"),
         ([*DEBUG, "--seeds=-1"], "--seeds=-1 must not be negative"),
-        ([*DEBUG, "--executor=slrum"], "executor='slrum' is unknown; did you mean 'slurm'?"),
+        ([*DEBUG, "--executor=slrum"], "--executor='slrum' is unknown; did you mean 'slurm'?"),
+        (["--exp=debug", "--executor=slurm"],
+         "scale='auto': the devices of slurm are not known here (allowed: laptop, full)"),
         ([*DEBUG, "--options=x"], "--options is of the executors slurm and sky"),
         ([*DEBUG, "--executor=slurm", "--processes=2"], "--processes is of the executor local"),
         (["--suite=smok"], "--suite='smok' is unknown; did you mean 'smoke'?"),
@@ -168,6 +170,27 @@ def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
     )
     monkeypatch.undo()
     assert not (out / "plan.json").exists()
+
+
+def test_the_sweep_leaves_the_devices_to_its_runs(tmp_path):
+    """A plan at the scale of this machine does not initialise JAX in the process of the sweep."""
+    program = (
+        "from experiments import sweep; from jax._src import xla_bridge;"
+        "assert sweep.main(['--exp=afa_resnet18', '--set=optim.learning_rate=1e-3', '--dry_run',"
+        f"'--out={tmp_path / 'x'}']) == 0; assert not xla_bridge.backends_are_initialized()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "waiting" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("platform", "scale"), [("cpu", "laptop"), ("gpu", "full"), ("tpu", "full")]
+)
+def test_the_scale_of_this_machine(platform, scale, monkeypatch):
+    monkeypatch.setattr(devices, "found", lambda: (platform, 1))
+    assert devices.scale_of("auto", "local") == scale
+    assert devices.scale_of("full", "slurm") == "full"
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Stands in for SkyPilot's command `sky`: managed jobs are processes of this machine.
 
-`install(directory)` writes it. A job is a file DIRECTORY/jobs/NAME with its process id; its exit
-code is in NAME.code. With a file DIRECTORY/dead it fails, as without a server.
+Installed by `fake_commands.install`. A job is a file DIRECTORY/jobs/NAME with its process id; its
+exit code is in NAME.code. With a file DIRECTORY/dead it fails, as without a server.
 """
 
 import json
@@ -11,25 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMAND = """#!{python}
-import sys
-sys.path.insert(0, {here!r})
-import fake_sky
-sys.exit(fake_sky.main(sys.argv[1:], {directory!r}))
-"""
 
-
-def install(directory: Path) -> None:
-    """Writes the command into DIRECTORY/bin."""
-    (directory / "bin").mkdir(parents=True)
-    (directory / "jobs").mkdir()
-    path = directory / "bin" / "sky"
-    here = str(Path(__file__).parent)
-    path.write_text(COMMAND.format(python=sys.executable, here=here, directory=str(directory)))
-    path.chmod(0o755)
-
-
-def main(words: list[str], directory: str) -> int:
+def sky(words: list[str], directory: str) -> int:
     """Runs `sky jobs launch`, `queue` or `cancel`."""
     home = Path(directory)
     if (home / "dead").exists():

@@ -1,35 +1,16 @@
-"""Stands in for `sbatch` and `squeue`: array tasks are processes of this machine.
+"""Stands in for `sbatch`, `squeue` and `scancel`: array tasks are processes of this machine.
 
-`install(directory)` writes the commands. A task is a file DIRECTORY/jobs/JOB_INDEX with its process
+Installed by `fake_commands.install`. A task is a file DIRECTORY/jobs/JOB_INDEX with its process
 id and the name of its job; `squeue` lists those that live. With a file DIRECTORY/dead all fail, as
 without a controller.
 """
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
-
-COMMAND = """#!{python}
-import sys
-sys.path.insert(0, {here!r})
-import fake_slurm
-sys.exit(fake_slurm.{name}(sys.argv[1:], {directory!r}))
-"""
-
-
-def install(directory: Path) -> None:
-    """Writes the commands into DIRECTORY/bin."""
-    (directory / "bin").mkdir(parents=True)
-    (directory / "jobs").mkdir()
-    for name in ("sbatch", "squeue"):
-        path = directory / "bin" / name
-        path.write_text(
-            COMMAND.format(python=sys.executable, here=str(Path(__file__).parent), name=name,
-                           directory=str(directory))
-        )  # fmt: skip
-        path.chmod(0o755)
 
 
 def _dead(home: Path) -> bool:
@@ -71,4 +52,14 @@ def squeue(words: list[str], directory: str) -> int:
         alive = status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
         if alive and wanted in ("", name):
             print(path.name.partition("_")[0] if by_job else path.name)
+    return 0
+
+
+def scancel(words: list[str], directory: str) -> int:
+    """Sends SIGTERM to the script of a task, as `--signal=TERM --batch` does."""
+    home = Path(directory)
+    if _dead(home):
+        return 1
+    assert words[:2] == ["--signal=TERM", "--batch"]
+    os.kill(int((home / "jobs" / words[2]).read_text().split()[0]), signal.SIGTERM)
     return 0

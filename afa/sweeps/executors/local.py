@@ -6,10 +6,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
+from afa.sweeps import devices
 from afa.sweeps.executors import pinned
 from afa.sweeps.executors.contract import RUN, Task
 
-DEVICES = "import jax; print(jax.default_backend(), jax.local_device_count())"
 VISIBLE = {"gpu": "CUDA_VISIBLE_DEVICES", "tpu": "TPU_VISIBLE_CHIPS"}
 
 
@@ -24,7 +24,7 @@ class Local:
 
     def __init__(self, processes: int = 0, command: Sequence[str] = RUN) -> None:
         self._command = list(command)
-        platform, count = _devices()
+        platform, count = devices.found()
         accelerated = platform in VISIBLE
         slots = processes or (count if accelerated else 1)
         self._running: dict[int, tuple[Task, subprocess.Popen]] = {}
@@ -76,12 +76,3 @@ class Local:
             process.send_signal(signal.SIGTERM)  # a run saves its state
         for _, process in self._running.values():
             process.wait()
-
-
-def _devices() -> tuple[str, int]:
-    """Platform and number of devices, asked in another process: JAX reserves them."""
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        return "cpu", 1
-    done = subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, text=True)
-    platform, _, count = done.stdout.strip().rpartition(" ")
-    return (platform, int(count)) if done.returncode == 0 else ("cpu", 1)

@@ -1,11 +1,10 @@
 """Sweeps as managed jobs of SkyPilot, with the command of `support/fake_sky.py`."""
 
 import json
-import os
 import sys
 import time
 
-import fake_sky
+import fake_commands
 import pytest
 from paths import ROOT
 
@@ -21,11 +20,7 @@ WORKER = (sys.executable, str(ROOT / "tests" / "support" / "sweep_worker.py"))
 @pytest.fixture
 def cloud(tmp_path, monkeypatch):
     """Directory of a cloud whose command is found first."""
-    home = tmp_path / "cloud"
-    fake_sky.install(home)
-    monkeypatch.setenv("PATH", f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return home
+    return fake_commands.install("fake_sky", ("sky",), tmp_path / "cloud", monkeypatch)
 
 
 def swept(root, seeds=(0, 1)):

@@ -1,7 +1,6 @@
 """Sweeps on a cluster, with `sbatch` and `squeue` of `support/fake_slurm.py`."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -9,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-import fake_slurm
+import fake_commands
 import pytest
 from paths import ROOT
 
@@ -39,11 +38,8 @@ def six(root):
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
     """Directory of a cluster whose commands are found first."""
-    home = tmp_path / "cluster"
-    fake_slurm.install(home)
-    monkeypatch.setenv("PATH", f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return home
+    names = ("sbatch", "squeue", "scancel")
+    return fake_commands.install("fake_slurm", names, tmp_path / "cluster", monkeypatch)
 
 
 def test_runs_are_submitted_as_one_array(cluster, tmp_path):
@@ -94,7 +90,7 @@ def test_a_task_stopped_by_slurm_is_submitted_again(cluster, tmp_path):
     executor.start([Task("debug-x", words, tmp_path / "x.log")])
     while not (tmp_path / "x" / "started").exists():
         time.sleep(0.05)
-    os.kill(int((cluster / "jobs" / "100_0").read_text().split()[0]), signal.SIGTERM)
+    executor.cancel("debug-x")
     while not (found := executor.ended()):
         time.sleep(0.1)
     assert found == {"debug-x": EXIT_PREEMPTED}
