@@ -5,15 +5,18 @@
 #
 # oldest, newest: makes the environment .venv-NAME of constraints-NAME.txt and runs all tests there;
 # warnings are errors in both. The tests that a set cannot hold are named below, with reasons.
-# packages: packages a run under each set and reads it under the other one. PYTHON is the interpreter
-# (default: python3.13).
+# packages: packages a run under each of the two sets and the usual one (constraints.txt), and reads
+# it under the others: the vectors are those of the run, or it is refused with the reason.
+# PYTHON is the interpreter (default: python3.13).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-readonly PYTHON="${PYTHON:-python3.13}"
+readonly PYTHON="${PYTHON:-python3.13}" SETS="oldest usual newest"
 
 environment() {
+  local pins="constraints-$1.txt"
+  [ "$1" = usual ] && pins=constraints.txt
   [ -x ".venv-$1/bin/python" ] || "$PYTHON" -m venv ".venv-$1"
-  ".venv-$1/bin/pip" install -q -c "constraints-$1.txt" -e '.[dev]'
+  ".venv-$1/bin/python" -m pip install -q -c "$pins" -e '.[dev]'
 }
 
 tests() {
@@ -25,16 +28,17 @@ tests() {
 packages() {
   local home writer reader
   home="$(mktemp -d)"
-  for writer in oldest newest; do
+  for writer in $SETS; do
     environment "$writer"
     ".venv-$writer/bin/python" -m experiments.run --exp=debug --workdir="$home/$writer"
     ".venv-$writer/bin/python" -m experiments.package --run="$home/$writer" \
       --out="$home/$writer-package"
   done
-  for writer in oldest newest; do
-    for reader in oldest newest; do
+  for writer in $SETS; do
+    for reader in $SETS; do
       echo "written with the $writer versions, read with the $reader:"
-      ".venv-$reader/bin/python" -m experiments.package --check="$home/$writer-package" || true
+      ".venv-$reader/bin/python" -m afa.serving.predictor --package "$home/$writer-package" \
+        --check || [ $? -eq 2 ]
     done
   done
   rm -r "$home"

@@ -47,7 +47,7 @@ if not PICTURES and not TFDS:
     from afa.data.synthetic.render import render
 
     PICTURES = str(RUNS / "rendered")
-    for number in range(8 if FAST else 40):
+    for number in range(24 if FAST else 40):
         folder = Path(PICTURES) / f"object_{number:02d}"
         folder.mkdir(parents=True, exist_ok=True)
         for view in range(6 if FAST else 12):
@@ -61,8 +61,6 @@ if not PICTURES and not TFDS:
 
 # %%
 changes = {"data.name": f"tfds:{TFDS}"} if TFDS else {"data.name": "folder", "data.path": PICTURES}
-if FAST:
-    changes |= {"data.batch_size": 4, "data.images_per_class": 2}
 result = afa.run("debug" if FAST else "afa_resnet18", workdir=RUN, scale="auto", **changes)
 
 # %% [markdown]

@@ -2,11 +2,12 @@
 
 import importlib.util
 import json
+import os
 import sys
 import warnings
 
+import jax
 import pytest
-import tiny_run
 from paths import ROOT
 
 HOME = ROOT / "launch" / "colab"
@@ -15,6 +16,7 @@ SPEC = importlib.util.spec_from_file_location("make_notebooks", HOME / "make.py"
 assert SPEC and SPEC.loader
 make = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(make)
+STARTUP = ROOT / "tests" / "support" / "startup"  # the networks of `debug` are tiny there
 notebooks = pytest.mark.parametrize("name", make.NAMES)
 
 
@@ -28,7 +30,7 @@ def test_a_notebook_is_that_of_its_source(name):
 
 
 @notebooks
-def test_a_notebook_is_executed(name, tmp_path, tmp_path_factory, monkeypatch):
+def test_a_notebook_is_executed(name, tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Jupyter
         import nbclient
@@ -36,9 +38,12 @@ def test_a_notebook_is_executed(name, tmp_path, tmp_path_factory, monkeypatch):
 
         monkeypatch.setenv("FAST", "1")
         monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
-        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (STARTUP, ROOT))))
         monkeypatch.setenv("XLA_FLAGS", "")  # one device, not the several of the tests
-        monkeypatch.setenv("AFA_PROGRAM_CACHE", str(tiny_run.shared(tmp_path_factory) / "programs"))
+        monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        monkeypatch.setenv(
+            "JAX_COMPILATION_CACHE_DIR", str(jax.config.values["jax_compilation_cache_dir"])
+        )
         notebook = nbformat.read(HOME / f"{name}.ipynb", as_version=4)
         client = nbclient.NotebookClient(
             notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}

@@ -57,7 +57,7 @@ SETTINGS = {
     "train.log_every": "3",
     "train.evaluate_every": "4",
     "train.checkpoint_every": "2",
-    "train.keep_best": "1",
+    "train.keep_best": 1,
     "optim.warmup": "0",
     "evaluation.batch_size": 16,
     "evaluation.views": ("flip",),

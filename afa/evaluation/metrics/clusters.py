@@ -6,6 +6,8 @@ kept because the metric learning literature reports it.
 
 import numpy as np
 from jaxtyping import Float32, Int, Int64
+from scipy.sparse import coo_array
+from scipy.special import gammaln
 
 from afa.errors import UserError
 from afa.retrieval.exact import check_unit
@@ -71,22 +73,66 @@ def normalised_mutual_information(
     Raises:
       UserError: different numbers of entries, or none.
     """
-    from sklearn.metrics import normalized_mutual_info_score  # slow import, needed here alone
-
-    _check_pairs(found, labels)
-    return float(normalized_mutual_info_score(labels, found))
+    counts = _contingency(found, labels)
+    mean = (_entropy(counts.sum(0)) + _entropy(counts.sum(1))) / 2
+    return _mutual_information(counts) / mean if mean > 0 else 1.0
 
 
 def adjusted_mutual_information(found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "_"]) -> float:
     """AMI: mutual information corrected for chance, 0 for random clusters and 1 for equal ones.
 
-    Normalised by the arithmetic mean of both entropies (Vinh et al. 2010). Arguments and errors as
-    in `normalised_mutual_information`.
+    Normalised by the arithmetic mean of both entropies (Vinh et al. 2010, JMLR 11). Arguments and
+    errors as in `normalised_mutual_information`.
     """
-    from sklearn.metrics import adjusted_mutual_info_score
+    counts = _contingency(found, labels)
+    if counts.nnz == counts.shape[0] == counts.shape[1]:
+        return 1.0  # equal partitions; the quotient below may be 0 / 0
+    sizes = counts.sum(0), counts.sum(1)
+    expected = _expected_mutual_information(*sizes)
+    mean = (_entropy(sizes[0]) + _entropy(sizes[1])) / 2
+    return (_mutual_information(counts) - expected) / (mean - expected)
 
+
+def _contingency(found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "_"]) -> coo_array:
+    # The number of vectors of each pair of class and cluster; pairs without a vector are absent.
     _check_pairs(found, labels)
-    return float(adjusted_mutual_info_score(labels, found))
+    columns, rows = (np.unique(each, return_inverse=True)[1] for each in (found, labels))
+    counts = coo_array((np.ones(len(rows), np.int64), (rows, columns)))
+    counts.sum_duplicates()
+    return counts
+
+
+def _entropy(sizes: Int[np.ndarray, "_"]) -> float:
+    shares = sizes / sizes.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+def _mutual_information(counts: coo_array) -> float:
+    joint = counts.data / counts.sum()
+    columns, rows = counts.sum(0), counts.sum(1)
+    independent = rows[counts.row] / rows.sum() * (columns[counts.col] / columns.sum())
+    return max(float((joint * np.log(joint / independent)).sum()), 0.0)
+
+
+def _expected_mutual_information(a: Int[np.ndarray, "r"], b: Int[np.ndarray, "c"]) -> float:
+    # Vinh et al. 2010, equation 24a: the hypergeometric model. The terms depend on the sizes alone,
+    # so each pair of sizes is computed once, whatever the number of classes and clusters.
+    n = int(a.sum())
+    log_factorial = gammaln(np.arange(n + 1) + 1.0)
+    total = 0.0
+    for size, times in zip(*np.unique(a, return_counts=True), strict=True):
+        for other, others in zip(*np.unique(b, return_counts=True), strict=True):
+            both = np.arange(max(1, size + other - n), min(size, other) + 1)
+            log_odds = (
+                log_factorial[size] + log_factorial[other]
+                + log_factorial[n - size] + log_factorial[n - other]
+                - log_factorial[n] - log_factorial[both]
+                - log_factorial[size - both] - log_factorial[other - both]
+                - log_factorial[n - size - other + both]
+            )  # fmt: skip
+            terms = both / n * np.log(n * both / (size * other)) * np.exp(log_odds)
+            total += float(terms.sum()) * int(times) * int(others)
+    return total
 
 
 def _seeds(
