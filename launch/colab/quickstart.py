@@ -64,8 +64,8 @@ display(Markdown("\n".join(rows)))
 # %%
 display(
     HTML(
-        f"<iframe srcdoc='{(RUN / 'report.html').read_text().replace(chr(39), '&#39;')}' "
-        "width='100%' height='700'></iframe>"
+        f"<div><iframe srcdoc='{(RUN / 'report.html').read_text().replace(chr(39), '&#39;')}' "
+        "width='100%' height='700'></iframe></div>"
     )
 )
 

@@ -41,12 +41,14 @@ def test_a_notebook_is_executed(name, tmp_path, monkeypatch):
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (STARTUP, ROOT))))
         monkeypatch.setenv("XLA_FLAGS", "")  # one device, not the several of the tests
         monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        monkeypatch.setenv(
-            "JAX_COMPILATION_CACHE_DIR", str(jax.config.values["jax_compilation_cache_dir"])
-        )
+        for setting in ("compilation_cache_dir", "persistent_cache_min_compile_time_secs"):
+            monkeypatch.setenv(f"JAX_{setting.upper()}", str(jax.config.values[f"jax_{setting}"]))
         notebook = nbformat.read(HOME / f"{name}.ipynb", as_version=4)
         client = nbclient.NotebookClient(
-            notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+            notebook,
+            timeout=1800,
+            kernel_name="python3",
+            resources={"metadata": {"path": tmp_path}},
         )
         client.execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]

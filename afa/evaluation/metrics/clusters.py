@@ -85,9 +85,9 @@ def adjusted_mutual_information(found: Int[np.ndarray, "n"], labels: Int[np.ndar
     errors as in `normalised_mutual_information`.
     """
     counts = _contingency(found, labels)
-    if counts.nnz == counts.shape[0] == counts.shape[1]:
-        return 1.0  # equal partitions; the quotient below may be 0 / 0
     sizes = counts.sum(0), counts.sum(1)
+    if counts.nnz == len(sizes[0]) == len(sizes[1]):
+        return 1.0  # equal partitions; the quotient below may be 0 / 0
     expected = _expected_mutual_information(*sizes)
     mean = (_entropy(sizes[0]) + _entropy(sizes[1])) / 2
     return (_mutual_information(counts) - expected) / (mean - expected)
