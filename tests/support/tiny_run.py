@@ -257,6 +257,8 @@ def on_tpu_vm() -> None:
     from jax._src.clusters import cloud_tpu_cluster
 
     cloud_tpu_cluster.running_in_cloud_tpu_vm = True  # pyright: ignore
+    if "GCE_METADATA_IP" in os.environ:
+        os.environ.pop("TPU_SKIP_MDS_QUERY", None)  # JAX sets it on a machine without TPUs
 
 
 if __name__ == "__main__":
