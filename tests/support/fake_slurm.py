@@ -25,6 +25,8 @@ def sbatch(words: list[str], directory: str) -> int:
     home = Path(directory)
     if _dead(home):
         return 1
+    # Without them SLURM neither starts preempted tasks again nor warns the script.
+    assert {"--requeue", "--signal=B:TERM@120"} <= set(words)
     last = next(int(m[1]) for word in words if (m := re.fullmatch(r"--array=0-(\d+)", word)))
     name = next(word.partition("=")[2] for word in words if word.startswith("--job-name="))
     number = 100 + len(list((home / "jobs").iterdir()))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from afa.config import with_changes
 from afa.errors import UserError
 from afa.sweeps.plan import combinations, digest, plan
 
@@ -53,6 +54,20 @@ def test_runs_are_named_by_what_they_compute():
     assert all(run.name == f"debug-{digest(run.config)}" for run in runs)
     again = plan(["debug"], [{"optim.learning_rate": 3e-4, "data.read_threads": 7}], [1], "laptop")
     assert again[0].digest == runs[3].digest
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("launch.processes", 2), ("train.parallel", "pmap"), ("train.log_every", "3"),
+        ("data.read_threads", 7), ("data.cache", "elsewhere"),
+    ],
+)  # fmt: skip
+def test_settings_that_change_no_result_are_not_part_of_the_name(field, value):
+    config = plan(["debug"], [{}], [0], "laptop")[0].config
+    changed = with_changes(config, **{field: value})
+    assert changed != config and digest(changed) == digest(config)
+    assert digest(with_changes(config, **{"train.steps": "9"})) != digest(config)
 
 
 def test_equal_runs_are_planned_once():

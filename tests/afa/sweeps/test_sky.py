@@ -2,11 +2,11 @@
 
 import json
 import sys
-import time
 
 import fake_commands
 import pytest
 from paths import ROOT
+from waiting import until
 
 from afa.errors import UserError
 from afa.sweeps.executors.contract import Task
@@ -45,9 +45,7 @@ def test_jobs_of_a_killed_sweep_are_found_again(cloud, tmp_path):
     again = Sky(tmp_path, command=WORKER)
     again.start([task])
     assert [path.name for path in (cloud / "jobs").iterdir()] == ["debug-x-1"]
-    while not (found := again.ended()):
-        time.sleep(0.1)
-    assert found == {"debug-x": 0}
+    assert until(again.ended) == {"debug-x": 0}
 
 
 def test_a_job_that_was_recorded_but_not_launched_is_launched(cloud, tmp_path):
@@ -73,9 +71,6 @@ def test_a_job_is_cancelled(cloud, tmp_path):
     executor = Sky(tmp_path, command=WORKER)
     words = ["--seed=14", f"--workdir={tmp_path / 'x'}"]  # runs until it is stopped
     executor.start([Task("debug-x", words, tmp_path / "x.log")])
-    while not (tmp_path / "x" / "started").exists():
-        time.sleep(0.05)
+    until((tmp_path / "x" / "started").exists)
     executor.cancel("debug-x")
-    while not (found := executor.ended()):
-        time.sleep(0.1)
-    assert found == {"debug-x": 1}
+    assert until(executor.ended) == {"debug-x": 1}

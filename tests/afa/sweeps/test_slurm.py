@@ -11,6 +11,7 @@ from pathlib import Path
 import fake_commands
 import pytest
 from paths import ROOT
+from waiting import until
 
 from afa.errors import EXIT_PREEMPTED, UserError
 from afa.sweeps.executors.contract import Task
@@ -79,21 +80,16 @@ def test_a_sweep_killed_between_submission_and_record_finds_its_job(cluster, tmp
     assert json.loads(record.read_text())[name]["job"] == str(job)
     again.start([task])
     assert [path.name for path in (cluster / "jobs").iterdir()] == ["100_0"]
-    while not (found := again.ended()):
-        time.sleep(0.1)
-    assert found == {"debug-x": 0}
+    assert until(again.ended) == {"debug-x": 0}
 
 
 def test_a_task_stopped_by_slurm_is_submitted_again(cluster, tmp_path):
     executor = Slurm(tmp_path / "sweep", command=WORKER)
     words = ["--seed=14", f"--workdir={tmp_path / 'x'}"]  # runs until it is stopped
     executor.start([Task("debug-x", words, tmp_path / "x.log")])
-    while not (tmp_path / "x" / "started").exists():
-        time.sleep(0.05)
+    until((tmp_path / "x" / "started").exists)
     executor.cancel("debug-x")
-    while not (found := executor.ended()):
-        time.sleep(0.1)
-    assert found == {"debug-x": EXIT_PREEMPTED}
+    assert until(executor.ended) == {"debug-x": EXIT_PREEMPTED}
 
 
 def test_a_dead_controller_is_one_line(cluster, tmp_path):

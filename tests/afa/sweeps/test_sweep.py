@@ -1,5 +1,6 @@
 """Execution of sweeps: every run once, also if the sweep is killed; failures; other plans."""
 
+import contextlib
 import json
 import os
 import random
@@ -59,6 +60,26 @@ def test_a_sweep_executes_every_run_once(tmp_path):
     assert rows[0]["metrics"]["fused"]["optim.learning_rate"] == "0.001"
 
 
+def test_a_run_whose_process_still_works_is_not_started(tmp_path):
+    """As after a sweep was killed while its runs save their state."""
+    sweep = twelve(tmp_path)
+    first, *others = [run.name for run in sweep.runs]
+    (sweep.store / first).mkdir(parents=True)
+    released = []
+    with contextlib.ExitStack() as working:
+        working.enter_context(locked(sweep.store / first / ".lock"))
+
+        def show(states):
+            if all(states[name] == "done" for name in others) and not released:
+                assert states[first] == "waiting"
+                released.append(first)
+                working.close()
+
+        states = execute(sweep, Local(2, WORKER), show)
+    assert set(states.values()) == {"done"} and sweep.failures() == {}
+    assert starts(tmp_path)[first] == 1
+
+
 def test_a_sweep_killed_ten_times_ends_as_an_undisturbed_one(tmp_path):
     undisturbed = twelve(tmp_path / "undisturbed")
     execute(undisturbed, Local(2, WORKER), lambda states: None)
@@ -89,6 +110,24 @@ def test_a_run_of_another_sweep_is_not_repeated(tmp_path):
     assert second.done() == second.runs[:2]
     execute(second, Local(1, WORKER), lambda states: None)
     assert set(starts(tmp_path).values()) == {1}
+
+
+def test_a_run_of_equal_settings_in_another_experiment_is_not_repeated(tmp_path):
+    sweep = twelve(tmp_path)
+    first = sweep.runs[0]
+    other = sweep.store / f"other-{first.digest}"
+    other.mkdir(parents=True)
+    (other / "result.json").write_text(json.dumps({"metrics": {"test": {"fused": "other"}}}))
+    assert execute(sweep, Local(2, WORKER), lambda states: None)[first.name] == "done"
+    assert first.name not in starts(tmp_path)
+    assert summarise(sweep)["runs"][0]["metrics"] == {"fused": "other"}
+
+
+def test_a_preempted_run_continues_and_has_not_failed(tmp_path):
+    sweep = Sweep(plan(["debug"], [{}], [15], "laptop"), tmp_path / "sweep", tmp_path / "store")
+    (run,) = sweep.runs
+    assert execute(sweep, Local(1, WORKER), lambda states: None) == {run.name: "done"}
+    assert starts(tmp_path) == {run.name: 4} and sweep.failures() == {}
 
 
 def test_a_failed_run_is_retried_once_and_again_by_the_next_command(tmp_path):
