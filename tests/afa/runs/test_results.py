@@ -86,6 +86,16 @@ def test_no_interval_from_fewer_than_three_seeds(runs, plain):
     assert "±" not in results.by_group(groups, [first, second], "fused").texts()[1][2]
 
 
+def test_differences_are_those_of_equal_seeds(runs, plain):
+    """Seeds 1, 2, 3 against 0, 1, 2: the differences are those of seeds 1 and 2."""
+    chosen = [*runs[0.002][1:4], *runs[0.001][:3]]
+    groups = results.groups(chosen, ["optim.learning_rate"])
+    row, _ = results.compared(groups, groups[1].name, KEY, "map_at_r")
+    assert row.differences == pytest.approx(((0.5 - 0.9) * plain, (0.5 - 0.8) * plain))
+    assert row.difference is not None
+    assert row.difference.mean == pytest.approx((0.5 - 0.85) * plain)
+
+
 def test_p_values_are_adjusted_for_the_table(runs, monkeypatch):
     monkeypatch.setattr(results.statistics, "sign_flip", lambda *args: 0.02)
     every = [run for rate in FACTORS for run in runs[rate]]
