@@ -6,6 +6,7 @@ is killed during a save, older checkpoints remain valid.
 
 import contextlib
 import dataclasses
+import logging
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,12 @@ def _reason(error: Exception) -> str:
     return f"could not be written: {str(error).partition(chr(10))[0]}"
 
 
+def _expected(record: logging.LogRecord) -> bool:
+    """Drops Orbax's warning about arrays of `jax.pmap` in JAX 0.7: it cannot store how they are
+    divided among devices, and `Checkpoints.restore` does not ask for that."""
+    return "PmapSharding" not in record.getMessage()
+
+
 class Checkpoints:
     """The checkpoints of one run directory."""
 
@@ -62,6 +69,7 @@ class Checkpoints:
         best = policies.BestN(
             get_metric_fn=_metric, n=keep_best, keep_checkpoints_without_metrics=False
         )
+        logging.getLogger().addFilter(_expected)
         kept = [policies.LatestN(1)] + ([best] if keep_best else [])
         self._manager = ocp.CheckpointManager(
             directory.absolute(),

@@ -45,7 +45,7 @@ def launch(task, folder, devices, *rest):
 def finish(*running):
     try:
         for each in running:
-            output, _ = each.communicate(timeout=400)
+            output, _ = each.communicate(timeout=1500)
             assert each.returncode == 0, output
     finally:
         for each in running:
