@@ -48,10 +48,10 @@ class Parser(argparse.ArgumentParser):
 
     @classmethod
     def of(cls, program: str, docstring: str | None) -> "Parser":
-        """Returns a parser described by a module's docstring below its first line, as laid out."""
+        """Returns a parser whose help shows a module's docstring with its line breaks."""
         return cls(
             prog=program,
-            description=(docstring or "").partition("\n\n")[2],
+            description=docstring,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 

@@ -33,9 +33,7 @@ PROGRAM = "python -m experiments.index"
 
 def parser() -> Parser:
     """Returns the parser of the command line."""
-    options = Parser(
-        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = Parser.of(PROGRAM, __doc__)
     actions = options.add_subparsers(required=True, metavar="ACTION", parser_class=Parser)
     for name, (run, text, add) in ACTIONS.items():
         action = actions.add_parser(name, help=text, description=text)

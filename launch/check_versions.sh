@@ -4,9 +4,9 @@
 #   launch/check_versions.sh [oldest|newest|packages] ...   (default: all three)
 #
 # oldest, newest: makes the environment .venv-NAME of constraints-NAME.txt and runs all tests there;
-# warnings are errors in both. The tests that a set cannot hold are named below, with reasons.
+# warnings are errors in both. No test is deselected.
 # packages: packages a run under each of the two sets and the usual one (constraints.txt), and reads
-# it under the others: the vectors are those of the run, or it is refused with the reason.
+# it under all three: the vectors are those of the run, or it is refused with the reason.
 # PYTHON is the interpreter (default: python3.13).
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -56,7 +56,7 @@ def _reason(error: Exception) -> str:
     return f"could not be written: {str(error).partition(chr(10))[0]}"
 
 
-def _expected(record: logging.LogRecord) -> bool:
+def _not_about_pmap(record: logging.LogRecord) -> bool:
     """Drops Orbax's warning about arrays of `jax.pmap` in JAX 0.7: it cannot store how they are
     divided among devices, and `Checkpoints.restore` does not ask for that."""
     return "PmapSharding" not in record.getMessage()
@@ -69,7 +69,7 @@ class Checkpoints:
         best = policies.BestN(
             get_metric_fn=_metric, n=keep_best, keep_checkpoints_without_metrics=False
         )
-        logging.getLogger().addFilter(_expected)
+        logging.getLogger().addFilter(_not_about_pmap)
         kept = [policies.LatestN(1)] + ([best] if keep_best else [])
         self._manager = ocp.CheckpointManager(
             directory.absolute(),

@@ -13,6 +13,7 @@ import time
 import pytest
 from paths import ROOT
 from rich.console import Console
+from sweep_worker import COMMAND as WORKER
 
 import afa
 from afa.sweeps import devices, progress, start
@@ -22,7 +23,6 @@ from afa.sweeps.plan import plan
 from experiments import sweep as command
 from experiments.suites import SUITES
 
-WORKER = (sys.executable, str(ROOT / "tests" / "support" / "sweep_worker.py"))
 DEBUG = ["--exp=debug", "--scale=laptop"]
 
 

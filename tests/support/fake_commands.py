@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from paths import ROOT
+from paths import ROOT, SUPPORT
 
 COMMAND = """#!{python}
 import sys
@@ -12,7 +12,6 @@ sys.path.insert(0, {support!r})
 import {module}
 sys.exit({module}.{name}(sys.argv[1:], {directory!r}))
 """
-SUPPORT = ROOT / "tests" / "support"
 
 
 def install(module: str, names: tuple[str, ...], home: Path, patch: pytest.MonkeyPatch) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 from afa.errors import EXIT_PREEMPTED, EXIT_USER_ERROR
 from afa.io import locked, write_json
 
+COMMAND = (sys.executable, __file__)
 SECONDS = 0.3
 PREEMPTIONS = 3
 

@@ -1,10 +1,10 @@
 """Searches with Optuna: scores on validation classes, pruning, continuation."""
 
 import json
-import sys
 
 import pytest
 from paths import ROOT
+from sweep_worker import COMMAND as WORKER
 
 from afa.errors import UserError
 from afa.sweeps import search as module
@@ -12,7 +12,6 @@ from afa.sweeps.executors.local import Local
 from afa.sweeps.search import Range, Search
 
 pytest.importorskip("optuna")
-WORKER = (sys.executable, str(ROOT / "tests" / "support" / "sweep_worker.py"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,10 @@
 """Sweeps as managed jobs of SkyPilot, with the command of `support/fake_sky.py`."""
 
 import json
-import sys
 
 import fake_commands
 import pytest
-from paths import ROOT
+from sweep_worker import COMMAND as WORKER
 from waiting import until
 
 from afa.errors import UserError
@@ -13,8 +12,6 @@ from afa.sweeps.executors.contract import Task
 from afa.sweeps.executors.sky import Sky
 from afa.sweeps.plan import plan
 from afa.sweeps.sweep import Sweep, execute
-
-WORKER = (sys.executable, str(ROOT / "tests" / "support" / "sweep_worker.py"))
 
 
 @pytest.fixture

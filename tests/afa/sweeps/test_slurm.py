@@ -11,6 +11,7 @@ from pathlib import Path
 import fake_commands
 import pytest
 from paths import ROOT
+from sweep_worker import COMMAND as WORKER
 from waiting import until
 
 from afa.errors import EXIT_PREEMPTED, UserError
@@ -19,7 +20,6 @@ from afa.sweeps.executors.slurm import Slurm
 from afa.sweeps.plan import plan
 from afa.sweeps.sweep import Sweep, execute, summarise
 
-WORKER = (sys.executable, str(ROOT / "tests" / "support" / "sweep_worker.py"))
 PROGRAM = """
 import sys
 from pathlib import Path

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from paths import ROOT
+from sweep_worker import COMMAND as WORKER
 
 from afa.errors import UserError
 from afa.io import locked
@@ -20,7 +21,6 @@ from afa.sweeps.executors.local import Local
 from afa.sweeps.plan import plan
 from afa.sweeps.sweep import Sweep, execute, summarise
 
-WORKER = (sys.executable, str(ROOT / "tests" / "support" / "sweep_worker.py"))
 # Executes a sweep of twelve runs, as a process that can be killed.
 PROGRAM = """
 import sys
