@@ -109,6 +109,7 @@ def test_communication_between_processes(pair):
     for index, each in enumerate(pair[1]):
         assert each["processes"] == [2, index]
         assert each["together"] == [10 + index, "process 0 cannot", "process 1 cannot"]
+        assert each["clock_skew"] == pytest.approx(100.5, abs=0.4)
         assert each["first_only"] == [None if index else 1, "process 0 cannot"]
         assert each["from_first"] == {"index": 0, "text": "å", "list": [1.5, None]}
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import tiny_run
@@ -70,6 +71,12 @@ def failing(index: int) -> Callable[[], int]:
     return action
 
 
+def skew_of(seconds: float) -> float:
+    """Returns the difference between the clocks with this one set forward."""
+    with mock.patch("time.time", lambda now=time.time: now() + seconds):
+        return parallel.clock_skew()
+
+
 def messages() -> dict[str, Any]:
     """Results of communication between the processes, and the division of rows."""
     index, found = parallel.process_index(), {}
@@ -93,6 +100,7 @@ def messages() -> dict[str, Any]:
             parallel.first_only(lambda: index + 1),
             error_of(lambda: parallel.first_only(failing(0))),
         ],
+        "clock_skew": skew_of(100.5 * index),
         "from_first": parallel.from_first({"index": index, "text": "å", "list": [1.5, None]}),
     }
 
