@@ -34,6 +34,9 @@ MARK = "afa.identity"
 LOCK = "LOCK"  # locked by the library, in the embedded file, which is a directory
 _OPENED: set[Path] = set()  # embedded files of this process; the library keeps them open
 TOKEN = "MILVUS_TOKEN"  # environment variable; secrets do not belong in an address
+# The library pings every ten seconds. The server of an embedded file, in this process, refuses so
+# many: after about a minute without a search, gRPC closes the connection and prints two lines.
+NO_PINGS = {"grpc.keepalive_time_ms": 2**31 - 1}
 LIMIT = 16_384  # largest number of results per query in Milvus
 BATCH = 1000  # rows, queries or ids per request
 LONGEST = {"id": 512, "class": 512, "path": 4096}  # bytes
@@ -369,7 +372,7 @@ def _connect(address: Address, values: dict[str, Any]) -> Any:
             path = Path(address.location)
             path.parent.mkdir(parents=True, exist_ok=True)
             _refuse_if_open_elsewhere(address, path)
-            return library.MilvusClient(str(path))
+            return library.MilvusClient(str(path), grpc_options=NO_PINGS)
         scheme = "https" if values.get("secure") else "http"
         return library.MilvusClient(
             f"{scheme}://{address.location}", token=os.environ.get(TOKEN, "")

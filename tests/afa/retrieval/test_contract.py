@@ -448,6 +448,42 @@ def test_ids_and_classes_are_never_part_of_an_expression(make):
 
 
 @needs("milvus_lite")
+def test_an_idle_embedded_file_gets_no_pings(tmp_path, monkeypatch):
+    """Its server closes the connection of a client that pings, and gRPC prints why."""
+    grpc, opened = importlib.import_module("grpc"), []
+    connect = grpc.insecure_channel
+
+    def channel(address, options=None, **rest):
+        opened.append(dict(options))
+        return connect(address, options=options, **rest)
+
+    monkeypatch.setattr(grpc, "insecure_channel", channel)
+    index.create(f"milvus://{tmp_path}/idle.db?index=FLAT", records(9), dict(MANIFEST)).close()
+    assert opened
+    assert all(each["grpc.keepalive_time_ms"] == 2**31 - 1 for each in opened)
+
+
+@needs("milvus_lite")
+@pytest.mark.slow
+def test_an_idle_embedded_file_prints_nothing(tmp_path):
+    code = """
+import sys, time
+from gallery import MANIFEST, records
+from afa.retrieval import index
+made = index.create(sys.argv[1], records(9), dict(MANIFEST))
+time.sleep(120)
+made.search(records(9).vectors, 1)
+made.close()
+"""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"milvus://{tmp_path}/idle.db"],
+        env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@needs("milvus_lite")
 def test_an_embedded_file_that_another_process_has_open(tmp_path):
     path = tmp_path / "vectors.db"
     path.mkdir()
