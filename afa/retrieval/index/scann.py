@@ -135,7 +135,9 @@ class ScannEngine(Engine):
 
     def search(self, queries: Float32[np.ndarray, "q d"], k: int, allowed: Allowed) -> TopK:
         if allowed is None:
-            return self._search_all(queries, k)
+            found = self._search_all(queries, k)
+            # A leaf can be empty. A query whose searched leaves all are would have no result.
+            return self._exact_for(found[1][:, 0] == -np.inf, queries, found, None)
         count = int(allowed.sum())
         share = count / len(allowed)
         if count <= k or share < FILTER_BY_ROWS:
@@ -143,9 +145,21 @@ class ScannEngine(Engine):
         candidates = min(len(allowed), round(k / share * MARGIN) + k)
         rows, scores = self._search_all(queries, candidates)
         rows, scores = _masked(rows, scores, allowed[rows], k)
-        short = scores[:, -1] == -np.inf
-        if short.any():  # too few candidates of these queries are allowed
-            rows[short], scores[short] = flat.topk(queries[short], self._vectors, k, allowed)
+        short = scores[:, -1] == -np.inf  # too few candidates of these queries are allowed
+        return self._exact_for(short, queries, (rows, scores), allowed)
+
+    def _exact_for(
+        self,
+        chosen: Bool[np.ndarray, "q"],
+        queries: Float32[np.ndarray, "q d"],
+        found: TopK,
+        allowed: Allowed,
+    ) -> TopK:
+        """Replaces the results of the chosen queries by exact ones."""
+        rows, scores = found
+        if chosen.any():
+            exact = flat.topk(queries[chosen], self._vectors, rows.shape[1], allowed)
+            rows[chosen], scores[chosen] = exact
         return rows, scores
 
     def within(
