@@ -16,6 +16,7 @@ from rich.console import Console
 from sweep_worker import COMMAND as WORKER
 
 import afa
+from afa.io import PROGRAM_CACHE
 from afa.sweeps import devices, progress, start
 from afa.sweeps import sweep as sweeps
 from afa.sweeps.executors.local import Local
@@ -197,6 +198,7 @@ def test_the_scale_of_this_machine(platform, scale, monkeypatch):
 def test_real_runs_killed_ten_times_end_as_undisturbed_ones(tmp_path, monkeypatch):
     """Two losses, two learning rates, three seeds at debug size."""
     monkeypatch.undo()
+    monkeypatch.setenv(PROGRAM_CACHE, str(tmp_path / "programs"))  # the tests turn it off
     draw = random.Random(0)
 
     def words(name):
