@@ -68,6 +68,11 @@ class DataConfig:
     """Corruptions used in training; all others are held back for the robustness test."""
     corrupt_probability: float = bounded(0.5, least=0, most=1)
     """Training: fraction of the images with one of these corruptions."""
+    family: str = ""
+    """Training: also transform images at random by a family of afa/data/families (augmix, prime,
+    random_convolution, noise), before any corruption; empty: none."""
+    family_probability: float = bounded(0.5, least=0, most=1)
+    """Training: fraction of the images that the family transforms."""
     max_unreadable: float = bounded(0.01, least=0, most=1)
     """Largest fraction of unreadable images that is skipped with a warning; more is an error."""
     read_threads: int = bounded(0, least=0)
@@ -320,11 +325,13 @@ class ExperimentConfig:
 
 def generator_data(config: ExperimentConfig) -> DataConfig:
     """Returns the data settings of the stage that trains G and D: own batch size, own fraction of
-    corrupted images, and shuffled batches, because this stage uses no labels."""
+    corrupted images, no family of transforms, and shuffled batches, because this stage uses no
+    labels."""
     return dataclasses.replace(
         config.data,
         batch_size=config.generator.batch_size or config.data.batch_size,
         corrupt_probability=config.generator.corrupt_probability,
+        family="",
         sampler="shuffle",
     )
 

@@ -13,6 +13,7 @@ from jaxtyping import Int32, Int64, UInt8
 from afa.config import DataConfig
 from afa.data.augment import ASPECT, augment
 from afa.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from afa.data.families import FAMILIES
 from afa.data.images import UnreadableImage, decode, evaluation_side, resize_crop
 from afa.data.images import evaluation_view as evaluation_view_of
 from afa.data.readable import reading_threads
@@ -31,8 +32,9 @@ Corruption = tuple[str, int]  # name and severity
 class Batch(TypedDict):
     """One process's part of a training batch.
 
-    clean: augmented images. image: the same images, some of them corrupted. label: training class
-    index. corruption: 0 for none, i + 1 for `config.corruptions[i]`.
+    clean: augmented images. image: the same images, some of them transformed by `config.family` or
+    corrupted. label: training class index. corruption: 0 for none, i + 1 for
+    `config.corruptions[i]`.
     """
 
     clean: UInt8[np.ndarray, "b s s 3"]
@@ -68,10 +70,12 @@ class TrainPipeline:
           later: (step, settings): from this step on, batches are made by other settings.
 
         Raises:
-          UserError: unknown corruption, or too few classes or images for the batch.
+          UserError: unknown corruption or family, or too few classes or images for the batch.
         """
         for name in config.corruptions:
             choose("data.corruptions", name, CORRUPTIONS)
+        if config.family:
+            choose("data.family", config.family, FAMILIES)
         if config.batch_size % process_count:
             raise UserError(
                 f"data.batch_size={config.batch_size} cannot be divided among {process_count} "
@@ -158,16 +162,20 @@ class TrainPipeline:
     def _views(
         self, index: int, size: int, rng: np.random.Generator
     ) -> tuple[UInt8[np.ndarray, "s s 3"], UInt8[np.ndarray, "s s 3"], int]:
-        """Returns a clean view of an image, its possibly corrupted copy, and the corruption."""
+        """Returns a clean view of an image, its copy that may be transformed or corrupted, and the
+        corruption."""
         config = self.config
         min_side = math.ceil(size / self._least_side) if self._least_side else 0
         pixels = _read(self.images, index, min_side)
         clean = augment(pixels, size, rng, config.crop_scale, config.flip, config.jitter)
+        image = clean
+        if config.family and rng.random() < config.family_probability:
+            image = FAMILIES[config.family](image, rng)
         if not config.corruptions or rng.random() >= config.corrupt_probability:
-            return clean, clean, 0
+            return clean, image, 0
         which = int(rng.integers(len(config.corruptions)))
         severity = int(rng.choice(SEVERITIES))
-        return clean, corrupt(clean, config.corruptions[which], severity, rng), which + 1
+        return clean, corrupt(image, config.corruptions[which], severity, rng), which + 1
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Yields the batches of steps `start` to `stop` - 1, prefetched by `data.read_threads`."""
