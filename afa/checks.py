@@ -220,7 +220,7 @@ UNUSED: tuple[
     ),
     (FEATURE_FIELDS, lambda c: not c.adversarial.enabled, lambda c: "adversarial.enabled=False"),
     (
-        ("adversarial.feature_direction", "train.plain"),
+        ("adversarial.perturbation", "train.plain"),
         lambda c: c.adversarial.feature_epsilon == 0,
         lambda c: "adversarial.feature_epsilon=0",
     ),

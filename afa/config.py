@@ -156,10 +156,11 @@ class AdversarialConfig:
     enabled: bool = True
     """The whole adversarial part; False: the baseline, otherwise identical."""
     feature_epsilon: float = bounded(0.02, least=0)
-    """Largest perturbation of the mid map along its gradient, relative to the norm of the map; 0:
-    off."""
-    feature_direction: Literal["gradient", "random"] = "gradient"
-    """random: control experiment, a perturbation of the same norm in a random direction."""
+    """Largest perturbation of the mid map, relative to the norm of the map; 0: off."""
+    perturbation: str = "gradient"
+    """Perturbation of the mid map: gradient, statistics (only mean and deviation of each channel,
+    along the gradient), halves (half of the images each); controls of the same norm: random,
+    random_statistics; rival: mixstyle."""
     generator: bool = True
     """Train G and D; their views and features join the fused descriptor."""
     lambda_reconstruction: float = bounded(10.0, least=0)

@@ -58,7 +58,7 @@ SUITES = {
             Part([METHOD, BASELINE]),
             Part([METHOD], {"adversarial.generator": [False]}),
             Part([METHOD], {"adversarial.feature_epsilon": [0.0]}),
-            Part([METHOD], {"adversarial.feature_direction": ["random"]}),
+            Part([METHOD], {"adversarial.perturbation": ["random"]}),
             Part([METHOD], {"adversarial.lambda_adversarial": [0.0]}),
             Part([METHOD], {"adversarial.gate": ["learned", "verdict"]}),
         ],

@@ -1,4 +1,4 @@
-"""Losses of the generator G and the discriminator D, the feature perturbation, and PSNR.
+"""Losses of the generator G and the discriminator D, and PSNR.
 
 None of them uses labels.
 """
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 Logits = Float[Array, "b"]
 Maps = Float[Array, "b h w c"]  # images in [0, 1], or mid maps in units of their RMS
@@ -35,34 +35,6 @@ def r1_penalty(discriminator: Callable[[Maps], Logits], real: Maps) -> Float[Arr
     """
     gradient = jax.grad(lambda x: jnp.sum(discriminator(x)))(real)
     return 0.5 * jnp.mean(jnp.sum(jnp.square(gradient), axis=(1, 2, 3)))
-
-
-def feature_perturbation(
-    mid: Float[Array, "b h w c"],
-    direction: Float[Array, "b h w c"],
-    keys: Key[Array, "b"],
-    epsilon: float,
-) -> Float[Array, "b h w c"]:
-    """Adversarial perturbation eps * u * ||h|| * g / ||g|| of the mid map h of each image.
-
-    A single normalised gradient-ascent step (A-FAN, Chen et al. 2021, section 3.2). u ~ U(0, 1)
-    varies the strength between images. The size is relative to ||h||, so one epsilon fits all
-    stages of training. The result carries no gradient (stop-gradient).
-
-    Args:
-      mid: mid map h.
-      direction: g, the gradient of the loss with respect to `mid`.
-      keys: one random key per image, for u.
-      epsilon: largest perturbation norm, as a fraction of ||h||.
-    """
-
-    def norm(x: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 1"]:
-        wide = jnp.square(x.astype(jnp.float32))
-        return jnp.sqrt(jnp.sum(wide, axis=(1, 2, 3), keepdims=True) + 1e-20)
-
-    strength = epsilon * jax.vmap(jax.random.uniform)(keys)[:, None, None, None]
-    perturbation = strength * norm(mid) * direction.astype(jnp.float32) / norm(direction)
-    return jax.lax.stop_gradient(perturbation).astype(mid.dtype)
 
 
 def reconstruction(images: Maps, target: Maps) -> Float[Array, ""]:

@@ -15,10 +15,12 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from afa import parallel
 from afa.config import AdversarialConfig, ExperimentConfig
+from afa.errors import choose
 from afa.losses import adversarial
 from afa.losses.base import State
 from afa.losses.metric import metric_loss
 from afa.losses.norm_softmax import norm_softmax
+from afa.losses.perturbations import PERTURBATIONS, Rows
 from afa.models import layers
 from afa.models.discriminator import diffaugment
 from afa.models.embedder import Descriptors, named
@@ -126,13 +128,11 @@ def embedder_step(
 def _perturbation(
     config: AdversarialConfig, seed: int, step: Array, mid: Array, cotangent: Array
 ) -> Array:
-    """Returns the perturbation of the mid map: along its cotangent, or in a random direction."""
-    keys = parallel.sample_keys(stream(seed, "perturbation", step), len(mid))
-    direction = cotangent
-    if config.feature_direction == "random":
-        direction_keys = parallel.sample_keys(stream(seed, "direction", step), len(mid))
-        direction = jax.vmap(lambda k: jax.random.normal(k, mid.shape[1:]))(direction_keys)
-    return adversarial.feature_perturbation(mid, direction, keys, config.feature_epsilon)
+    """Returns the perturbation of the mid map."""
+    keys = [parallel.sample_keys(stream(seed, name, step), len(mid))
+            for name in ("perturbation", "direction")]  # fmt: skip
+    perturb = choose("adversarial.perturbation", config.perturbation, PERTURBATIONS)
+    return perturb(mid, cotangent, Rows(*keys, parallel.all_gather), config.feature_epsilon)
 
 
 def _trained(state: TrainState) -> dict[str, PyTree]:

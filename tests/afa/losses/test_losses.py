@@ -357,44 +357,6 @@ def test_r1_of_a_linear_and_of_a_quadratic_discriminator():
     near(quadratic, 0.5 * 9 * np.sum(np.square(x)) / 4)
 
 
-def perturbation_case():
-    draw = np.random.default_rng(1)
-    mid, direction = (jnp.asarray(draw.normal(size=(3, 2, 4, 5)), jnp.float32) for _ in range(2))
-    return mid, direction, jax.random.split(jax.random.key(2), 3)
-
-
-def test_feature_perturbation_norm_and_direction():
-    mid, direction, keys = perturbation_case()
-    perturbation = np.asarray(adversarial.feature_perturbation(mid, direction, keys, 0.08))
-    u = np.array([jax.random.uniform(key) for key in keys])
-    assert len(set(u.tolist())) == 3
-    flat = perturbation.reshape(3, -1)
-    length = np.linalg.norm(flat, axis=1)
-    near(length, 0.08 * u * np.linalg.norm(np.reshape(mid, (3, -1)), axis=1))
-    along = np.reshape(direction, (3, -1))
-    near(np.sum(flat * along, 1), length * np.linalg.norm(along, axis=1))
-    # The result does not depend on the norm of the direction.
-    near(adversarial.feature_perturbation(mid, 1e-6 * direction, keys, 0.08), perturbation, 1e-4)
-
-
-def test_perturbation_has_no_gradient():
-    mid, direction, keys = perturbation_case()
-
-    def through(mid, direction):
-        return jnp.sum(jnp.square(adversarial.feature_perturbation(mid, direction, keys, 0.5)))
-
-    for gradient in jax.grad(through, argnums=(0, 1))(mid, direction):
-        assert (gradient == 0).all()
-
-
-def test_perturbation_with_zero_direction_or_map_is_zero():
-    mid, direction, keys = perturbation_case()
-    assert (adversarial.feature_perturbation(mid, 0 * direction, keys, 0.5) == 0).all()
-    assert np.abs(adversarial.feature_perturbation(0 * mid, direction, keys, 0.5)).max() < 1e-9
-    half = adversarial.feature_perturbation(mid.astype(jnp.bfloat16), direction, keys, 0.5)
-    assert half.dtype == jnp.bfloat16
-
-
 def test_psnr():
     clean = jnp.full((3, 4, 4, 3), 0.5)
     error = jnp.array([0.0, 0.1, 0.01])[:, None, None, None]

@@ -168,7 +168,7 @@ def test_embedder_step_changes_no_other_network():
 
 def test_random_perturbation_increases_the_loss_less():
     _, state, perturb = made("perturb")
-    _, _, random = made("perturb", adversarial__feature_direction="random")
+    _, _, random = made("perturb", adversarial__perturbation="random")
     batch = tiny.batch()
     _, gradient = perturb(state, batch)
     after, control = random(state, batch)
