@@ -203,6 +203,9 @@ class OptimConfig:
     """Duration of the linear warm-up."""
     clip: float = bounded(1.0, least=0)
     """Largest global gradient norm of each network; 0: no clipping."""
+    sam_radius: float = bounded(0.0, least=0)
+    """Sharpness-aware minimisation of F: distance to the parameters at which the gradient is taken,
+    published 0.05; doubles the time of a step; 0: off."""
     accumulate: int = bounded(1, above=0)
     """Gradient accumulation: steps whose gradients are averaged for one parameter update."""
     generator_learning_rate: float = bounded(4e-4, above=0)
@@ -224,6 +227,9 @@ class TrainConfig:
     """Side of the images in small_steps, in pixels."""
     schedule: Literal["staged", "joint"] = "staged"
     """staged: F, F with feature augmentation, then G and D on frozen F; joint: all together."""
+    consistency: float = bounded(0.0, least=0)
+    """Weight of the distance 1 - cos between the descriptors (F) of an image and of its clean view;
+    0: off."""
     plain: str = duration("40%", most=100)
     """Staged: steps before feature augmentation starts, part of `steps`."""
     generator_steps: str = duration("50%")

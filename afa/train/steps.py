@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from afa import parallel
@@ -20,7 +21,7 @@ from afa.losses import adversarial
 from afa.losses.base import State
 from afa.losses.metric import metric_loss
 from afa.losses.norm_softmax import norm_softmax
-from afa.losses.perturbations import PERTURBATIONS, Rows
+from afa.losses.perturbations import PERTURBATIONS, Draws
 from afa.models import layers
 from afa.models.discriminator import diffaugment
 from afa.models.embedder import Descriptors, named
@@ -70,13 +71,49 @@ def embedder_step(
     state: TrainState, batch: Batch, *, context: StepContext, perturb: bool
 ) -> tuple[TrainState, Metrics]:
     """Trains F on 1/2 metric(F_0(x)) + 1/2 metric(F_1(h + delta)), or without `perturb` on
-    metric(F_0(x)).
+    metric(F_0(x)); with `train.consistency` also on the distance to F_0 of the clean image.
 
-    The lower part runs forward and backward once: the VJP of the clean upper part gives both the
-    direction of the perturbation and the gradient of the clean term (A-FAN, Chen et al. 2021).
+    With `optim.sam_radius`, the gradient is that at params + radius g / ||g|| (Foret et al. 2021,
+    equation 2), with g the gradient at params; everything else is computed at params.
 
     If the metric loss has a memory, every term uses the memory from before the step, and only the
     clean descriptors update it, so an image enters it once.
+    """
+    config, params = context.config, _trained(state)
+    gradient, found = _embedder_gradient(state, params, batch, context, perturb)
+    gradient = parallel.pmean(gradient)
+    if config.optim.sam_radius > 0:
+        size = config.optim.sam_radius / (optax.tree.norm(gradient) + 1e-12)
+        steepest = jax.tree.map(lambda p, g: p + size * g, params, gradient)
+        gradient, _ = _embedder_gradient(state, steepest, batch, context, perturb)
+        gradient = parallel.pmean(gradient)
+    stats, metrics = found.stats, found.metrics
+    if config.train.schedule == "joint" and config.adversarial.generated_views > 0:
+        extra, stats, loss = _generated_views(state, batch, context, stats)
+        gradient = jax.tree.map(jnp.add, gradient, parallel.pmean(extra))
+        metrics = metrics | {"generated_metric_loss": loss}
+    state, norms = _updated(state, context, gradient, stats)
+    memory = {name: each.memory for name, each in found.loss_states.items()}
+    state = state.replace(step=state.step + 1, loss_memory=memory)
+    return state, parallel.pmean(metrics) | norms
+
+
+class Passed(NamedTuple):
+    """What the passes through F leave beside the gradient: batch statistics, states of the metric
+    loss, metrics."""
+
+    stats: PyTree
+    loss_states: dict[str, State]
+    metrics: Metrics
+
+
+def _embedder_gradient(
+    state: TrainState, params: PyTree, batch: Batch, context: StepContext, perturb: bool
+) -> tuple[dict[str, PyTree], Passed]:
+    """Gradient of the loss of F at `params` on one device.
+
+    The lower part runs forward and backward once: the VJP of the clean upper part gives both the
+    direction of the perturbation and the gradient of the clean term (A-FAN, Chen et al. 2021).
     """
     config, embedder = context.config, context.networks.embedder
     images, labels = to_unit(batch["image"]), parallel.all_gather(batch["label"])
@@ -97,32 +134,46 @@ def embedder_step(
         loss, kept = _metric(state, context, params, descriptors, labels)
         return loss, (changed["batch_stats"], *kept)
 
-    params = _trained(state)
+    def clean_loss(params: PyTree, mid: Array) -> tuple[Array, Any]:
+        loss, (stats_after, blocks, states) = upper(params, mid, stats, "clean")
+        distance = _distance_to_clean(params, batch, context, variables, blocks)
+        # The clean term is halved with a perturbed one, and the distance is not.
+        total = loss + (1 + perturb) * config.train.consistency * distance
+        return total, (stats_after, blocks, states, loss, distance)
+
     mid, vjp_lower, stats = jax.vjp(lower, params["embedder"], has_aux=True)
-    clean, vjp_upper, (stats, blocks, states) = jax.vjp(
-        lambda p, h: upper(p, h, stats, "clean"), params, mid, has_aux=True
+    total, vjp_upper, (stats_after, blocks, states, clean, distance) = jax.vjp(
+        clean_loss, params, mid, has_aux=True
     )
-    gradient, cotangent = vjp_upper(jnp.ones_like(clean))
+    gradient, cotangent = vjp_upper(jnp.ones_like(total))
     metrics = {"metric_loss": clean, **health.embedding(blocks["fused"], labels)}
+    if config.train.consistency > 0:
+        metrics["consistency_loss"] = distance
     if perturb:
         delta = _perturbation(config.adversarial, config.seed, state.step, mid, cotangent)
-        perturbed, vjp_perturbed, (stats, *_) = jax.vjp(
-            lambda p, h: upper(p, h, stats, "adversarial"), params, mid + delta, has_aux=True
+        perturbed, vjp_perturbed, (stats_after, *_) = jax.vjp(
+            lambda p, h: upper(p, h, stats_after, "adversarial"), params, mid + delta, has_aux=True
         )
         both = (gradient, cotangent), vjp_perturbed(jnp.ones_like(perturbed))
         gradient, cotangent = jax.tree.map(lambda a, b: 0.5 * (a + b), *both)
         metrics["adversarial_metric_loss"] = perturbed
     own = jax.tree.map(jnp.add, gradient["embedder"], vjp_lower(cotangent)[0])
-    gradient |= {"embedder": own}
-    if config.train.schedule == "joint" and config.adversarial.generated_views > 0:
-        extra, stats, loss = _generated_views(state, batch, context, stats)
-        gradient = jax.tree.map(jnp.add, gradient, extra)
-        metrics["generated_metric_loss"] = loss
-    state, norms = _updated(state, context, parallel.pmean(gradient), stats)
-    state = state.replace(
-        step=state.step + 1, loss_memory={name: each.memory for name, each in states.items()}
-    )
-    return state, parallel.pmean(metrics) | norms
+    return gradient | {"embedder": own}, Passed(stats_after, states, metrics)
+
+
+def _distance_to_clean(
+    params: PyTree, batch: Batch, context: StepContext, variables: PyTree, blocks: dict[str, Array]
+) -> Float[Array, ""]:
+    """mean 1 - F(x~) . F(x) of the fused descriptors of the global batch, without gradient through
+    the clean images x; 0 if `train.consistency` is 0."""
+    if context.config.train.consistency == 0:
+        return jnp.zeros(())
+    descriptors, _ = layers.apply(context.networks.embedder,
+        variables | {"params": params["embedder"]}, to_unit(batch["clean"]), train=True,
+        mutable=["batch_stats"],
+    )  # fmt: skip
+    target = jax.lax.stop_gradient(parallel.all_gather(named(descriptors))["fused"])
+    return 1 - jnp.mean(jnp.sum(blocks["fused"] * target, axis=-1))
 
 
 def _perturbation(
@@ -132,7 +183,7 @@ def _perturbation(
     keys = [parallel.sample_keys(stream(seed, name, step), len(mid))
             for name in ("perturbation", "direction")]  # fmt: skip
     perturb = choose("adversarial.perturbation", config.perturbation, PERTURBATIONS)
-    return perturb(mid, cotangent, Rows(*keys, parallel.all_gather), config.feature_epsilon)
+    return perturb(mid, cotangent, Draws(*keys, parallel.all_gather), config.feature_epsilon)
 
 
 def _trained(state: TrainState) -> dict[str, PyTree]:

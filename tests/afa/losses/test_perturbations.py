@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from arrays import near
 
-from afa.losses.perturbations import PERTURBATIONS, Rows, scaled
+from afa.losses.perturbations import PERTURBATIONS, Draws, scaled
 
 SCALED = [name for name in PERTURBATIONS if name != "mixstyle"]
 
 
 def rows_of(count):
-    return Rows(*(jax.random.split(jax.random.key(i), count) for i in (2, 3)), lambda x: x)
+    return Draws(*(jax.random.split(jax.random.key(i), count) for i in (2, 3)), lambda x: x)
 
 
 @pytest.fixture(scope="module")

@@ -179,6 +179,51 @@ def test_random_perturbation_increases_the_loss_less():
     assert equal(after.opt_state, again.opt_state)
 
 
+@pytest.mark.parametrize("perturb", [False, True])
+def test_consistency_adds_the_distance_to_the_clean_image(perturb):
+    """Its gradient is the difference of the gradients with and without it."""
+    kind, weight = ("perturb", 0.5) if perturb else ("plain", 0.5)
+    batch = tiny.batch()
+    context, state, step = made(kind, train__consistency=weight)
+    embedder, variables = context.networks.embedder, state.variables["embedder"]
+
+    def fused(params, images):
+        images = jnp.asarray(images) / 255
+        found, _ = apply(embedder, variables | {"params": params}, images, train=True,
+                         mutable=["batch_stats"])  # fmt: skip
+        return named(found)["fused"]
+
+    target = fused(variables["params"], batch["clean"])
+    distance, gradient = parallel.compiled_once(
+        jax.value_and_grad(lambda p: 1 - jnp.mean(jnp.sum(fused(p, batch["image"]) * target, -1)))
+    )(variables["params"])
+    after, metrics = step(state, batch)
+    np.testing.assert_allclose(metrics["consistency_loss"], distance, rtol=1e-5)
+    assert distance > 1e-3
+    if not perturb:  # with it, the direction of the perturbation changes as well
+        _, _, without = made(kind)
+        plain = without(state, batch)[0].opt_state["embedder"]
+        added = jax.tree.map(lambda a, b: (a - b) / weight, after.opt_state["embedder"], plain)
+        near(added, gradient, 1e-4)
+
+
+def test_sharpness_aware_gradient():
+    """It is the gradient at params + radius g / ||g||, and the update starts from params."""
+    batch, radius = tiny.batch(), 0.05
+    _, state, step = made("plain", optim__sam_radius=radius)
+    _, _, plain = made("plain")
+    gradient = plain(state, batch)[0].opt_state["embedder"]
+    params, norm = state.variables["embedder"]["params"], optax.tree.norm(gradient)
+    steepest = jax.tree.map(lambda p, g: p + radius * g / norm, params, gradient)
+    moved = state.variables | {"embedder": state.variables["embedder"] | {"params": steepest}}
+    expected = plain(state.replace(variables=moved), batch)[0].opt_state["embedder"]
+    after, metrics = step(state, batch)
+    near(after.opt_state["embedder"], expected, 1e-4)
+    assert not np.allclose(optax.tree.norm(expected), norm, rtol=1e-3)
+    _, at_params = plain(state, batch)
+    np.testing.assert_allclose(metrics["metric_loss"], at_params["metric_loss"], rtol=1e-6)
+
+
 def test_random_numbers_depend_on_seed_step_and_row():
     _, state, perturb = made("perturb")
     batch = tiny.batch()
