@@ -198,7 +198,7 @@ def _without(config: ExperimentConfig) -> str:
 
 GENERATOR_FIELDS = (
     "generator.", "discriminator.", "adversarial.lambda_", "adversarial.r1",
-    "adversarial.diffaugment", "adversarial.gate", "optim.generator_learning_rate",
+    "adversarial.diffaugment", "optim.generator_learning_rate",
     "optim.discriminator_learning_rate", "train.generator_steps",
 )  # fmt: skip
 FEATURE_FIELDS = ("adversarial.feature_", "train.plain")

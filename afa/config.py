@@ -149,6 +149,9 @@ class DiscriminatorConfig:
     """Halvings of the resolution."""
     spectral_norm: bool = False
     """Divide every kernel by its largest singular value."""
+    judges_views: bool = True
+    """Also train D to tell clean images from corrupted and from median-filtered ones, so that it
+    can choose the view of a query."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +165,7 @@ class AdversarialConfig:
     along the gradient), halves (half of the images each); controls of the same norm: random,
     random_statistics; rival: mixstyle."""
     generator: bool = True
-    """Train G and D; their views and features join the fused descriptor."""
+    """Train G and D; their views and features are offered to the fused descriptor."""
     lambda_reconstruction: float = bounded(10.0, least=0)
     """G: weight of the root of each image's mean squared error to the clean image."""
     lambda_adversarial: float = bounded(0.05, least=0)
@@ -179,8 +182,6 @@ class AdversarialConfig:
     """D: the penalty is computed every r1_every steps, with r1_every times the weight."""
     diffaugment: bool = True
     """D: apply the same differentiable augmentation to real and generated images (not mid maps)."""
-    gate: Literal["fixed", "learned", "verdict"] = "fixed"
-    """Weight of the restored view of an image: constant, from a trained gate, or from D."""
     generated_views: float = bounded(0.0, least=0)
     """Joint schedule: weight of the metric loss on restored images as extra training views."""
 
@@ -255,6 +256,9 @@ class EvaluationConfig:
     """Images per embedding batch, over all devices of the process."""
     views: tuple[str, ...] = bounded(("flip", "median", "standardise"), unique=True)
     """Extra views of the image, fused in addition to the restored view of a generator."""
+    search_cost: float = bounded(1.4, least=0)
+    """Largest cost of a query with the fused descriptor, in forward passes of F; blocks and routes
+    beyond it are not chosen; 0: no limit."""
     severities: tuple[int, ...] = bounded((3, 5), least=1, most=5, unique=True)
     """Severities of each corruption in the robustness test."""
     corruption_queries: int = bounded(2000, least=0)

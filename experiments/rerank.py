@@ -83,7 +83,7 @@ def _main(chosen: argparse.Namespace) -> int:
     networks = build_networks(embedder.config, embedder.record["training_classes"])
     config = embedder.config
     embedding = Embedding(networks, config.backbone.name, config.data, config.evaluation)
-    model = embedding, embedder.variables, embedder.record["weights"]
+    model = embedding, embedder.variables, embedder.fusion
     splits = {}
     for name, images in dataset.splits.items():
         if name == "train" and not set(reranking.WHITENING) & set(names):

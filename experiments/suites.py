@@ -60,7 +60,6 @@ SUITES = {
             Part([METHOD], {"adversarial.feature_epsilon": [0.0]}),
             Part([METHOD], {"adversarial.perturbation": ["random"]}),
             Part([METHOD], {"adversarial.lambda_adversarial": [0.0]}),
-            Part([METHOD], {"adversarial.gate": ["learned", "verdict"]}),
         ],
     ),
 }

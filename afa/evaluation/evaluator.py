@@ -20,16 +20,18 @@ from afa.data.types import Dataset, ImageSet
 from afa.evaluation.metrics import extra
 from afa.evaluation.metrics.retrieval import Metrics, metrics_from_ranks
 from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
-from afa.evaluation.variants import Score, Variant, Weights, build_variants, costs
+from afa.evaluation.variants import Offset, Score, Variant, build_variants, costs
 from afa.inference.embed import DescriptorBlocks, Embedding, pixels
 from afa.models.embedder import FUSED
+from afa.models.fusion import Fusion
 from afa.models.networks import Networks
+from afa.models.routing import ORIGINAL
 from afa.retrieval.exact import positive_ranks
 
 CHOICE_SEVERITY = 3  # severity of the trained corruptions when fusion weights are chosen
 SHORT = ("recall_at_1", "map_at_r")  # metrics stored for each corruption and severity
 # Blocks of the fused descriptor in validation once G is trained, with their weights.
-WITH_GENERATOR = FUSED | {"restored": 1.0}
+WITH_GENERATOR = Fusion.of(FUSED | {"restored": 1.0})
 EXTRA_VARIANTS = ("F", "fused")  # variants that also get the extra metrics
 
 Embed = Callable[[ImageSet, Corruption | None], DescriptorBlocks]
@@ -40,7 +42,7 @@ class Results:
     """Results of an evaluation.
 
     Attributes:
-      variants: variant -> {"cost", "weights", protocol -> {"clean", "trained", "held_back",
+      variants: variant -> {"cost", "fusion", protocol -> {"clean", "trained", "held_back",
         "corruptions": {name: {severity: metrics}}, and for `EXTRA_VARIANTS` "extra"
         (`afa.evaluation.metrics.extra`)}}.
       per_query: columns of equal length, one entry per query, variant, protocol, corruption and
@@ -109,7 +111,7 @@ class Evaluator:
         wild = self._drawn(images, np.flatnonzero(~images.catalogue), count)
         images = images.subset(wild)
         if generator:
-            embedded = self.embedding.some(variables, images, tuple(WITH_GENERATOR))
+            embedded = self.embedding.some(variables, images, WITH_GENERATOR.blocks)
             fused_vectors = embedded.fused(WITH_GENERATOR)
         else:
             embedded = self.embedding.plain(variables, images)
@@ -135,16 +137,26 @@ class Evaluator:
           initial: variables of the embedder before training.
         """
         blocks = ("global", "local", *self.networks.view_names)
+        score, offset = self._validation(lambda s, c: self.embedding.blocks(variables, s, c))
+        initial_score, _ = self._validation(
+            lambda s, c: self.embedding.pooled(initial, s, blocks, c)
+        )
         return build_variants(
             self.networks,
-            self._validation_score(lambda s, c: self.embedding.blocks(variables, s, c)),
-            self._validation_score(lambda s, c: self.embedding.pooled(initial, s, blocks, c)),
+            score,
+            initial_score,
+            offset,
             costs(self.networks, variables, self.config),
+            self.config.evaluation.search_cost,
         )
 
-    def _validation_score(self, embed: Embed) -> Score:
-        """Returns a function: fusion weights -> MAP@R on validation classes, averaged over clean
-        queries and the trained corruptions."""
+    def _validation(self, embed: Embed) -> tuple[Score, Offset]:
+        """Returns two functions that choices on validation classes need.
+
+        Score: fusion -> MAP@R, averaged over clean queries and the trained corruptions. Offset:
+        (judge, view, share) -> the offset with which a view beats the original for this share of
+        these queries.
+        """
         images, config = self.dataset.validation, self.config.evaluation
         protocol = protocols(images, "leave_one_out")[0]
         gallery = embed(images.subset(protocol.gallery), None)
@@ -153,15 +165,19 @@ class Evaluator:
         trained = [(name, CHOICE_SEVERITY) for name in self.config.data.corruptions]
         conditions = [gallery.rows(at), *(embed(images.subset(drawn), c) for c in trained)]
 
-        def score(weights: Weights) -> float:
-            vectors = gallery.fused(weights, "gallery")
+        def score(fusion: Fusion) -> float:
+            vectors = gallery.fused(fusion, "gallery")
             found = [
-                ranked_metrics(each.fused(weights), vectors, images, protocol, at)
+                ranked_metrics(each.fused(fusion), vectors, images, protocol, at)
                 for each in conditions
             ]
             return float(np.mean([metrics.means["map_at_r"] for metrics in found]))
 
-        return score
+        def offset(judge: str, view: str, share: float) -> float:
+            ahead = [each.scores[judge][ORIGINAL] - each.scores[judge][view] for each in conditions]
+            return float(np.quantile(np.concatenate(ahead), share))
+
+        return score, offset
 
     def _drawn(self, images: ImageSet, index: np.ndarray, count: int) -> np.ndarray:
         """Draws the same images for every training seed, so that runs can be paired by query."""
@@ -187,14 +203,14 @@ class Evaluator:
         embed = self._sources(variables, initial, variants)
         clean = {source: function(images, None) for source, function in embed.items()}
         galleries = {
-            (v.name, p.name): clean[v.source].rows(p.gallery).fused(v.weights, "gallery")
+            (v.name, p.name): clean[v.source].rows(p.gallery).fused(v.fusion, "gallery")
             for v in variants
             for p in listed
         }
         for v in variants:
-            results.variants[v.name] = {"cost": v.cost, "weights": v.weights}
+            results.variants[v.name] = {"cost": v.cost, "fusion": v.fusion.to_json()}
             for p in listed:
-                queries = clean[v.source].rows(p.queries).fused(v.weights)
+                queries = clean[v.source].rows(p.queries).fused(v.fusion)
                 results.variants[v.name][p.name] = self._clean(
                     v.name, queries, galleries[v.name, p.name], p, results
                 )
@@ -208,7 +224,7 @@ class Evaluator:
                     for source, function in embed.items()
                 }
                 for v, p in itertools.product(variants, listed):
-                    queries = corrupted[v.source].fused(v.weights)
+                    queries = corrupted[v.source].fused(v.fusion)
                     metrics = ranked_metrics(queries, galleries[v.name, p.name], images, p, at)
                     kept = results.variants[v.name][p.name]["corruptions"].setdefault(name, {})
                     kept[str(severity)] = {each: metrics.means[each] for each in SHORT}
@@ -221,7 +237,7 @@ class Evaluator:
         self, variables: PyTree, initial: PyTree, variants: Sequence[Variant]
     ) -> dict[str, Embed]:
         """Source -> function from images to descriptor blocks, for the sources that are used."""
-        blocks = {b: None for v in variants if v.source == "initial" for b in v.weights}
+        blocks = {b: None for v in variants if v.source == "initial" for b in v.fusion.blocks}
         every: dict[str, Embed] = {
             "trained": lambda s, c: self.embedding.blocks(variables, s, c),
             "initial": lambda s, c: self.embedding.pooled(initial, s, tuple(blocks), c),

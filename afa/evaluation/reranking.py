@@ -22,7 +22,7 @@ from afa.evaluation.metrics.retrieval import Metrics, Ranked, metrics_of, pad
 from afa.evaluation.protocols import Protocol, drawn_evenly, protocols, supported
 from afa.evaluation.statistics import Estimate
 from afa.inference.embed import ONE_SIZE, Embedding, Pyramid
-from afa.models.fusion import Role
+from afa.models.fusion import Fusion, Role
 from afa.retrieval.rerank import EVIDENCE, LOCAL_SCALES, METHODS, combinations, plain, word
 from afa.retrieval.rerank.contract import (
     ImageFeatures,
@@ -58,8 +58,8 @@ class Split:
       known: their features.
       milliseconds: time to embed one image of a batch: DESCRIPTOR for the descriptor that every
         method needs, and one entry per key of `known.local_features` and `known.multi_scale`.
-      query_features: their features as queries, if they differ (a gate that is not fixed,
-        `afa.models.fusion`); else None.
+      query_features: their features as queries, if they differ (a route of queries,
+        `afa.models.routing`); else None.
     """
 
     images: ImageSet
@@ -136,7 +136,7 @@ def chosen(words: Sequence[str]) -> tuple[str, ...]:
 def embed_split(
     embedding: Embedding,
     variables: PyTree,
-    weights: Mapping[str, float],
+    fusion: Fusion,
     images: ImageSet,
     names: Sequence[str] = NAMES,
     scales: Sequence[float] = (1.0,),
@@ -146,7 +146,7 @@ def embed_split(
     Args:
       embedding: predict functions of the run.
       variables: variables of its networks.
-      weights: block -> weight in the fused descriptor.
+      fusion: how an image becomes a vector; at several scales, queries are not routed.
       images: the split.
       names: methods, from `NAMES`.
       scales: image scales of the descriptors that all methods start from
@@ -154,11 +154,10 @@ def embed_split(
     """
     clock = _Clock(images)
     single = tuple(scales) == (1.0,)
-    roles: tuple[Role, ...] = ("query", "gallery") if embedding.networks.gated else ("query",)
+    routed = fusion.route is not None and single
+    roles: tuple[Role, ...] = ("query", "gallery") if routed else ("query",)
     embed = [
-        embedding.fused(weights, role)
-        if single
-        else embedding.multi_scale(weights, scales, role=role)
+        embedding.fused(fusion, role) if single else embedding.multi_scale(fusion, scales)
         for role in roles
     ]
     vectors = [clock.of(DESCRIPTOR, lambda part: embed[0](variables, part))]
@@ -175,7 +174,7 @@ def embed_split(
         )
     multi = [{} for _ in roles]
     if MULTI_SCALE in names:
-        multi = _multi_scale_vectors(clock, embedding, variables, weights, roles)
+        multi = [_multi_scale_vectors(clock, embedding, variables, fusion)] * len(roles)
     as_query, *as_gallery = (
         ImageFeatures(rows, posterior, local_features, scaled)
         for rows, scaled in zip(vectors, multi, strict=True)
@@ -200,26 +199,20 @@ class _Clock:
 
 
 def _multi_scale_vectors(
-    clock: _Clock,
-    embedding: Embedding,
-    variables: PyTree,
-    weights: Mapping[str, float],
-    roles: Sequence[Role],
-) -> list[dict[Any, Float32[np.ndarray, "n d"]]]:
-    """For each role: (scales, power) -> descriptors; each scale is embedded once."""
-    scaled_blocks = tuple(name for name in weights if name not in ONE_SIZE)
-    fixed_blocks = tuple(name for name in weights if name in ONE_SIZE)
+    clock: _Clock, embedding: Embedding, variables: PyTree, fusion: Fusion
+) -> dict[Any, Float32[np.ndarray, "n d"]]:
+    """(scales, power) -> descriptors; each scale is embedded once."""
+    scaled_blocks = tuple(name for name in fusion.blocks if name not in ONE_SIZE)
+    fixed_blocks = tuple(name for name in fusion.blocks if name in ONE_SIZE)
     parts = {}
     for scale in sorted({each for scales in SCALES for each in scales}):
         scaled = embedding.at(scale)
         key = "scale", scale
         parts[scale] = clock.of(key, lambda p, s=scaled: s.some(variables, p, scaled_blocks))
     rest = clock.of("rest", lambda p: embedding.some(variables, p, fixed_blocks))
-    pyramid = Pyramid(parts, rest)
-    found: list[dict[Any, Float32[np.ndarray, "n d"]]] = [{} for _ in roles]
+    pyramid, found = Pyramid(parts, rest), {}
     for scales, power in itertools.product(SCALES, POWERS):
-        for role, vectors in zip(roles, found, strict=True):
-            vectors[scales, power] = pyramid.fused(weights, scales, power, role)
+        found[scales, power] = pyramid.fused(fusion, scales, power)
         keys = ["rest", *(("scale", each) for each in scales)]
         clock.milliseconds[scales, power] = sum(clock.milliseconds[key] for key in keys)
     return found

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, PyTree, UInt8
+from jaxtyping import Array, Float32, Int64, PyTree, UInt8
 
 from afa import parallel
 from afa.config import DataConfig, EvaluationConfig
@@ -17,7 +17,7 @@ from afa.data.types import ImageSet
 from afa.errors import UserError
 from afa.models import backbones, layers
 from afa.models.embedder import named
-from afa.models.fusion import Role, fuse
+from afa.models.fusion import Fusion, Role, Route, fuse
 from afa.models.heads import LocalFeatures
 from afa.models.networks import Networks
 from afa.train.steps import to_unit
@@ -33,21 +33,40 @@ class DescriptorBlocks:
 
     Attributes:
       blocks: block -> (n, d) unit vectors.
-      gates: block -> (n,) factors of its fusion weight, for gated blocks.
+      candidates: view -> its blocks "global", "local" and "posterior", for routes; may be empty.
+      scores: judge -> view -> (n,) scores, for routes; may be empty.
     """
 
     blocks: dict[str, Float32[np.ndarray, "n _"]]
-    gates: dict[str, Float32[np.ndarray, "n"]]
+    candidates: dict[str, dict[str, Float32[np.ndarray, "n _"]]] = field(default_factory=dict)
+    scores: dict[str, dict[str, Float32[np.ndarray, "n"]]] = field(default_factory=dict)
 
-    def fused(
-        self, weights: Mapping[str, float], role: Role = "query"
-    ) -> Float32[np.ndarray, "n d"]:
-        """Fuses the blocks into one unit vector per image (`afa.models.fusion.fuse`)."""
-        return np.asarray(_fuse(self.blocks, weights, self.gates, role))
+    def fused(self, fusion: Fusion, role: Role = "query") -> Float32[np.ndarray, "n d"]:
+        """Fuses the blocks into one unit vector per image, as `Networks.vectors` does."""
+        blocks = self.blocks
+        if fusion.route is not None and role == "query":
+            blocks = blocks | self._routed(fusion.route)
+        return np.asarray(_fuse(blocks, fusion))
+
+    def _routed(self, route: Route) -> dict[str, Float32[np.ndarray, "n _"]]:
+        """The blocks of the view that the route chooses for each image."""
+        index = self.chosen(route)
+        views = [self.candidates[view] for view in route.views]
+        return {name: np.stack([view[name] for view in views])[index, np.arange(len(index))]
+                for name in views[0]}  # fmt: skip
+
+    def chosen(self, route: Route) -> Int64[np.ndarray, "n"]:
+        """Index among the views of the route of the one that is chosen for each image."""
+        if len(route.offsets) == 1:
+            return np.zeros(len(next(iter(self.blocks.values()))), np.int64)
+        scores = self.scores[route.judge]
+        totals = [scores[view] + np.float32(offset) for view, offset in route.offsets]
+        return np.argmax(np.stack(totals), axis=0)
 
     def rows(self, index: np.ndarray) -> "DescriptorBlocks":
         """The images at `index`."""
-        return DescriptorBlocks(*jax.tree.map(lambda x: x[index], (self.blocks, self.gates)))
+        parts = (self.blocks, self.candidates, self.scores)
+        return DescriptorBlocks(*jax.tree.map(lambda x: x[index], parts))
 
 
 @dataclass(frozen=True)
@@ -64,15 +83,14 @@ class Pyramid:
 
     def fused(
         self,
-        weights: Mapping[str, float],
+        fusion: Fusion,
         scales: Sequence[float],
         power: float = 1.0,
-        role: Role = "query",
     ) -> Float32[np.ndarray, "n d"]:
         """Fuses the blocks into one unit vector per image; each block is averaged over scales.
 
         Args:
-          weights: block -> fusion weight.
+          fusion: weights of the blocks; queries are not routed.
           scales: scales to average, a subset of `self.scales`.
           power: exponent p of a generalised mean with signed powers, sign(x) |x|^p (Radenović et
             al. 2019 use it for positive descriptors); 1 is the arithmetic mean.
@@ -82,7 +100,7 @@ class Pyramid:
             name: _mean([self.scales[each].blocks[name] for each in scales], power)
             for name in names
         }
-        return DescriptorBlocks(blocks | self.rest.blocks, self.rest.gates).fused(weights, role)
+        return DescriptorBlocks(blocks | self.rest.blocks).fused(fusion, "gallery")
 
 
 def _mean(blocks: Sequence[Float32[np.ndarray, "n d"]], power: float) -> Float32[np.ndarray, "n d"]:
@@ -99,23 +117,15 @@ def _signed_power(x: Float32[np.ndarray, "n d"], power: float) -> Float32[np.nda
     return np.sign(x) * np.abs(x) ** np.float32(power)
 
 
-@functools.partial(jax.jit, static_argnames=("names", "role"))
-def _fuse_named(
-    blocks: PyTree, weights: PyTree, gates: PyTree, names: tuple[str, ...], role: Role
-) -> Array:
-    return fuse(blocks, {name: weights[name] for name in names}, gates, role)
+@functools.partial(jax.jit, static_argnames="names")
+def _fuse_named(blocks: PyTree, weights: PyTree, names: tuple[str, ...]) -> Array:
+    return fuse(blocks, {name: weights[name] for name in names})
 
 
-def _fuse(blocks: PyTree, weights: Mapping[str, float], gates: PyTree, role: Role) -> Array:
+def _fuse(blocks: PyTree, fusion: Fusion) -> Array:
     # Weights are traced, so that trying many weights needs one compilation.
-    names = tuple(weights)
-    return _fuse_named(
-        {name: blocks[name] for name in names},
-        {name: np.float32(weight) for name, weight in weights.items()},
-        {name: gate for name, gate in gates.items() if name in names},
-        names,
-        role,
-    )
+    weights = {name: np.float32(weight) for name, weight in fusion.weights}
+    return _fuse_named({name: blocks[name] for name in fusion.blocks}, weights, fusion.blocks)
 
 
 class Embedding:
@@ -137,7 +147,7 @@ class Embedding:
         self.data, self.evaluation = data, evaluation
 
         def all_blocks(variables: PyTree, images: Array) -> PyTree:
-            return networks.blocks(variables, to_unit(images))
+            return networks.everything(variables, to_unit(images))
 
         def plain(variables: PyTree, images: Array) -> PyTree:
             return named(
@@ -151,7 +161,7 @@ class Embedding:
         self._blocks = parallel.map_rows(all_blocks)
         self._plain = parallel.map_rows(plain)
         self._restore = parallel.map_rows(restore)
-        self._fused: dict[tuple[tuple[tuple[str, float], ...], Role], Callable] = {}
+        self._fused: dict[tuple[Fusion, Role], Callable] = {}
         self._some: dict[tuple[str, ...], Callable] = {}
         self._pooled: dict[tuple[str, ...], Callable] = {}
         self._local_features: dict[int, Callable] = {}
@@ -172,15 +182,14 @@ class Embedding:
     def blocks(
         self, variables: PyTree, images: ImageSet, corruption: Corruptions = None
     ) -> DescriptorBlocks:
-        """Computes all blocks of every image."""
-        blocks, gates = self._over(self._blocks, variables, images, corruption)
-        return DescriptorBlocks(blocks, gates)
+        """Computes all blocks of every image, and those of the views for routes."""
+        return DescriptorBlocks(*self._over(self._blocks, variables, images, corruption))
 
     def plain(
         self, variables: PyTree, images: ImageSet, corruption: Corruptions = None
     ) -> DescriptorBlocks:
         """Computes the blocks of one forward pass of F: global, local, and both fused."""
-        return DescriptorBlocks(self._over(self._plain, variables, images, corruption), {})
+        return DescriptorBlocks(self._over(self._plain, variables, images, corruption))
 
     def pooled(
         self,
@@ -196,7 +205,7 @@ class Embedding:
                 return self.networks.pooled(variables, to_unit(images), wanted)
 
             self._pooled[wanted] = parallel.map_rows(embed)
-        return DescriptorBlocks(self._over(self._pooled[wanted], variables, images, corruption), {})
+        return DescriptorBlocks(self._over(self._pooled[wanted], variables, images, corruption))
 
     def restored(
         self, variables: PyTree, images: ImageSet, corruption: Corruptions = None
@@ -205,19 +214,18 @@ class Embedding:
         return self._over(self._restore, variables, images, corruption)
 
     def fused(
-        self, weights: Mapping[str, float], role: Role = "query"
+        self, fusion: Fusion, role: Role = "query"
     ) -> Callable[..., Float32[np.ndarray, "n d"]]:
         """Returns the function (variables, images, corruption=None) -> fused unit vectors.
 
-        This is the function that search uses. Only blocks with a weight are computed; each choice
-        of weights is compiled once.
+        This is the function that search uses. Only blocks with a weight are computed; each fusion
+        is compiled once.
         """
-        key = tuple(weights.items()), role if self.networks.gated else "query"
+        key = fusion, role if fusion.route is not None else "query"
         if key not in self._fused:
 
             def embed(variables: PyTree, images: Array) -> Array:
-                blocks, gates = self.networks.blocks(variables, to_unit(images), tuple(weights))
-                return fuse(blocks, weights, gates, role)
+                return self.networks.vectors(variables, to_unit(images), *key)
 
             self._fused[key] = parallel.map_rows(embed)
         mapped = self._fused[key]
@@ -226,32 +234,28 @@ class Embedding:
         )
 
     def in_both_roles(
-        self, weights: Mapping[str, float]
+        self, fusion: Fusion
     ) -> Callable[..., tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n d"]]]:
         """As `fused`, but returns the vectors of the images as queries and as gallery."""
 
         def embed(variables: PyTree, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
-            as_query = self.fused(weights)(variables, images)
-            if not self.networks.gated:
+            as_query = self.fused(fusion)(variables, images)
+            if fusion.route is None:
                 return as_query, as_query
-            return as_query, self.fused(weights, "gallery")(variables, images)
+            return as_query, self.fused(fusion, "gallery")(variables, images)
 
         return embed
 
     def multi_scale(
-        self,
-        weights: Mapping[str, float],
-        scales: Sequence[float],
-        power: float = 1.0,
-        role: Role = "query",
+        self, fusion: Fusion, scales: Sequence[float], power: float = 1.0
     ) -> Callable[..., Float32[np.ndarray, "n d"]]:
         """As `fused`, with images at several scales (`Pyramid.fused`)."""
 
         def embed(
             variables: PyTree, images: ImageSet, corruption: Corruptions = None
         ) -> Float32[np.ndarray, "n d"]:
-            pyramid = self.pyramid(variables, images, weights, scales, corruption)
-            return pyramid.fused(weights, scales, power, role)
+            pyramid = self.pyramid(variables, images, fusion.blocks, scales, corruption)
+            return pyramid.fused(fusion, scales, power)
 
         return embed
 
@@ -276,17 +280,17 @@ class Embedding:
         wanted: tuple[str, ...],
         corruption: Corruptions = None,
     ) -> DescriptorBlocks:
-        """Computes the wanted blocks and their gates."""
+        """Computes the wanted blocks."""
         if not wanted:
-            return DescriptorBlocks({}, {})
+            return DescriptorBlocks({})
         if wanted not in self._some:
 
             def embed(variables: PyTree, images: Array) -> PyTree:
-                blocks, gates = self.networks.blocks(variables, to_unit(images), wanted)
-                return {name: blocks[name] for name in wanted}, gates
+                blocks = self.networks.blocks(variables, to_unit(images), wanted)
+                return {name: blocks[name] for name in wanted}
 
             self._some[wanted] = parallel.map_rows(embed)
-        return DescriptorBlocks(*self._over(self._some[wanted], variables, images, corruption))
+        return DescriptorBlocks(self._over(self._some[wanted], variables, images, corruption))
 
     def local_features(self, variables: PyTree, images: ImageSet, count: int) -> LocalFeatures:
         """Computes the `count` strongest local features of every image, or all if there are fewer.
@@ -361,7 +365,7 @@ def pixels(
     flat = flat - flat.mean(axis=1, keepdims=True)
     norms = np.sqrt(np.sum(flat * flat, axis=1, keepdims=True) + 1e-6)
     unit = np.where(norms > 1e-2, flat / norms, 1 / np.sqrt(flat.shape[1]))
-    return DescriptorBlocks({"pixels": unit.astype(np.float32)}, {})
+    return DescriptorBlocks({"pixels": unit.astype(np.float32)})
 
 
 def _shrunk(batch: UInt8[np.ndarray, "b s s 3"]) -> Float32[np.ndarray, "b p"]:

@@ -17,7 +17,7 @@ from afa.data.types import Files, ImageSet, RawImage
 from afa.errors import UserError
 from afa.inference.embed import Embedding
 from afa.manifest import MANIFEST, OWN_FIELDS, read_manifest
-from afa.models.fusion import Role
+from afa.models.fusion import Fusion, Role
 from afa.models.networks import build_networks, preprocessing_record
 from afa.train import optim, state
 from afa.train.checkpoint import Checkpoints
@@ -35,8 +35,9 @@ class TrainedEmbedder:
       workdir: of the run.
       config: of the run.
       record: fields of the manifest that concern the networks: `configuration`, `checkpoint`,
-        `step`, `preprocessing`, fusion `weights`, ...
+        `step`, `preprocessing`, `fusion`, ...
       variables: of the networks.
+      fusion: how an image becomes a vector.
     """
 
     def __init__(
@@ -46,7 +47,8 @@ class TrainedEmbedder:
         networks = build_networks(config, record["training_classes"])
         parts = networks, config.backbone.name, config.data
         single = Embedding(*parts, dataclasses.replace(config.evaluation, batch_size=1))
-        self._one = single.fused(record["weights"])
+        self.fusion = Fusion.from_json(record["fusion"])
+        self._one = single.fused(self.fusion)
         self._embedding = Embedding(*parts, config.evaluation)
 
     @classmethod
@@ -68,7 +70,7 @@ class TrainedEmbedder:
             raise UserError(f"--run={directory}: the run is not finished; start it again to resume")
         manifest = read_manifest(workdir.embeddings)
         record = {name: v for name, v in manifest.items() if name not in GALLERY_FIELDS}
-        for name in ("training_classes", "step", "weights"):
+        for name in ("training_classes", "step", "fusion"):
             if name not in record:
                 raise UserError(f"{workdir.embeddings / MANIFEST} is damaged: it lacks {name}")
         config = configuration.from_dict(record["configuration"])
@@ -118,7 +120,7 @@ class TrainedEmbedder:
 
     def __call__(self, images: ImageSet, role: Role = "query") -> Float32[np.ndarray, "n d"]:
         """Embeds an image set as queries or as gallery; one unit vector per image."""
-        return self._embedding.fused(self.record["weights"], role)(self.variables, images)
+        return self._embedding.fused(self.fusion, role)(self.variables, images)
 
     def one(self, image: RawImage) -> Float32[np.ndarray, "1 d"]:
         """Embeds one image, compiled for a batch of one."""

@@ -15,12 +15,19 @@ Maps = Float[Array, "b h w c"]  # images in [0, 1], or mid maps in units of thei
 CODE_PRIOR = 1e-4  # weight of the code divergence in nats relative to the reconstruction error
 
 
-def discriminator_loss(real: Logits, fake: Float[Array, "f"]) -> Float[Array, ""]:
+def discriminator_loss(
+    real: Logits, fake: Float[Array, "f"], weights: Float[Array, "f"]
+) -> Float[Array, ""]:
     """Cross-entropy loss of D from its logits (Goodfellow et al. 2014, equation 1).
 
-    mean softplus(-D(x)) + mean softplus(D(x^)); 2 ln 2 at the equilibrium.
+    mean softplus(-D(x)) + sum_i w_i softplus(D(x^_i)); 2 ln 2 at the equilibrium.
+
+    Args:
+      real: logits of real images.
+      fake: logits of the others.
+      weights: w, of sum 1 in the mean over the devices.
     """
-    return jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake))
+    return jnp.mean(jax.nn.softplus(-real)) + jnp.sum(weights * jax.nn.softplus(fake))
 
 
 def generator_loss(fake: Logits) -> Float[Array, ""]:

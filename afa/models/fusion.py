@@ -1,82 +1,95 @@
 """Fusion of the descriptors of an image into one unit vector, which any index can search.
 
-The vector concatenates unit blocks, block i scaled by sqrt(w_i g_i), where w_i is the weight of the
-block (chosen on validation classes) and g_i in [0, 1] the gate of this image. If all gates are 1,
-the dot product of two fused vectors is the weighted mean of the cosine similarities of the blocks.
-
-A gate that is not fixed belongs to the query x alone: its restored view x^ takes the share g and x
-the rest, and a gallery image y has F(y) in both blocks. The dot product is then, up to a factor of
-each image, w_x sqrt(1 - g) s(x, y) + w_r sqrt(g) s(x^, y): the gate can close either.
+The vector concatenates unit blocks, block i scaled by sqrt(w_i), where w_i is the weight of the
+block, chosen on validation classes. The dot product of two fused vectors is then the weighted mean
+of the cosine similarities of the blocks.
 """
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
-import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from afa.models import layers
 
 Blocks = Mapping[str, Float[Array, "b _"]]
-Gate = Literal["fixed", "learned", "verdict"]
+Weights = Mapping[str, float]
 Role = Literal["query", "gallery"]  # of an image in a search
 
 
-def fuse(
-    blocks: Blocks,
-    weights: Mapping[str, float | Float[Array, ""]],
-    gates: Mapping[str, Float[Array, "b"]] | None = None,
-    role: Role = "query",
-) -> Float[Array, "b d"]:
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """How the view of a query that F describes is chosen (`afa.models.routing`).
+
+    Attributes:
+      judge: name of the judge that scores the views; unused for a single view.
+      offsets: (view, offset); the view with the largest score + offset is described.
+    """
+
+    judge: str
+    offsets: tuple[tuple[str, float], ...]
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return tuple(view for view, _ in self.offsets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fusion:
+    """How an image becomes a vector.
+
+    Attributes:
+      weights: (block, weight) of the fused vector, weights above 0.
+      route: of queries; None: a query is described like a gallery image.
+    """
+
+    weights: tuple[tuple[str, float], ...]
+    route: Route | None = None
+
+    @classmethod
+    def of(cls, weights: Weights, route: Route | None = None) -> "Fusion":
+        """Returns the fusion with these weights."""
+        return cls(tuple(weights.items()), route)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Fusion":
+        """Inverse of `to_json`."""
+        route = stored["route"]
+        if route is not None:
+            route = Route(route["judge"], tuple(route["offsets"].items()))
+        return cls.of(stored["weights"], route)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns JSON values."""
+        route = self.route
+        offsets = None if route is None else {"judge": route.judge, "offsets": dict(route.offsets)}
+        return {"weights": dict(self.weights), "route": offsets}
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the blocks."""
+        return tuple(name for name, _ in self.weights)
+
+    def text(self) -> str:
+        """Returns it in words, for tables."""
+        words = ", ".join(f"{name} {weight:g}" for name, weight in self.weights)
+        if self.route is None:
+            return words
+        if len(self.route.views) == 1:
+            return f"{words}; query: {self.route.views[0]}"
+        chosen = ", ".join(f"{view} {offset:+.2g}" for view, offset in self.route.offsets)
+        return f"{words}; query by {self.route.judge}: {chosen}"
+
+
+def fuse(blocks: Blocks, weights: Mapping[str, float | Float[Array, ""]]) -> Float[Array, "b d"]:
     """Fuses descriptor blocks into one unit vector per image.
 
     Args:
       blocks: block name -> unit descriptors.
       weights: block name -> weight; blocks without a weight are not used.
-      gates: of the query's blocks (`shares`), 1 by default; "global" among them says that the gate
-        is not fixed, and that a gallery image has its global descriptor in both blocks.
-      role: of the images.
     """
-    gates = {} if gates is None else gates
-    if role == "gallery" and "global" in gates:
-        blocks, gates = {**blocks, "restored": blocks["global"]}, {}
-    parts = []
-    for name, weight in weights.items():
-        gate = gates[name][:, None] if name in gates else 1.0
-        # The epsilon keeps the gradient of the square root finite at a gate of 0.
-        parts.append(jnp.sqrt(weight * gate + 1e-12) * blocks[name])
+    # The epsilon keeps the gradient of the square root finite at a weight of 0.
+    parts = [jnp.sqrt(weight + 1e-12) * blocks[name] for name, weight in weights.items()]
     return layers.l2_normalise(jnp.concatenate(parts, axis=-1))
-
-
-def shares(kind: Gate, gate: Float[Array, "b"]) -> dict[str, Float[Array, "b"]]:
-    """Gates of a query's blocks: x^ takes the share of the gate, and x the rest of it unless the
-    gate is fixed."""
-    return {"restored": gate} if kind == "fixed" else {"global": 1 - gate, "restored": gate}
-
-
-class RestorationGate(nn.Module):
-    """Gate of the block of the restored image x^, in [0, 1].
-
-    Kinds:
-      fixed: 1.
-      verdict: sigmoid(D(x^) - D(x)), from the discriminator logits of x^ and of the image x.
-      learned: sigmoid of a linear function of both global descriptors, trained by the metric loss.
-    """
-
-    kind: Gate
-
-    @nn.compact
-    def __call__(
-        self,
-        original: Float[Array, "b d"],
-        restored: Float[Array, "b d"],
-        logit_original: Float[Array, "b"],
-        logit_restored: Float[Array, "b"],
-    ) -> Float[Array, "b"]:
-        if self.kind == "fixed":
-            return jnp.ones(original.shape[0])
-        if self.kind == "verdict":
-            return nn.sigmoid(logit_restored - logit_original)
-        both = jnp.concatenate([original, restored, original * restored], axis=-1)
-        return nn.sigmoid(nn.Dense(1, name="linear", kernel_init=nn.initializers.zeros)(both)[:, 0])

@@ -1,7 +1,7 @@
 """The networks of a run, built from its configuration, and the descriptors for search."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,12 +12,12 @@ from jaxtyping import Array, Float, Key, PyTree
 from afa import parallel
 from afa.config import ExperimentConfig
 from afa.errors import UserError, choose
-from afa.models import backbones, generators, layers, views
+from afa.models import backbones, generators, layers, routing, views
 from afa.models.backbones.contract import Options, Preprocessing
 from afa.models.discriminator import Discriminator, Verdict
 from afa.models.embedder import IMAGENET_CLASSES, Descriptors, Embedder, Images
 from afa.models.freezing import Frozen
-from afa.models.fusion import RestorationGate, shares
+from afa.models.fusion import Fusion, Role, Route, fuse
 from afa.models.heads import LocalFeatures
 from afa.models.spaces import IMAGES, Map, Space
 
@@ -26,13 +26,12 @@ from afa.models.spaces import IMAGES, Map, Space
 class Networks:
     """The modules of one run; their variables are in `afa.train.state.TrainState`.
 
-    Without the adversarial part, `generator`, `discriminator` and `gate` are None.
+    Without the adversarial part, `generator` and `discriminator` are None.
     """
 
     embedder: Embedder
     generator: nn.Module | None
     discriminator: Discriminator | None
-    gate: RestorationGate | None
     latent_dim: int
     view_names: tuple[str, ...]
     restored_branch: layers.Branch
@@ -41,7 +40,7 @@ class Networks:
         """Initialises all networks: name -> {"params": ..., "batch_stats": ...}."""
         images = jnp.zeros((1, image_size, image_size, 3))
         z = jnp.zeros((1, self.latent_dim))
-        names = ("embedder", "generator", "discriminator", "gate")
+        names = ("embedder", "generator", "discriminator")
         keys = jax.random.split(key, len(names))
 
         def initialise(name: str, module: nn.Module | None, *args: Any, **kwargs: Any) -> PyTree:
@@ -52,12 +51,10 @@ class Networks:
 
         variables = {"embedder": initialise("embedder", self.embedder, images, train=True)}
         if self.generator is not None:
-            unit, logit = jnp.zeros((1, self.embedder.embedding_dim)), jnp.zeros(1)
             x = jnp.zeros((1, *self.space.shape(self.embedder, image_size)))
             variables |= {
                 "generator": initialise("generator", self.generator, x, z),
                 "discriminator": initialise("discriminator", self.discriminator, x, train=False),
-                "gate": initialise("gate", self.gate, unit, unit, logit, logit),
             }
         return variables
 
@@ -66,24 +63,86 @@ class Networks:
         """The space of G and D; images without them."""
         return IMAGES if self.discriminator is None else self.discriminator.space
 
-    @property
-    def gated(self) -> bool:
-        """Whether an image has another vector as a query than in the gallery."""
-        return self.gate is not None and self.gate.kind != "fixed"
-
     def block_names(self) -> tuple[str, ...]:
         """Returns the names of all descriptor blocks for search."""
         adversarial = () if self.generator is None else ("restored", "discriminator")
         original = ("imagenet",) if self.embedder.backbone.options.classes else ()
         return ("global", "local", "posterior", *original, *self.view_names, *adversarial)
 
+    def candidates(self) -> tuple[str, ...]:
+        """Returns the names of the views among which a query can be routed.
+
+        G(x) is one of them if G restores images and F describes them like others.
+        """
+        restorable = self.generator is not None and self._restored_path == (IMAGES, "clean")
+        restored = (routing.RESTORED,) if restorable else ()
+        filters = tuple(name for name in self.view_names if name in views.FILTERS)
+        return (routing.ORIGINAL, *filters, *restored)
+
+    def vectors(
+        self,
+        variables: Mapping[str, PyTree],
+        images: Images,
+        fusion: Fusion,
+        role: Role = "query",
+    ) -> Float[Array, "b d"]:
+        """Computes the fused unit vectors of a batch, as search does.
+
+        Args:
+          variables: network name -> variables.
+          images: images in [0, 1].
+          fusion: weights of the blocks, and the route of queries.
+          role: a gallery image is not routed.
+        """
+        routed = images
+        if fusion.route is not None and role == "query":
+            routed = self.routed(variables, images, fusion.route)
+        return fuse(self.blocks(variables, images, fusion.blocks, routed), dict(fusion.weights))
+
+    def routed(self, variables: Mapping[str, PyTree], images: Images, route: Route) -> Images:
+        """Returns the view of each query that F describes."""
+        found = self.views(variables, images, route.views)
+        if len(found) == 1:
+            return found[route.views[0]]
+        asked = {routing.ORIGINAL: images} | found
+
+        def posteriors() -> dict[str, Array]:
+            return {name: self._posterior(variables, each.global_descriptor)
+                    for name, each in self._describe(variables, asked).items()}  # fmt: skip
+
+        judge = choose("judge of the route", route.judge, routing.JUDGES)
+        scores = judge(self._judged(variables, asked, posteriors))
+        return routing.pick(routing.chosen(scores, route.offsets), list(found.values()))
+
+    def _judged(
+        self,
+        variables: Mapping[str, PyTree],
+        images: Mapping[str, Images],
+        posteriors: Callable[[], Mapping[str, Array]],
+    ) -> routing.Views:
+        return routing.Views(images, lambda x: self.discriminate(variables, x).logit, posteriors)
+
+    def views(
+        self, variables: Mapping[str, PyTree], images: Images, names: Collection[str]
+    ) -> dict[str, Images]:
+        """Computes views of images by name: the original, second views, G(x)."""
+        special = {
+            routing.ORIGINAL: lambda: images,
+            routing.RESTORED: lambda: self.restore(variables, images),
+        }
+        return {
+            name: special[name]() if name in special else views.VIEWS[name](images)
+            for name in names
+        }
+
     def blocks(
         self,
         variables: Mapping[str, PyTree],
         images: Images,
         wanted: Collection[str] | None = None,
-    ) -> tuple[dict[str, Float[Array, "b _"]], dict[str, Float[Array, "b"]]]:
-        """Computes the descriptor blocks of a batch and their gates (`afa.models.fusion.shares`).
+        routed: Images | None = None,
+    ) -> dict[str, Float[Array, "b _"]]:
+        """Computes the descriptor blocks of a batch.
 
         Blocks: "global", "local", "posterior"; with the published classifier, "imagenet" (its
         posterior); one per second view ("flip", ...); with a generator, "restored" (F of G(x)) and
@@ -93,40 +152,87 @@ class Networks:
           variables: network name -> variables.
           images: images in [0, 1].
           wanted: names of the blocks to compute; None for all.
+          routed: the images that "global", "local" and "posterior" describe; None: `images`.
 
         Returns:
-          Block name -> unit descriptors, and block name -> gate of each image.
+          Block name -> unit descriptors.
         """
         wanted = self.block_names() if wanted is None else wanted
+        inputs = self._inputs(variables, images, wanted)
+        if routed is not None:
+            inputs["global"] = routed
+        return self._blocks(variables, images, wanted, self._embed(variables, inputs))
+
+    def everything(
+        self, variables: Mapping[str, PyTree], images: Images
+    ) -> tuple[dict[str, Array], dict[str, dict[str, Array]], dict[str, dict[str, Array]]]:
+        """Computes all blocks of a batch, and what the choice of a route needs.
+
+        Returns:
+          Block -> unit descriptors; candidate view -> its blocks "global", "local" and
+          "posterior"; judge -> candidate view -> score.
+        """
+        inputs = self._inputs(variables, images, self.block_names())
+        descriptors = self._embed(variables, inputs)
+        blocks = self._blocks(variables, images, self.block_names(), descriptors)
+        names = {view: "global" if view == routing.ORIGINAL else view for view in self.candidates()}
+        posteriors = {
+            view: self._posterior(variables, descriptors[name].global_descriptor)
+            for view, name in names.items()
+        }
+        candidates = {
+            view: {
+                "global": descriptors[name].global_descriptor,
+                "local": descriptors[name].local,
+                "posterior": layers.l2_normalise(posteriors[view]),
+            }
+            for view, name in names.items()
+        }
+        judged = self._judged(
+            variables, {view: inputs[name] for view, name in names.items()}, lambda: posteriors
+        )
+        scores = {name: judge(judged) for name, judge in routing.JUDGES.items()
+                  if name != "discriminator" or self.discriminator is not None}  # fmt: skip
+        return blocks, candidates, scores
+
+    def _inputs(
+        self, variables: Mapping[str, PyTree], images: Images, wanted: Collection[str]
+    ) -> dict[str, Map]:
+        """The input of F behind each wanted block that has one of its own."""
         inputs: dict[str, Map] = {"global": images}
         inputs |= {n: views.VIEWS[n](images) for n in self.view_names if n in wanted}
         if "restored" in wanted:
             inputs["restored"] = self.restore(variables, images)
-        descriptors = self._embed(variables, inputs)
+        return inputs
+
+    def _blocks(
+        self,
+        variables: Mapping[str, PyTree],
+        images: Images,
+        wanted: Collection[str],
+        descriptors: Mapping[str, Descriptors],
+    ) -> dict[str, Float[Array, "b _"]]:
+        """The wanted blocks, from the descriptors of the inputs."""
         blocks = {name: each.global_descriptor for name, each in descriptors.items()}
         blocks["local"] = descriptors["global"].local
         if "posterior" in wanted:
-            posterior = layers.apply(
-                self.embedder, variables["embedder"], blocks["global"], method="posterior"
-            )
+            posterior = self._posterior(variables, blocks["global"])
             blocks["posterior"] = layers.l2_normalise(posterior)
         if "imagenet" in wanted:
             logits = layers.apply(self.embedder, variables["embedder"], images, method="logits")
             blocks["imagenet"] = layers.l2_normalise(nn.softmax(logits.astype(jnp.float32)))
-        gates = {}
         if self.discriminator is not None and "discriminator" in wanted:
             x = self.space.of(self.embedder, variables["embedder"], images)
             blocks["discriminator"] = self.discriminate(variables, x).features
-        if self.gate is not None and "restored" in wanted:
-            # XLA removes both logits as dead code unless the gate uses them.
-            x = self.space.of(self.embedder, variables["embedder"], images)
-            logits = [self.discriminate(variables, each).logit
-                      for each in (x, inputs["restored"])]  # fmt: skip
-            opened = layers.apply(
-                self.gate, variables["gate"], blocks["global"], blocks["restored"], *logits
-            )
-            gates = shares(self.gate.kind, opened)
-        return blocks, gates
+        return blocks
+
+    def _posterior(
+        self, variables: Mapping[str, PyTree], global_descriptor: Float[Array, "b d"]
+    ) -> Float[Array, "b c"]:
+        """Class posterior of global descriptors."""
+        return layers.apply(
+            self.embedder, variables["embedder"], global_descriptor, method="posterior"
+        )
 
     def pooled(
         self, variables: Mapping[str, PyTree], images: Images, wanted: Collection[str]
@@ -144,25 +250,38 @@ class Networks:
     def _embed(
         self, variables: Mapping[str, PyTree], images: Mapping[str, Map]
     ) -> dict[str, Descriptors]:
-        """Computes descriptors of several views of a batch, with one pass through F per branch and
-        space."""
-        found = {}
-        for space, branch in dict.fromkeys(map(self._path, images)):
-            names = [n for n in images if (space, branch) == self._path(n)]
-            out = space.describe(
-                self.embedder,
-                variables["embedder"],
-                jnp.concatenate([images[n] for n in names]),
-                train=False,
-                branch=branch,
-            )
-            global_descriptor, local = (jnp.split(each, len(names)) for each in out)
-            found |= {n: Descriptors(global_descriptor[i], local[i]) for i, n in enumerate(names)}
-        return found
+        """Computes descriptors of several views of a batch; the restored view has the space of G,
+        and a branch of F of its own if F was trained on it."""
+        if "restored" not in images or self._restored_path == (IMAGES, "clean"):
+            return self._describe(variables, images)
+        others = {name: each for name, each in images.items() if name != "restored"}
+        restored = {"restored": images["restored"]}
+        own = self._describe(variables, restored, *self._restored_path)
+        return self._describe(variables, others) | own
 
-    def _path(self, name: str) -> tuple[Space, layers.Branch]:
-        """Returns the space of a view, and the branch of F that describes it."""
-        return (self.space, self.restored_branch) if name == "restored" else (IMAGES, "clean")
+    @property
+    def _restored_path(self) -> tuple[Space, layers.Branch]:
+        """Space of the restored view, and the branch of F that describes it."""
+        return self.space, self.restored_branch
+
+    def _describe(
+        self,
+        variables: Mapping[str, PyTree],
+        images: Mapping[str, Map],
+        space: Space = IMAGES,
+        branch: layers.Branch = "clean",
+    ) -> dict[str, Descriptors]:
+        """Computes descriptors of several views of a batch in one pass through F."""
+        out = space.describe(
+            self.embedder,
+            variables["embedder"],
+            jnp.concatenate(list(images.values())),
+            train=False,
+            branch=branch,
+        )
+        parts = [jnp.split(each, len(images)) for each in out]
+        return {name: Descriptors(*each) for name, each in zip(images, zip(*parts, strict=True),
+                                                               strict=True)}  # fmt: skip
 
     def discriminate(self, variables: Mapping[str, PyTree], x: Map) -> Verdict:
         """Applies D to points of its space."""
@@ -274,16 +393,15 @@ def build_networks(config: ExperimentConfig, classes: int) -> Networks:
         frozen_parts(config),
     )
     if not (adversarial.enabled and adversarial.generator):
-        generator = discriminator = gate = None
+        generator = discriminator = None
     else:
         d = config.discriminator
         generator, space = generators.build(
             config.generator, embedder, config.data.image_size, dtype
         )
         discriminator = Discriminator(d.width, d.levels, d.spectral_norm, dtype, space)
-        gate = RestorationGate(adversarial.gate)
     joint = config.train.schedule == "joint" and adversarial.generated_views > 0
     return Networks(
-        embedder, generator, discriminator, gate, config.generator.latent_dim,
+        embedder, generator, discriminator, config.generator.latent_dim,
         config.evaluation.views, "adversarial" if joint else "clean",
     )  # fmt: skip

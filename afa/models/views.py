@@ -1,4 +1,5 @@
-"""Second views of an image: functions from images to images, whose descriptors are fused.
+"""Second views of an image: functions from images to images. Their descriptors are fused, or one of
+them describes a query in its place (`afa.models.routing`).
 
 The restored view G(x) needs the generator and is computed in `afa.models.networks`. To add a view,
 write a function and add it to `VIEWS`.
@@ -67,3 +68,4 @@ VIEWS: dict[str, Callable[[Images], Images]] = {
     "median": median,
     "standardise": standardise,
 }
+FILTERS = ("median", "standardise")  # those that can improve a query

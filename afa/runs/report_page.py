@@ -18,6 +18,7 @@ from afa.evaluation.evaluator import Evaluator
 from afa.evaluation.protocols import Protocol, drawn_evenly, protocols
 from afa.losses.adversarial import psnr
 from afa.models import layers
+from afa.models.fusion import Fusion
 from afa.report.page import Hit, Page, QueryRow, Restoration, ResultRow, SearchFacts
 from afa.retrieval.exact import topk
 from afa.train.logging import read_history
@@ -32,20 +33,20 @@ def page(
     result: Mapping[str, Any],
     evaluator: Evaluator,
     variables: PyTree,
-    weights: Mapping[str, float],
+    fusion: Fusion,
     workdir: Path,
 ) -> Page:
     """Builds the report page of a run.
 
     Args:
       result: content of `result.json`.
-      weights: block -> weight of the fused descriptor.
+      fusion: of the fused descriptor.
       workdir: run directory, with `metrics.jsonl`.
     """
     config, dataset, images = evaluator.config, evaluator.dataset, evaluator.dataset.test
     protocol = protocols(images, config.evaluation.protocol)[0]
     table, search = result["metrics"]["test"], result["metrics"]["search"]
-    clean, corrupted, failures = _strips(evaluator, variables, weights, protocol)
+    clean, corrupted, failures = _strips(evaluator, variables, fusion, protocol)
     restorations = _restorations(evaluator, variables) if evaluator.networks.generator else []
     return Page(
         title=f"{experiment}: {dataset.name}",
@@ -61,7 +62,7 @@ def page(
         facts={
             "Training images": f"{config.data.image_size} px, {config.data.batch_size} per step",
             "Steps": str(result["step"]),
-            "Fused descriptor": ", ".join(f"{n} {w:g}" for n, w in weights.items()),
+            "Fused descriptor": fusion.text(),
         },
         highlight="fused",
         reference="F",
@@ -110,13 +111,13 @@ def _search_facts(search: Mapping[str, Any], results: int) -> SearchFacts:
 
 
 def _strips(
-    evaluator: Evaluator, variables: PyTree, weights: Mapping[str, float], protocol: Protocol
+    evaluator: Evaluator, variables: PyTree, fusion: Fusion, protocol: Protocol
 ) -> tuple[list[QueryRow], list[QueryRow], list[QueryRow]]:
     """Returns rows of clean queries, of corrupted queries, and of the worst clean failures."""
     config, images = evaluator.config, evaluator.dataset.test
     seed = config.evaluation.corruption_seed
-    embed = evaluator.embedding.fused(weights)
-    as_query, as_gallery = evaluator.embedding.in_both_roles(weights)(variables, images)
+    embed = evaluator.embedding.fused(fusion)
+    as_query, as_gallery = evaluator.embedding.in_both_roles(fusion)(variables, images)
     gallery, queries = as_gallery[protocol.gallery], as_query[protocol.queries]
     hits = min(HITS, len(protocol.gallery) - 1)
     some = drawn_evenly(images, protocol.queries, QUERIES, seed + 1)

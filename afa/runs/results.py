@@ -252,7 +252,7 @@ def by_variant(
     columns = [Column("variant"), Column("search cost")]
     columns += [Column(HEADS[name], scale=PERCENT) for name in CONDITIONS]
     tables = [result["metrics"]["test"] for result in group.results]
-    known = {name: None for name in tables[0]["fused"] if name not in ("cost", "weights")}
+    known = {name: None for name in tables[0]["fused"] if name not in ("cost", "fusion")}
     choose("--protocol", protocol, known)
     common = {name: None for name in tables[0] if all(name in each for each in tables)}
     cells = []

@@ -20,6 +20,7 @@ from afa.data.pipeline import preprocessing
 from afa.data.sources import registry
 from afa.evaluation import restoration
 from afa.evaluation.evaluator import Evaluator, Results
+from afa.models.fusion import Fusion
 from afa.models.networks import preprocessing_record
 from afa.report.page import Page, write_report
 from afa.retrieval import calibration
@@ -76,21 +77,21 @@ def run(
         variables = state.search_variables()
         evaluator = Evaluator(setup.networks, config, setup.dataset)
         with timings.of("evaluation"):
-            results, weights = evaluate(evaluator, variables, initial, print_line)
+            results, fusion = evaluate(evaluator, variables, initial, print_line)
             restored = restoration.measure(
                 evaluator.embedding, variables, setup.dataset.test, config
             )
             for line in restoration.warnings(restored, config.data.corruptions):
                 print_line(line)
         with timings.of("export"):
-            records, manifest = export(experiment, setup, evaluator, state, weights)
+            records, manifest = export(experiment, setup, evaluator, state, fusion)
         with timings.of("index"):
             arguments = workdir.embeddings, config.retrieval, print_line, records, manifest
             measured = parallel.first_only(lambda: indexed(*arguments)[1])
             search = parallel.from_first(measured)
         result = collect(experiment, setup, state, results, restored, search, timings.seconds)
         with timings.of("report"):
-            page = report_page.page(experiment, result, evaluator, variables, weights, workdir.root)
+            page = report_page.page(experiment, result, evaluator, variables, fusion, workdir.root)
         parallel.first_only(lambda: write(workdir, result, results, page))
         show(results, result, workdir, print_line)
         parallel.end_together("run")
@@ -160,14 +161,14 @@ def train(
 
 def evaluate(
     evaluator: Evaluator, variables: PyTree, initial: PyTree, print_line: PrintLine
-) -> tuple[Results, dict[str, float]]:
+) -> tuple[Results, Fusion]:
     """Evaluates all variants on the test classes.
 
     Returns:
-      The results, and the fusion weights of the variant "fused".
+      The results, and the fusion of the variant "fused".
     """
     variants = evaluator.variants(variables, initial)
-    return evaluator.test(variables, initial, variants, print_line), dict(variants[-1].weights)
+    return evaluator.test(variables, initial, variants, print_line), variants[-1].fusion
 
 
 def export(
@@ -175,7 +176,7 @@ def export(
     setup: Setup,
     evaluator: Evaluator,
     state: TrainState,
-    weights: Mapping[str, float],
+    fusion: Fusion,
 ) -> tuple[Records, dict[str, Any]]:
     """Embeds the gallery.
 
@@ -184,8 +185,8 @@ def export(
     """
     config, dataset = setup.config, setup.dataset
     variables, images = state.search_variables(), gallery(dataset, config)
-    embed = evaluator.embedding.fused(weights)
-    vectors = evaluator.embedding.fused(weights, "gallery")(variables, images)
+    embed = evaluator.embedding.fused(fusion)
+    vectors = evaluator.embedding.fused(fusion, "gallery")(variables, images)
     unknown = unknown_queries(dataset, config)
     scores = calibration.best_scores(
         embed(variables, unknown), unknown.labels, vectors, images.labels
@@ -197,7 +198,7 @@ def export(
         "step": int(state.step),
         "preprocessing": preprocessing(config.data) | preprocessing_record(config),
         "backbone_weights": setup.pretrained.record() if setup.pretrained else None,
-        "weights": dict(weights),
+        "fusion": fusion.to_json(),
         "training_classes": len(setup.pipeline.classes),
         "unknown": list(scores.scores),
     }

@@ -34,7 +34,7 @@ def show(
       print_line: receives the lines below the tables.
     """
     variants = results.variants
-    protocols = [name for name in next(iter(variants.values())) if name not in ("cost", "weights")]
+    protocols = [name for name in next(iter(variants.values())) if name not in ("cost", "fusion")]
     columns = ["method", "cost", *(f"{each} %" for each in FIGURES.values())]
     columns += [f"{g} {FIGURES[m]} %" for g in GROUPS.values() for m in SHORT]
     for protocol in protocols:

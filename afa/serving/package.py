@@ -40,7 +40,7 @@ from afa.data.types import ImageSet
 from afa.errors import UserError
 from afa.inference.load import TrainedEmbedder
 from afa.io import require_writable, write_bytes, write_json
-from afa.models.fusion import fuse
+from afa.models.fusion import Fusion
 from afa.models.networks import Networks, build_networks, dtype_of
 from afa.serving import onnx_graph
 from afa.serving.predictor import (
@@ -169,14 +169,14 @@ def _onnx(embedder: TrainedEmbedder, weights: Weights) -> bytes:
 
 
 def network(
-    networks: Networks, variables: PyTree, fusion: Mapping[str, float]
+    networks: Networks, variables: PyTree, fusion: Fusion
 ) -> Callable[[Mapping[str, Array], Array], Array]:
     """Returns the function (named weights, uint8 views) -> unit vectors that search uses.
 
     Args:
       networks: networks of the run.
       variables: all variables, or their shapes. Those that are not among the weights are zero.
-      fusion: block -> weight in the fused vector.
+      fusion: how a query becomes a vector.
     """
 
     def embed(weights: Mapping[str, Array], views: Array) -> Array:
@@ -186,8 +186,7 @@ def network(
             return jnp.zeros(leaf.shape, leaf.dtype) if weight is None else weight
 
         variables = jax.tree.map_with_path(weight_or_zeros, shapes)
-        blocks, gates = networks.blocks(variables, to_unit(views), tuple(fusion))
-        return fuse(blocks, fusion, gates)
+        return networks.vectors(variables, to_unit(views), fusion)
 
     shapes = _shapes(variables)
     return embed
@@ -210,7 +209,7 @@ def _needed_weights(embedder: TrainedEmbedder) -> Weights:
 def _network(embedder: TrainedEmbedder, config: ExperimentConfig) -> Callable:
     manifest = embedder.record
     networks = build_networks(config, manifest["training_classes"])
-    return network(networks, embedder.variables, manifest["weights"])
+    return network(networks, embedder.variables, embedder.fusion)
 
 
 def _name(path: Any) -> str:
@@ -330,7 +329,7 @@ def _manifest(
         "promise": PROMISE,
         "calling_convention": version,
         **{name: export_manifest[name] for name in same},
-        "fusion": export_manifest["weights"],
+        "fusion": export_manifest["fusion"],
         "dimension": dimension,
         "families": {
             name: {

@@ -102,8 +102,6 @@ CHECKED = (
     "discriminator_gradient_norm",
     "generator_loss",
     "generator_gradient_norm",
-    "gate_loss",
-    "gate_gradient_norm",
 )
 
 

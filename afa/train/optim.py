@@ -139,7 +139,6 @@ def optimisers(
         # adversarial training (Radford et al. 2016).
         "generator": adam(optim.generator_learning_rate, momentum=0.9),
         "discriminator": adam(optim.discriminator_learning_rate, momentum=0.5),
-        "gate": adam(optim.generator_learning_rate, momentum=0.9),
     }
 
 

@@ -20,14 +20,13 @@ from afa.errors import choose
 from afa.losses import adversarial
 from afa.losses.base import State
 from afa.losses.metric import metric_loss
-from afa.losses.norm_softmax import norm_softmax
 from afa.losses.perturbations import PERTURBATIONS, Draws
 from afa.models import layers
 from afa.models.discriminator import diffaugment
 from afa.models.embedder import Descriptors, named
-from afa.models.fusion import fuse, shares
 from afa.models.networks import Networks
-from afa.models.spaces import IMAGES, Map
+from afa.models.spaces import Map
+from afa.models.views import median
 from afa.train import health
 from afa.train.optim import Optimisers
 from afa.train.state import TrainState, apply_gradients
@@ -54,6 +53,13 @@ class Generated(NamedTuple):
     sampled: Map
     coded: Map
     divergence: Float[Array, ""]
+
+
+class Fake(NamedTuple):
+    """Images that are not real, and which of them count (1) or not (0)."""
+
+    images: Map
+    counted: Float[Array, "b"]
 
 
 def stream(seed: int, name: str, step: Int[Array, ""]) -> Key[Array, ""]:
@@ -180,10 +186,13 @@ def _perturbation(
     config: AdversarialConfig, seed: int, step: Array, mid: Array, cotangent: Array
 ) -> Array:
     """Returns the perturbation of the mid map."""
-    keys = [parallel.sample_keys(stream(seed, name, step), len(mid))
-            for name in ("perturbation", "direction")]  # fmt: skip
+    strength, direction = (
+        parallel.sample_keys(stream(seed, name, step), len(mid))
+        for name in ("perturbation", "direction")
+    )
+    draws = Draws(strength, direction, parallel.all_gather)
     perturb = choose("adversarial.perturbation", config.perturbation, PERTURBATIONS)
-    return perturb(mid, cotangent, Draws(*keys, parallel.all_gather), config.feature_epsilon)
+    return perturb(mid, cotangent, draws, config.feature_epsilon)
 
 
 def _trained(state: TrainState) -> dict[str, PyTree]:
@@ -277,8 +286,8 @@ def generator_step(
         return Generated(restored, sampled, coded, adversarial.code_divergence(mean, log_variance))
 
     generated, vjp = jax.vjp(generate, state.variables["generator"]["params"])
-    fakes = (generated.restored, generated.sampled)
-    state, d_metrics = _discriminator_update(state, context, clean, *fakes, key_augment)
+    fakes = _fakes(context, clean, x, generated, batch["corruption"])
+    state, d_metrics = _discriminator_update(state, context, clean, fakes, key_augment)
     cotangents, g_metrics = _generator_cotangents(
         state, context, frozen, clean, generated, key_augment
     )
@@ -287,9 +296,6 @@ def generator_step(
         state, context.optimisers["generator"], "generator", gradient, None, config.optim.ema_decay
     )
     metrics = parallel.pmean(d_metrics | g_metrics) | norm
-    if config.adversarial.gate == "learned":
-        state, gate_metrics = _gate_update(state, context, frozen, batch)
-        metrics |= gate_metrics
     kinds = 1 + len(config.data.corruptions)
     before, after, target = (
         networks.space.normalised(each, clean) for each in (x, generated.restored, clean)
@@ -306,18 +312,14 @@ def _frozen(state: TrainState, schedule: str) -> PyTree:
 
 
 def _discriminator_update(
-    state: TrainState,
-    context: StepContext,
-    clean: Array,
-    restored: Array,
-    sampled: Array,
-    keys: Array,
+    state: TrainState, context: StepContext, clean: Array, fakes: list[Fake], keys: Array
 ) -> tuple[TrainState, Metrics]:
-    """Updates D: cross-entropy of real against restored and sampled images, and lazy R1."""
+    """Updates D: cross-entropy of real against fake images, and lazy R1."""
     config, module = context.config.adversarial, context.networks.discriminator
     assert module is not None
     variables = state.variables["discriminator"]
-    fakes = _fakes(config, restored, sampled)
+    counted = jnp.concatenate([fake.counted for fake in fakes])
+    weights = counted / jnp.maximum(parallel.pmean(counted.sum()), 1)
 
     def objective(params: PyTree) -> tuple[Array, Any]:
         def logits_of(images: Array, keys: Array) -> tuple[Array, PyTree]:
@@ -328,18 +330,18 @@ def _discriminator_update(
             return out.logit, changed.get("batch_stats", {})
 
         # One pass over all images; each group has the same augmentation.
-        groups = [clean, *fakes]
+        groups = [clean, *(fake.images for fake in fakes)]
         logits, stats = logits_of(jnp.concatenate(groups), jnp.concatenate([keys] * len(groups)))
         real, fake = logits[: len(clean)], logits[len(clean) :]
-        loss = adversarial.discriminator_loss(real, fake)
+        loss = adversarial.discriminator_loss(real, fake, weights)
         penalty = jax.lax.cond(
             (config.r1 > 0) & (state.step % config.r1_every == 0),
             lambda: adversarial.r1_penalty(lambda x: logits_of(x, keys)[0], clean),
             lambda: jnp.zeros(()),
         )
-        total = loss + config.r1 * config.r1_every * penalty
-        return total, (stats, {"discriminator_loss": loss, "r1": penalty * config.r1_every,
-                               "d_real": real.mean(), "d_fake": fake.mean()})  # fmt: skip
+        figures = {"discriminator_loss": loss, "r1": penalty * config.r1_every,
+                   "d_real": real.mean(), "d_fake": jnp.sum(weights * fake)}  # fmt: skip
+        return loss + config.r1 * config.r1_every * penalty, (stats, figures)
 
     gradient, (stats, metrics) = jax.grad(objective, has_aux=True)(variables["params"])
     state, norm = apply_gradients(
@@ -349,10 +351,22 @@ def _discriminator_update(
     return state, metrics | norm
 
 
-def _fakes(config: AdversarialConfig, restored: Array, sampled: Array) -> list[Array]:
-    """Returns the generated images that D is trained on."""
-    parts = [restored] * (config.lambda_adversarial > 0) + [sampled] * (config.lambda_noise > 0)
-    return parts or [restored]
+def _fakes(
+    context: StepContext, clean: Array, x: Array, generated: Generated, corruption: Array
+) -> list[Fake]:
+    """Returns the images that D is trained on as not real: those of G that its adversarial terms
+    use, and with `discriminator.judges_views` the views among which it routes queries: the
+    corrupted images, and median-filtered ones."""
+    config = context.config
+    every = jnp.ones(len(clean))
+    wanted = {"restored": config.adversarial.lambda_adversarial > 0,
+              "sampled": config.adversarial.lambda_noise > 0}  # fmt: skip
+    fakes = [Fake(getattr(generated, name), every) for name, on in wanted.items() if on]
+    if config.discriminator.judges_views:
+        fakes.append(Fake(x, (corruption > 0).astype(jnp.float32)))
+        if context.networks.space.images:
+            fakes += [Fake(median(each), every) for each in (clean, x)]
+    return fakes or [Fake(generated.restored, every)]
 
 
 def _augmented(context: StepContext, x: Array, keys: Array) -> Array:
@@ -419,44 +433,6 @@ def _generator_cotangents(
         return total, values | {"generator_loss": total}
 
     return jax.grad(objective, has_aux=True)(generated)
-
-
-def _gate_update(
-    state: TrainState, context: StepContext, frozen: PyTree, batch: Batch
-) -> tuple[TrainState, Metrics]:
-    """Trains the learned gate of the restored view with the metric loss. F, G and D are frozen and
-    the same as in search: for G, the moving average."""
-    networks, images = context.networks, to_unit(batch["image"])
-    label, gate = batch["label"], networks.gate
-    assert gate is not None
-    variables = state.search_variables() | {"embedder": frozen}
-    restored = networks.restore(variables, images)
-    x, r = (
-        space.describe(networks.embedder, frozen, each, train=False).global_descriptor
-        for space, each in ((IMAGES, images), (networks.space, restored))
-    )
-    originals = networks.space.of(networks.embedder, frozen, images)
-    logits = [networks.discriminate(variables, each).logit for each in (originals, restored)]
-    proxies = layers.apply(networks.embedder, frozen, method="proxies")["global"]
-    weights = {"global": 1.0, "restored": 1.0}
-    # Class proxies replace gallery images, which have the same descriptor in both blocks.
-    targets = fuse({"global": proxies, "restored": proxies}, weights)
-    fixed = jax.lax.stop_gradient((x, r, *logits))
-
-    def objective(params: PyTree) -> Array:
-        opening = layers.apply(gate, {"params": params}, *fixed)
-        fused = fuse(
-            {"global": fixed[0], "restored": fixed[1]}, weights, shares("learned", opening)
-        )  # fmt: skip
-        rows, labels = parallel.all_gather((fused, label))
-        temperature = context.config.loss.posterior_temperature
-        return norm_softmax(rows, labels, targets, temperature)
-
-    loss, gradient = jax.value_and_grad(objective)(state.variables["gate"]["params"])
-    state, norm = apply_gradients(
-        state, context.optimisers["gate"], "gate", parallel.pmean(gradient), None, 0.0
-    )
-    return state, {"gate_loss": parallel.pmean(loss)} | norm
 
 
 def joint_step(

@@ -77,7 +77,7 @@ def test_every_field_is_stored_and_read_back():
 
 def test_stored_configuration_may_lack_fields_but_not_have_unknown_ones():
     stored = configuration.to_dict(changed(seed=9))
-    del stored["adversarial"]["gate"]
+    del stored["adversarial"]["perturbation"]
     del stored["retrieval"]
     assert configuration.from_dict(stored) == changed(seed=9)
     stored["data"]["colour"] = "red"
@@ -406,8 +406,6 @@ FEATURES = {"generator.name": "features"}
         (NO_G | {"discriminator.spectral_norm": True}, "discriminator.spectral_norm=True has no "
          "effect with adversarial.generator=False"),
         (NO_G | {"adversarial.lambda_code": 1.0}, "adversarial.lambda_code=1.0 has no effect with "
-         "adversarial.generator=False"),
-        (NO_G | {"adversarial.gate": "learned"}, "adversarial.gate='learned' has no effect with "
          "adversarial.generator=False"),
         (NO_G | {"optim.generator_learning_rate": 1e-3}, "optim.generator_learning_rate=0.001 "
          "has no effect with adversarial.generator=False"),

@@ -35,7 +35,6 @@ def settings(loss: str) -> ExperimentConfig:
     LOSSES["cross_batch_memory"] = CrossBatchMemory
     return tiny.config(**{
         "loss.name": loss, "optim.name": "sgd", "optim.learning_rate": 0.02, "optim.clip": 1.0,
-        "adversarial.gate": "learned",
     })  # fmt: skip
 
 

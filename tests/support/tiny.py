@@ -11,7 +11,6 @@ from afa.models import generators
 from afa.models.backbones.resnet import ResNet
 from afa.models.discriminator import Discriminator
 from afa.models.embedder import Embedder, dims
-from afa.models.fusion import RestorationGate
 from afa.models.networks import Networks
 from afa.train import optim
 from afa.train.state import TrainState, create
@@ -47,7 +46,7 @@ def networks(chosen: ExperimentConfig) -> Networks:
     discriminator = Discriminator(4, 2, chosen.discriminator.spectral_norm, space=space)
     joint = chosen.train.schedule == "joint" and chosen.adversarial.generated_views > 0
     return Networks(
-        embedder, generator, discriminator, RestorationGate(chosen.adversarial.gate), 5,
+        embedder, generator, discriminator, 5,
         ("flip",), "adversarial" if joint else "clean",
     )  # fmt: skip
 

@@ -37,8 +37,8 @@ def filtered(image: Floats, rng: np.random.Generator) -> Floats:
 def recoloured(image: Floats, rng: np.random.Generator) -> Floats:
     """Maps each channel, in [0, 1], by v + sqrt(T) sum_n c_n sin(pi n v) over a band of frequencies
     n, with c_n ~ N(0, 1) and T ~ U(0, `COLOUR_TEMPERATURE`)."""
-    cut = rng.integers(1, COLOUR_CUT + 1)
-    first = rng.integers(1, cut + 1)
+    cut = int(rng.integers(1, COLOUR_CUT + 1))
+    first = int(rng.integers(1, cut + 1))
     n = np.arange(first, min(first + COLOUR_BAND, cut + 1))
     spread = math.sqrt(rng.uniform(0, COLOUR_TEMPERATURE))
     v = np.linspace(0, 1, 256)

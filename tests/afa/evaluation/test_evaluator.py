@@ -1,4 +1,4 @@
-"""Protocols, choice of weights, and the table of rows, on descriptors whose figures are known."""
+"""Protocols and the table of rows, on descriptors whose figures are known."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tiny_run
+from labelled_images import DIMENSION, image_set
 
 from afa.config import with_changes
 from afa.data.corruptions import CORRUPTIONS, held_back
@@ -13,26 +14,14 @@ from afa.data.types import Dataset, ImageSet
 from afa.errors import UserError
 from afa.evaluation import protocols as protocol_module
 from afa.evaluation import variants
-from afa.evaluation.evaluator import Evaluator, ranked_metrics
+from afa.evaluation.evaluator import Evaluator
 from afa.evaluation.protocols import Rule, drawn_evenly, protocols, supported
-from afa.evaluation.variants import GRID, LEAST_GAIN, Costs, Variant, choose_weights
+from afa.evaluation.variants import GRID, Costs, Variant
 from afa.inference.embed import DescriptorBlocks, Embedding, pixels
+from afa.models.fusion import Fusion
 from afa.models.networks import build_networks
+from afa.models.routing import JUDGES
 from experiments import run as command
-
-DIMENSION = 64
-
-
-def image_set(classes, count, catalogue=True, first=0, side=8, seed=0):
-    """Grey images: `count` in the wild a class, and one for the catalogue, in mixed order."""
-    rng = np.random.default_rng(seed)
-    labels = np.repeat(np.arange(first, first + classes), count + catalogue)
-    clean = np.tile(np.arange(count + catalogue) == count, classes)
-    order = rng.permutation(len(labels))
-    images = [np.full((side, side, 3), 10 * i % 256, np.uint8) for i in order]
-    labels, clean = labels[order], clean[order] & catalogue
-    return ImageSet(images, labels, tuple(f"image {first}/{i}" for i in order), clean)
-
 
 # ---- protocols -----------------------------------------------------------------------------------
 
@@ -153,64 +142,10 @@ def test_a_draw_of_all_is_all_of_them():
     assert all(set(draw) <= set(index.tolist()) for draw in draws)
 
 
-# ---- weights and costs ---------------------------------------------------------------------------
-
-
-def test_weights_follow_the_score():
-    """Every block comes to its best value, also one that pays only beside a later one."""
-
-    def score(weights):
-        return -((weights["flip"] - 1) ** 2) - (weights["local"] - weights["flip"] / 2) ** 2
-
-    assert choose_weights(score, ["local", "flip"]) == {"global": 1.0, "local": 0.5, "flip": 1.0}
-
-
-def test_a_block_without_a_gain_is_left_out():
-    assert choose_weights(lambda w: -w["noise"], ["noise"]) == {"global": 1.0}
-    assert choose_weights(lambda w: LEAST_GAIN * w["tiny"] / 4, ["tiny"]) == {"global": 1.0}
-    gain = {"global": 1.0, "good": max(GRID)}
-    assert choose_weights(lambda w: 2 * LEAST_GAIN * w["good"], ["noise", "good"]) == gain
-
-
-def test_weights_prefer_the_informative_block():
-    """The global view and one block are noise; the other block knows the class."""
-    images = image_set(8, 4, catalogue=False)
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=(len(images), DIMENSION))
-    known = np.eye(DIMENSION)[images.labels] + 0.2 * rng.normal(size=noise.shape)
-    other = rng.normal(size=noise.shape)
-    blocks = {
-        name: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-        for name, x in (("global", noise), ("known", known), ("other", other))
-    }
-    embedded, (protocol,) = DescriptorBlocks(blocks, {}), protocols(images)
-
-    def score(weights):
-        rows = embedded.fused(weights)
-        return ranked_metrics(rows, rows, images, protocol).means["map_at_r"]
-
-    chosen = choose_weights(score, ["other", "known"])
-    assert chosen["known"] == max(GRID)
-    assert chosen.get("other", 0) < chosen["known"]
-    assert score(chosen) > score({"global": 1.0}) + 0.2
-
-
-def test_costs_count_every_pass():
-    costs = Costs(embedder=10.0, generator=30.0, discriminator=5.0, gated=False)
-    assert costs.of({"global": 1.0}) == costs.of({"local": 1.0}) == 1
-    assert costs.of({"global": 1.0, "local": 1.0, "posterior": 1.0}) == 1
-    assert costs.of({"global": 1.0, "flip": 1.0, "median": 1.0}) == 3
-    assert costs.of({"restored": 1.0}) == 4
-    assert costs.of({"global": 1.0, "restored": 1.0}) == 5
-    assert costs.of({"discriminator": 1.0}) == 0.5
-    assert costs.of({"global": 1.0, "discriminator": 1.0}) == 1.5
-    of_mid_maps = dataclasses.replace(costs, lower=4.0)
-    assert of_mid_maps.of({"discriminator": 1.0}) == 0.9  # D needs the mid map
-    gated = dataclasses.replace(costs, gated=True)
-    assert gated.of({"global": 1.0, "restored": 1.0}) == 6  # D sees both images
-
-
 # ---- the evaluator -------------------------------------------------------------------------------
+
+
+CANDIDATES = ("original", "median", "standardise", "restored")
 
 
 class Fake:
@@ -229,16 +164,22 @@ class Fake:
         if self.how is oracle:
             found = self.how(images.labels, rng)
         unit = found / np.linalg.norm(found, axis=1, keepdims=True)
-        return DescriptorBlocks({name: unit.astype(np.float32) for name in self.names}, {})
+        unit = unit.astype(np.float32)
+        view = {"global": unit, "local": unit, "posterior": unit}
+        scores = dict.fromkeys(CANDIDATES, rng.normal(size=len(unit)).astype(np.float32))
+        return DescriptorBlocks(
+            dict.fromkeys(self.names, unit), dict.fromkeys(CANDIDATES, view),
+            dict.fromkeys(JUDGES, scores),
+        )  # fmt: skip
 
     def pooled(self, variables, images, wanted, corruption=None):
         blocks = self.blocks(variables, images, corruption).blocks
-        return DescriptorBlocks({name: blocks[name] for name in wanted}, {})
+        return DescriptorBlocks({name: blocks[name] for name in wanted})
 
     def plain(self, variables, images, corruption=None):
         embedded = self.blocks(variables, images, corruption)
         own = embedded.blocks["global"]
-        return DescriptorBlocks({"global": own, "local": own, "fused": own}, {})
+        return DescriptorBlocks({"global": own, "local": own, "fused": own})
 
 
 def oracle(labels, rng):
@@ -268,9 +209,9 @@ def evaluator(parts, how):
 
 
 ROWS = [
-    Variant("raw pixels", "pixels", {"pixels": 1.0}, None),
-    Variant("F", "trained", {"global": 1.0}, 1.0),
-    Variant("fused", "trained", {"global": 1.0, "local": 0.5}, 1.0),
+    Variant("raw pixels", "pixels", Fusion.of({"pixels": 1.0}), None),
+    Variant("F", "trained", Fusion.of({"global": 1.0}), 1.0),
+    Variant("fused", "trained", Fusion.of({"global": 1.0, "local": 0.5}), 1.0),
 ]
 
 
@@ -304,7 +245,7 @@ def test_validation_uses_the_view_of_a_trained_generator(parts):
             blocks = dict(both.blocks(variables, images, corruption).blocks)
             exact = np.eye(DIMENSION, dtype=np.float32)[images.labels % DIMENSION]
             return DescriptorBlocks(
-                {name: blocks[name] for name in wanted} | {"restored": 9 * exact}, {}
+                {name: blocks[name] for name in wanted} | {"restored": 9 * exact}
             )
 
     made.embedding = RestoredKnows(parts[0].block_names(), chance)  # pyright: ignore
@@ -394,7 +335,7 @@ def test_queries_of_the_robustness_test_are_few_and_the_gallery_is_clean(parts):
 def test_weights_are_chosen_on_validation_classes_alone(parts, monkeypatch):
     """The score sees clean queries and the trained corruptions of validation images."""
     made = evaluator(parts, oracle)
-    monkeypatch.setattr("afa.evaluation.evaluator.costs", lambda *args: Costs(1.0, 1.0, 1.0, False))
+    monkeypatch.setattr("afa.evaluation.evaluator.costs", lambda *args: Costs(1.0, 1.0, 1.0))
     found = made.variants({}, {})
     embedding, config = made.embedding, parts[1]
     assert isinstance(embedding, Fake)
@@ -402,31 +343,35 @@ def test_weights_are_chosen_on_validation_classes_alone(parts, monkeypatch):
     assert embedding.seen == 2 * once  # of the trained networks and of the initial weights
     assert [row.name for row in found] == [
         "raw pixels", "initial weights", "initial weights, fused", "F", "local", "flip alone",
-        "F + flip", "G alone", "F + G", "D features alone", "fused",
+        "F + flip", "G alone", "F + G", "D features alone", "query G", "query by discriminator",
+        "query by confidence", "query by hand_made", "query by random", "fused",
     ]  # fmt: skip
+    only_global = Fusion.of({"global": 1.0})
     # Nothing can be gained over the oracle's global view, so nothing is paid for.
     assert found[1:3] == [
-        Variant("initial weights", "initial", {"global": 1.0}, 1.0),
-        Variant("initial weights, fused", "initial", {"global": 1.0}, 1.0),
+        Variant("initial weights", "initial", only_global, 1.0),
+        Variant("initial weights, fused", "initial", only_global, 1.0),
     ]
-    assert found[-1] == Variant("fused", "trained", {"global": 1.0}, 1.0)
+    assert found[-1] == Variant("fused", "trained", only_global, 1.0)
 
 
 def test_initial_weights_are_fused_by_their_own_score(parts):
     """Each kind of row is scored by its own networks, and a second view is paid for."""
-    costs = Costs(1.0, 1.0, 1.0, False)
+    costs = Costs(1.0, 1.0, 1.0)
     found = variants.build_variants(
         parts[0],
-        lambda weights: weights.get("local", 0.0),
-        lambda weights: weights.get("flip", 0.0),
+        lambda fusion: dict(fusion.weights).get("local", 0.0),
+        lambda fusion: dict(fusion.weights).get("flip", 0.0),
+        lambda judge, view, share: 0.0,
         costs,
+        limit=0.0,
     )
     rows = {row.name: row for row in found}
     best = max(GRID)
     assert rows["initial weights, fused"] == Variant(
-        "initial weights, fused", "initial", {"global": 1.0, "flip": best}, 2.0
+        "initial weights, fused", "initial", Fusion.of({"global": 1.0, "flip": best}), 2.0
     )
-    assert rows["fused"].weights == {"global": 1.0, "local": best}
+    assert rows["fused"].fusion == Fusion.of({"global": 1.0, "local": best})
 
 
 def test_few_validation_queries_are_both_queries_and_gallery(parts):
@@ -484,17 +429,19 @@ def test_descriptors_do_not_depend_on_the_batch(parts):
 
 def test_rows_and_weights_of_descriptors():
     rng = np.random.default_rng(0)
-    blocks = {name: rng.normal(size=(5, 4)).astype(np.float32) for name in ("a", "b")}
-    blocks = {n: x / np.linalg.norm(x, axis=1, keepdims=True) for n, x in blocks.items()}
-    gates = {"b": np.linspace(0, 1, 5, dtype=np.float32)}
-    embedded = DescriptorBlocks(blocks, gates)
+    blocks = {name: unit_rows(rng, 5) for name in ("a", "b")}
+    embedded = DescriptorBlocks(blocks)
     some = embedded.rows(np.array([4, 1]))
     np.testing.assert_array_equal(some.blocks["a"], blocks["a"][[4, 1]])
-    np.testing.assert_array_equal(some.gates["b"], gates["b"][[4, 1]])
-    np.testing.assert_allclose(embedded.fused({"a": 1.0}), blocks["a"], atol=1e-6)
-    fused = embedded.fused({"a": 1.0, "b": 0.5})
+    np.testing.assert_allclose(embedded.fused(Fusion.of({"a": 1.0})), blocks["a"], atol=1e-6)
+    both = Fusion.of({"a": 1.0, "b": 0.5})
+    fused = embedded.fused(both)
     assert fused.shape == (5, 8)
     np.testing.assert_allclose(np.linalg.norm(fused, axis=1), 1, atol=1e-5)
-    share = 0.5 * gates["b"] / (1 + 0.5 * gates["b"])
-    np.testing.assert_allclose(np.sum(fused[:, 4:] ** 2, axis=1), share, atol=1e-4)
-    np.testing.assert_allclose(some.fused({"a": 1.0, "b": 0.5}), fused[[4, 1]], atol=1e-6)
+    np.testing.assert_allclose(np.sum(fused[:, 4:] ** 2, axis=1), 0.5 / 1.5, atol=1e-4)
+    np.testing.assert_allclose(some.fused(both), fused[[4, 1]], atol=1e-6)
+
+
+def unit_rows(rng, count):
+    rows = rng.normal(size=(count, 4)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -335,16 +335,20 @@ def test_unknown_loss_is_an_error():
 
 def test_adversarial_losses_at_equilibrium_and_elsewhere():
     zero = jnp.zeros(5)
-    near(adversarial.discriminator_loss(zero, zero), 2 * np.log(2), 1e-6)
+    even = jnp.full(5, 1 / 5)
+    near(adversarial.discriminator_loss(zero, zero, even), 2 * np.log(2), 1e-6)
     near(adversarial.generator_loss(zero), np.log(2), 1e-6)
     real, fake = jnp.array([1.0, -2.0, 300.0]), jnp.array([0.5, -300.0, 3.0])
     expected = np.mean(np.log1p(np.exp(-np.asarray(real, np.float64)))) + np.mean(
         np.log1p(np.exp(np.asarray(fake, np.float64)))
     )
-    near(adversarial.discriminator_loss(real, fake), expected)
+    third = jnp.full(3, 1 / 3)
+    near(adversarial.discriminator_loss(real, fake, third), expected)
+    one = adversarial.discriminator_loss(real, fake, jnp.array([0.0, 0.0, 1.0]))
+    near(one, adversarial.discriminator_loss(real, fake[2:], jnp.ones(1)))
     # The gradients of G and D with respect to D(x^) have opposite signs.
     assert (jax.grad(adversarial.generator_loss)(fake) < 0).any()
-    assert (jax.grad(lambda f: adversarial.discriminator_loss(real, f))(fake) >= 0).all()
+    assert (jax.grad(lambda f: adversarial.discriminator_loss(real, f, third))(fake) >= 0).all()
 
 
 def test_r1_of_a_linear_and_of_a_quadratic_discriminator():

@@ -1,14 +1,11 @@
-"""Fusion of descriptors, the gate of the restored view, and second views."""
+"""Fusion of descriptors, and second views."""
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpy as np
-from arrays import apply, near, normal, uniform, unit
+from arrays import near, uniform, unit
 
 from afa.models import views
-from afa.models.fusion import RestorationGate, fuse, shares
+from afa.models.fusion import fuse
 
 # ---- fusion ------------------------------------------------------------------------------------
 
@@ -25,81 +22,6 @@ def test_dot_product_of_fused_vectors_is_the_weighted_mean_of_similarities():
     none = fuse(blocks, {"global": 1.0, "local": 0.0})
     near(none @ none.T, similarity["global"])
     near(fuse(blocks, {"global": 1.0}), blocks["global"])
-
-
-def test_a_gate_opens_and_closes_its_block():
-    blocks = {"global": unit(0, 3, 4), "restored": unit(1, 3, 4)}
-    weights = {"global": 1.0, "restored": 3.0}
-    gate = jnp.array([0.0, 0.5, 1.0])
-    fused = np.asarray(fuse(blocks, weights, {"restored": gate}))
-    for row, opened in enumerate((0.0, 1.5, 3.0)):
-        parts = [blocks["global"][row], np.sqrt(opened) * blocks["restored"][row]]
-        near(fused[row], np.concatenate(parts) / np.sqrt(1 + opened))
-
-    def total(gate):
-        return fuse(blocks, weights, {"restored": gate})[:, 0].sum()
-
-    assert np.isfinite(jax.grad(total)(gate)).all()
-
-
-def test_the_gate_of_a_query_weighs_its_restored_view_against_itself():
-    """w_x sqrt(1 - g) s(x, y) + w_r sqrt(g) s(x^, y), for vectors of unit length: open, x is
-    closed; closed, x^ is; and the gallery's own gate is never asked."""
-    x, restored, y, other = (unit(i, 3, 4) for i in range(4))
-    weights = {"global": 1.0, "restored": 2.0}
-    gate = jnp.array([0.0, 0.3, 1.0])
-    query = fuse({"global": x, "restored": restored}, weights, shares("learned", gate))
-    gallery = [
-        fuse({"global": y, "restored": view}, weights, shares("verdict", opened), "gallery")
-        for view, opened in ((restored, gate), (other, 1 - gate))
-    ]
-    np.testing.assert_array_equal(gallery[0], gallery[1])
-    near(jnp.linalg.norm(gallery[0], axis=1), np.ones(3))
-    g = np.asarray(gate)
-    expected = np.sqrt(1 - g) * np.sum(x * y, 1) + 2 * np.sqrt(g) * np.sum(restored * y, 1)
-    length = np.sqrt((1 - g) + 2 * g) * np.sqrt(3)
-    near(np.sum(query * gallery[0], 1), expected / length, 1e-5)
-
-
-def test_a_fixed_gate_knows_no_roles():
-    blocks = {"global": unit(0, 3, 4), "restored": unit(1, 3, 4)}
-    weights, gates = {"global": 1.0, "restored": 2.0}, shares("fixed", jnp.ones(3))
-    assert set(gates) == {"restored"}
-    query, gallery = (fuse(blocks, weights, gates, role) for role in ("query", "gallery"))
-    np.testing.assert_array_equal(query, gallery)
-    np.testing.assert_array_equal(query, fuse(blocks, weights))
-
-
-def gate_of(kind, variables: Any = None):
-    x, r, before, after = unit(0, 5, 4), unit(1, 5, 4), normal(2, 5), normal(3, 5)
-    gate = RestorationGate(kind)
-    if variables is None:
-        variables = gate.init(jax.random.key(0), x, r, before, after)
-    return apply(gate, variables, x, r, before, after), variables, (x, r, before, after)
-
-
-def test_fixed_gate_is_one_and_has_nothing_to_learn():
-    opened, variables, _ = gate_of("fixed")
-    near(opened, np.ones(5))
-    assert "params" not in variables
-
-
-def test_verdict_gate_asks_the_discriminator_which_image_is_more_real():
-    opened, variables, (_, _, before, after) = gate_of("verdict")
-    near(opened, 1 / (1 + np.exp(before - after)))
-    assert "params" not in variables
-
-
-def test_learned_gate_starts_half_open_and_is_a_logistic_regression():
-    opened, variables, (x, r, _, _) = gate_of("learned")
-    near(opened, np.full(5, 0.5))
-    kernel = normal(4, 12, 1)
-    moved, _, _ = gate_of(
-        "learned", {"params": {"linear": {"kernel": kernel, "bias": jnp.ones(1)}}}
-    )
-    both = np.concatenate([x, r, x * r], axis=1)
-    near(moved, 1 / (1 + np.exp(-(both @ kernel)[:, 0] - 1)))
-    assert variables["params"]["linear"]["kernel"].shape == kernel.shape
 
 
 # ---- views -------------------------------------------------------------------------------------

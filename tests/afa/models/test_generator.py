@@ -240,7 +240,7 @@ def test_augmentation_stays_in_its_ranges():
 
 def test_fresh_variables_of_every_network(fresh):
     _, variables = fresh
-    assert set(variables) == {"embedder", "generator", "discriminator", "gate"}
+    assert set(variables) == {"embedder", "generator", "discriminator"}
     for each in variables.values():
         assert set(each) == {"params", "batch_stats"}
     params = variables["embedder"]["params"]

@@ -183,7 +183,7 @@ def test_local_descriptor_has_unit_length_for_tiny_attention():
 
 @pytest.fixture(scope="module")
 def composed():
-    context = tiny.context(tiny.config(**{"adversarial.gate": "verdict"}))
+    context = tiny.context(tiny.config())
     variables = tiny.state(context).variables
     return context.networks, variables, jnp.asarray(tiny.batch()["image"][:4] / 255, jnp.float32)
 
@@ -219,7 +219,7 @@ def test_pooled_features_are_means_of_the_backbone_maps(composed):
 
 def test_blocks_of_an_image(composed):
     networks, variables, images = composed
-    blocks, gates = jax.jit(networks.blocks)(variables, images)
+    blocks = jax.jit(networks.blocks)(variables, images)
     assert set(blocks) == set(networks.block_names())
     assert set(blocks) == {"global", "local", "posterior", "flip", "restored", "discriminator"}
     for block in blocks.values():
@@ -229,10 +229,6 @@ def test_blocks_of_an_image(composed):
     def described(images):
         return apply(networks.embedder, variables["embedder"], images, train=False)
 
-    @jax.jit
-    def verdict(images):
-        return apply(networks.discriminator, variables["discriminator"], images, train=False).logit
-
     restored = jax.jit(networks.restore)(variables, images)
     assert restored.min() >= 0
     assert restored.max() <= 1
@@ -240,8 +236,6 @@ def test_blocks_of_an_image(composed):
     near(blocks["local"], described(images).local, 1e-4)
     near(blocks["flip"], described(images[:, :, ::-1]).global_descriptor, 1e-4)
     near(blocks["restored"], described(restored).global_descriptor, 1e-4)
-    near(gates["global"], 1 - gates["restored"])
-    near(gates["restored"], 1 / (1 + np.exp(verdict(images) - verdict(restored))), 1e-4)
     proxies = apply(networks.embedder, variables["embedder"], method="proxies")["global"]
     shares = np.exp(blocks["global"] @ proxies.T / networks.embedder.temperature)
     near(blocks["posterior"], shares / np.linalg.norm(shares, axis=1, keepdims=True), 1e-4)
@@ -249,15 +243,13 @@ def test_blocks_of_an_image(composed):
 
 def test_only_wanted_blocks_are_computed(composed):
     networks, variables, images = composed
-    plain = dataclasses.replace(networks, generator=None, discriminator=None, gate=None)
-    found, gates = jax.eval_shape(plain.blocks, variables, images)
+    plain = dataclasses.replace(networks, generator=None, discriminator=None)
+    found = jax.eval_shape(plain.blocks, variables, images)
     assert set(found) == {"global", "local", "posterior", "flip"}
-    assert gates == {}
-    found, gates = jax.eval_shape(
+    found = jax.eval_shape(
         lambda *given: networks.blocks(*given, wanted=("flip",)), variables, images
     )
     assert set(found) == {"global", "local", "flip"}
-    assert gates == {}
     with pytest.raises(ValueError, match="no generator"):
         plain.restore(variables, images)
 
@@ -267,7 +259,7 @@ def test_restored_view_uses_the_branch_it_was_trained_with(composed):
     joint = dataclasses.replace(networks, restored_branch="adversarial")
     few = {"wanted": ("restored",)}
     clean, perturbed = (
-        jax.jit(lambda v, x, each=each: each.blocks(v, x, **few)[0])(variables, images)
+        jax.jit(lambda v, x, each=each: each.blocks(v, x, **few))(variables, images)
         for each in (networks, joint)
     )
     near(clean["global"], perturbed["global"], 1e-4)
@@ -312,13 +304,11 @@ def built(**changes):
 
 
 def test_build_follows_the_configuration():
-    networks = built(**{"discriminator.spectral_norm": True, "adversarial.gate": "learned"})
+    networks = built(**{"discriminator.spectral_norm": True})
     assert networks.embedder.classes == 10
     assert networks.generator is not None
     assert networks.discriminator is not None
     assert networks.discriminator.spectral_norm
-    assert networks.gate is not None
-    assert networks.gate.kind == "learned"
     assert networks.restored_branch == "clean"
     assert networks.view_names == ("flip", "median", "standardise")
 
@@ -326,7 +316,7 @@ def test_build_follows_the_configuration():
 @pytest.mark.parametrize("field", ["adversarial.enabled", "adversarial.generator"])
 def test_no_generator_without_the_adversarial_part(field):
     networks = built(**{field: False})
-    assert networks.generator is networks.discriminator is networks.gate is None
+    assert networks.generator is networks.discriminator is None
     assert "restored" not in networks.block_names()
 
 

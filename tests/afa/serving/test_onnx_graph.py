@@ -15,8 +15,10 @@ from afa import parallel
 from afa.config import ExperimentConfig, with_changes
 from afa.errors import UserError
 from afa.models import backbones
+from afa.models.fusion import Fusion, Route
 from afa.models.generators.residual import clip_unit
 from afa.models.networks import build_networks
+from afa.models.routing import JUDGES
 from afa.serving import onnx_graph, package
 from experiments import package as command
 
@@ -49,24 +51,26 @@ def compare(runtime):
     return check
 
 
-def search_function(networks, variables, size):
+def search_function(networks, variables, size, route=None):
     """The function that search uses, with all blocks at different weights."""
     names = networks.block_names()
-    fusion = {name: 1 + 0.25 * i for i, name in enumerate(names)}
+    fusion = Fusion.of({name: 1 + 0.25 * i for i, name in enumerate(names)}, route)
     network, weights = package.network(networks, variables, fusion), package.named(variables)
     return lambda views: network(weights, views)
 
 
-@pytest.mark.parametrize("gate", ["fixed", "learned", "verdict"])
-def test_every_block_and_view(compare, gate):
-    config = tiny.config(
-        **{"adversarial.gate": gate, "train.schedule": "joint", "adversarial.generated_views": 0.5}
-    )
-    made = tiny.context(config)
+EVERY_VIEW = (("original", 0.0), ("median", 0.1), ("standardise", -0.1), ("restored", 0.05))
+
+
+@pytest.mark.parametrize("judge", ["", *JUDGES])
+def test_every_block_view_and_route(compare, judge):
+    joint = {"train.schedule": "joint", "adversarial.generated_views": 0.5}
+    made = tiny.context(tiny.config(**({} if judge else joint)))
     variables = tiny.state(made).search_variables()
     networks = dataclasses.replace(made.networks, view_names=("flip", "median", "standardise"))
+    route = Route(judge, EVERY_VIEW) if judge else None
     with parallel.lowered_for(accelerator=True):
-        session = compare(search_function(networks, variables, tiny.SIDE), tiny.SIDE)
+        session = compare(search_function(networks, variables, tiny.SIDE, route), tiny.SIDE)
     assert session.get_inputs()[0].shape == ["rows", tiny.SIDE, tiny.SIDE, 3]
     assert session.get_outputs()[0].shape[0] == "rows"
 

@@ -25,16 +25,18 @@ from afa.data.types import Files, ImageSet
 from afa.errors import UserError
 from afa.inference.load import TrainedEmbedder
 from afa.models import backbones
+from afa.models.fusion import Fusion, Route
 from afa.models.networks import build_networks
 from afa.serving import package, predictor
 from afa.serving.predictor import Predictor
 from experiments import package as command
 
 # All blocks of a fused vector.
-EVERYTHING = {
-    "global": 1.0, "local": 0.5, "posterior": 0.25, "flip": 1.0, "restored": 0.75,
-    "discriminator": 2.0,
-}  # fmt: skip
+EVERYTHING = Fusion.of(
+    {"global": 1.0, "local": 0.5, "posterior": 0.25, "flip": 1.0, "restored": 0.75,
+     "discriminator": 2.0},
+    Route("discriminator", (("original", 0.1), ("restored", 0.0))),
+)  # fmt: skip
 TRAINING = {
     "flax", "optax", "orbax", "grain", "tensorflow", "tensorflow_datasets", "array_record", "scann",
     "pyarrow", "tyro", "rich", "tensorboardX", "experiments",
@@ -50,7 +52,7 @@ def everything(tiny_finished, tmp_path_factory):
     """A finished run whose fused descriptor has all blocks."""
     run = Path(shutil.copytree(tiny_finished, tmp_path_factory.mktemp("package") / "run"))
     path = run / "embeddings" / "index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": EVERYTHING}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fusion": EVERYTHING.to_json()}))
     return run
 
 
@@ -276,12 +278,11 @@ def test_unused_weights_are_left_out(packed, tiny_finished, embedder):
     assert any(name.startswith("generator/") for name in names)
     assert not any("adversarial" in name for name in names)  # statistics of training needed
     assert not any("local_class_head" in name for name in names)
-    manifest = embedder.record
-    manifest["weights"] = {"global": 1.0}
+    embedder.fusion = Fusion.of({"global": 1.0})
     try:
         needed = package._needed_weights(embedder)
     finally:
-        manifest["weights"] = EVERYTHING
+        embedder.fusion = EVERYTHING
     assert needed.keys() < names
     assert {name.partition("/")[0] for name in needed} == {"embedder"}
 

@@ -163,8 +163,7 @@ def test_clipping_keeps_the_direction_and_limits_the_norm():
 def test_networks_have_their_own_learning_rates():
     config = settings(learning_rate=0.1, generator_learning_rate=0.02, weight_decay=0.0)
     config = with_changes(config, **{"optim.discriminator_learning_rate": 0.003})
-    for network, rate in (("embedder", 0.1), ("generator", 0.02), ("discriminator", 0.003),
-                         ("gate", 0.02)):  # fmt: skip
+    for network, rate in (("embedder", 0.1), ("generator", 0.02), ("discriminator", 0.003)):
         moved = walk(config, gradients(1), network)[0]
         # The first step of Adam has the size of the learning rate for any gradient.
         near(np.abs(moved["conv"]["bias"] - PARAMS["conv"]["bias"]), np.full(3, rate), 1e-3)
@@ -173,7 +172,7 @@ def test_networks_have_their_own_learning_rates():
 def test_only_the_discriminator_has_a_low_momentum():
     made = optim.optimisers(ExperimentConfig(), 10, 10, 5)
     gradient = {"kernel": jnp.full(1, 0.5)}  # not clipped
-    for network, share in (("generator", 0.1), ("gate", 0.1), ("discriminator", 0.5)):
+    for network, share in (("generator", 0.1), ("discriminator", 0.5)):
         _, state = made[network].update(gradient, made[network].init(gradient), gradient)
         near(optax.tree.get(state, "mu")["kernel"], [share * 0.5])
 
@@ -223,8 +222,8 @@ class FewNumbers(Networks):
         def network(key):
             return {"params": {"kernel": jax.random.normal(key, (2, 2))}, "batch_stats": {}}
 
-        names = ("embedder", "generator", "discriminator", "gate")
-        return dict(zip(names, map(network, jax.random.split(key, 4)), strict=True))
+        names = ("embedder", "generator", "discriminator")
+        return dict(zip(names, map(network, jax.random.split(key, 3)), strict=True))
 
 
 def few(**changes):
@@ -239,8 +238,8 @@ def test_the_initial_state_depends_only_on_the_seed():
     for actual, other in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(actual, other)
     other = create(object.__new__(FewNumbers), optimisers, 5, 8, NormSoftmax())
-    assert (other.variables["gate"]["params"]["kernel"]
-            != state.variables["gate"]["params"]["kernel"]).all()  # fmt: skip
+    assert (other.variables["generator"]["params"]["kernel"]
+            != state.variables["generator"]["params"]["kernel"]).all()  # fmt: skip
     assert int(state.step) == 0
     assert set(state.average) == {"embedder", "generator"}
     assert set(state.opt_state) == set(state.variables)
@@ -277,12 +276,12 @@ def test_apply_gradients_updates_one_network():
     d = 4 / 13
     near(after.average["embedder"]["params"]["kernel"], before - (1 - d) * 0.19, 1e-5)
     near(after.average["embedder"]["batch_stats"]["mean"], np.full(2, 1 - d), 1e-5)
-    for each in ("generator", "discriminator", "gate"):
+    for each in ("generator", "discriminator"):
         assert after.variables[each] is state.variables[each]
         assert after.opt_state[each] is state.opt_state[each]
     assert int(after.step) == 0  # the steps count, not apply_gradients
     assert {name: int(n) for name, n in after.updates.items()} == {
-        "embedder": 4, "generator": 0, "discriminator": 0, "gate": 0,
+        "embedder": 4, "generator": 0, "discriminator": 0,
     }  # fmt: skip
 
 

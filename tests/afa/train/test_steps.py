@@ -16,17 +16,15 @@ from afa import parallel
 from afa.config import with_changes
 from afa.losses import adversarial
 from afa.losses.metric import metric_loss
-from afa.losses.norm_softmax import norm_softmax
 from afa.models.discriminator import diffaugment
 from afa.models.embedder import named
-from afa.models.fusion import fuse
+from afa.models.views import median
 from afa.train import steps
 
 RECORDERS = {
     "embedder": tiny.recorder(2e-3),
     "generator": tiny.recorder(),
     "discriminator": tiny.recorder(0.01),
-    "gate": tiny.recorder(),
 }
 
 
@@ -61,9 +59,6 @@ def made(kind, optimisers="recording", **changes):
              "joint": functools.partial(steps.joint_step, perturb=True),
              "probe": steps.probe_step}[kind]  # fmt: skip
     return context, state, parallel.compiled_once(functools.partial(bound, context=context))
-
-
-GATED = {"adversarial__gate": "learned"}
 
 
 # ---- F -----------------------------------------------------------------------------------------
@@ -157,7 +152,7 @@ def test_only_the_perturbed_pass_updates_the_adversarial_statistics():
 def test_embedder_step_changes_no_other_network():
     _, state, step = made("perturb")
     after, _ = step(state, tiny.batch())
-    for each in ("generator", "discriminator", "gate"):
+    for each in ("generator", "discriminator"):
         assert equal(after.variables[each], state.variables[each])
         assert equal(after.opt_state[each], state.opt_state[each])
     assert equal(after.average["generator"], state.average["generator"])
@@ -283,8 +278,11 @@ def explicit_adversarial(context, state, after, batch):
         return jnp.sqrt(jnp.square(found - clean).mean((1, 2, 3)) + 1e-4).mean()
 
     def of_discriminator(params):
-        fake = jnp.concatenate([logit(params, restored), logit(params, sampled)])
-        loss = adversarial.discriminator_loss(logit(params, clean), fake)
+        fakes = [logit(params, each) for each in (restored, sampled, median(clean), median(images))]
+        # Of the inputs of G, only the corrupted ones are not real.
+        damaged = logit(params, images)[batch["corruption"] > 0]
+        wrong = jax.nn.softplus(jnp.concatenate([*fakes, damaged])).mean()
+        loss = jax.nn.softplus(-logit(params, clean)).mean() + wrong
         penalty = adversarial.r1_penalty(lambda x: logit(params, x), clean)
         return loss + chosen.r1 * chosen.r1_every * penalty, (loss, penalty)
 
@@ -296,13 +294,14 @@ def explicit_adversarial(context, state, after, batch):
             apply(networks.embedder, frozen, each, train=False) for each in (restored, clean)
         )
         distance = sum(jnp.mean(1 - jnp.sum(a * b, 1)) for a, b in zip(found, target, strict=True))
+        real, drawn = (jax.nn.softplus(-logit(discriminator, each)).mean()
+                       for each in (restored, sampled))  # fmt: skip
+        code = error(coded) + adversarial.CODE_PRIOR * divergence
         return (
-            chosen.lambda_reconstruction * error(restored)
-            + chosen.lambda_code * (error(coded) + adversarial.CODE_PRIOR * divergence)
-            + chosen.lambda_adversarial * jnp.mean(jax.nn.softplus(-logit(discriminator, restored)))
-            + chosen.lambda_noise * jnp.mean(jax.nn.softplus(-logit(discriminator, sampled)))
+            chosen.lambda_reconstruction * error(restored) + chosen.lambda_code * code
+            + chosen.lambda_adversarial * real + chosen.lambda_noise * drawn
             + chosen.lambda_features * distance
-        )
+        )  # fmt: skip
 
     d_gradient, figures = jax.grad(of_discriminator, has_aux=True)(
         state.variables["discriminator"]["params"]
@@ -312,7 +311,7 @@ def explicit_adversarial(context, state, after, batch):
 
 
 def test_generator_step_has_the_gradients_of_the_explicit_losses():
-    context, state, step = made("adversarial", **GATED)
+    context, state, step = made("adversarial")
     batch = tiny.batch()
     after, metrics = step(state, batch)
     of_discriminator, of_generator, (loss, penalty, total) = parallel.compiled_once(
@@ -335,7 +334,7 @@ def test_generator_step_has_the_gradients_of_the_explicit_losses():
 
 
 def test_the_penalty_is_lazy():
-    _, state, step = made("adversarial", **GATED)
+    _, state, step = made("adversarial")
     batch = tiny.batch()
     figures = [
         float(step(state.replace(step=jnp.asarray(i, jnp.int32)), batch)[1]["r1"]) for i in range(6)
@@ -346,7 +345,7 @@ def test_the_penalty_is_lazy():
 
 
 def test_generator_step_does_not_change_the_embedder():
-    _, state, step = made("adversarial", **GATED)
+    _, state, step = made("adversarial")
     after, _ = step(state, tiny.batch())
     assert equal(after.variables["embedder"], state.variables["embedder"])
     assert equal(after.opt_state["embedder"], state.opt_state["embedder"])
@@ -355,52 +354,26 @@ def test_generator_step_does_not_change_the_embedder():
 
 
 def test_labels_do_not_reach_the_generator_and_discriminator():
-    _, state, step = made("adversarial", **GATED)
+    _, state, step = made("adversarial")
     batch = tiny.batch()
     relabelled = batch | {"label": (batch["label"][::-1] + 1).astype(np.int32) % tiny.CLASSES}
     one, other = step(state, batch)[0], step(state, relabelled)[0]
     for each in ("generator", "discriminator"):
         assert equal(one.opt_state[each], other.opt_state[each])
         assert equal(one.variables[each], other.variables[each])
-    assert not equal(one.opt_state["gate"], other.opt_state["gate"])
 
 
-def test_the_gate_is_trained_by_the_metric_loss_of_the_fused_views():
-    context, state, step = made("adversarial", **GATED)
+def test_discriminator_that_judges_no_views_sees_only_images_of_the_generator():
+    """Corrupted images are then neither real nor fake."""
+    context, state, step = made("adversarial", discriminator__judges_views=False)
+    _, _, judging = made("adversarial")
     batch = tiny.batch()
     after, metrics = step(state, batch)
-    networks, frozen = context.networks, state.average["embedder"]
-    images, labels = jnp.asarray(batch["image"]) / 255, jnp.asarray(batch["label"])
-
-    def explicit(params):
-        # The moving average of G, as in search.
-        restored = apply(networks.generator, after.average["generator"], images, method="restore")
-        x, r = (apply(networks.embedder, frozen, each, train=False).global_descriptor
-                for each in (images, restored))  # fmt: skip
-        opened = apply(networks.gate, {"params": params}, x, r, jnp.zeros(16), jnp.zeros(16))
-        proxies = apply(networks.embedder, frozen, method="proxies")["global"]
-        both = {"global": 1.0, "restored": 1.0}
-        rows = fuse({"global": x, "restored": r}, both, {"global": 1 - opened, "restored": opened})
-        targets = fuse({"global": proxies, "restored": proxies}, both)
-        return norm_softmax(rows, labels, targets, 0.05)
-
-    loss, gradient = parallel.compiled_once(jax.value_and_grad(explicit))(
-        state.variables["gate"]["params"]
+    assert context.config.discriminator.judges_views is False
+    assert not equal(
+        after.opt_state["discriminator"], judging(state, batch)[0].opt_state["discriminator"]
     )
-    near(after.opt_state["gate"], gradient, 1e-4)
-    np.testing.assert_allclose(metrics["gate_loss"], loss, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["fixed", "verdict"])
-def test_only_a_learned_gate_is_trained(kind):
-    context = tiny.context(tiny.config(**{"adversarial.gate": kind}))
-    state = tiny.state(context)
-    after, metrics = jax.eval_shape(
-        functools.partial(steps.generator_step, context=context), state, tiny.batch()
-    )
-    assert jax.tree.leaves(state.variables["gate"]) == []
-    assert jax.tree.leaves(after.variables["gate"]) == []
-    assert "gate_loss" not in metrics
+    assert metrics["discriminator_loss"] != judging(state, batch)[1]["discriminator_loss"]
 
 
 @pytest.mark.parametrize(
@@ -421,7 +394,7 @@ def test_a_term_of_weight_zero_is_not_computed(off, metric):
 
 
 def test_restoration_is_counted_for_every_corruption():
-    _, state, step = made("adversarial", **GATED)
+    _, state, step = made("adversarial")
     batch = tiny.batch()
     _, metrics = step(state, batch)
     np.testing.assert_array_equal(metrics["psnr_count"], [8, 8, 0, 0, 0])
@@ -492,7 +465,7 @@ def test_generated_views_train_the_embedder_through_the_adversarial_branch():
 
 
 def test_probe_does_not_change_the_state():
-    _, state, step = made("probe", **GATED)
+    _, state, step = made("probe")
     after, figures = step(state, tiny.batch())
     assert equal(after, state)
     assert jax.tree.structure(after) == jax.tree.structure(state)
