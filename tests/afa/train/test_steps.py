@@ -245,6 +245,17 @@ def test_random_numbers_depend_on_seed_step_and_row():
 # ---- G and D -----------------------------------------------------------------------------------
 
 
+def noise_of(dimension, keys):
+    return jnp.stack([jax.random.normal(key, (dimension,)) for key in keys])
+
+
+def mean_wrong(logit, fakes, images, corruption):
+    """Mean loss of D over images that are not real: of the inputs of G, only the corrupted ones."""
+    damaged = jnp.where(corruption > 0, jax.nn.softplus(logit(images)), 0).sum()
+    total = sum(jax.nn.softplus(logit(each)).sum() for each in fakes) + damaged
+    return total / (len(fakes) * len(images) + (corruption > 0).sum())
+
+
 def explicit_adversarial(context, state, after, batch):
     """Gradients of the losses of D and G, differentiated separately.
 
@@ -255,8 +266,7 @@ def explicit_adversarial(context, state, after, batch):
     split = jax.random.split(key_of(context.config, "adversarial", STEP), 3)
     code, sample, augment = (row_keys(key, len(clean)) for key in split)
 
-    def noise(keys):
-        return jnp.stack([jax.random.normal(key, (networks.latent_dim,)) for key in keys])
+    noise = functools.partial(noise_of, networks.latent_dim)
 
     def generate(params):
         forward = functools.partial(apply, networks.generator, {"params": params})
@@ -278,10 +288,8 @@ def explicit_adversarial(context, state, after, batch):
         return jnp.sqrt(jnp.square(found - clean).mean((1, 2, 3)) + 1e-4).mean()
 
     def of_discriminator(params):
-        fakes = [logit(params, each) for each in (restored, sampled, median(clean), median(images))]
-        # Of the inputs of G, only the corrupted ones are not real.
-        damaged = logit(params, images)[batch["corruption"] > 0]
-        wrong = jax.nn.softplus(jnp.concatenate([*fakes, damaged])).mean()
+        fakes = (restored, sampled, median(clean), median(images))
+        wrong = mean_wrong(functools.partial(logit, params), fakes, images, batch["corruption"])
         loss = jax.nn.softplus(-logit(params, clean)).mean() + wrong
         penalty = adversarial.r1_penalty(lambda x: logit(params, x), clean)
         return loss + chosen.r1 * chosen.r1_every * penalty, (loss, penalty)
