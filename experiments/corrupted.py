@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from afa.config import DataConfig
+from afa.config import DataConfig, ExperimentConfig
 from afa.errors import UserError, choose
 from experiments import cli
 from experiments.cli import Parser, note
@@ -182,14 +182,22 @@ def _scored(definition: "Definition", rows: "Sequence[Row]", describe: "Describe
 
 
 def _data(chosen: argparse.Namespace, default: DataConfig) -> DataConfig:
-    """Returns the settings of the data set with the given fields changed."""
+    """Returns the settings of the data set with the given fields changed.
+
+    Raises:
+      UserError: an invalid value.
+    """
+    from afa.checks import validate_fields
+
     words: list[str] = []
     for name in DATA:
         if (values := getattr(chosen, f"data.{name}")) is not None:
             words += [f"--data.{name}", *values] if len(values) > 1 else [
                 f"--data.{name}={values[0]}"
             ]  # fmt: skip
-    return cli.fields(words, Source(default), "experiments.evaluate", None, ()).data
+    data = cli.fields(words, Source(default), "experiments.evaluate", None, ()).data
+    validate_fields(ExperimentConfig(data=data))
+    return data
 
 
 def _benchmark(chosen: argparse.Namespace, data: DataConfig) -> Any:
@@ -232,8 +240,9 @@ def _show(
     from afa.runs.result_files import FORMATS
 
     style = chosen.format or TEXT
+    summaries_first = sorted(filter(_printed, lines), key=lambda line: bool(line.severity))
     for protocol in definition.protocols.values():
-        rows = [_row(line) for line in lines if line.protocol == protocol and _printed(line)]
+        rows = [_row(line) for line in summaries_first if line.protocol == protocol]
         if style == TEXT:
             title = f"{definition.data}, {NAME}, {protocol}, {definition.queries:,} queries"
             table(title, rows, COLUMNS)
