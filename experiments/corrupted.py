@@ -248,7 +248,7 @@ def _show(
             table(title, rows, COLUMNS)
         else:
             texts = [[_text(cell) for cell in row] for row in rows]
-            print(FORMATS[style]([list(COLUMNS), *texts]))
+            print(FORMATS[style]([[f"queries ({protocol})", *COLUMNS[1:]], *texts]), end="\n\n")
     known = {name: value for name, value in cost.items() if value is not None}
     note("search cost: " + ", ".join(f"{n.replace('_', ' ')} {_spelled(v)}"
                                      for n, v in known.items()))  # fmt: skip

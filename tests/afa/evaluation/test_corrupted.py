@@ -415,7 +415,7 @@ def test_the_clean_and_the_corrupted_figures_are_those_of_the_run(tiny_copy, tmp
     again = tmp_path / "again.json"
     assert command.main(words(*options, run=tiny_copy, out=again, format="markdown")) == 0
     assert figures(again) == figures(out)
-    assert "| queries | severity | R@1 % |" in capsys.readouterr().out
+    assert "| queries (leave_one_out) | severity | R@1 % |" in capsys.readouterr().out
 
 
 def test_images_of_another_size_are_embedded_as_any_others(tiny_copy, tmp_path):
