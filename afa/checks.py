@@ -15,6 +15,18 @@ def validate(config: ExperimentConfig) -> None:
     Raises:
       UserError: the message names the first invalid field.
     """
+    validate_fields(config)
+    for wrong, message in COMBINATIONS:
+        if wrong(config):
+            raise UserError(message(config))
+
+
+def validate_fields(config: ExperimentConfig) -> None:
+    """Checks type and bounds of each field alone.
+
+    Raises:
+      UserError: the message names the first invalid field.
+    """
     for name, field, value in leaves(config):
         _check_type(name, field.type, value)
         rule = field.metadata.get(KEY)
@@ -22,9 +34,6 @@ def validate(config: ExperimentConfig) -> None:
             _check_duration(name, value, rule)
         else:
             _check_number(name, value, rule or Bounds())
-    for wrong, message in COMBINATIONS:
-        if wrong(config):
-            raise UserError(message(config))
 
 
 def _check_type(name: str, kind: Any, value: Any) -> None:

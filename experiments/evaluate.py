@@ -1,4 +1,4 @@
-"""Evaluates a trained run on a public benchmark: `python -m experiments.evaluate`.
+"""Evaluates on a benchmark: `python -m experiments.evaluate`.
 
     python -m experiments.evaluate --run=runs/afa_resnet50 --benchmark=roxford5k --path=DATA
 
@@ -10,6 +10,15 @@ the benchmark with a 95 % bootstrap interval over queries (over classes, if ther
   gldv2_recognition    train_clean.csv (or train.csv), recognition_solution_v2.1.csv; GAP
   inshop               list_eval_partition.txt; Recall@K
   folder               query/CLASS/IMAGE and gallery/CLASS/IMAGE; Recall@K
+  corrupted_queries    any data set; clean gallery, corrupted queries; R@1 and MAP@R
+
+corrupted_queries describes the test classes of a data set, given by --data.name, --data.path and
+the like or taken from the run, with one of:
+
+  --run=RUN            the descriptor of a finished run; counted as a use of its test classes
+  --vectors=FILE       vectors of any other software for the images that --write wrote (npz or
+                       Parquet); --path=DIR is then the directory of --write
+  --write=DIR          only writes the images and their list
 """
 
 import argparse
@@ -19,6 +28,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from afa.errors import UserError, choose
+from experiments import corrupted
 from experiments.cli import Parser, note, perform
 from experiments.search import images
 
@@ -32,12 +43,13 @@ def parser() -> Parser:
     """Returns the parser of the command line."""
     options = Parser.of(PROGRAM, __doc__)
     add = options.add_argument
-    add("--run", required=True, type=Path, help="directory of a finished run")
+    add("--run", default=None, type=Path, help="directory of a finished run")
     add("--benchmark", required=True, metavar="NAME", help="one of the above")
-    add("--path", required=True, metavar="DIR", help="directory of its files")
+    add("--path", default=None, metavar="DIR", help="directory of its files")
     add("--distractors", default=None, metavar="DIR",
         help="folder of images that are added to the gallery and never correct")  # fmt: skip
     options.add_out()
+    corrupted.add_options(options)
     return options
 
 
@@ -47,6 +59,21 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _main(chosen: argparse.Namespace) -> int:
+    from afa.evaluation import benchmarks
+
+    choose("--benchmark", chosen.benchmark, {**benchmarks.BENCHMARKS, corrupted.NAME: None})
+    if chosen.benchmark == corrupted.NAME:
+        if chosen.distractors is not None:
+            raise UserError(f"--distractors: {corrupted.NAME} takes none")
+        return corrupted.perform(chosen)
+    corrupted.refuse_options(chosen)
+    for name in ("run", "path"):
+        if getattr(chosen, name) is None:
+            raise UserError(f"--{name} is missing")
+    return _public(chosen)
+
+
+def _public(chosen: argparse.Namespace) -> int:
     from afa import parallel, runtime
     from afa.console import table
     from afa.data.sources.listed import directory

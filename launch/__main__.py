@@ -20,7 +20,7 @@ COMMANDS = {
         "find the images of a gallery that are most similar to an image",
     ),
     "index": ("experiments.index", "create and update an index of your own images"),
-    "evaluate": ("experiments.evaluate", "evaluate a trained run on a public benchmark"),
+    "evaluate": ("experiments.evaluate", "evaluate a trained run on a benchmark"),
     "rerank": ("experiments.rerank", "compare re-ranking methods on a trained run"),
     "compare": (
         "experiments.compare",

@@ -9,7 +9,7 @@ pixels) and 0.10 in Tiny ImageNet-C (64 pixels). Here it is 0.38 at 224 and 0.18
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import NormalDist
 
 import cv2
@@ -47,13 +47,19 @@ NORMAL_STEPS = 65536  # entries of the table of normal quantiles, indexed by 16 
 WIDEST_BLUR = 3.0  # largest sigma, in pixels, that is applied at full resolution
 
 
-def corrupt(image: Pixels, name: str, severity: int, rng: np.random.Generator) -> Pixels:
-    """Applies the corruption `name` of `CORRUPTIONS`.
+def corrupt(
+    image: Pixels,
+    name: str,
+    severity: int,
+    rng: np.random.Generator,
+    table: Mapping[str, Corruption] | None = None,
+) -> Pixels:
+    """Applies the corruption `name` of a table; None for `CORRUPTIONS`.
 
     Raises:
       UserError: unknown corruption, or severity outside 1..5.
     """
-    function = choose("corruption", name, CORRUPTIONS)
+    function = choose("corruption", name, CORRUPTIONS if table is None else table)
     if severity not in SEVERITIES:
         raise UserError(f"severity={severity!r} of corruption {name!r} must lie between 1 and 5")
     return function(image, severity, rng)
@@ -64,13 +70,14 @@ def held_back(trained: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in CORRUPTIONS if name not in trained)
 
 
-def _scale(image: Pixels) -> float:
+def side_scale(image: Pixels) -> float:
+    """Returns the shorter side relative to `REFERENCE_SIDE`."""
     return min(image.shape[:2]) / REFERENCE_SIDE
 
 
 def gaussian_noise(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     """Adds independent Gaussian noise to every channel of every pixel."""
-    sigma = NOISE_SIGMA[severity - 1] * _scale(image) ** NOISE_GROWTH
+    sigma = NOISE_SIGMA[severity - 1] * side_scale(image) ** NOISE_GROWTH
     uniform = rng.integers(0, NORMAL_STEPS, image.shape, dtype=np.uint16)
     noise = _normal_quantiles().take(uniform)  # four times as fast as rng.normal
     noise *= np.float32(sigma)
@@ -85,7 +92,7 @@ def _normal_quantiles() -> Float32[np.ndarray, "steps"]:
 
 def gaussian_blur(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     """Blurs with a Gaussian kernel."""
-    sigma = BLUR_SIGMA[severity - 1] * _scale(image)
+    sigma = BLUR_SIGMA[severity - 1] * side_scale(image)
     height, width = image.shape[:2]
     factor = 2 ** max(0, math.ceil(math.log2(sigma / WIDEST_BLUR)))
     if factor > 1:  # a wide blur removes the detail that downscaling loses
@@ -127,7 +134,7 @@ def salt_pepper(image: Pixels, severity: int, rng: np.random.Generator) -> Pixel
     """Sets random pixels to white or black (impulse noise)."""
     out = image.copy()
     pixels = out.reshape(-1, 3)
-    share = min(0.5, IMPULSE_SHARE[severity - 1] * _scale(image) ** IMPULSE_GROWTH)
+    share = min(0.5, IMPULSE_SHARE[severity - 1] * side_scale(image) ** IMPULSE_GROWTH)
     hit = rng.integers(0, len(pixels), round(share * len(pixels)))
     pixels[hit[::2]] = BYTE - 1
     pixels[hit[1::2]] = 0
@@ -136,7 +143,7 @@ def salt_pepper(image: Pixels, severity: int, rng: np.random.Generator) -> Pixel
 
 def motion_blur(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     """Blurs along a straight line at a random angle."""
-    length = MOTION_LENGTH[severity - 1] * _scale(image)
+    length = MOTION_LENGTH[severity - 1] * side_scale(image)
     angle = rng.uniform(0, np.pi)
     along = np.array((np.sin(angle), np.cos(angle)))  # (down, across)
     # Averaging with copies shifted by 1/2, 1/4, 1/8, ... of the path gives the mean over the path
@@ -203,7 +210,7 @@ def contrast(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
 
 def jpeg(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     """Compresses with JPEG at low quality."""
-    quality = round(JPEG_QUALITY[severity - 1] / _scale(image) ** JPEG_GROWTH)
+    quality = round(JPEG_QUALITY[severity - 1] / side_scale(image) ** JPEG_GROWTH)
     return decode_image(encode_jpeg(image, max(JPEG_WORST, min(100, quality))))
 
 

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypedDict, TypeVar, cast
 
 import grain
@@ -13,11 +13,13 @@ from jaxtyping import Int32, Int64, UInt8
 from afa.config import DataConfig
 from afa.data.augment import ASPECT, augment
 from afa.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from afa.data.corruptions import Corruption as Function
 from afa.data.families import FAMILIES
 from afa.data.images import UnreadableImage, decode, evaluation_side, resize_crop
 from afa.data.images import evaluation_view as evaluation_view_of
 from afa.data.readable import reading_threads
 from afa.data.types import ImageSet, RawImage
+from afa.data.unseen import refuse_unseen
 from afa.errors import UserError, choose
 
 # Random streams: a different one for each use.
@@ -72,6 +74,7 @@ class TrainPipeline:
         Raises:
           UserError: unknown corruption or family, or too few classes or images for the batch.
         """
+        refuse_unseen("data.corruptions", config.corruptions)
         for name in config.corruptions:
             choose("data.corruptions", name, CORRUPTIONS)
         if config.family:
@@ -197,9 +200,8 @@ def eval_batches(
     """Yields the evaluation views of all images, in order; the last batch may be smaller.
 
     Args:
-      corruption: (name, severity) applied to all views, or one per image. The random numbers
-        depend on the seed, the image id and the corruption, so that an image is corrupted
-        identically in any subset or order.
+      corruption: (name, severity) applied to all views, or one per image, with the random
+        numbers of `evaluated`.
 
     Raises:
       UserError: an image cannot be read, or the corruption is unknown.
@@ -212,12 +214,7 @@ def eval_batches(
         choose("corruption", name, CORRUPTIONS)
 
     def view(index: int) -> UInt8[np.ndarray, "s s 3"]:
-        side = evaluation_side(config.image_size, config.crop_fraction)
-        pixels = resize_crop(_read(images, index, side), config.image_size, config.crop_fraction)
-        if each is None:
-            return pixels
-        name, severity = each[index]
-        return corrupt(pixels, name, severity, _rng_for(seed, images.ids[index], name, severity))
+        return evaluated(images, index, config, None if each is None else each[index], seed)
 
     def batch(number: int) -> UInt8[np.ndarray, "b s s 3"]:
         begin = number * batch_size
@@ -225,6 +222,33 @@ def eval_batches(
 
     batches, threads = math.ceil(len(images) / batch_size), reading_threads(config.read_threads)
     return _in_threads(batch, 0, batches, threads)
+
+
+def evaluated(
+    images: ImageSet,
+    index: int,
+    config: DataConfig,
+    corruption: Corruption | None = None,
+    seed: int = 0,
+    table: Mapping[str, Function] = CORRUPTIONS,
+) -> UInt8[np.ndarray, "s s 3"]:
+    """Returns the evaluation view of one image, corrupted or not.
+
+    The random numbers depend on the seed, the image id and the corruption, so that an image is
+    corrupted identically in any subset, order or process.
+
+    Args:
+      corruption: name in `table`, and severity.
+
+    Raises:
+      UserError: the image cannot be read, or the corruption is unknown.
+    """
+    side = evaluation_side(config.image_size, config.crop_fraction)
+    pixels = resize_crop(_read(images, index, side), config.image_size, config.crop_fraction)
+    if corruption is None:
+        return pixels
+    name, severity = corruption
+    return corrupt(pixels, name, severity, _rng_for(seed, images.ids[index], name, severity), table)
 
 
 def evaluation_view(image: RawImage, config: DataConfig) -> UInt8[np.ndarray, "s s 3"]:

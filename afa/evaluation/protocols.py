@@ -84,13 +84,16 @@ PROTOCOLS = {
 }
 
 
-def protocols(images: ImageSet, choice: str = "auto") -> list[Protocol]:
+def protocols(
+    images: ImageSet, choice: str = "auto", field: str = "evaluation.protocol"
+) -> list[Protocol]:
     """Returns the protocols to evaluate with.
 
     Args:
       images: the split.
       choice: name of one protocol, or "auto": the main protocol of the split, and all others that
         it supports with the same queries.
+      field: name of the setting, for errors.
 
     Raises:
       UserError: the name is unknown, or the split does not support the protocol.
@@ -98,13 +101,11 @@ def protocols(images: ImageSet, choice: str = "auto") -> list[Protocol]:
     if choice == "auto":
         main, *others = supported(images) or [_divided("leave_one_out", images)]
         return [main, *(one for one in others if np.array_equal(one.queries, main.queries))]
-    rule = choose("evaluation.protocol", choice, {"auto": None, **PROTOCOLS})
+    rule = choose(field, choice, {"auto": None, **PROTOCOLS})
     assert rule is not None
     found = _divided(choice, images)
     if not found.supported:
-        raise UserError(
-            f"evaluation.protocol={choice!r} needs {rule.needs}, and the test classes have none"
-        )
+        raise UserError(f"{field}={choice!r} needs {rule.needs}, and the test classes have none")
     return [found]
 
 

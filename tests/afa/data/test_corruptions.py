@@ -1,4 +1,5 @@
-"""Corruptions are pure, harder with severity, and about equally hard at any image size."""
+"""Corruptions are pure, harder with severity, and about equally hard at any image size; so are the
+unseen ones."""
 
 from typing import Any
 
@@ -7,8 +8,16 @@ import numpy as np
 import pytest
 
 from afa.config import TRAINED_CORRUPTIONS
-from afa.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, held_back
+from afa.data import corruptions
+from afa.data.corruptions import CORRUPTIONS, SEVERITIES, held_back
+from afa.data.unseen import UNSEEN
 from afa.errors import UserError
+
+EVERY = CORRUPTIONS | UNSEEN
+
+
+def corrupt(image, name, severity, rng):
+    return corruptions.corrupt(image, name, severity, rng, EVERY)
 
 
 def scene(size):
@@ -32,7 +41,7 @@ def damage(size, name, severity, draws=6):
     return np.mean(errors)
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("name", EVERY)
 def test_is_a_pure_function(name):
     clean = scene(64)
     before = clean.copy()
@@ -44,27 +53,27 @@ def test_is_a_pure_function(name):
     assert (first != clean).any()
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("name", EVERY)
 def test_uses_only_the_given_random_generator(name):
     first, second = (corrupt(scene(64), name, 4, np.random.default_rng(seed)) for seed in (1, 2))
     drawn = (first != second).any()
     assert drawn == (name not in {"gaussian_blur", "low_resolution", "contrast", "jpeg"})
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("name", EVERY)
 def test_grows_with_severity(name):
     damages = [damage(64, name, severity, draws=30) for severity in SEVERITIES]
     assert (np.diff(damages) > 0).all(), damages
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("name", EVERY)
 def test_is_about_equally_hard_on_a_large_image(name):
     ratio = damage(192, name, 3) / damage(64, name, 3)
     # Pixel noise averages out in a large image; NOISE_GROWTH compensates for most of it.
     assert 0.15 < ratio < 2
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("shape", [(1, 1, 3), (5, 90, 3), (33, 17, 3)])
 @pytest.mark.parametrize("severity", [1, 5])
 def test_images_of_any_shape(name, shape, severity):
