@@ -5,6 +5,7 @@ that helps only poor queries changes nothing there. A judge scores the views of 
 a judge, write a function and add it to `JUDGES`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -54,18 +55,17 @@ def hand_made(views: Views) -> dict[str, Scores]:
     """Rival of D without learning: how much impulses stand out of the query speaks for the median
     filter, and the noise level of the query for G.
 
-    Impulses: the mean of |x - median(x)| beyond 0.2. Noise: the median over the pixels of the
-    absolute Laplacian, divided by 6 and by 0.6745, which estimates the deviation of Gaussian noise
-    (after Immerkær 1996).
+    Impulses: the mean of |x - median(x)| beyond 0.2. Noise: the estimate of its deviation from a
+    mask of second differences, sqrt(pi / 2) mean |N * x| / 6 (Immerkær 1996, equation 5).
     """
     x = views.images[ORIGINAL]
     impulses = jnp.mean(jnp.maximum(jnp.abs(x - filters.median(x)) - 0.2, 0), (1, 2, 3))
     grey = x.mean(-1)
     rows = grey[:, 2:] - 2 * grey[:, 1:-1] + grey[:, :-2]
     laplacian = rows[:, :, 2:] - 2 * rows[:, :, 1:-1] + rows[:, :, :-2]
-    noise = jnp.median(jnp.abs(laplacian).reshape(len(x), -1), axis=-1) / (6 * 0.6745)
+    noise = math.sqrt(math.pi / 2) / 6 * jnp.mean(jnp.abs(laplacian), (1, 2))
     measures = {"median": 10 * NOISE_GAIN * impulses, RESTORED: NOISE_GAIN * noise}
-    return {name: measures.get(name, jnp.zeros(len(x))) for name in views.images}
+    return {name: measures.get(name, jnp.zeros_like(noise)) for name in views.images}
 
 
 def random(views: Views) -> dict[str, Scores]:
@@ -88,14 +88,18 @@ def chosen(
     scores: Mapping[str, Scores], offsets: Sequence[tuple[str, float | Float[Array, ""]]]
 ) -> Int[Array, "b"]:
     """Index, among the views of the offsets, of the largest score + offset; the first of equals."""
-    totals = jnp.stack([scores[view] + offset for view, offset in offsets])
-    return jnp.argmax(totals, axis=0)
+    totals = [scores[view] + offset for view, offset in offsets]
+    best, index = totals[0], jnp.zeros_like(totals[0], jnp.int32)
+    for number, total in enumerate(totals[1:], start=1):
+        index = jnp.where(total > best, number, index)
+        best = jnp.maximum(best, total)
+    return index
 
 
 def pick(index: Int[Array, "b"], candidates: Sequence[Float[Array, "b *shape"]]) -> Array:
     """Row i of the candidate `index[i]`."""
     picked = candidates[0]
     for number, candidate in enumerate(candidates[1:], start=1):
-        mask = (index == number).reshape(-1, *[1] * (candidate.ndim - 1))
+        mask = jnp.expand_dims(index == number, tuple(range(1, candidate.ndim)))
         picked = jnp.where(mask, candidate, picked)
     return picked
