@@ -47,7 +47,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 CASES: dict[str, Loss] = {name: LOSSES[name](**fields) for name, fields in SETTINGS.items()}
 CASES |= {case: LOSSES[name](**fields) for case, (name, fields) in VARIANTS.items()}
 # Published settings, as a user gets them, except for the size of the memories.
-SMALL = {"memvir": {"steps": 2, "gap": 1}, "cross_batch_memory": {"size": 20}}
+SMALL: dict[str, dict[str, Any]] = {
+    "memvir": {"steps": 2, "gap": 1},
+    "cross_batch_memory": {"size": 20},
+}
 DEFAULTS = {name: LOSSES[name](**SMALL.get(name, {})) for name in LOSSES}
 
 Step = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, labels and proxies

@@ -25,9 +25,8 @@ ABN, ABN_LABELS = jnp.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), [0, 0, 1]
 
 
 def value(loss, x, y, proxies=AXES, state=None):
-    found, _ = loss.apply(
-        state or State(), jnp.asarray(x), jnp.asarray(y, jnp.int32), proxies, jax.random.key(0)
-    )
+    given = jnp.asarray(x), jnp.asarray(y, jnp.int32), proxies, jax.random.key(0)
+    found, _ = jax.jit(loss.apply)(state or State(), *given)
     return float(found)
 
 
@@ -42,12 +41,12 @@ def test_proxy_nca():
 
 
 def test_arcface_with_centres():
-    # Cosines: class 0 max(0, 1) = 1 with the centre (3, 0), class 1 max(0, -1) = 0. With m = 0.5 the
-    # logits are cos 0.5 = 0.877583 and 0: log(1 + e^-0.877583).
+    # Cosines: class 0 max(0, 1) = 1 with the centre (3, 0), class 1 max(0, -1) = 0. With m = 0.5
+    # the logits are cos 0.5 = 0.877583 and 0: log(1 + e^-0.877583) = 0.347684.
     loss = arcface.ArcFace(scale=1.0, margin=0.5, centres=2)
     centres = jnp.asarray([[[0.0, 1.0], [3.0, 0.0]], [[0.0, 2.0], [-1.0, 0.0]]])
     found = value(loss, [[1.0, 0.0]], [0], state=State(params={"centres": centres}))
-    near(found, np.log(1 + np.exp(-0.877583)), 1e-4)  # sin 0 is the root of 1e-9
+    near(found, 0.347684, 1e-4)  # sin 0 is the root of 1e-9
 
 
 def test_soft_triple():
@@ -133,10 +132,10 @@ def test_triplet_hard_and_semi_hard():
 
 
 def test_triplet_semi_hard_without_a_negative_beyond_the_positive():
-    # Positives at 0, negatives at 0.8 and 0.96 of a, 0.6 and 0.28 of b, all closer. The farthest:
-    # 0.8 - 0 + 0.3 for (a, b), 0.28 - 0 + 0.3 for (b, a). The negatives have cosine 0.936, and the
-    # negative 0.8 or 0.6, 0.96 or 0.28 farther: 0.8 - 0.936 + 0.3 and 0.3 + 0.96 - 0.936 -> no:
-    # 0.96 is closer than the positive, so 0.28: max(0, 0.28 - 0.936 + 0.3) = 0.
+    # Cosines: ab 0, am 0.8, an 0.96, bm 0.6, bn 0.28, mn 0.8 * 0.96 + 0.6 * 0.28 = 0.936.
+    # (a, b): both negatives are closer, so the farther one: 0.8 - 0 + 0.3. (b, a): 0.28 - 0 + 0.3.
+    # (m, n): 0.8 - 0.936 + 0.3 = 0.164. (n, m): 0.96 is closer than 0.936, so 0.28:
+    # max(0, 0.28 - 0.936 + 0.3) = 0.
     x, y = [[1.0, 0.0], [0.0, 1.0], [0.8, 0.6], [0.96, 0.28]], [0, 0, 1, 1]
     found = value(Triplet(margin=0.3, mining="semi_hard"), x, y)
     near(found, (1.1 + 0.58 + 0.164 + 0) / 4)

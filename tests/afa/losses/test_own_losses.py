@@ -94,7 +94,7 @@ def test_loss_with_a_memory_in_the_training_step():
 
 
 def test_random_numbers_of_a_loss_in_the_training_step():
-    """They depend on the seed, the step and the block, and not on the branch."""
+    """They depend on the seed, the step and the descriptor block."""
     context, state, step = made("random_weights", perturb=True)
     batch = tiny.batch(ROWS)
     y = batch["label"]

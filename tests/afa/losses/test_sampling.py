@@ -9,6 +9,7 @@ from loss_cases import CASES, LABELS, batches, evaluate, gradients_of, initial, 
 from loss_references import Given, distance_probabilities, triplet
 
 from afa.losses.base import pairs
+from afa.losses.norm_softmax import NormSoftmax
 from afa.losses.proxy_synthesis import draw
 from afa.losses.triplet import Triplet, sampled
 
@@ -113,7 +114,7 @@ def test_synthetic_pairs_are_of_different_classes_and_uniform():
     np.testing.assert_array_equal(i, np.tile(np.arange(10) % 8, (DRAWS, 1)))
     assert (LABELS[np.asarray(i)] != LABELS[np.asarray(j)]).all()
     for row in range(10):
-        others = np.flatnonzero(LABELS != LABELS[row % 8])
+        others = np.flatnonzero(LABELS[row % 8] != LABELS)
         count = np.bincount(np.asarray(j[:, row]), minlength=8)[others]
         share = 1 / len(others)
         assert (np.abs(count / DRAWS - share) < 5 * np.sqrt(share * (1 - share) / DRAWS)).all()
@@ -127,7 +128,7 @@ def test_a_batch_of_one_class_has_no_synthetic_rows():
     loss = CASES["proxy_synthesis"]
     x, _, proxies = batches(1)[0]
     step = (x, np.full(len(x), 3, np.int32), proxies)
-    softmax = evaluate(CASES["cosface"].__class__(scale=8.0, margin=0.0), initial(loss), step)
+    softmax = evaluate(NormSoftmax(temperature=1 / 8), initial(loss), step)
     found = evaluate(loss, initial(loss), step)
     near(found[0], softmax[0])
     near(found[1]["x"], softmax[1]["x"])
