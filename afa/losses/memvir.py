@@ -68,10 +68,13 @@ class MemVir(Loss):
         order = 1 + jnp.arange(self.steps)
         ages = (self.gap + 1) * order
         chosen, filled = (stored - ages) % slots, ages <= stored
-        rows = jnp.concatenate([x, memory["x"][chosen].reshape(-1, dim)])
+        old = memory["x"][chosen].reshape(-1, dim)
         targets = jnp.concatenate([y, (classes * order[:, None] + memory["y"][chosen]).ravel()])
         virtual = memory["proxies"][chosen].reshape(-1, dim)
-        logits = self.scale * rows @ jnp.concatenate([proxies, virtual]).T
+        # Four products, because the largest needs no gradient.
+        logits = self.scale * jnp.block(
+            [[x @ proxies.T, x @ virtual.T], [old @ proxies.T, old @ virtual.T]]
+        )
         is_class = jnp.repeat(jnp.append(True, filled), classes)
         losses = row_cross_entropy(jnp.where(is_class, logits, FAR), targets)
         loss = mean_over(losses, jnp.repeat(jnp.append(True, filled), len(y)))
