@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin
 
 from afa.bounds import KEY, KINDS, Bounds, Duration
-from afa.config import RANDOM, ExperimentConfig, flatten, leaves, steps_of
+from afa.config import LOSS_NAME, RANDOM, ExperimentConfig, flatten, leaves, steps_of, with_changes
 from afa.errors import UserError, choose
+from afa.losses.triplet import Triplet
 
 
 def validate(config: ExperimentConfig) -> None:
@@ -113,6 +114,10 @@ def _never(duration: str) -> bool:
     return steps_of("", duration, total=10**9, epoch=10**9) == 0
 
 
+def _of_loss(config: ExperimentConfig, field: str) -> Any:
+    return getattr(config.loss, field)  # a field that not every loss has
+
+
 def _which_folds(config: ExperimentConfig) -> str:
     folds = config.data.folds
     return f"0 to {folds - 1}" if folds else "0, as data.folds=0"
@@ -194,6 +199,13 @@ COMBINATIONS: tuple[
             f"launch.index={c.launch.index} must be below launch.processes={c.launch.processes}"
         ),
     ),
+    (
+        lambda c: isinstance(c.loss, Triplet) and c.loss.cutoff >= c.loss.upper_bound,
+        lambda c: (
+            f"loss.cutoff={_of_loss(c, 'cutoff')} must be below "
+            f"loss.upper_bound={_of_loss(c, 'upper_bound')}"
+        ),
+    ),
 )  # fmt: skip
 
 # ---- settings without effect ---------------------------------------------------------------------
@@ -244,6 +256,11 @@ UNUSED: tuple[
         lambda c: _never(c.train.small_steps),
         lambda c: f"train.small_steps={c.train.small_steps!r}",
     ),
+    (
+        ("loss.cutoff", "loss.upper_bound"),
+        lambda c: isinstance(c.loss, Triplet) and c.loss.mining != "distance_weighted",
+        lambda c: f"loss.mining={_of_loss(c, 'mining')!r}",
+    ),
 )
 
 
@@ -256,7 +273,8 @@ def refuse_unread(config: ExperimentConfig, context: ExperimentConfig) -> None:
     Raises:
       UserError: the message names the first such field and the setting that disables it.
     """
-    before = flatten(context)
+    # Settings of another loss than the recipe's are compared with their defaults.
+    before = flatten(with_changes(context, **{LOSS_NAME: config.loss.name}))
     for name, value in flatten(config).items():
         if before.get(name, value) == value:
             continue

@@ -180,7 +180,9 @@ def test_bfloat16_gradients_point_the_same_way():
     batch = {"image": images, "clean": images, "corruption": np.zeros(rows, np.int32),
              "label": (np.arange(rows) % classes).astype(np.int32)}  # fmt: skip
     reference = context("float32")
-    begin = state.create(reference.networks, reference.optimisers, 0, size, reference.config.loss)
+    begin = state.create(
+        reference.networks, reference.optimisers, 0, size, reference.config.loss, rows
+    )
     begin = jax.tree.map(np.asarray, begin)
     expected, expected_metrics = on_cpu(step("float32"), begin, batch)
     found, metrics = jax.jit(step("bfloat16"))(begin, batch)
@@ -232,7 +234,8 @@ def test_a_step_of_g_and_d_takes_no_more_memory_than_one_of_f(record_property):
     optimisers = optim.optimisers(full, 100, 100, 10)
     context = steps.StepContext(networks, optimisers, full)
     size = full.data.image_size
-    begin = jax.eval_shape(lambda: state.create(networks, optimisers, 0, size, full.loss))
+    rows = full.data.batch_size
+    begin = jax.eval_shape(lambda: state.create(networks, optimisers, 0, size, full.loss, rows))
     found = {}
     for name, rows in {
         "perturbed": full.data.batch_size,

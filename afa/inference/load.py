@@ -156,8 +156,11 @@ def restore(workdir: Workdir, config: ExperimentConfig, classes: int, step: int)
     networks = build_networks(config, classes)
     optimisers = optim.optimisers(config, 1, 1, 1)  # only the shape of their state is needed
     shapes = jax.eval_shape(
-        lambda: state.create(networks, optimisers, config.seed, config.data.image_size, config.loss)
-    )
+        lambda: state.create(
+            networks, optimisers, config.seed, config.data.image_size, config.loss,
+            config.data.batch_size,
+        )
+    )  # fmt: skip
     with Checkpoints(workdir.checkpoints, config.train.keep_best) as checkpoints:
         if step not in checkpoints.steps():
             raise UserError(f"{workdir.checkpoints} has no checkpoint of step {step}")

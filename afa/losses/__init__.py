@@ -4,34 +4,52 @@ A metric loss is a frozen dataclass whose defaults are the published settings; s
 
 >>> import afa
 >>> sorted(afa.losses.LOSSES)[:3]
-['arcface', 'contrastive', 'multi_similarity']
+['arcface', 'circle', 'contrastive']
 >>> loss = afa.losses.LOSSES["arcface"](margin=0.3)
 >>> loss.scale, loss.margin
 (64.0, 0.3)
 """
 
 from afa.errors import choose
-from afa.losses import (
-    arcface,
-    contrastive,
-    multi_similarity,
-    norm_softmax,
-    proxy_anchor,
-    supcon,
-    triplet,
-)
+from afa.losses.arcface import ArcFace
 from afa.losses.base import Loss
+from afa.losses.circle import Circle
+from afa.losses.contrastive import Contrastive
+from afa.losses.cosface import CosFace
+from afa.losses.cross_batch_memory import CrossBatchMemory
+from afa.losses.lifted_structure import LiftedStructure
+from afa.losses.memvir import MemVir
+from afa.losses.multi_similarity import MultiSimilarity
+from afa.losses.norm_softmax import NormSoftmax
+from afa.losses.nt_xent import NTXent
+from afa.losses.proxy_anchor import ProxyAnchor
+from afa.losses.proxy_nca import ProxyNCA
+from afa.losses.proxy_synthesis import ProxySynthesis
+from afa.losses.smooth_ap import SmoothAP
+from afa.losses.soft_triple import SoftTriple
+from afa.losses.supcon import SupCon
+from afa.losses.triplet import Triplet
 
 LOSSES: dict[str, type[Loss]] = {
     each.name: each
     for each in (
-        norm_softmax.NormSoftmax,
-        arcface.ArcFace,
-        proxy_anchor.ProxyAnchor,
-        multi_similarity.MultiSimilarity,
-        triplet.Triplet,
-        contrastive.Contrastive,
-        supcon.SupCon,
+        NormSoftmax,
+        ProxyNCA,
+        ArcFace,
+        CosFace,
+        SoftTriple,
+        ProxyAnchor,
+        ProxySynthesis,
+        MemVir,
+        Contrastive,
+        CrossBatchMemory,
+        Triplet,
+        LiftedStructure,
+        MultiSimilarity,
+        Circle,
+        NTXent,
+        SupCon,
+        SmoothAP,
     )
 }
 

@@ -8,7 +8,6 @@ To add a loss, write a subclass of `Loss` in a new file and add it to `afa.losse
 
 import abc
 import dataclasses
-from typing import ClassVar
 
 import flax.struct
 import jax
@@ -21,6 +20,7 @@ Rows = Float[Array, "n d"]
 Labels = Int[Array, "n"]
 Proxies = Float[Array, "c d"]
 Scalar = Float[Array, ""]
+PRNGKey = Key[Array, ""]
 
 FAR = -1e9  # masks entries that are not candidates of a maximum
 
@@ -38,16 +38,12 @@ class State(flax.struct.PyTreeNode):
     memory: PyTree = flax.struct.field(default_factory=dict)
 
 
+Result = tuple[Scalar, State]
+
+
 @dataclasses.dataclass(frozen=True)
 class Loss(abc.ABC):
-    """A metric loss and its settings.
-
-    Class attributes:
-      uses_proxies: whether the loss trains the class head. If not, a normalised softmax trains it
-        for the class posterior (`afa.losses.metric`).
-    """
-
-    uses_proxies: ClassVar[bool] = False
+    """A metric loss and its settings."""
 
     name: str = ""
     """Metric loss; its settings follow. `--loss.name=NAME --help` shows those of another loss."""
@@ -57,23 +53,32 @@ class Loss(abc.ABC):
     """Weight of the loss on the fused (global and local) descriptor."""
 
     @property
+    def uses_proxies(self) -> bool:
+        """Whether the loss trains the class head. If not, a normalised softmax trains it for the
+        class posterior (`afa.losses.metric`)."""
+        return False
+
+    @property
     def posterior_temperature(self) -> float:
         """Temperature of the class posterior. 0.05 is that of the normalised softmax, which trains
         the class head for losses without proxies."""
         return 0.05
 
-    def init(self, key: Key[Array, ""], classes: int, dim: int) -> State:
+    def init(self, key: PRNGKey, classes: int, dim: int, rows: int) -> State:
         """Returns the initial state; empty by default.
+
+        A memory has arrays of fixed shape that mark the entries not yet filled.
 
         Args:
           key: for random initial values; different for each descriptor block.
           classes: number of training classes.
           dim: descriptor dimension.
+          rows: number of descriptors of the global batch.
         """
         return State()
 
     @abc.abstractmethod
-    def apply(self, state: State, x: Rows, y: Labels, proxies: Proxies) -> tuple[Scalar, State]:
+    def apply(self, state: State, x: Rows, y: Labels, proxies: Proxies, key: PRNGKey) -> Result:
         """Returns the loss of the global batch and the next state, the same on every device.
 
         Args:
@@ -81,6 +86,8 @@ class Loss(abc.ABC):
           x: unit descriptors of the global batch, gathered from all devices.
           y: training class indices, 0 to c - 1.
           proxies: unit proxy of each class, the rows of the class head. They receive gradients.
+          key: for random numbers; the same on every device, different for each descriptor block and
+            step.
         """
 
 
@@ -104,7 +111,32 @@ def log1p_sum(
     return jax.nn.logsumexp(jnp.concatenate([zero, terms], axis), axis=axis)
 
 
+def row_cross_entropy(logits: Float[Array, "n c"], labels: Labels) -> Float[Array, "n"]:
+    """-log softmax(logits_i)[y_i] of each row."""
+    target = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=1) - target
+
+
 def cross_entropy(logits: Float[Array, "n c"], labels: Labels) -> Scalar:
     """mean_i -log softmax(logits_i)[y_i]."""
-    target = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - target)
+    return jnp.mean(row_cross_entropy(logits, labels))
+
+
+def unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """L2 normalisation; the epsilon keeps the gradient finite at 0."""
+    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+
+
+def initial_centres(
+    key: PRNGKey, classes: int, count: int, dim: int
+) -> Float[Array, "classes count dim"]:
+    """Returns initial values of several centres per class, of length about 1 as the class heads."""
+    return jax.random.normal(key, (classes, count, dim)) * dim**-0.5
+
+
+def euclidean(cosine: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Euclidean distance of unit vectors, sqrt(2 - 2 cosine + 1e-5).
+
+    The gradient of the root is infinite at 0 without the constant.
+    """
+    return jnp.sqrt(jnp.maximum(2 - 2 * cosine, 0) + 1e-5)

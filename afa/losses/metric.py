@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
 
-from afa.losses.base import Labels, Loss, Proxies, Rows, Scalar, State
+from afa.losses.base import Labels, Loss, PRNGKey, Proxies, Rows, Scalar, State
 from afa.losses.norm_softmax import norm_softmax
 
 
@@ -15,17 +14,20 @@ def _weights(loss: Loss) -> dict[str, float]:
 
 
 def init(
-    loss: Loss, key: Key[Array, ""], classes: int, dims: Mapping[str, int]
+    loss: Loss, key: PRNGKey, classes: int, dims: Mapping[str, int], rows: int
 ) -> dict[str, State]:
     """Returns the initial state of the loss for each descriptor block of positive weight.
 
     Args:
       classes: number of training classes.
       dims: dimension of each block: "global", "local", "fused".
+      rows: number of descriptors of the global batch.
     """
     blocks = [name for name, weight in _weights(loss).items() if weight > 0]
     keys = jax.random.split(key, len(blocks))
-    return {name: loss.init(k, classes, dims[name]) for name, k in zip(blocks, keys, strict=True)}
+    return {
+        name: loss.init(k, classes, dims[name], rows) for name, k in zip(blocks, keys, strict=True)
+    }
 
 
 def metric_loss(
@@ -34,6 +36,7 @@ def metric_loss(
     blocks: Mapping[str, Rows],
     labels: Labels,
     proxies: Mapping[str, Proxies],
+    key: PRNGKey,
 ) -> tuple[Scalar, dict[str, State]]:
     """Returns the weighted mean of the loss over the descriptor blocks, and the next states.
 
@@ -45,12 +48,16 @@ def metric_loss(
       blocks: block -> unit descriptors of the global batch.
       labels: training class indices.
       proxies: block -> unit proxies, the rows of the class head.
+      key: for random numbers of the loss; every block gets one of its own.
     """
     weights, new_states = _weights(loss), {}
+    keys = dict(zip(weights, jax.random.split(key, len(weights)), strict=True))
     total = jnp.zeros(())
     for name, weight in weights.items():
         if weight > 0:
-            value, new_states[name] = loss.apply(states[name], blocks[name], labels, proxies[name])
+            value, new_states[name] = loss.apply(
+                states[name], blocks[name], labels, proxies[name], keys[name]
+            )
             total += weight * value
         if not loss.uses_proxies:
             detached = jax.lax.stop_gradient(blocks[name])

@@ -5,7 +5,18 @@ import dataclasses
 import jax.numpy as jnp
 
 from afa.bounds import bounded
-from afa.losses.base import FAR, Labels, Loss, Proxies, Rows, Scalar, State, log1p_sum, pairs
+from afa.losses.base import (
+    FAR,
+    Labels,
+    Loss,
+    PRNGKey,
+    Proxies,
+    Result,
+    Rows,
+    State,
+    log1p_sum,
+    pairs,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +37,7 @@ class MultiSimilarity(Loss):
     margin: float = bounded(0.1, least=0, most=2)
     """epsilon of the pair mining, on the cosine (published: 0.1)."""
 
-    def apply(self, state: State, x: Rows, y: Labels, proxies: Proxies) -> tuple[Scalar, State]:
+    def apply(self, state: State, x: Rows, y: Labels, proxies: Proxies, key: PRNGKey) -> Result:
         a, b, t = self.alpha, self.beta, self.threshold
         s = x @ x.T
         positive, negative = pairs(y)

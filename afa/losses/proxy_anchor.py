@@ -1,12 +1,21 @@
 """Proxy-Anchor: compares every proxy, as an anchor, with the whole batch."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 
 from afa.bounds import bounded
-from afa.losses.base import Labels, Loss, Proxies, Rows, Scalar, State, log1p_sum, mean_over
+from afa.losses.base import (
+    Labels,
+    Loss,
+    PRNGKey,
+    Proxies,
+    Result,
+    Rows,
+    State,
+    log1p_sum,
+    mean_over,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,8 +26,6 @@ class ProxyAnchor(Loss):
     + mean over all proxies of log(1 + sum_- exp(a(x.p + d))).
     """
 
-    uses_proxies: ClassVar[bool] = True
-
     name: str = "proxy_anchor"
     scale: float = bounded(32.0, above=0)
     """alpha, factor on the cosine (published: 32)."""
@@ -26,10 +33,14 @@ class ProxyAnchor(Loss):
     """delta, on the cosine (published: 0.1)."""
 
     @property
+    def uses_proxies(self) -> bool:
+        return True
+
+    @property
     def posterior_temperature(self) -> float:
         return 1 / self.scale
 
-    def apply(self, state: State, x: Rows, y: Labels, proxies: Proxies) -> tuple[Scalar, State]:
+    def apply(self, state: State, x: Rows, y: Labels, proxies: Proxies, key: PRNGKey) -> Result:
         cosine, a, d = x @ proxies.T, self.scale, self.margin
         is_own = jax.nn.one_hot(y, len(proxies), dtype=bool)
         positive = log1p_sum(-a * (cosine - d), is_own, axis=0)

@@ -6,7 +6,18 @@ import jax
 import jax.numpy as jnp
 
 from afa.bounds import bounded
-from afa.losses.base import FAR, Labels, Loss, Proxies, Rows, Scalar, State, mean_over, pairs
+from afa.losses.base import (
+    FAR,
+    Labels,
+    Loss,
+    PRNGKey,
+    Proxies,
+    Result,
+    Rows,
+    State,
+    mean_over,
+    pairs,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +31,7 @@ class SupCon(Loss):
     temperature: float = bounded(0.1, above=0)
     """T, divides the cosine (published: 0.1)."""
 
-    def apply(self, state: State, x: Rows, y: Labels, proxies: Proxies) -> tuple[Scalar, State]:
+    def apply(self, state: State, x: Rows, y: Labels, proxies: Proxies, key: PRNGKey) -> Result:
         logits = jnp.where(jnp.eye(len(y), dtype=bool), FAR, x @ x.T / self.temperature)
         log_prob = logits - jax.nn.logsumexp(logits, axis=1, keepdims=True)
         positive, _ = pairs(y)

@@ -54,8 +54,9 @@ class Setup:
         """
         config = self.config
         fresh = state.create(
-            self.networks, self.context.optimisers, config.seed, config.data.image_size, config.loss
-        )
+            self.networks, self.context.optimisers, config.seed, config.data.image_size,
+            config.loss, config.data.batch_size,
+        )  # fmt: skip
         if (weights := self.pretrained) is None:
             return fresh
         return state.with_backbone(

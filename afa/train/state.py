@@ -56,16 +56,19 @@ class TrainState(flax.struct.PyTreeNode):
 
 @parallel.on_cpu()
 def create(
-    networks: Networks, optimisers: Optimisers, seed: int, image_size: int, loss: Loss
+    networks: Networks, optimisers: Optimisers, seed: int, image_size: int, loss: Loss, rows: int
 ) -> TrainState:
     """Returns the initial state; the same for the same seed.
 
     It is computed on the CPU, because a GPU takes most of a minute to compile its small programs.
+
+    Args:
+      rows: number of images of the global batch, which a memory of the loss may depend on.
     """
     variables = networks.init(jax.random.key(seed), image_size)
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"loss"))
     embedder = networks.embedder
-    states = metric.init(loss, key, embedder.classes, dims(embedder))
+    states = metric.init(loss, key, embedder.classes, dims(embedder), rows)
     if params := {name: each.params for name, each in states.items() if each.params}:
         variables |= {"loss": {"params": params, "batch_stats": {}}}
     memory = {name: each.memory for name, each in states.items()}

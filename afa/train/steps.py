@@ -227,7 +227,9 @@ def _metric(
     )
     blocks = parallel.all_gather(named(descriptors))
     states = state.loss_states(params["loss"])
-    loss, states = metric_loss(context.config.loss, states, blocks, labels, proxies)
+    # One key for all devices, because each computes the loss of the global batch.
+    key = stream(context.config.seed, "metric_loss", state.step)
+    loss, states = metric_loss(context.config.loss, states, blocks, labels, proxies, key)
     return loss, (blocks, states)
 
 

@@ -136,7 +136,7 @@ def build(
     networks = build_networks(config, CLASSES)
     context = steps.StepContext(networks, optim.optimisers(config, 1, 1, 1), config)
     batch = _batch(size, batch_size)
-    fresh = state.create(networks, context.optimisers, config.seed, size, config.loss)
+    fresh = state.create(networks, context.optimisers, config.seed, size, config.loss, batch_size)
     fresh = jax.tree.map(np.asarray, fresh)
     mapped = {
         f"{OURS} baseline": functools.partial(steps.embedder_step, perturb=False),

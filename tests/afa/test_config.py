@@ -383,6 +383,10 @@ JOINT = {"train.schedule": "joint", "adversarial.generated_views": 0.5}
             {"launch.index": 2, "launch.processes": 2},
             "launch.index=2 must be below launch.processes=2",
         ),
+        (
+            {"loss.name": "triplet", "loss.cutoff": 1.4},
+            "loss.cutoff=1.4 must be below loss.upper_bound=1.4",
+        ),
     ],
 )  # fmt: skip
 def test_invalid_combinations_are_refused(fields, message):
@@ -425,6 +429,10 @@ FEATURES = {"generator.name": "features"}
          "effect with generator.name='features'"),
         ({"train.small_size": 16}, "train.small_size=16 has no effect with "
          "train.small_steps='0'"),
+        ({"loss.name": "triplet", "loss.cutoff": 0.3}, "loss.cutoff=0.3 has no effect with "
+         "loss.mining='hard'"),
+        ({"loss.name": "triplet", "loss.mining": "semi_hard", "loss.upper_bound": 1.3},
+         "loss.upper_bound=1.3 has no effect with loss.mining='semi_hard'"),
     ],
 )  # fmt: skip
 def test_changes_without_effect_are_refused(fields, message):
@@ -449,6 +457,7 @@ def test_new_loss_has_its_published_settings():
     after = with_changes(before, **{"loss.margin": 0.3, "loss.name": "arcface"})
     assert configuration.to_dict(after)["loss"] == {
         "name": "arcface", "local_weight": 0.25, "fused_weight": 0.5, "scale": 64.0, "margin": 0.3,
+        "centres": 1,
     }  # fmt: skip
     assert configuration.from_dict(configuration.to_dict(after)) == after
     assert with_changes(before, **{"loss.name": "norm_softmax"}) == before
@@ -473,7 +482,8 @@ def test_every_setting_of_a_loss_has_bounds(name):
     config = changed(**{"loss.name": name})
     checks.validate(config)
     for field, rule, value in configuration.leaves(config):
-        if field.startswith("loss.") and isinstance(value, float):
+        if field.startswith("loss.") and isinstance(value, int | float):
             assert isinstance(rule.metadata.get("bounds"), Bounds), field
+        if field.startswith("loss.") and isinstance(value, float):
             with pytest.raises(UserError, match=f"{field}=nan must be finite"):
                 checks.validate(with_changes(config, **{field: float("nan")}))

@@ -14,7 +14,7 @@ import pytest
 import tiny_run
 
 import afa
-from afa import io, parallel
+from afa import io, losses, parallel
 from afa.config import with_changes
 from afa.errors import EXIT_DIVERGED, EXIT_USER_ERROR, UserError
 from afa.evaluation.evaluator import Evaluator, Results
@@ -49,7 +49,7 @@ CORRUPTIONS = (
     "clutter, contrast, gaussian_blur, gaussian_noise, jpeg, low_resolution, motion_blur, "
     "occlusion, salt_pepper, stripes"
 )
-LOSSES = "arcface, contrastive, multi_similarity, norm_softmax, proxy_anchor, supcon, triplet"
+LOSSES = ", ".join(sorted(losses.LOSSES))  # spelled out in test_losses
 NO_DURATION = 'is not a duration (allowed: "500", "20ep", "40%")'
 
 

@@ -13,8 +13,10 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import loss_cases
 import numpy as np
 import pytest
+from arrays import near_tree
 from paths import ROOT, SUPPORT
 
 from afa import parallel
@@ -114,6 +116,21 @@ def same_bits(found, expected):
 def test_eight_devices_agree_with_one(eight, kind):
     assert eight["devices"] == 8
     agree(eight[kind, "pmap"], eight[kind, "one"])
+
+
+@pytest.mark.parametrize("name", loss_cases.CASES)
+def test_every_loss_agrees_on_eight_devices_and_one(eight, name):
+    """Values, gradients of rows, proxies and parameters, and memories, over three steps."""
+    (metrics, state), (expected_metrics, expected) = (
+        eight["losses", devices] for devices in ("eight", "one")
+    )
+    for number, (found, other) in enumerate(zip(metrics, expected_metrics, strict=True)):
+        tolerance = 1e-4 if number == 0 else 1e-3
+        np.testing.assert_allclose(found[name]["value"], other[name]["value"], tolerance, 1e-6)
+        near_tree(found[name]["gradient"], other[name]["gradient"], tolerance)
+    last = [(each["memory"][name], each["free"][name]) for each in (state, expected)]
+    near_tree(*last, LATER)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(metrics))
 
 
 @pytest.mark.parametrize("kind", ["memory", "adversarial"])

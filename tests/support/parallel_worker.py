@@ -5,6 +5,7 @@ python parallel_worker.py four DIR             4 devices: resumes from that chec
 python parallel_worker.py pair DIR INDEX PORT  2 processes of 2 devices each
 """
 
+import dataclasses
 import functools
 import pickle
 import sys
@@ -12,29 +13,37 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import tiny
-from own_losses import CrossBatchMemory
+from loss_cases import CASES, CLASSES, DIM
 
 from afa import parallel
 from afa.config import ExperimentConfig
 from afa.errors import UserError
-from afa.losses import LOSSES
+from afa.losses import metric
+from afa.losses.base import State
+from afa.models.layers import l2_normalise
 from afa.train import steps
 from afa.train.checkpoint import Checkpoints, Position
 from afa.train.state import TrainState, checkpoint_id
 from afa.train.steps import Batch, StepContext
 
 STEPS = 3
-KINDS = ("norm_softmax", "triplet", "cross_batch_memory")  # losses
+KINDS = {  # losses and their settings
+    "norm_softmax": {},
+    "triplet": {"loss.mining": "distance_weighted"},
+    "cross_batch_memory": {"loss.size": 40},
+}
 SAVED = 2  # step of the checkpoint
 
 
 def settings(loss: str) -> ExperimentConfig:
     """SGD for F, because Adam turns the rounding of a gradient near zero into a full step."""
-    LOSSES["cross_batch_memory"] = CrossBatchMemory
-    return tiny.config(**{
-        "loss.name": loss, "optim.name": "sgd", "optim.learning_rate": 0.02, "optim.clip": 1.0,
+    return tiny.config(**KINDS[loss], **{
+        "loss.name": loss, "data.batch_size": 32, "optim.name": "sgd",
+        "optim.learning_rate": 0.02, "optim.clip": 1.0,
     })  # fmt: skip
 
 
@@ -108,7 +117,67 @@ def eight(folder: Path) -> dict[Any, Any]:
         found["refused", impl] = message(
             parallel.data_parallel(lambda state, batch: (state, batch), impl), state, odd
         )
+    state, batches = losses_state(), [losses_batch(number) for number in range(STEPS)]
+    mapped, single = parallel.data_parallel(losses_step), parallel.compiled_once(losses_step)
+    for name, step in {"eight": mapped, "one": single}.items():
+        found["losses", name] = trajectory(step, jax.tree.map(jnp.copy, state), batches)
     return found | mapped_rows()
+
+
+# ---- every loss, on rows without a network -------------------------------------------------------
+
+EVERY = {name: dataclasses.replace(loss, local_weight=0.0, fused_weight=0.0)
+         for name, loss in CASES.items()}  # fmt: skip
+
+
+def losses_batch(number: int) -> Batch:
+    draw = np.random.default_rng(number)
+    label = draw.integers(0, CLASSES, 16).astype(np.int32)
+    return {"x": draw.normal(size=(16, DIM)).astype(np.float32), "label": label}
+
+
+def losses_state() -> dict[str, Any]:
+    """Weights, proxies and parameters of each loss, and the states of the losses."""
+    key, names = jax.random.key(0), {"global": DIM}
+    states = {name: metric.init(loss, key, CLASSES, names, 16) for name, loss in EVERY.items()}
+    draw = np.random.default_rng(9)
+    shared = {"w": jnp.ones(DIM), "proxies": jnp.asarray(draw.normal(size=(CLASSES, DIM)))}
+    free = {name: shared | {"params": each["global"].params} for name, each in states.items()}
+    memory = {name: each["global"].memory for name, each in states.items()}
+    return {"free": free, "memory": memory, "step": jnp.zeros((), jnp.int32)}
+
+
+def losses_step(state: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A step of gradient descent for every loss, with a linear network."""
+    key = steps.stream(0, "metric_loss", state["step"])
+    free, memory, metrics = {}, {}, {}
+    for name, loss in EVERY.items():
+
+        def objective(free: Any, name: str = name, loss: Any = loss) -> tuple[Any, Any]:
+            x, y = parallel.all_gather((l2_normalise(batch["x"] * free["w"]), batch["label"]))
+            states = {"global": State(free["params"], state["memory"][name])}
+            blocks = {"global": x, "local": x, "fused": x}
+            proxies = dict.fromkeys(blocks, l2_normalise(free["proxies"]))
+            return metric.metric_loss(loss, states, blocks, y, proxies, key)
+
+        (value, after), gradient = jax.value_and_grad(objective, has_aux=True)(state["free"][name])
+        value, gradient = parallel.pmean((value, gradient))
+        norm = optax.tree.norm(gradient)
+        free[name] = jax.tree.map(
+            lambda a, g, norm=norm: a - 0.1 * g / (1 + norm), state["free"][name], gradient
+        )
+        memory[name] = after["global"].memory
+        metrics[name] = {"value": value, "gradient": gradient}
+    return {"free": free, "memory": memory, "step": state["step"] + 1}, metrics
+
+
+def trajectory(step: Any, state: Any, batches: list[Batch]) -> tuple[list[Any], Any]:
+    """Returns values and gradients of every step, and the last state, as host arrays."""
+    metrics = []
+    for batch in batches:
+        state, found = step(state, batch)
+        metrics.append(parallel.to_host(found))
+    return metrics, parallel.to_host(state)
 
 
 def mapped_rows() -> dict[Any, Any]:

@@ -86,8 +86,9 @@ def state(of: StepContext, seed: int = 0) -> TrainState:
         return np.float32(means.get(name, 1.0)) + np.float32(0.1) * np.abs(noise)
 
     loss = of.config.loss
-    empty = jax.eval_shape(lambda: create(of.networks, of.optimisers, 0, SIDE, loss))
-    kept = metric.init(loss, jax.random.key(0), CLASSES, dims(of.networks.embedder))
+    rows = of.config.data.batch_size
+    empty = jax.eval_shape(lambda: create(of.networks, of.optimisers, 0, SIDE, loss, rows))
+    kept = metric.init(loss, jax.random.key(0), CLASSES, dims(of.networks.embedder), rows)
     variables = jax.tree.map(jnp.asarray, jax.tree.map_with_path(fill, empty.variables))
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -1,6 +1,7 @@
-"""Losses with a memory or parameters, in training steps and checkpoints."""
+"""Losses with a memory, parameters or random numbers, in training steps and checkpoints."""
 
 import functools
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 import tiny
 from arrays import apply
-from own_losses import CrossBatchMemory, TwoCentres
+from own_losses import RandomWeights, TwoCentres
 
 from afa import config as configuration
 from afa import parallel
 from afa.losses import LOSSES
+from afa.losses.cross_batch_memory import CrossBatchMemory
 from afa.models.embedder import dims, named
 from afa.train import health, steps
 from afa.train.checkpoint import Checkpoints, Position
@@ -25,13 +27,15 @@ WEIGHTS = {"global": 1.0, "local": 0.5, "fused": 0.5}
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    for loss in (CrossBatchMemory, TwoCentres):
+    for loss in (TwoCentres, RandomWeights):
         monkeypatch.setitem(LOSSES, loss.name, loss)
 
 
 @functools.cache
 def made(name, perturb=False):
-    context = tiny.context(tiny.config(**{"loss.name": name, "optim.learning_rate": 3e-3}))
+    own = {"loss.size": 40} if name == "cross_batch_memory" else {}
+    changes = {"loss.name": name, "optim.learning_rate": 3e-3, "data.batch_size": ROWS}
+    context = tiny.context(tiny.config(**changes, **own))
     step = functools.partial(steps.embedder_step, context=context, perturb=perturb)
     return context, tiny.state(context), parallel.compiled_once(step)
 
@@ -89,6 +93,23 @@ def test_loss_with_a_memory_in_the_training_step():
     assert len(np.unique(state.loss_memory["global"]["y"])) > 1
 
 
+def test_random_numbers_of_a_loss_in_the_training_step():
+    """They depend on the seed, the step and the descriptor block."""
+    context, state, step = made("random_weights", perturb=True)
+    batch = tiny.batch(ROWS)
+    y = batch["label"]
+    for number in range(2):
+        key = jax.random.fold_in(jax.random.key(3), zlib.crc32(b"metric_loss"))
+        keys = jax.random.split(jax.random.fold_in(key, number), 3)
+        blocks, proxies = descriptors_of(context, state, batch)
+        expected = 0.0
+        for (name, weight), own in zip(WEIGHTS.items(), keys, strict=True):
+            losses = -jax.nn.log_softmax(blocks[name] @ proxies[name].T)[jnp.arange(ROWS), y]
+            expected += weight * jnp.mean(losses * jax.random.uniform(own, (ROWS,)))
+        state, metrics = step(state, batch)
+        np.testing.assert_allclose(metrics["metric_loss"], expected / 2, rtol=1e-5)
+
+
 def test_memory_has_no_perturbed_features():
     _, state, plain = made("cross_batch_memory")
     _, _, perturbed = made("cross_batch_memory", perturb=True)
@@ -141,7 +162,9 @@ def test_loss_parameters_are_trained_and_not_used_in_search():
 def test_loss_state_is_checkpointed(name, tmp_path):
     context, state, step = made(name)
     fresh = jax.eval_shape(
-        lambda: create(context.networks, context.optimisers, 0, tiny.SIDE, context.config.loss)
+        lambda: create(
+            context.networks, context.optimisers, 0, tiny.SIDE, context.config.loss, ROWS
+        )
     )
     assert jax.tree.structure(fresh) == jax.tree.structure(state)
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, state)
@@ -168,7 +191,7 @@ def test_loss_settings_are_parsed_and_stored():
     stored = configuration.to_dict(parsed)
     assert stored["loss"] == {
         "name": "cross_batch_memory", "local_weight": 0.5, "fused_weight": 0.5, "size": 8,
-        "margin": 0.5,
+        "margin": 0.5, "weight": 1.0, "warmup": 0,
     }  # fmt: skip
     assert configuration.from_dict({"loss": stored["loss"]}).loss == parsed.loss
 

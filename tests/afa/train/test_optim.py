@@ -229,7 +229,7 @@ class FewNumbers(Networks):
 def few(**changes):
     networks = object.__new__(FewNumbers)
     optimisers = optim.optimisers(settings(**changes), 10, 10, 5)
-    return create(networks, optimisers, 4, 8, NormSoftmax()), optimisers
+    return create(networks, optimisers, 4, 8, NormSoftmax(), 16), optimisers
 
 
 def test_the_initial_state_depends_only_on_the_seed():
@@ -237,7 +237,7 @@ def test_the_initial_state_depends_only_on_the_seed():
     again, _ = few()
     for actual, other in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(actual, other)
-    other = create(object.__new__(FewNumbers), optimisers, 5, 8, NormSoftmax())
+    other = create(object.__new__(FewNumbers), optimisers, 5, 8, NormSoftmax(), 16)
     assert (other.variables["generator"]["params"]["kernel"]
             != state.variables["generator"]["params"]["kernel"]).all()  # fmt: skip
     assert int(state.step) == 0

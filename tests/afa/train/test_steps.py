@@ -77,7 +77,8 @@ def explicit_objective(context, state, batch, perturb):
         )  # fmt: skip
         proxies = apply(embedder, {"params": params}, method="proxies")
         states = state.loss_states({})
-        return metric_loss(chosen.loss, states, named(found), labels, proxies)[0]
+        key = key_of(chosen, "metric_loss", STEP)
+        return metric_loss(chosen.loss, states, named(found), labels, proxies, key)[0]
 
     def lower(params):
         return apply(embedder,
@@ -462,7 +463,8 @@ def test_generated_views_train_the_embedder_through_the_adversarial_branch():
         proxies = apply(context.networks.embedder, {"params": params}, method="proxies")
         found, labels = named(descriptors), jnp.asarray(batch["label"])
         states = state.loss_states({})
-        return 0.5 * metric_loss(context.config.loss, states, found, labels, proxies)[0]
+        key = key_of(context.config, "metric_loss", STEP)
+        return 0.5 * metric_loss(context.config.loss, states, found, labels, proxies, key)[0]
 
     loss, expected = parallel.compiled_once(jax.value_and_grad(explicit))(
         state.variables["embedder"]["params"]
