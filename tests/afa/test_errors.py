@@ -19,6 +19,7 @@ from afa.config import with_changes
 from afa.errors import EXIT_DIVERGED, EXIT_USER_ERROR, UserError
 from afa.evaluation.evaluator import Evaluator, Results
 from afa.evaluation.variants import Variant
+from afa.models.fusion import Fusion
 from afa.report.page import Page
 from afa.retrieval import export
 from afa.runs import run as job
@@ -386,8 +387,7 @@ def test_a_checkpoint_that_cannot_be_written(error, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["config.json", "split.json"])
 def test_no_room_to_start(name, tiny_data, tmp_path, monkeypatch, capsys):
-    home = tmp_path / "run"
-    write = io.write_atomically
+    home, write = tmp_path / "run", io.write_atomically
     monkeypatch.setattr(
         io, "write_atomically", lambda p, w: full() if p.name == name else write(p, w)
     )
@@ -399,7 +399,7 @@ def test_no_room_to_start(name, tiny_data, tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def evaluated(monkeypatch):
     """Skips evaluation and report, to test the files written after them."""
-    row = Variant("fused", "trained", {"global": 1.0}, 1.0)
+    row = Variant("fused", "trained", Fusion.of({"global": 1.0}), 1.0)
     texts = ("title", "experiment", "dataset", "protocol", "hardware", "date", "commit")
     page = Page(**dict.fromkeys(texts, ""), seeds=(), train_seconds=0, parameters={})
     monkeypatch.setattr(Evaluator, "variants", lambda self, variables, initial: [row])

@@ -165,12 +165,13 @@ class Fake:
             found = self.how(images.labels, rng)
         unit = found / np.linalg.norm(found, axis=1, keepdims=True)
         unit = unit.astype(np.float32)
-        view = {"global": unit, "local": unit, "posterior": unit}
-        scores = dict.fromkeys(CANDIDATES, rng.normal(size=len(unit)).astype(np.float32))
+        view = dict.fromkeys(("global", "local", "posterior"), unit)
+        scores = {name: rng.normal(size=len(unit)).astype(np.float32) for name in CANDIDATES}
         return DescriptorBlocks(
-            dict.fromkeys(self.names, unit), dict.fromkeys(CANDIDATES, view),
+            dict.fromkeys(self.names, unit),
+            dict.fromkeys(CANDIDATES, view),
             dict.fromkeys(JUDGES, scores),
-        )  # fmt: skip
+        )
 
     def pooled(self, variables, images, wanted, corruption=None):
         blocks = self.blocks(variables, images, corruption).blocks

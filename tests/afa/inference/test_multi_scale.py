@@ -13,8 +13,10 @@ from afa.evaluation import reranking
 from afa.inference.embed import DescriptorBlocks, Embedding, Pyramid, scaled_side
 from afa.models import backbones
 from afa.models.backbones.contract import Member
+from afa.models.fusion import Fusion, Route
 
 WEIGHTS = {"discriminator": 2.0, "global": 1.0, "local": 0.5, "restored": 0.5}
+FUSION = Fusion.of(WEIGHTS)
 
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -39,14 +41,14 @@ def unit(x):
 
 def test_one_scale_is_the_descriptor_itself(embedded):
     embedding, variables, images = embedded
-    usual = embedding.fused(WEIGHTS)(variables, images)
+    usual = embedding.fused(FUSION)(variables, images)
     for power in (1.0, 3.0):
-        near(embedding.multi_scale(WEIGHTS, (1.0,), power)(variables, images), usual, 1e-4)
+        near(embedding.multi_scale(FUSION, (1.0,), power)(variables, images), usual, 1e-4)
 
 
 def test_only_blocks_of_f_are_averaged_over_scales(embedded):
     embedding, variables, images = embedded
-    found = embedding.multi_scale(WEIGHTS, (1.0, 2.0))(variables, images)
+    found = embedding.multi_scale(FUSION, (1.0, 2.0))(variables, images)
     data = dataclasses.replace(embedding.data, image_size=2 * tiny.SIDE)
     small = embedding.blocks(variables, images)
     twice = Embedding(embedding.networks, "resnet18", data, embedding.evaluation)
@@ -62,13 +64,11 @@ def test_only_blocks_of_f_are_averaged_over_scales(embedded):
 def test_the_power_of_the_mean_keeps_signs():
     draw = np.random.default_rng(1)
     x, y = (unit(draw.normal(size=(4, 6)).astype(np.float32)) for _ in range(2))
-    nothing = DescriptorBlocks({}, {})
-    pyramid = Pyramid(
-        {1.0: DescriptorBlocks({"a": x}, {}), 0.5: DescriptorBlocks({"a": y}, {})}, nothing
-    )
-    near(pyramid.fused({"a": 1.0}, (1.0, 0.5), 3.0), unit(np.cbrt(x**3 + y**3)), 1e-4)
-    near(pyramid.fused({"a": 1.0}, (1.0, 0.5)), unit(x + y), 1e-4)
-    near(pyramid.fused({"a": 1.0}, (0.5,), 3.0), y, 1e-4)
+    scales = {1.0: DescriptorBlocks({"a": x}), 0.5: DescriptorBlocks({"a": y})}
+    pyramid, only = Pyramid(scales, DescriptorBlocks({})), Fusion.of({"a": 1.0})
+    near(pyramid.fused(only, (1.0, 0.5), 3.0), unit(np.cbrt(x**3 + y**3)), 1e-4)
+    near(pyramid.fused(only, (1.0, 0.5)), unit(x + y), 1e-4)
+    near(pyramid.fused(only, (0.5,), 3.0), y, 1e-4)
 
 
 def test_one_embedding_per_image_size(embedded):
@@ -93,10 +93,10 @@ def test_scaled_sides_fit_the_backbone(monkeypatch):
 
 def test_only_needed_features_are_computed(embedded, monkeypatch):
     embedding, variables, images = embedded
-    usual = embedding.fused(WEIGHTS)(variables, images)
+    usual = embedding.fused(FUSION)(variables, images)
 
     def embed(*names, **more):
-        return reranking.embed_split(embedding, variables, WEIGHTS, images, names, **more)
+        return reranking.embed_split(embedding, variables, FUSION, images, names, **more)
 
     least = embed("plain", "diffusion")
     near(least.known.vectors, usual)
@@ -117,18 +117,18 @@ def test_only_needed_features_are_computed(embedded, monkeypatch):
     few = embed("geometric verification").known.local_features[1.0]
     near(few.descriptor, local_features[1.0].descriptor[:, :3])
     begin = embed("plain", scales=(1.0, 2.0)).known.vectors
-    near(begin, embedding.multi_scale(WEIGHTS, (1.0, 2.0))(variables, images))
+    near(begin, embedding.multi_scale(FUSION, (1.0, 2.0))(variables, images))
 
 
 def test_every_choice_of_scales_and_its_cost(embedded, monkeypatch):
     embedding, variables, images = embedded
     monkeypatch.setattr(reranking, "SCALES", ((1.0, 2.0), (2.0,)))
     monkeypatch.setattr(reranking, "POWERS", (1.0, 3.0))
-    split = reranking.embed_split(embedding, variables, WEIGHTS, images, ("multi-scale",))
+    split = reranking.embed_split(embedding, variables, FUSION, images, ("multi-scale",))
     found, spent = split.known.multi_scale, split.milliseconds
     assert set(found) == {((1.0, 2.0), 1.0), ((1.0, 2.0), 3.0), ((2.0,), 1.0), ((2.0,), 3.0)}
     for (scales, power), vectors in found.items():
-        near(vectors, embedding.multi_scale(WEIGHTS, scales, power)(variables, images))
+        near(vectors, embedding.multi_scale(FUSION, scales, power)(variables, images))
         parts = [spent["rest"], *(spent["scale", each] for each in scales)]
         assert spent[scales, power] == pytest.approx(sum(parts))
     assert spent[(1.0, 2.0), 1.0] > spent[(2.0,), 1.0] > 0
@@ -136,3 +136,18 @@ def test_every_choice_of_scales_and_its_cost(embedded, monkeypatch):
     np.testing.assert_array_equal(some.vectors, split.known.vectors[[3, 1]])
     for key, vectors in some.multi_scale.items():
         np.testing.assert_array_equal(vectors, found[key][[3, 1]])
+
+
+def test_routed_queries_are_features_of_their_own(embedded):
+    """At several scales queries are not routed, and have the features of the gallery."""
+    embedding, variables, images = embedded
+    fusion = Fusion.of({"global": 1.0}, Route("", (("restored", 0.0),)))
+    split = reranking.embed_split(embedding, variables, fusion, images, ("plain",))
+    near(split.known.vectors, embedding.fused(fusion, "gallery")(variables, images))
+    index = np.array([3, 1])
+    near(split.queries(index).vectors, embedding.fused(fusion)(variables, images)[index])
+    as_query, as_gallery = embedding.in_both_roles(fusion)(variables, images)
+    assert np.abs(as_query - as_gallery).max() > 1e-4
+    near(as_gallery, split.known.vectors)
+    both = reranking.embed_split(embedding, variables, fusion, images, ("plain",), (1.0, 2.0))
+    assert both.query_features is None

@@ -12,7 +12,8 @@ SCALED = [name for name in PERTURBATIONS if name != "mixstyle"]
 
 
 def rows_of(count):
-    return Draws(*(jax.random.split(jax.random.key(i), count) for i in (2, 3)), lambda x: x)
+    strength, direction = (jax.random.split(jax.random.key(i), count) for i in (2, 3))
+    return Draws(strength, direction, lambda x: x)
 
 
 @pytest.fixture(scope="module")

@@ -428,7 +428,7 @@ def test_published_classifier_gives_a_descriptor_block(tiny_finished, tiny_data,
     home = tmp_path / "run"
     assert tiny_run.main(*tiny_run.words(tiny_data, home, **changes)) == 0
     rows = tiny_run.result(home)["metrics"]["test"]
-    assert rows["published classes alone"]["weights"] == {"imagenet": 1.0}
+    assert rows["published classes alone"]["fusion"]["weights"] == {"imagenet": 1.0}
     assert "published classes alone" not in tiny_run.result(tiny_finished)["metrics"]["test"]
     trained = files.read(str(home)).arrays["fc.weight"]
     assert trained.shape[0] == 1000

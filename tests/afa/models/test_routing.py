@@ -1,6 +1,7 @@
 """Judges of the views of a query, and the routed query."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ def test_hand_made_scores_measure_impulses_and_noise():
     hit = draw.random((1, 32, 32)) < 0.1
     impulses[hit] = draw.integers(0, 2, (1, 32, 32))[hit][:, None]
     x = jnp.asarray(np.concatenate([smooth, noisy, impulses]), jnp.float32)
-    none = dict.fromkeys(("logits", "posteriors"))
+    none: Any = dict.fromkeys(("logits", "posteriors"))
     found = routing.hand_made(routing.Views({"original": x, "median": x, "restored": x}, **none))
     assert (found["original"] == 0).all()
     median, restored = found["median"], found["restored"]
@@ -90,7 +91,7 @@ def test_hand_made_scores_measure_impulses_and_noise():
 
 def test_random_scores_depend_on_the_query_alone(composed):
     _, _, images = composed
-    none = dict.fromkeys(("logits", "posteriors"))
+    none: Any = dict.fromkeys(("logits", "posteriors"))
 
     def scores(x):
         return np.stack(

@@ -232,7 +232,8 @@ def test_every_family_takes_any_number_of_images(family):
     with parallel.lowered_for(accelerator=True):
         networks = build_networks(config, 3)
         variables = jax.eval_shape(lambda: networks.init(jax.random.key(0), size))
-        network = package.network(networks, variables, dict.fromkeys(networks.block_names(), 1.0))
+        fusion = Fusion.of(dict.fromkeys(networks.block_names(), 1.0))
+        network = package.network(networks, variables, fusion)
         rows = export.symbolic_shape("rows")[0]
         views = jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
         lower = export.export(jax.jit(network), platforms=package.ACCELERATORS)
