@@ -1,7 +1,8 @@
 """Published networks in PyTorch, by the names of our backbones.
 
 Needs, beside torch: transformers and efficientnet-lite-pytorch; and, installed without their
-dependencies, torchvision, timm and pretrainedmodels (with munch and six). No weights are downloaded.
+dependencies, torchvision, timm and pretrainedmodels (with munch and six). No weights are
+downloaded.
 """
 
 import functools

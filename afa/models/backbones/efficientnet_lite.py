@@ -1,5 +1,5 @@
-"""EfficientNet-Lite 0 to 2, for small devices: EfficientNet (Tan and Le 2019, arXiv:1905.11946) with
-ReLU6, without squeeze-and-excitation, and with a stem and a head of fixed size.
+"""EfficientNet-Lite 0 to 2, for small devices: EfficientNet (Tan and Le 2019, arXiv:1905.11946)
+with ReLU6, without squeeze-and-excitation, and with a stem and a head of fixed size.
 
 Architecture, multipliers and preprocessing are those of TensorFlow's published
 `efficientnet_lite_builder.py`.
