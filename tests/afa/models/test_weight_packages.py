@@ -74,6 +74,17 @@ def test_every_array_of_the_published_file_is_used():
 
 
 @real
+def test_published_classifier_need_not_be_loaded():
+    config = BackboneConfig(NAME, weights=SOURCE)
+    weights = pretrained.read(config)
+    assert weights is not None
+    shapes = zoo.skeleton(NAME)[1]
+    params = {name: tree for name, tree in shapes["params"].items() if name != "_fc"}
+    _, report = pretrained.load_weights(shapes | {"params": params}, weights, config)
+    assert set(report.ignored) == {"_fc.weight", "_fc.bias"}
+
+
+@real
 def test_check_shows_the_published_file(capsys):
     assert command.main(["--check", SOURCE, "--backbone", NAME]) == 0
     out = capsys.readouterr().out
@@ -121,7 +132,9 @@ def test_package_that_is_not_installed_is_an_error_with_advice(monkeypatch, caps
     assert capsys.readouterr().err == f"error: {needs}\n"
 
 
-@pytest.mark.parametrize("content", [b"", b"x" * 100, pickle.dumps({"a": 1})])
+@pytest.mark.parametrize(
+    "content", [b"", b"x", pickle.dumps({"a": 1})], ids=["empty", "noise", "pickle"]
+)
 def test_damaged_file_of_a_package_is_an_error(package, content):
     package.write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
