@@ -87,7 +87,7 @@ class BackboneConfig:
     """imagenet: as published; small: 3x3 stride 1, for images up to 48 pixels."""
     weights: str = RANDOM
     """Initial weights: a file (PyTorch, safetensors or npz), a directory of such files, a run of
-    afa, or hf://org/name; random: training from scratch."""
+    afa, hf://org/name, or pip://NAME (an installed package); random: training from scratch."""
     part: str = ""
     """Part of the file with the weights, such as state_dict_ema or state_dict.encoder_q; empty: the
     best match, which is printed."""

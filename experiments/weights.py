@@ -1,8 +1,8 @@
 """Pretrained weights: `python -m experiments.weights --list`, `--check FILE` or `--export RUN`.
 
 --list shows every backbone with the source and licence of its published weights, parameters,
-operations per image and input size. --check reads a file, a directory, a run of afa or
-hf://org/name, and reports the backbone that it belongs to, how every parameter is used, and, with
+operations per image and input size. --check reads a file, a directory, a run of afa, hf://org/name
+or pip://NAME, and reports the backbone that it belongs to, how every parameter is used, and, with
 --logits, whether the network reproduces published logits. --export writes the backbone of a run as
 safetensors, with the parameter names of torchvision or timm.
 """

@@ -37,21 +37,26 @@ def conv(
     strides: int = 1,
     *,
     dtype: Dtype,
-    padding: int | None = None,
+    padding: int | Literal["same"] | None = None,
     groups: int = 1,
     use_bias: bool = False,
     name: str | None = None,
     kernel_init: Callable = he_normal,
 ) -> nn.Conv:
     """Returns a convolution; the default padding is (kernel - 1) / 2 on each side, so that a stride
-    of 2 halves even sides exactly."""
+    of 2 halves even sides exactly.
+
+    Args:
+      padding: "same": that of TensorFlow, as little as gives ceil(side / strides) outputs, and one
+        more after than before if it is odd.
+    """
     sides = (kernel, kernel) if isinstance(kernel, int) else kernel
-    pads = [(side - 1) // 2 if padding is None else padding for side in sides]
+    pads = [(side - 1) // 2 if padding in (None, "same") else padding for side in sides]
     return nn.Conv(
         features,
         sides,
         (strides, strides),
-        padding=[(pad, pad) for pad in pads],
+        padding="SAME" if padding == "same" else [(pad, pad) for pad in pads],
         feature_group_count=groups,
         use_bias=use_bias,
         dtype=dtype,

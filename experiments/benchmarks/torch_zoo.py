@@ -1,7 +1,8 @@
 """Published networks in PyTorch, by the names of our backbones.
 
-Needs, beside torch: transformers; and, installed without their dependencies, torchvision, timm and
-pretrainedmodels (with munch and six). No weights are downloaded.
+Needs, beside torch: transformers and efficientnet-lite-pytorch; and, installed without their
+dependencies, torchvision, timm and pretrainedmodels (with munch and six). No weights are
+downloaded.
 """
 
 import functools
@@ -56,6 +57,7 @@ def build(name: str) -> torch.nn.Module:
         "vit_s14_reg": ("transformers", _dinov2),
         "vit_b14_reg": ("transformers", _dinov2),
         **dict.fromkeys(IN_TIMM, ("timm", _timm)),
+        **{f"efficientnet_lite{i}": ("efficientnet_lite_pytorch", _lite) for i in range(3)},
     }
     library, make = makers.get(name, ("torchvision.models", _torchvision))
     try:
@@ -82,6 +84,11 @@ def _bn_inception(name: str, module: Any) -> torch.nn.Module:
     model = module.BNInception(CLASSES)
     model.global_pool = torch.nn.AdaptiveAvgPool2d(1)  # equal at 224 px, and for any other size
     return model
+
+
+def _lite(name: str, package: Any) -> torch.nn.Module:
+    # Without an image size, the padding is that of the size of each input.
+    return package.EfficientNet.from_name(name.replace("_", "-"), image_size=None)
 
 
 def _dinov2(name: str, transformers: Any) -> torch.nn.Module:

@@ -1,4 +1,5 @@
-"""Experiments fine-tune published weights at full scale, and train from scratch otherwise."""
+"""Experiments fine-tune published weights at full scale, and train from scratch otherwise; those of
+EfficientNet-Lite always fine-tune."""
 
 import pytest
 
@@ -9,16 +10,33 @@ from experiments import configs
 from experiments import run as command
 
 EXPERIMENTS = [name for name in configs.names() if name != "debug"]
+FINE_TUNED = [name for name in EXPERIMENTS if name.endswith("_efficientnet_lite0")]
 DEFAULTS = flatten(ExperimentConfig())
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_full_scale_fine_tunes_and_laptop_scale_does_not(name):
-    full, laptop = (flatten(configs.find(name)(small)) for small in (False, True))
-    assert full["backbone.weights"].startswith("hf://") or full["backbone.weights"].endswith(".pth")
+def test_full_scale_fine_tunes(name):
+    full = flatten(configs.find(name)(False))
+    weights = full["backbone.weights"]
+    assert weights.startswith(("hf://", "pip://")) or weights.endswith(".pth")
     assert all(full[field] != DEFAULTS[field] for field in FINE_TUNING)
+
+
+@pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - set(FINE_TUNED)))
+def test_laptop_scale_trains_from_scratch(name):
+    laptop = flatten(configs.find(name)(True))
     assert laptop["backbone.weights"] == RANDOM
     assert all(laptop[field] == DEFAULTS[field] for field in FINE_TUNING)
+
+
+@pytest.mark.parametrize("name", FINE_TUNED)
+def test_weights_of_a_package_are_fine_tuned_at_both_scales(name):
+    full, laptop = (flatten(configs.find(name)(small)) for small in (False, True))
+    for field in ("backbone.weights", *FINE_TUNING):
+        assert laptop[field] == full[field]
+    line = [f"--exp={name}", "--scale=laptop", "--backbone.weights=random"]
+    scratch = flatten(command.parse(line))
+    assert all(scratch[field] == DEFAULTS[field] for field in FINE_TUNING)
 
 
 def test_one_flag_trains_from_scratch():

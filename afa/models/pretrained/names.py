@@ -96,7 +96,11 @@ DIALECTS = (
     ),
 )  # fmt: skip
 # Library whose names a family has.
-OURS = {"vit": "timm", "bn_inception": "pretrainedmodels"}
+OURS = {
+    "vit": "timm",
+    "bn_inception": "pretrainedmodels",
+    "efficientnet_lite": "efficientnet-lite-pytorch",
+}
 DEFAULT = "torchvision"
 
 

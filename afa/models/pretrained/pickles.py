@@ -113,7 +113,12 @@ class _Reader(unpickle.Reader):
     def persistent_load(self, pid: Any) -> Storage:
         if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
             raise Refused("it refers to other data than tensor storages")
-        _, kind, key, *_ = pid
+        _, kind, key, _, _, *view = pid
+        if any(view):
+            raise Refused(
+                "its tensors share storages in the way of very old PyTorch: load it with PyTorch, "
+                "and save its state_dict() again"
+            )
         if not (isinstance(kind, Known) and isinstance(kind.value, np.dtype)):
             raise Refused("its tensors are of an unknown type")
         return Storage(str(key), kind.value)
@@ -158,6 +163,7 @@ def _read_zip(path: Path) -> Any:
 
 def _read_stream(path: Path) -> Any:
     with path.open("rb") as file:
+        size = path.stat().st_size
         first = _load(file)
         if not (isinstance(first, int) and first == MAGIC):  # a plain pickle of arrays
             return _with_values(first, {})
@@ -170,9 +176,9 @@ def _read_stream(path: Path) -> Any:
         for key in _load(file):
             (count,) = struct.unpack("<q", file.read(8))
             wanted = count * sizes.get(str(key), 0)
-            buffers[str(key)] = file.read(wanted)
-            if len(buffers[str(key)]) != wanted or not wanted:
+            if not 0 < wanted <= size - file.tell():  # before memory is allocated for it
                 raise Refused("it is truncated")
+            buffers[str(key)] = file.read(wanted)
     return _with_values(tree, buffers)
 
 

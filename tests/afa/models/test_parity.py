@@ -23,9 +23,10 @@ from afa.models.pretrained import match, names
 CASES = sorted(path.stem for path in REFERENCES.glob("*.npz"))
 # Of each family the smallest, and of each library one; all others are `slow`.
 QUICK = {
-    "bn_inception", "densenet121", "googlenet", "inception_v3", "mobilenet_v2", "resnet18",
-    "resnet50", "resnet50.timm", "resnet50.transformers", "resnext50_32x4d", "squeezenet1_0",
-    "vgg11", "vgg11_bn", "vit_s14", "vit_s14_reg.timm", "vit_s16",
+    "bn_inception", "densenet121", "efficientnet_lite0", "googlenet", "inception_v3",
+    "mobilenet_v2", "resnet18", "resnet50", "resnet50.timm", "resnet50.transformers",
+    "resnext50_32x4d", "squeezenet1_0", "vgg11", "vgg11_bn", "vit_s14", "vit_s14_reg.timm",
+    "vit_s16",
 }  # fmt: skip
 GRADIENTS = {"resnet18", "vit_s14_reg"}  # backwards takes longer
 HEADLESS = ("vit_s14_reg.timm",)

@@ -251,7 +251,8 @@ def test_list_names_every_experiment_with_its_purpose(capsys):
         "afa_resnet18", "afa_resnet50", "afa_resnet50_cars", "afa_resnet50_cub",
         "afa_resnet50_sop", "baseline_resnet18", "baseline_resnet50", "debug",
     }  # fmt: skip
-    families = ("vgg16", "densenet121", "inception_v3", "bn_inception", "squeezenet", "vit_s14")
+    families = ("vgg16", "densenet121", "inception_v3", "bn_inception", "squeezenet", "vit_s14",
+                "efficientnet_lite0")  # fmt: skip
     expected |= {f"{kind}_{name}" for kind in ("afa", "baseline") for name in families}
     assert expected <= set(configs.names())
     for line in printed:
