@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from afa.data.families import FAMILIES
 from afa.losses import LOSSES
 
 
@@ -33,6 +34,10 @@ class Suite:
 BACKBONES = ("resnet18", "resnet50", "densenet121", "bn_inception", "inception_v3", "vgg16",
              "squeezenet")  # fmt: skip
 METHOD, BASELINE = "afa_resnet18", "baseline_resnet18"
+WITHOUT_GENERATOR = {"adversarial.generator": [False]}
+# G trained by the reconstruction error alone.
+RESTORER_ALONE = {f"adversarial.lambda_{name}": [0.0]
+                  for name in ("adversarial", "noise", "code", "features")}  # fmt: skip
 
 SUITES = {
     "smoke": Suite(
@@ -57,10 +62,37 @@ SUITES = {
         "the method without each of its parts",
         [
             Part([METHOD, BASELINE]),
-            Part([METHOD], {"adversarial.generator": [False]}),
+            Part([METHOD], WITHOUT_GENERATOR),
             Part([METHOD], {"adversarial.feature_epsilon": [0.0]}),
-            Part([METHOD], {"adversarial.perturbation": ["random"]}),
+            Part(
+                [METHOD],
+                {
+                    "adversarial.perturbation": [
+                        "random",
+                        "statistics",
+                        "halves",
+                        "random_statistics",
+                    ]
+                },
+            ),
+            # Controls of D: no adversarial term for restored images, none at all, and a D that
+            # does not judge views.
             Part([METHOD], {"adversarial.lambda_adversarial": [0.0]}),
+            Part([METHOD], RESTORER_ALONE),
+            Part([METHOD], {"discriminator.judges_views": [False]}),
+        ],
+    ),
+    "rivals": Suite(
+        "the method, and what is cheaper: its baseline with each rival of the adversarial part",
+        [
+            Part([METHOD, BASELINE]),
+            Part([BASELINE], {"train.consistency": [0.5]}),
+            Part([BASELINE], {"data.family": sorted(FAMILIES)}),
+            Part([BASELINE], {"loss.name": ["proxy_synthesis", "memvir", "cross_batch_memory"]}),
+            Part([BASELINE], {"optim.sam_radius": [0.05]}),
+            Part([BASELINE], {"backbone.name": ["resnet34"]}),
+            Part([METHOD], {"adversarial.perturbation": ["mixstyle"]} | WITHOUT_GENERATOR),
+            Part([METHOD], RESTORER_ALONE),
         ],
     ),
 }
