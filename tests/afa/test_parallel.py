@@ -128,8 +128,8 @@ def test_every_loss_agrees_on_eight_devices_and_one(eight, name):
         tolerance = 1e-4 if number == 0 else 1e-3
         np.testing.assert_allclose(found[name]["value"], other[name]["value"], tolerance, 1e-6)
         near_tree(found[name]["gradient"], other[name]["gradient"], tolerance)
-    last = [(each["memory"][name], each["free"][name]) for each in (state, expected)]
-    near_tree(*last, LATER)
+    found, other = ((each["memory"][name], each["free"][name]) for each in (state, expected))
+    near_tree(found, other, LATER)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(metrics))
 
 
