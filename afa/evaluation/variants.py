@@ -169,7 +169,7 @@ def build_variants(
     judges = [name for name in JUDGES if name != "discriminator" or networks.discriminator]
     for judge in judges if candidates else ():
         route = choose_offsets(score, only_global, judge, candidates, offset)
-        add(f"query by {judge}", only_global, route)
+        add(f"query by {judge}", only_global, without_unused(route))
     weights = choose_weights(score, others, affordable)
     add("fused", weights, _best_route(score, weights, candidates, judges, offset, affordable))
     return table
