@@ -11,7 +11,7 @@ from afa import parallel
 from afa.config import ExperimentConfig
 from afa.models.fusion import Fusion, Route
 from afa.models.networks import Networks
-from afa.models.routing import JUDGES, ORIGINAL, RESTORED
+from afa.models.routing import ORIGINAL, RESTORED
 
 GRID = (0.0, 0.25, 0.5, 1.0, 2.0)  # weights tried for a block, beside 1 for the global view of x
 QUANTILES = (0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9)  # shares of queries given to a view, tried
@@ -166,8 +166,8 @@ def build_variants(
     for view in candidates:
         label = "G" if view == RESTORED else view
         add(f"query {label}", only_global, Route("", ((view, 0.0),)))
-    judges = [name for name in JUDGES if name != "discriminator" or networks.discriminator]
-    for judge in judges if candidates else ():
+    judges = networks.judges() if candidates else ()
+    for judge in judges:
         route = choose_offsets(score, only_global, judge, candidates, offset)
         add(f"query by {judge}", only_global, without_unused(route))
     weights = choose_weights(score, others, affordable)
@@ -186,7 +186,7 @@ def _best_route(
     """Returns the affordable route with the largest gain, at least `LEAST_GAIN`; else None."""
     best, chosen = score(Fusion.of(weights)) + LEAST_GAIN, None
     tuned = (choose_offsets(score, weights, judge, candidates, offset)
-             for judge in judges if judge != "random" and candidates)  # fmt: skip
+             for judge in judges if judge != "random")  # fmt: skip
     fixed = (Route("", ((view, 0.0),)) for view in candidates)
     for route in (*fixed, *filter(None, map(without_unused, tuned))):
         fusion = Fusion.of(weights, route)

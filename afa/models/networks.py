@@ -79,6 +79,11 @@ class Networks:
         filters = tuple(name for name in self.view_names if name in views.FILTERS)
         return (routing.ORIGINAL, *filters, *restored)
 
+    def judges(self) -> tuple[str, ...]:
+        """Returns the names of the judges; D is one of them if it sees images."""
+        able = self.discriminator is not None and self.space.images
+        return tuple(name for name in routing.JUDGES if able or name != "discriminator")
+
     def vectors(
         self,
         variables: Mapping[str, PyTree],
@@ -191,8 +196,7 @@ class Networks:
         judged = self._judged(
             variables, {view: inputs[name] for view, name in names.items()}, lambda: posteriors
         )
-        scores = {name: judge(judged) for name, judge in routing.JUDGES.items()
-                  if name != "discriminator" or self.discriminator is not None}  # fmt: skip
+        scores = {name: routing.JUDGES[name](judged) for name in self.judges()}
         return blocks, candidates, scores
 
     def _inputs(

@@ -95,12 +95,17 @@ def test_the_restored_view_is_the_upper_part_of_f_on_restored_mid_maps(made):
     context, state = made
     networks, variables = context.networks, state.variables
     images = uniform(1, 2, tiny.SIDE, tiny.SIDE, 3)
-    blocks, _ = jax.jit(networks.blocks)(variables, images)
+    blocks = jax.jit(networks.blocks)(variables, images)
     mid = apply(networks.embedder, variables["embedder"], images, train=False, method="lower")
     restored = apply(networks.generator, variables["generator"], mid, method="restore")
     expected = apply(
         networks.embedder, variables["embedder"], restored, train=False, method="upper"
     )
     near(blocks["restored"], expected.global_descriptor)
+    # Mid maps are no view of a query, and D does not judge images.
+    assert networks.candidates() == ("original",)
+    assert "discriminator" not in networks.judges()
+    _, candidates, scores = jax.eval_shape(networks.everything, variables, images)
+    assert set(candidates) == {"original"} and set(scores) == set(networks.judges())
     verdict = apply(networks.discriminator, variables["discriminator"], mid, train=False)
     near(blocks["discriminator"], verdict.features)

@@ -39,7 +39,8 @@ HEALTH = {
 }  # fmt: skip
 ROWS = [
     "raw pixels", "initial weights", "initial weights, fused", "F", "local", "flip alone",
-    "F + flip", "G alone", "F + G", "D features alone", "fused",
+    "F + flip", "G alone", "F + G", "D features alone", "query G", "query by discriminator",
+    "query by confidence", "query by hand_made", "query by random", "fused",
 ]  # fmt: skip
 CLEAN = {
     "recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "map_at_r", "r_precision",

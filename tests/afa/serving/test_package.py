@@ -251,7 +251,7 @@ def test_manifest(packed, everything):
     for name in ("experiment", "checkpoint", "step", "preprocessing", "configuration"):
         assert manifest[name] == exported[name]
     assert manifest["preprocessing"]["image_size"] == SIDE
-    assert manifest["fusion"] == EVERYTHING
+    assert manifest["fusion"] == EVERYTHING.to_json()
     assert manifest["dimension"] == DIMENSION
     assert manifest["jax"] == jax.__version__
     present = {str(p.relative_to(packed)) for p in packed.rglob("*") if p.is_file()}
