@@ -2,6 +2,7 @@
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,12 +167,11 @@ class Fake:
         unit = found / np.linalg.norm(found, axis=1, keepdims=True)
         unit = unit.astype(np.float32)
         view = dict.fromkeys(("global", "local", "posterior"), unit)
+        blocks: dict[str, Any] = dict.fromkeys(self.names, unit)
+        views: dict[str, Any] = dict.fromkeys(CANDIDATES, view)
         scores = {name: rng.normal(size=len(unit)).astype(np.float32) for name in CANDIDATES}
-        return DescriptorBlocks(
-            dict.fromkeys(self.names, unit),
-            dict.fromkeys(CANDIDATES, view),
-            dict.fromkeys(JUDGES, scores),
-        )
+        judges: dict[str, Any] = dict.fromkeys(JUDGES, scores)
+        return DescriptorBlocks(blocks, views, judges)
 
     def pooled(self, variables, images, wanted, corruption=None):
         blocks = self.blocks(variables, images, corruption).blocks
