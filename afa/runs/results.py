@@ -259,7 +259,8 @@ def by_variant(
     for variant in variants or common:
         choose("--variant", variant, common)
         parts = [each[variant] for each in tables]
-        row: list[Any] = [variant, parts[0]["cost"]]
+        paid = [part["cost"] for part in parts]  # runs may have chosen different fusions
+        row: list[Any] = [variant, None if None in paid else float(np.mean(paid))]
         for condition in CONDITIONS:
             found = [part[protocol][condition] for part in parts]
             for metric in metrics:
