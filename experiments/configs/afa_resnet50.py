@@ -1,8 +1,8 @@
 """AFA-SVR with a ResNet-50 on the synthetic objects: the main job.
 
 Command: python -m experiments.run --exp=afa_resnet50
-Laptop scale, two cores of an AMD EPYC, 2026-11-29: 9 minutes once data and compiled programs are kept;
-4.1 GB. Test classes, leave-one-out, exact search, seeds 0 to 2, mean and 95 % interval,
+Laptop scale, two cores of an AMD EPYC, 2026-11-29: 9 minutes once data and compiled programs are
+kept; 4.1 GB. Test classes, leave-one-out, exact search, seeds 0 to 2, mean and 95 % interval,
 R@1 / MAP@R in %:
   fused       clean 53.5 ± 1.4 / 21.0 ± 1.4, trained corruptions 43.0 ± 14.4 / 15.9 ± 3.6,
               held-back 44.0 ± 7.3 / 16.0 ± 2.2
