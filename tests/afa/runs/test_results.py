@@ -155,6 +155,16 @@ def test_tables_of_one_group(runs, plain, capsys):
     assert any(line.startswith("| mean of the trained | | |") for line in lines)
 
 
+def test_the_search_cost_of_a_table_is_the_mean_over_the_runs(runs):
+    """Validation may have chosen a different fusion for each seed."""
+    (group,) = results.groups(runs[0.001][:2], [])
+    paid = [1.0, 1.5]
+    for result, cost in zip(group.results, paid, strict=True):
+        result["metrics"]["test"]["fused"]["cost"] = cost
+    table = results.by_variant(group, "leave_one_out", ["map_at_r"], ["fused", "raw pixels"])
+    assert [row[1] for row in table.rows] == [1.25, None]
+
+
 def test_means_are_drawn(runs, plain, tmp_path, capsys):
     printed([*runs[0.001], "--plot", tmp_path / "means.svg"], capsys)
     drawn = (tmp_path / "means.svg").read_text()
