@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 from afa.bounds import KEY, KINDS, Bounds, Duration
 from afa.config import LOSS_NAME, RANDOM, ExperimentConfig, flatten, leaves, steps_of, with_changes
 from afa.errors import UserError, choose
+from afa.losses.perturbations import PERTURBATIONS
 from afa.losses.triplet import Triplet
 
 
@@ -17,6 +18,7 @@ def validate(config: ExperimentConfig) -> None:
       UserError: the message names the first invalid field.
     """
     validate_fields(config)
+    choose("adversarial.perturbation", config.adversarial.perturbation, PERTURBATIONS)
     for wrong, message in COMBINATIONS:
         if wrong(config):
             raise UserError(message(config))
@@ -222,7 +224,7 @@ GENERATOR_FIELDS = (
     "adversarial.diffaugment", "optim.generator_learning_rate",
     "optim.discriminator_learning_rate", "train.generator_steps",
 )  # fmt: skip
-FEATURE_FIELDS = ("adversarial.feature_", "train.plain")
+FEATURE_FIELDS = ("adversarial.feature_", "adversarial.perturbation", "train.plain")
 
 # (prefixes of field names, whether they are unused, the setting that disables them)
 UNUSED: tuple[
@@ -245,6 +247,7 @@ UNUSED: tuple[
         lambda c: c.adversarial.feature_epsilon == 0,
         lambda c: "adversarial.feature_epsilon=0",
     ),
+    (("data.family_probability",), lambda c: not c.data.family, lambda c: "data.family=''"),
     (("adversarial.r1_every",), lambda c: c.adversarial.r1 == 0, lambda c: "adversarial.r1=0"),
     (
         ("train.generator_steps",),

@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from afa import parallel
 from afa.config import AdversarialConfig, ExperimentConfig
-from afa.errors import choose
 from afa.losses import adversarial
 from afa.losses.base import State
 from afa.losses.metric import metric_loss
@@ -191,7 +190,7 @@ def _perturbation(
         for name in ("perturbation", "direction")
     )
     draws = Draws(strength, direction, parallel.all_gather)
-    perturb = choose("adversarial.perturbation", config.perturbation, PERTURBATIONS)
+    perturb = PERTURBATIONS[config.perturbation]
     return perturb(mid, cotangent, draws, config.feature_epsilon)
 
 

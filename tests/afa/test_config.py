@@ -398,6 +398,12 @@ def test_invalid_combinations_are_refused(fields, message):
 
 # ---- settings without effect ---------------------------------------------------------------------
 
+
+def test_an_unknown_perturbation_is_refused_before_training():
+    with pytest.raises(UserError, match=r"adversarial.perturbation='gradiant'.*mean 'gradient'"):
+        checks.validate(changed(**{"adversarial.perturbation": "gradiant"}))
+
+
 OFF, NO_G = {"adversarial.enabled": False}, {"adversarial.generator": False}
 FEATURES = {"generator.name": "features"}
 
@@ -415,6 +421,10 @@ FEATURES = {"generator.name": "features"}
          "has no effect with adversarial.generator=False"),
         (NO_G | {"train.generator_steps": "3"}, "train.generator_steps='3' has no effect with "
          "adversarial.generator=False"),
+        (OFF | {"adversarial.perturbation": "random"}, "adversarial.perturbation='random' has no "
+         "effect with adversarial.enabled=False"),
+        ({"data.family_probability": 0.3}, "data.family_probability=0.3 has no effect with "
+         "data.family=''"),
         (OFF | {"adversarial.feature_epsilon": 0.1}, "adversarial.feature_epsilon=0.1 has no "
          "effect with adversarial.enabled=False"),
         ({"adversarial.feature_epsilon": 0.0, "train.plain": "10%"}, "train.plain='10%' has no "
