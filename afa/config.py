@@ -70,7 +70,7 @@ class DataConfig:
     """Training: fraction of the images with one of these corruptions."""
     family: str = ""
     """Training: also transform images at random by a family of afa/data/families (augmix, prime,
-    random_convolution, noise), before any corruption; empty: none."""
+    random_convolution, noise, overlays), before any corruption; empty: none."""
     family_probability: float = bounded(0.5, least=0, most=1)
     """Training: fraction of the images that the family transforms."""
     max_unreadable: float = bounded(0.01, least=0, most=1)
@@ -124,8 +124,9 @@ class EmbedderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig:
-    name: str = "residual"
-    """Network G of afa/models/generators: residual restores images, features mid maps of F."""
+    name: str = "inpainting"
+    """Network G of afa/models/generators: inpainting replaces the pixels that D finds damaged,
+    residual restores whole images, features mid maps of F."""
     width: int = bounded(32, above=0)
     """Channels; residual: at half resolution, doubled at every further halving."""
     levels: int = bounded(3, above=0)
@@ -139,6 +140,10 @@ class GeneratorConfig:
     """Staged: images per step of G and D, over all devices; 0: data.batch_size."""
     corrupt_probability: float = bounded(0.75, least=0, most=1)
     """Staged: fraction of corrupted images in the batches of G and D."""
+    family: str = "overlays"
+    """Staged: family of transforms in the batches of G and D, as data.family; empty: none."""
+    family_probability: float = bounded(0.5, least=0, most=1)
+    """Staged: fraction of the images of these batches that the family transforms."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,13 +341,14 @@ class ExperimentConfig:
 
 def generator_data(config: ExperimentConfig) -> DataConfig:
     """Returns the data settings of the stage that trains G and D: own batch size, own fraction of
-    corrupted images, no family of transforms, and shuffled batches, because this stage uses no
+    corrupted images, own family of transforms, and shuffled batches, because this stage uses no
     labels."""
     return dataclasses.replace(
         config.data,
         batch_size=config.generator.batch_size or config.data.batch_size,
         corrupt_probability=config.generator.corrupt_probability,
-        family="",
+        family=config.generator.family,
+        family_probability=config.generator.family_probability,
         sampler="shuffle",
     )
 

@@ -14,7 +14,7 @@ from statistics import NormalDist
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 from afa.data.images import decode as decode_image
 from afa.data.images import encode_jpeg, resize
@@ -242,3 +242,11 @@ CORRUPTIONS: dict[str, Corruption] = {
     "jpeg": jpeg,
     "stripes": stripes,
 }
+# Those that hide part of the image and leave the other pixels as they are.
+LOCAL = ("occlusion", "salt_pepper", "clutter", "stripes")
+CHANGED = 8  # grey levels: a smaller change of a pixel hides nothing
+
+
+def changed(before: Pixels, after: Pixels) -> Bool[np.ndarray, "h w"]:
+    """Pixels of which some channel differs by more than `CHANGED`."""
+    return cv2.absdiff(before, after).max(axis=-1) > CHANGED

@@ -8,11 +8,12 @@ from typing import TypedDict, TypeVar, cast
 
 import grain
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Bool, Int32, Int64, UInt8
 
 from afa.config import DataConfig
+from afa.data import corruptions, families
 from afa.data.augment import ASPECT, augment
-from afa.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from afa.data.corruptions import CORRUPTIONS, SEVERITIES, Pixels, changed, corrupt
 from afa.data.corruptions import Corruption as Function
 from afa.data.families import FAMILIES
 from afa.data.images import UnreadableImage, decode, evaluation_side, resize_crop
@@ -36,13 +37,14 @@ class Batch(TypedDict):
 
     clean: augmented images. image: the same images, some of them transformed by `config.family` or
     corrupted. label: training class index. corruption: 0 for none, i + 1 for
-    `config.corruptions[i]`.
+    `config.corruptions[i]`. damage: the pixels that a local family or corruption has hidden.
     """
 
     clean: UInt8[np.ndarray, "b s s 3"]
     image: UInt8[np.ndarray, "b s s 3"]
     label: Int32[np.ndarray, "b"]
     corruption: Int32[np.ndarray, "b"]
+    damage: Bool[np.ndarray, "b s s"]
 
 
 class TrainPipeline:
@@ -156,29 +158,35 @@ class TrainPipeline:
         shape = (len(index), size, size, 3)
         clean, image = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
         corruption = np.zeros(len(index), np.int32)
+        damage = np.empty(shape[:-1], bool)
         for k, (row, i) in enumerate(zip(self._rows, index, strict=True)):
             rng = _generator(self.seed, VIEW, step, row)
-            clean[k], image[k], corruption[k] = self._views(int(i), size, rng)
+            clean[k], image[k], damage[k], corruption[k] = self._views(int(i), size, rng)
         label = self._labels[index].astype(np.int32)
-        return Batch(clean=clean, image=image, label=label, corruption=corruption)
+        return Batch(clean=clean, image=image, label=label, corruption=corruption, damage=damage)
 
     def _views(
         self, index: int, size: int, rng: np.random.Generator
-    ) -> tuple[UInt8[np.ndarray, "s s 3"], UInt8[np.ndarray, "s s 3"], int]:
-        """Returns a clean view of an image, its copy that may be transformed or corrupted, and the
-        corruption."""
+    ) -> tuple[Pixels, Pixels, Bool[np.ndarray, "h w"], int]:
+        """Returns a clean view of an image, its copy that may be transformed or corrupted, the
+        damage of the copy, and the corruption."""
         config = self.config
         min_side = math.ceil(size / self._least_side) if self._least_side else 0
         pixels = _read(self.images, index, min_side)
         clean = augment(pixels, size, rng, config.crop_scale, config.flip, config.jitter)
-        image = clean
+        image, damage = clean, np.zeros(clean.shape[:-1], bool)
         if config.family and rng.random() < config.family_probability:
-            image = FAMILIES[config.family](image, rng)
+            image = FAMILIES[config.family](clean, rng)
+            if config.family in families.LOCAL:
+                damage |= changed(clean, image)
         if not config.corruptions or rng.random() >= config.corrupt_probability:
-            return clean, image, 0
+            return clean, image, damage, 0
         which = int(rng.integers(len(config.corruptions)))
-        severity = int(rng.choice(SEVERITIES))
-        return clean, corrupt(image, config.corruptions[which], severity, rng), which + 1
+        name, severity = config.corruptions[which], int(rng.choice(SEVERITIES))
+        corrupted = corrupt(image, name, severity, rng)
+        if name in corruptions.LOCAL:
+            damage |= changed(image, corrupted)
+        return clean, corrupted, damage, which + 1
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Yields the batches of steps `start` to `stop` - 1, prefetched by `data.read_threads`."""

@@ -1,14 +1,14 @@
 """Variants of the result table: the fusion of each, chosen on validation classes, and its cost."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from afa import parallel
 from afa.config import ExperimentConfig
+from afa.models import layers
 from afa.models.fusion import Fusion, Route
 from afa.models.networks import Networks
 from afa.models.routing import ORIGINAL, RESTORED
@@ -197,9 +197,12 @@ def _best_route(
 
 @dataclass(frozen=True)
 class Costs:
-    """FLOPs of one image in F, G and D, as counted by XLA.
+    """FLOPs of one image, as counted by XLA.
 
     Attributes:
+      embedder: of F.
+      generator: of G, with D's map of the damage if G reads it.
+      discriminator: of D's logit of the whole.
       lower: the lower part of F, if D reads its mid maps; else 0.
     """
 
@@ -231,16 +234,14 @@ def costs(networks: Networks, variables: Mapping[str, PyTree], config: Experimen
     image = jnp.zeros((1, size, size, 3))
     space, embedder = networks.space, networks.embedder
     x = jnp.zeros((1, *space.shape(embedder, size)))
-    to_space = functools.partial(space.of, embedder)
 
-    def count(module: object, name: str, *args: PyTree, **kwargs: object) -> float:
-        if module is None:
-            return 0.0
-        return parallel.flops(lambda v, *a: module.apply(v, *a, **kwargs), variables[name], *args)  # pyright: ignore
+    def count(function: Callable[[Mapping[str, PyTree], Array], PyTree], at: Array) -> float:
+        return parallel.flops(function, variables, at)
 
+    has_generator = networks.generator is not None
     return Costs(
-        count(networks.embedder, "embedder", image, train=False),
-        count(networks.generator, "generator", x, method="restore"),
-        count(networks.discriminator, "discriminator", x, train=False),
-        0.0 if space.images else parallel.flops(to_space, variables["embedder"], image),
+        count(lambda v, a: layers.apply(embedder, v["embedder"], a, train=False), image),
+        count(networks.restore_point, x) if has_generator else 0.0,
+        count(lambda v, a: networks.discriminate(v, a).logit, x) if has_generator else 0.0,
+        0.0 if space.images else count(lambda v, a: space.of(embedder, v["embedder"], a), image),
     )

@@ -35,6 +35,28 @@ def generator_loss(fake: Logits) -> Float[Array, ""]:
     return jnp.mean(jax.nn.softplus(-fake))
 
 
+def pixel_loss(pixels: Float[Array, "b h w"], damage: Float[Array, "b h w"]) -> Float[Array, ""]:
+    """Mean cross-entropy of D's logits that pixels are real (Schönfeld et al. 2020, equation 4):
+    softplus(D) for damaged and softplus(-D) for intact pixels.
+
+    Args:
+      damage: 1 for damaged pixels, 0 for the others.
+    """
+    return jnp.mean(jax.nn.softplus(jnp.where(damage > 0, pixels, -pixels)))
+
+
+def inpainting_loss(
+    pixels: Float[Array, "b h w"], damage: Float[Array, "b h w"], share: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Non-saturating loss of G at the pixels that it had to replace: softplus(-D), 0 elsewhere.
+
+    Args:
+      damage: as for `pixel_loss`.
+      share: mean of the damage over all devices.
+    """
+    return jnp.mean(damage * jax.nn.softplus(-pixels)) / jnp.maximum(share, 1e-3)
+
+
 def r1_penalty(discriminator: Callable[[Maps], Logits], real: Maps) -> Float[Array, ""]:
     """R1 gradient penalty on real images (Mescheder et al. 2018, equation 9).
 

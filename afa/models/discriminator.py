@@ -1,5 +1,5 @@
-"""The discriminator: image or mid map -> logit that it is real, and a descriptor of its feature
-maps."""
+"""The discriminator: image or mid map -> logit that it is real, the same for every pixel, and a
+descriptor of its feature maps."""
 
 from typing import NamedTuple
 
@@ -10,16 +10,26 @@ from jaxtyping import Array, Float, Key
 
 from afa.models import layers
 from afa.models.spaces import IMAGES, Space
+from afa.models.unet import ResidualBlock, Upsample, to_space
 
 
 class Verdict(NamedTuple):
+    """Attributes:
+    logit: that the whole is real.
+    features: D's pooled maps, of unit length.
+    pixels: logit that a pixel is real; None without `Discriminator.localise`.
+    """
+
     logit: Float[Array, "b"]
-    features: Float[Array, "b d"]  # unit length: D's pooled maps, half of the length each
+    features: Float[Array, "b d"]
+    pixels: Float[Array, "b h w"] | None
 
 
 class Discriminator(nn.Module):
     """Strided convolutions, one logit (Radford et al. 2016), optionally with spectral
     normalisation (Miyato et al. 2018). No batch statistics: a verdict concerns one image.
+
+    With `localise`, a decoder with skips gives a logit for every pixel (Schönfeld et al. 2020).
 
     x are points of the space of the generator.
     """
@@ -29,6 +39,7 @@ class Discriminator(nn.Module):
     spectral_norm: bool = False
     dtype: layers.Dtype = jnp.float32
     space: Space = IMAGES
+    localise: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Verdict:
@@ -38,16 +49,29 @@ class Discriminator(nn.Module):
             return nn.SpectralNorm(layer, collection_name="batch_stats")(x, update_stats=train)
 
         x = self.space.centred(x).astype(self.dtype)
-        pooled = []
+        maps = []
         for level in range(self.levels):
             features = self.width * min(2**level, 8)
             x = layers.leaky_relu(
                 wrap(layers.conv(features, 3, 2, dtype=self.dtype, use_bias=True), x)
             )
-            pooled.append(x.astype(jnp.float32).mean((1, 2)))
+            maps.append(x)
         flat = x.reshape(x.shape[0], -1)
         logit = wrap(nn.Dense(1, dtype=self.dtype), flat).astype(jnp.float32)[:, 0]
-        return Verdict(logit, layers.l2_normalise(jnp.concatenate(pooled[-2:], axis=-1)))
+        pooled = [each.astype(jnp.float32).mean((1, 2)) for each in maps[-2:]]
+        pixels = self._pixels(maps) if self.localise else None
+        return Verdict(logit, layers.l2_normalise(jnp.concatenate(pooled, axis=-1)), pixels)
+
+    def _pixels(self, maps: list[Float[Array, "b _ _ _"]]) -> Float[Array, "b h w"]:
+        """Feature maps of falling resolution -> logits of the pixels; 0 before training."""
+        x = ResidualBlock(maps[-1].shape[-1], self.dtype)(maps[-1])
+        for skip in maps[-2::-1]:
+            features = skip.shape[-1]
+            x = Upsample(features, 1, self.dtype)(layers.leaky_relu(x)) + skip
+            x = ResidualBlock(features, self.dtype)(x)
+        zeros = nn.initializers.zeros
+        last = layers.conv(4, 3, dtype=self.dtype, use_bias=True, kernel_init=zeros)
+        return to_space(last(layers.leaky_relu(x))).astype(jnp.float32)[..., 0]
 
 
 def diffaugment(images: Float[Array, "b h w 3"], keys: Key[Array, "b"]) -> Float[Array, "b h w 3"]:

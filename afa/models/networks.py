@@ -301,11 +301,24 @@ class Networks:
         )
 
     def restore(self, variables: Mapping[str, PyTree], images: Images) -> Map:
-        """Computes x^ = G(x) in the space of G: images in [0, 1], or mid maps of F."""
+        """Computes x^ = G(x, damage) in the space of G: images in [0, 1], or mid maps of F."""
         if self.generator is None:
             raise ValueError("this run has no generator")
         x = self.space.of(self.embedder, variables["embedder"], images)
-        return layers.apply(self.generator, variables["generator"], x, method="restore")
+        return self.restore_point(variables, x)
+
+    def restore_point(self, variables: Mapping[str, PyTree], x: Map) -> Map:
+        """Computes x^ of points x of the space of G."""
+        damage = self.damage(variables, x)
+        return layers.apply(self.generator, variables["generator"], x, damage, method="restore")
+
+    def damage(self, variables: Mapping[str, PyTree], x: Map) -> Float[Array, "b y x"]:
+        """The probability, by D, that a pixel is not real; 0 if D does not localise."""
+        if self.discriminator is None or not self.discriminator.localise:
+            return jnp.zeros(x.shape[:-1])
+        pixels = self.discriminate(variables, x).pixels
+        assert pixels is not None
+        return nn.sigmoid(-pixels)
 
 
 def dtype_of(precision: str) -> layers.Dtype:
@@ -403,7 +416,8 @@ def build_networks(config: ExperimentConfig, classes: int) -> Networks:
         generator, space = generators.build(
             config.generator, embedder, config.data.image_size, dtype
         )
-        discriminator = Discriminator(d.width, d.levels, d.spectral_norm, dtype, space)
+        localise = config.generator.name in generators.LOCALISED
+        discriminator = Discriminator(d.width, d.levels, d.spectral_norm, dtype, space, localise)
     joint = config.train.schedule == "joint" and adversarial.generated_views > 0
     return Networks(
         embedder, generator, discriminator, config.generator.latent_dim,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from afa import parallel
 from afa.config import AdversarialConfig, ExperimentConfig
@@ -21,7 +21,7 @@ from afa.losses.base import State
 from afa.losses.metric import metric_loss
 from afa.losses.perturbations import PERTURBATIONS, Draws
 from afa.models import layers
-from afa.models.discriminator import diffaugment
+from afa.models.discriminator import Discriminator, diffaugment
 from afa.models.embedder import Descriptors, named
 from afa.models.networks import Networks
 from afa.models.spaces import Map
@@ -59,6 +59,13 @@ class Fake(NamedTuple):
 
     images: Map
     counted: Float[Array, "b"]
+
+
+class Damaged(NamedTuple):
+    """Images and their restored versions, and the pixels that are damaged in both."""
+
+    images: Map
+    damage: Bool[Array, "b h w"]
 
 
 def stream(seed: int, name: str, step: Int[Array, ""]) -> Key[Array, ""]:
@@ -259,7 +266,8 @@ def generator_step(
     """Updates D, then G against the new D, with frozen F.
 
     G runs forward once; the losses of G and D use the same images. The decoder is also trained on
-    the codes of clean images. No labels are used.
+    the codes of clean images. No labels are used. If G replaces what D finds damaged, it gets the
+    estimate of D from before the step, and D also learns which pixels are damaged.
     """
     networks, config = context.networks, context.config
     assert networks.generator is not None
@@ -274,6 +282,8 @@ def generator_step(
         parallel.sample_keys(k, len(clean)) for k in jax.random.split(key, 3)
     )
 
+    found = networks.damage(state.variables, x)
+
     def noise(keys: Key[Array, "b"]) -> Float[Array, "b z"]:
         return jax.vmap(lambda k: jax.random.normal(k, (networks.latent_dim,)))(keys)
 
@@ -283,14 +293,15 @@ def generator_step(
         code = mean + jnp.exp(0.5 * log_variance) * noise(key_code)
         z = jnp.concatenate([noise(key_sample), code])
         sampled, coded = jnp.split(layers.apply(generator, variables, z, method="sample"), 2)
-        restored = layers.apply(generator, variables, x, method="restore")
+        restored = layers.apply(generator, variables, x, found, method="restore")
         return Generated(restored, sampled, coded, adversarial.code_divergence(mean, log_variance))
 
     generated, vjp = jax.vjp(generate, state.variables["generator"]["params"])
     fakes = _fakes(context, clean, x, generated, batch["corruption"])
-    state, d_metrics = _discriminator_update(state, context, clean, fakes, key_augment)
+    damaged = Damaged(jnp.concatenate([x, generated.restored]), batch["damage"])
+    state, d_metrics = _discriminator_update(state, context, clean, fakes, damaged, key_augment)
     cotangents, g_metrics = _generator_cotangents(
-        state, context, frozen, clean, generated, key_augment
+        state, context, frozen, clean, generated, batch["damage"], key_augment
     )
     gradient = parallel.pmean(vjp(cotangents)[0])
     state, norm = apply_gradients(
@@ -313,9 +324,11 @@ def _frozen(state: TrainState, schedule: str) -> PyTree:
 
 
 def _discriminator_update(
-    state: TrainState, context: StepContext, clean: Array, fakes: list[Fake], keys: Array
-) -> tuple[TrainState, Metrics]:
-    """Updates D: cross-entropy of real against fake images, and lazy R1."""
+    state: TrainState, context: StepContext, clean: Array, fakes: list[Fake], damaged: Damaged,
+    keys: Array,
+) -> tuple[TrainState, Metrics]:  # fmt: skip
+    """Updates D: cross-entropy of real against fake images and of intact against damaged pixels,
+    and lazy R1."""
     config, module = context.config.adversarial, context.networks.discriminator
     assert module is not None
     variables = state.variables["discriminator"]
@@ -342,6 +355,11 @@ def _discriminator_update(
         )
         figures = {"discriminator_loss": loss, "r1": penalty * config.r1_every,
                    "d_real": real.mean(), "d_fake": jnp.sum(weights * fake)}  # fmt: skip
+        if module.localise:
+            pixels = _pixels(module, variables | {"params": params}, damaged.images)
+            damage = jnp.concatenate([damaged.damage] * 2)
+            figures["d_pixels"] = adversarial.pixel_loss(pixels, damage)
+            loss += figures["d_pixels"]
         return loss + config.r1 * config.r1_every * penalty, (stats, figures)
 
     gradient, (stats, metrics) = jax.grad(objective, has_aux=True)(variables["params"])
@@ -350,6 +368,13 @@ def _discriminator_update(
         parallel.pmean(stats), 0.0,
     )  # fmt: skip
     return state, metrics | norm
+
+
+def _pixels(module: Discriminator, variables: PyTree, images: Array) -> Float[Array, "b h w"]:
+    """D's logits of the pixels, without augmentation."""
+    pixels = layers.apply(module, variables, images, train=False).pixels
+    assert pixels is not None
+    return pixels
 
 
 def _fakes(
@@ -382,11 +407,13 @@ def _generator_cotangents(
     frozen: PyTree,
     clean: Array,
     generated: Generated,
+    damage: Array,
     keys: Array,
 ) -> tuple[Generated, Metrics]:
     """Gradient of the loss of G with respect to its outputs:
 
-    lambda_reconstruction reconstruction(x^, x) + lambda_adversarial softplus(-D(x^))
+    lambda_reconstruction reconstruction(x^, x) + lambda_adversarial softplus(-D(x^)), the latter
+    also for the damaged pixels if D localises,
     + lambda_noise softplus(-D(G(z))) + lambda_features (1 - F(x^) . F(x)), summed over global and
     local descriptors, + lambda_code (reconstruction(G(code of x), x) + CODE_PRIOR divergence).
     """
@@ -400,6 +427,13 @@ def _generator_cotangents(
             train=False,
         )  # fmt: skip
         return adversarial.generator_loss(output.logit)
+
+    def restored_term(images: Array) -> Array:
+        if not discriminator.localise:
+            return adversarial_term(images)
+        pixels = _pixels(discriminator, state.variables["discriminator"], images)
+        share = parallel.pmean(damage.mean())
+        return adversarial_term(images) + adversarial.inpainting_loss(pixels, damage, share)
 
     def distance(images: Array) -> Array:
         target, descriptors = (
@@ -423,7 +457,7 @@ def _generator_cotangents(
         terms = {
             "g_reconstruction": (config.lambda_reconstruction, lambda: error(outputs.restored)),
             "g_adversarial": (
-                config.lambda_adversarial, lambda: adversarial_term(outputs.restored)
+                config.lambda_adversarial, lambda: restored_term(outputs.restored)
             ),
             "g_features": (config.lambda_features, lambda: distance(outputs.restored)),
             "g_noise": (config.lambda_noise, lambda: adversarial_term(outputs.sampled)),

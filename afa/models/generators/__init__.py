@@ -2,13 +2,15 @@
 
 A generator is a module with the methods
 
-    restore(x) -> x^                      imperfect x -> clean x^
+    restore(x, damage) -> x^              imperfect x -> clean x^
     sample(z) -> x                        noise or codes -> x
     encode(x) -> (mean, log_variance)     code z of x, a normal distribution
     __call__(x, z)                        runs all of them; initialises every parameter
 
-x are images in [0, 1], or mid maps of F: the generator's space (`afa.models.spaces`). z has
-`generator.latent_dim` numbers. An untrained generator restores every x to itself.
+x are images in [0, 1], or mid maps of F: the generator's space (`afa.models.spaces`). damage has a
+number in [0, 1] for every position of x, 1 where x is to be replaced: D's estimate for the
+generators of `LOCALISED`, and 0 for the others. z has `generator.latent_dim` numbers. Without
+damage, an untrained generator restores every x to itself.
 """
 
 from collections.abc import Callable
@@ -19,16 +21,18 @@ from afa.config import GeneratorConfig
 from afa.errors import choose
 from afa.models import layers
 from afa.models.embedder import Embedder
-from afa.models.generators import features, residual
+from afa.models.generators import features, inpainting, residual
 from afa.models.spaces import IMAGES, MID_MAPS, Shape, Space
 
 Build = Callable[[GeneratorConfig, Shape, layers.Dtype], nn.Module]
 
 # name -> its space, and the module of (settings, shape of x, compute type)
 GENERATORS: dict[str, tuple[Space, Build]] = {
+    "inpainting": (IMAGES, inpainting.build),
     "residual": (IMAGES, residual.build),
     "features": (MID_MAPS, features.build),
 }
+LOCALISED = ("inpainting",)  # those for which D estimates the damage of every pixel
 
 
 def build(

@@ -6,8 +6,8 @@ from jaxtyping import Array, Float
 
 from afa.config import GeneratorConfig
 from afa.models import layers
-from afa.models.generators.residual import ResidualBlock, pixel_norm
 from afa.models.spaces import Shape, rms
+from afa.models.unet import ResidualBlock, pixel_norm
 
 Mid = Float[Array, "b h w c"]
 
@@ -42,8 +42,8 @@ class FeatureGenerator(nn.Module):
         self.noise = nn.Dense(height * width * self.width, dtype=self.dtype)
         self.decoder, self.drawn = blocks(), make(channels)
 
-    def restore(self, mid: Mid) -> Mid:
-        """Imperfect mid maps -> clean mid maps."""
+    def restore(self, mid: Mid, damage: Float[Array, "b h w"]) -> Mid:
+        """Imperfect mid maps -> clean mid maps; the damage is not used."""
         scale = rms(mid)
         x = self.first((mid / scale).astype(self.dtype))
         for block in self.middle:
@@ -68,7 +68,7 @@ class FeatureGenerator(nn.Module):
     def __call__(self, mid: Mid, z: Float[Array, "b z"]) -> tuple[Mid, Mid]:
         """Both modes at once; initialises every parameter."""
         self.encode(mid)
-        return self.restore(mid), self.sample(z)
+        return self.restore(mid, jnp.zeros(mid.shape[:-1])), self.sample(z)
 
 
 def build(config: GeneratorConfig, shape: Shape, dtype: layers.Dtype) -> FeatureGenerator:
