@@ -80,9 +80,11 @@ class Networks:
         return (routing.ORIGINAL, *filters, *restored)
 
     def judges(self) -> tuple[str, ...]:
-        """Returns the names of the judges; D is one of them if it sees images."""
-        able = self.discriminator is not None and self.space.images
-        return tuple(name for name in routing.JUDGES if able or name != "discriminator")
+        """Returns the names of the judges; those of D only if it sees images, or localises."""
+        module = self.discriminator
+        able = {"discriminator": module is not None and self.space.images,
+                "damage": module is not None and module.localise}  # fmt: skip
+        return tuple(name for name in routing.JUDGES if able.get(name, True))
 
     def vectors(
         self,
@@ -125,7 +127,12 @@ class Networks:
         images: Mapping[str, Images],
         posteriors: Callable[[], Mapping[str, Array]],
     ) -> routing.Views:
-        return routing.Views(images, lambda x: self.discriminate(variables, x).logit, posteriors)
+        return routing.Views(
+            images,
+            lambda x: self.discriminate(variables, x).logit,
+            posteriors,
+            lambda x: self.damage(variables, x),
+        )
 
     def views(
         self, variables: Mapping[str, PyTree], images: Images, names: Collection[str]

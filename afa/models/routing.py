@@ -30,11 +30,13 @@ class Views(NamedTuple):
       images: view -> images in [0, 1]; has the original.
       logits: images -> D's logits that they are real.
       posteriors: () -> view -> class posteriors of F, summing to 1.
+      damage: images -> D's estimate for every pixel that it is damaged.
     """
 
     images: Mapping[str, Images]
     logits: Callable[[Images], Scores]
     posteriors: Callable[[], Mapping[str, Float[Array, "b c"]]]
+    damage: Callable[[Images], Float[Array, "b h w"]]
 
 
 Judge = Callable[[Views], dict[str, Scores]]
@@ -44,6 +46,12 @@ def discriminator(views: Views) -> dict[str, Scores]:
     """D's logit that the view is real."""
     logits = views.logits(jnp.concatenate(list(views.images.values())))
     return dict(zip(views.images, jnp.split(logits, len(views.images)), strict=True))
+
+
+def damage(views: Views) -> dict[str, Scores]:
+    """D's estimate of the damaged share of the query speaks for G, and against the others."""
+    share = jnp.mean(views.damage(views.images[ORIGINAL]), axis=(1, 2))
+    return {name: share if name == RESTORED else jnp.zeros_like(share) for name in views.images}
 
 
 def confidence(views: Views) -> dict[str, Scores]:
@@ -78,6 +86,7 @@ def random(views: Views) -> dict[str, Scores]:
 
 JUDGES: dict[str, Judge] = {
     "discriminator": discriminator,
+    "damage": damage,
     "confidence": confidence,
     "hand_made": hand_made,
     "random": random,

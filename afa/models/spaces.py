@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from afa.models import layers
+from afa.models import layers, views
 from afa.models.embedder import Embedder
 
 Map = Float[Array, "b y x c"]
@@ -66,8 +66,9 @@ class Space:
         return x / rms(reference)
 
     def centred(self, x: Map) -> Map:
-        """The input of D: images in [-1, 1]; mid maps with unit RMS."""
-        return 2 * x - 1 if self.images else x / rms(x)
+        """The input of D: images of equal brightness and contrast, about in [-1, 1]; mid maps with
+        unit RMS."""
+        return 2 * views.level(x) - 1 if self.images else x / rms(x)
 
 
 def rms(x: Map) -> Float[Array, "b 1 1 1"]:

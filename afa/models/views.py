@@ -58,9 +58,17 @@ def level(images: Images) -> Images:
 
 def _standardised(images: Images, axes: tuple[int, ...]) -> Images:
     """Scales to mean 1/2 and standard deviation 1/4 over the axes; constant images stay so."""
-    mean = images.mean(axes, keepdims=True)
-    spread = jnp.sqrt(jnp.square(images - mean).mean(axes, keepdims=True) + 1e-4)
+    mean, spread = moments(images, axes)
     return 0.5 + 0.25 * (images - mean) / spread
+
+
+def moments(
+    images: Images, axes: tuple[int, ...]
+) -> tuple[Float[Array, "b _ _ _"], Float[Array, "b _ _ _"]]:
+    """Mean and standard deviation over the axes, which are kept; at least 0.01, for constant
+    images."""
+    mean = images.mean(axes, keepdims=True)
+    return mean, jnp.sqrt(jnp.square(images - mean).mean(axes, keepdims=True) + 1e-4)
 
 
 VIEWS: dict[str, Callable[[Images], Images]] = {

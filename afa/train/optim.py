@@ -138,7 +138,7 @@ def optimisers(
         # G learns mostly from reconstruction, which momentum speeds up; D has the low momentum of
         # adversarial training (Radford et al. 2016).
         "generator": adam(optim.generator_learning_rate, momentum=0.9),
-        "discriminator": adam(optim.discriminator_learning_rate, momentum=0.5),
+        "discriminator": adam(optim.discriminator_learning_rate, momentum=0.9),
     }
 
 

@@ -74,9 +74,9 @@ def _laptop(full: ExperimentConfig) -> ExperimentConfig:
             # Many small steps; the feature loss would cost more than the rest of the step.
             "generator.batch_size": 16,
             "generator.width": 16,
-            "discriminator.width": 8,
+            "discriminator.width": 16,
             "optim.generator_learning_rate": 2e-3,
-            "optim.discriminator_learning_rate": 1e-3,
+            "optim.discriminator_learning_rate": 2e-3,
             "optim.ema_decay": 0.98,
             "evaluation.batch_size": 40,
             "evaluation.severities": (3,),

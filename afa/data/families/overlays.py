@@ -8,30 +8,34 @@ PUBLISHED_SIDE = 64  # lengths below are in pixels of an image of this shorter s
 GRAIN = (1.0, 10.0)  # smoothing of the noise whose peaks are hidden: the size of the regions
 STRETCH = 3.0  # largest ratio of their length to their width
 SHARE = (0.03, 0.5)  # hidden fraction of the image
-TEXTURE = (0.3, 2.0)  # smoothing of a texture, relative to that of the regions
+CONTOURS = 0.5  # fraction of the images whose regions are bands around a contour line
+COLOURS = 4  # of a patchwork; OpenCV smooths four channels at once
+DETAIL = (0.3, 2.0)  # smoothing of patchwork and texture, relative to that of the regions
 DEVIATION = (5.0, 90.0)  # of a texture, in grey levels
 OPAQUE = 0.6  # fraction of the images whose overlay is opaque
 OPACITY = (0.4, 1.0)  # of the others
+
+Cover = Float32[np.ndarray, "h w 3"]  # grey levels
 
 
 def overlays(
     image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Hides regions of random size, direction and number under one colour, or under a texture of
-    smoothed coloured noise; opaque or half transparent.
+    """Hides regions of random size, direction and number, opaque or half transparent, under one
+    colour, a patchwork of colours, or a texture of smoothed coloured noise.
 
-    The regions are the highest values of smoothed noise, so they have no shape in common with
-    the bars, lattices, polygons and copied patches of the corruptions that are held back.
+    The regions are the highest values of smoothed noise, or the bands around one of its contour
+    lines, so they have no shape in common with the bars, lattices, polygons, copied patches and
+    single pixels of the corruptions that are held back.
     """
     height, width = image.shape[:2]
     scale = min(height, width) / PUBLISHED_SIDE
     grain = scale * GRAIN[0] * (GRAIN[1] / GRAIN[0]) ** rng.random()
     field = _field(height, width, grain, STRETCH ** rng.random(), rng.uniform(0, 180), rng)
+    if rng.random() < CONTOURS:
+        field = -np.abs(field - np.quantile(field, rng.random()))
     hidden = field >= np.quantile(field, 1 - rng.uniform(*SHARE))
-    colour = rng.uniform(0, 255, 3).astype(np.float32)
-    cover = np.broadcast_to(colour, image.shape)
-    if rng.random() < 0.5:
-        cover = colour + _texture(height, width, grain * rng.uniform(*TEXTURE), rng)
+    cover = COVERS[int(rng.integers(len(COVERS)))](height, width, grain * rng.uniform(*DETAIL), rng)
     opacity = np.float32(1.0 if rng.random() < OPAQUE else rng.uniform(*OPACITY))
     mixed = opacity * np.clip(cover, 0, 255) + (1 - opacity) * image
     return np.rint(np.where(hidden[..., None], mixed, image)).astype(np.uint8)
@@ -49,10 +53,24 @@ def _field(
     return cv2.warpAffine(noise, turn, (width, height), borderMode=cv2.BORDER_REFLECT)
 
 
-def _texture(
-    height: int, width: int, grain: float, rng: np.random.Generator
-) -> Float32[np.ndarray, "h w 3"]:
-    """Smoothed coloured noise of random deviation."""
+def _plain(height: int, width: int, grain: float, rng: np.random.Generator) -> Cover:
+    """One colour."""
+    return np.broadcast_to(rng.uniform(0, 255, 3).astype(np.float32), (height, width, 3))
+
+
+def _patchwork(height: int, width: int, grain: float, rng: np.random.Generator) -> Cover:
+    """A few colours; each where its own smoothed noise is the highest."""
+    fields = rng.standard_normal((height, width, COLOURS), np.float32)
+    nearest = cv2.GaussianBlur(fields, (0, 0), grain).argmax(axis=-1)
+    return rng.uniform(0, 255, (COLOURS, 3)).astype(np.float32)[nearest]
+
+
+def _texture(height: int, width: int, grain: float, rng: np.random.Generator) -> Cover:
+    """A colour with smoothed coloured noise of random deviation."""
     noise = rng.standard_normal((height, width, 3), np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), grain)
-    return noise * np.float32(rng.uniform(*DEVIATION) / (noise.std() + 1e-6))
+    noise *= np.float32(rng.uniform(*DEVIATION) / (noise.std() + 1e-6))
+    return _plain(height, width, grain, rng) + noise
+
+
+COVERS = (_plain, _patchwork, _texture)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from afa.config import GeneratorConfig
-from afa.models import layers
+from afa.models import layers, views
 from afa.models.generators.residual import Damage, Generator, Image
 from afa.models.spaces import Shape
 from afa.models.unet import clip_unit
@@ -20,15 +20,18 @@ class InpaintingGenerator(Generator):
     is the identity, and untrained it gives x0. Otherwise as `residual.Generator`.
 
     R sees only what D left of the image. Finding the damage and undoing it, for which a generator
-    of whole images has one pass, is here the work of two networks, and an intact pixel stays.
+    of whole images has one pass, is here the work of two networks, and an intact pixel stays. R
+    works on images of equal brightness and contrast, so neither changes what it draws.
     """
 
     def restore(self, images: Image, damage: Damage) -> Image:
         """Imperfect images and their damage -> restored images."""
         m = damage[..., None]
         filled = diffused(images, m)
-        known = jnp.concatenate([2 * filled - 1, 2 * m - 1], axis=-1)
-        return images + m * (clip_unit(filled + self.change(known)) - images)
+        centre, spread = views.moments(filled, (1, 2, 3))
+        known = jnp.concatenate([(filled - centre) / (2 * spread), 2 * m - 1], axis=-1)
+        drawn = clip_unit(filled + 4 * spread * self.change(known))
+        return images + m * (drawn - images)
 
 
 def diffused(images: Image, m: Float[Array, "b h w 1"]) -> Image:
