@@ -126,7 +126,7 @@ class EmbedderConfig:
 class GeneratorConfig:
     name: str = "inpainting"
     """Network G of afa/models/generators: inpainting replaces the pixels that D finds damaged,
-    residual restores whole images, features mid maps of F."""
+    residual restores whole images, features mid maps of F; control without a network: filling."""
     width: int = bounded(32, above=0)
     """Channels; residual: at half resolution, doubled at every further halving."""
     levels: int = bounded(3, above=0)
@@ -149,7 +149,7 @@ class GeneratorConfig:
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorConfig:
     width: int = bounded(32, above=0)
-    """Channels of the first feature map; doubled at every level, up to eight times as many."""
+    """Channels of the first feature map; the others have twice as many."""
     levels: int = bounded(4, above=0)
     """Halvings of the resolution."""
     spectral_norm: bool = False

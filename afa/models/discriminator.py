@@ -51,7 +51,7 @@ class Discriminator(nn.Module):
         x = self.space.centred(x).astype(self.dtype)
         maps = []
         for level in range(self.levels):
-            features = self.width * min(2**level, 8)
+            features = self.width * min(2**level, 2)
             x = layers.leaky_relu(
                 wrap(layers.conv(features, 3, 2, dtype=self.dtype, use_bias=True), x)
             )

@@ -74,7 +74,7 @@ def _laptop(full: ExperimentConfig) -> ExperimentConfig:
             # Many small steps; the feature loss would cost more than the rest of the step.
             "generator.batch_size": 16,
             "generator.width": 16,
-            "discriminator.width": 16,
+            "discriminator.width": 32,
             "optim.generator_learning_rate": 2e-3,
             "optim.discriminator_learning_rate": 2e-3,
             "optim.ema_decay": 0.98,

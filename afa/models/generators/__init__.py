@@ -29,10 +29,11 @@ Build = Callable[[GeneratorConfig, Shape, layers.Dtype], nn.Module]
 # name -> its space, and the module of (settings, shape of x, compute type)
 GENERATORS: dict[str, tuple[Space, Build]] = {
     "inpainting": (IMAGES, inpainting.build),
+    "filling": (IMAGES, inpainting.build),
     "residual": (IMAGES, residual.build),
     "features": (MID_MAPS, features.build),
 }
-LOCALISED = ("inpainting",)  # those for which D estimates the damage of every pixel
+LOCALISED = ("inpainting", "filling")  # those for which D estimates the damage of every pixel
 
 
 def build(

@@ -34,6 +34,16 @@ class InpaintingGenerator(Generator):
         return images + m * (drawn - images)
 
 
+class FillingGenerator(Generator):
+    """Control of `InpaintingGenerator` without a network: damaged pixels are filled from their
+    surroundings alone (`diffused`), so what it gains is D's."""
+
+    def restore(self, images: Image, damage: Damage) -> Image:
+        """Images and their damage -> x + m (x0 - x)."""
+        m = damage[..., None]
+        return images + m * (diffused(images, m) - images)
+
+
 def diffused(images: Image, m: Float[Array, "b h w 1"]) -> Image:
     """Fills damaged pixels with means of intact ones over growing squares (pull-push; Gortler et
     al. 1996, section 3.4.2): (1 - m) x + m e, where e is the same of the image at half of the
@@ -55,8 +65,7 @@ def _halved(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
 
-def build(config: GeneratorConfig, shape: Shape, dtype: layers.Dtype) -> InpaintingGenerator:
-    """Builds the generator from its settings."""
-    return InpaintingGenerator(
-        config.width, config.levels, config.blocks, config.latent_dim, shape[0], dtype
-    )
+def build(config: GeneratorConfig, shape: Shape, dtype: layers.Dtype) -> Generator:
+    """Builds the generator `config.name` from its settings."""
+    make = {"inpainting": InpaintingGenerator, "filling": FillingGenerator}[config.name]
+    return make(config.width, config.levels, config.blocks, config.latent_dim, shape[0], dtype)
