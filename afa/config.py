@@ -70,7 +70,7 @@ class DataConfig:
     """Training: fraction of the images with one of these corruptions."""
     family: str = ""
     """Training: also transform images at random by a family of afa/data/families (augmix, prime,
-    random_convolution, noise, overlays), before any corruption; empty: none."""
+    random_convolution, noise, overlays, fills), before any corruption; empty: none."""
     family_probability: float = bounded(0.5, least=0, most=1)
     """Training: fraction of the images that the family transforms."""
     max_unreadable: float = bounded(0.01, least=0, most=1)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import UInt8
 
-from afa.data.families import augmix, noise, overlays, prime, random_convolution
+from afa.data.families import augmix, fills, noise, overlays, prime, random_convolution
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 Family = Callable[[Pixels, np.random.Generator], Pixels]
@@ -22,5 +22,9 @@ FAMILIES: dict[str, Family] = {
     "random_convolution": random_convolution.random_convolution,
     "noise": noise.noise,
     "overlays": overlays.overlays,
+    "fills": fills.fills,
 }
-LOCAL = ("overlays",)  # those that hide part of the image and leave the other pixels as they are
+LOCAL = (
+    "overlays",
+    "fills",
+)  # those that hide part of the image and leave the other pixels as they are

@@ -2,7 +2,7 @@
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 PUBLISHED_SIDE = 64  # lengths below are in pixels of an image of this shorter side
 GRAIN = (1.0, 10.0)  # smoothing of the noise whose peaks are hidden: the size of the regions
@@ -29,16 +29,23 @@ def overlays(
     single pixels of the corruptions that are held back.
     """
     height, width = image.shape[:2]
+    hidden, grain = regions(height, width, rng)
+    cover = COVERS[int(rng.integers(len(COVERS)))](height, width, grain * rng.uniform(*DETAIL), rng)
+    opacity = np.float32(1.0 if rng.random() < OPAQUE else rng.uniform(*OPACITY))
+    mixed = opacity * np.clip(cover, 0, 255) + (1 - opacity) * image
+    return np.rint(np.where(hidden[..., None], mixed, image)).astype(np.uint8)
+
+
+def regions(
+    height: int, width: int, rng: np.random.Generator
+) -> tuple[Bool[np.ndarray, "h w"], float]:
+    """Returns the hidden pixels, and the smoothing of the noise behind them in pixels."""
     scale = min(height, width) / PUBLISHED_SIDE
     grain = scale * GRAIN[0] * (GRAIN[1] / GRAIN[0]) ** rng.random()
     field = _field(height, width, grain, STRETCH ** rng.random(), rng.uniform(0, 180), rng)
     if rng.random() < CONTOURS:
         field = -np.abs(field - np.quantile(field, rng.random()))
-    hidden = field >= np.quantile(field, 1 - rng.uniform(*SHARE))
-    cover = COVERS[int(rng.integers(len(COVERS)))](height, width, grain * rng.uniform(*DETAIL), rng)
-    opacity = np.float32(1.0 if rng.random() < OPAQUE else rng.uniform(*OPACITY))
-    mixed = opacity * np.clip(cover, 0, 255) + (1 - opacity) * image
-    return np.rint(np.where(hidden[..., None], mixed, image)).astype(np.uint8)
+    return field >= np.quantile(field, 1 - rng.uniform(*SHARE)), grain
 
 
 def _field(
