@@ -80,6 +80,9 @@ SUITES = {
             Part([METHOD], {"adversarial.lambda_adversarial": [0.0]}),
             Part([METHOD], RESTORER_ALONE),
             Part([METHOD], {"discriminator.judges_views": [False]}),
+            # G without D's map of the damage, and the map without G.
+            Part([METHOD], {"generator.name": ["residual", "filling"]}),
+            Part([METHOD, BASELINE], {"data.family": ["overlays", "fills"]}),
         ],
     ),
     "rivals": Suite(

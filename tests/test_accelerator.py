@@ -243,7 +243,9 @@ def test_a_step_of_g_and_d_takes_no_more_memory_than_one_of_f(record_property):
     }.items():
         images = jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
         indices = jax.ShapeDtypeStruct((rows,), np.int32)
-        batch = {"clean": images, "image": images, "label": indices, "corruption": indices}
+        damage = jax.ShapeDtypeStruct((rows, size, size), np.bool_)
+        batch = {"clean": images, "image": images, "label": indices, "corruption": indices,
+                 "damage": damage}  # fmt: skip
         step = jax.jit(functools.partial(STEPS[name], context=context), donate_argnums=0)
         analysis = step.lower(begin, batch).compile().memory_analysis()
         assert analysis is not None

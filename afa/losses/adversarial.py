@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 Logits = Float[Array, "b"]
 Maps = Float[Array, "b h w c"]  # images in [0, 1], or mid maps in units of their RMS
@@ -35,23 +35,23 @@ def generator_loss(fake: Logits) -> Float[Array, ""]:
     return jnp.mean(jax.nn.softplus(-fake))
 
 
-def pixel_loss(pixels: Float[Array, "b h w"], damage: Float[Array, "b h w"]) -> Float[Array, ""]:
+def pixel_loss(pixels: Float[Array, "b h w"], damage: Bool[Array, "b h w"]) -> Float[Array, ""]:
     """Mean cross-entropy of D's logits that pixels are real (Schönfeld et al. 2020, equation 4):
     softplus(D) for damaged and softplus(-D) for intact pixels.
 
     Args:
-      damage: 1 for damaged pixels, 0 for the others.
+      damage: whether a pixel is damaged.
     """
-    return jnp.mean(jax.nn.softplus(jnp.where(damage > 0, pixels, -pixels)))
+    return jnp.mean(jax.nn.softplus(jnp.where(damage, pixels, -pixels)))
 
 
 def inpainting_loss(
-    pixels: Float[Array, "b h w"], damage: Float[Array, "b h w"], share: Float[Array, ""]
+    pixels: Float[Array, "b h w"], damage: Bool[Array, "b h w"], share: Float[Array, ""]
 ) -> Float[Array, ""]:
     """Non-saturating loss of G at the pixels that it had to replace: softplus(-D), 0 elsewhere.
 
     Args:
-      damage: as for `pixel_loss`.
+      damage: whether a pixel is damaged.
       share: mean of the damage over all devices.
     """
     return jnp.mean(damage * jax.nn.softplus(-pixels)) / jnp.maximum(share, 1e-3)

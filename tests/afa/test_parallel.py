@@ -27,6 +27,7 @@ FIRST, LATER = 1e-5, 1e-4
 # Gradients involve more sums than losses, and R1 two differentiations.
 GRADIENTS = 1e-4
 LOSSES = [name for name in CHECKED if "gradient" not in name and name != "r1"]
+TERMS = ("d_pixels", "g_adversarial")  # those that know the damage of all devices
 WORKER = SUPPORT / "parallel_worker.py"
 
 
@@ -90,10 +91,10 @@ def agree(found, expected):
         zip(found["metrics"], expected["metrics"], strict=True)
     ):
         assert set(actual) == set(other)
-        compared = [name for name in CHECKED if name in actual]
+        compared = [name for name in (*CHECKED, *TERMS) if name in actual]
         assert compared
         for name in compared:
-            first = FIRST if name in LOSSES else GRADIENTS
+            first = FIRST if name in (*LOSSES, *TERMS) else GRADIENTS
             np.testing.assert_allclose(
                 actual[name], other[name], first if number == 0 else LATER, err_msg=name
             )
@@ -115,6 +116,7 @@ def same_bits(found, expected):
 @pytest.mark.parametrize("kind", ["memory", "adversarial", "triplet"])
 def test_eight_devices_agree_with_one(eight, kind):
     assert eight["devices"] == 8
+    assert (kind == "adversarial") == (set(TERMS) <= set(eight[kind, "one"]["metrics"][0]))
     agree(eight[kind, "pmap"], eight[kind, "one"])
 
 

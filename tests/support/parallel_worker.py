@@ -40,7 +40,8 @@ SAVED = 2  # step of the checkpoint
 
 
 def settings(loss: str) -> ExperimentConfig:
-    """SGD for F, because Adam turns the rounding of a gradient near zero into a full step."""
+    """SGD for F, as in `kinds` for G and D, because Adam turns the rounding of a gradient near zero
+    into a full step."""
     return tiny.config(**KINDS[loss], **{
         "loss.name": loss, "data.batch_size": 32, "optim.name": "sgd",
         "optim.learning_rate": 0.02, "optim.clip": 1.0,
@@ -71,7 +72,8 @@ def walk(step: Any, state: TrainState, processes: int = 1, index: int = 0) -> di
 
 
 def kinds() -> dict[str, tuple[str, StepContext]]:
-    contexts = {loss: tiny.context(settings(loss)) for loss in KINDS}
+    own = {name: optax.sgd(0.05) for name in ("generator", "discriminator")}
+    contexts = {loss: tiny.context(settings(loss), own) for loss in KINDS}
     return {
         "memory": ("perturb", contexts["cross_batch_memory"]),
         "adversarial": ("adversarial", contexts["norm_softmax"]),

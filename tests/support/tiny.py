@@ -18,6 +18,7 @@ from afa.train.steps import Batch, StepContext
 
 SIDE = 16
 CLASSES = 6
+HIDDEN = (3, 9)  # side of the hidden square of a corrupted image
 # Larger than in a real run, so that the perturbation is well above rounding errors.
 EPSILON = 0.2
 
@@ -43,7 +44,10 @@ def networks(chosen: ExperimentConfig) -> Networks:
     embedder = Embedder(ResNet("basic", (1, 1), width=8), 12, 6, CLASSES, 0.2)
     shape = GeneratorConfig(chosen.generator.name, width=4, levels=2, blocks=1, latent_dim=5)
     generator, space = generators.build(shape, embedder, SIDE, jnp.float32)
-    discriminator = Discriminator(4, 2, chosen.discriminator.spectral_norm, space=space)
+    localise = chosen.generator.name in generators.LOCALISED
+    discriminator = Discriminator(
+        4, 2, chosen.discriminator.spectral_norm, space=space, localise=localise
+    )
     joint = chosen.train.schedule == "joint" and chosen.adversarial.generated_views > 0
     return Networks(
         embedder, generator, discriminator, 5,
@@ -106,17 +110,23 @@ def state(of: StepContext, seed: int = 0) -> TrainState:
 
 
 def batch(rows: int = 16, seed: int = 0) -> Batch:
-    """Returns noisy images whose colour depends on the class; every other one is corrupted."""
+    """Returns noisy images whose colour depends on the class; every other one is corrupted by more
+    noise and a square of one grey."""
     draw = np.random.default_rng(seed)
     label = (np.arange(rows) // 2 % CLASSES).astype(np.int32)
     tone = np.random.default_rng(99).integers(40, 200, (CLASSES, 1, 1, 3))
     clean = np.clip(tone[label] + draw.normal(0, 30, (rows, SIDE, SIDE, 3)), 0, 255)
     corruption = (np.arange(rows) % 2).astype(np.int32)
     noise = draw.normal(0, 40, clean.shape) * corruption[:, None, None, None]
-    image = np.clip(clean + noise, 0, 255)
+    damage = np.zeros(clean.shape[:-1], bool)
+    for row in np.flatnonzero(corruption):
+        y, x, side = *draw.integers(0, SIDE - HIDDEN[1], 2), draw.integers(*HIDDEN)
+        damage[row, y : y + side, x : x + side] = True
+    image = np.where(damage[..., None], 10, np.clip(clean + noise, 0, 255))
     return {
         "clean": clean.astype(np.uint8),
         "image": image.astype(np.uint8),
         "label": label,
         "corruption": corruption,
+        "damage": damage,
     }

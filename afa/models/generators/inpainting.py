@@ -11,7 +11,7 @@ from afa.models.spaces import Shape
 from afa.models.unet import clip_unit
 
 SMALLEST_SIDE = 2  # of the maps from which `diffused` fills
-LEAST_KNOWN = 1e-4  # keeps an image without any intact pixel finite
+LEAST_KNOWN = 1e-6  # keeps an image without any intact pixel finite
 
 
 class InpaintingGenerator(Generator):
@@ -53,7 +53,7 @@ def diffused(images: Image, m: Float[Array, "b h w 1"]) -> Image:
         known.append(_halved(known[-1]))
         weight.append(_halved(weight[-1]))
     total, count = (each[-1].mean((1, 2), keepdims=True) for each in (known, weight))
-    estimate = jnp.broadcast_to(total / (count + LEAST_KNOWN), known[-1].shape)
+    estimate = jnp.broadcast_to(total / jnp.maximum(count, LEAST_KNOWN), known[-1].shape)
     estimate = known[-1] + (1 - weight[-1]) * estimate
     for finer, w in zip(known[-2::-1], weight[-2::-1], strict=True):
         estimate = finer + (1 - w) * jax.image.resize(estimate, finer.shape, "bilinear")

@@ -42,6 +42,7 @@ def test_batch_shapes_and_types():
         "image": ((8, 16, 16, 3), "uint8"),
         "label": ((8,), "int32"),
         "corruption": ((8,), "int32"),
+        "damage": ((8, 16, 16), "bool"),
     }
 
 

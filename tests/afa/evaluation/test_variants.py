@@ -3,9 +3,13 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
+import pytest
+import tiny
 from labelled_images import DIMENSION, image_set
 
+from afa import parallel
 from afa.evaluation.evaluator import ranked_metrics
 from afa.evaluation.protocols import protocols
 from afa.evaluation.variants import (
@@ -15,6 +19,7 @@ from afa.evaluation.variants import (
     Costs,
     choose_offsets,
     choose_weights,
+    costs,
     without_unused,
 )
 from afa.inference.embed import DescriptorBlocks
@@ -68,11 +73,11 @@ def test_weights_prefer_the_informative_block():
 
 
 def test_costs_count_every_pass():
-    costs = Costs(embedder=10.0, generator=30.0, discriminator=5.0)
+    few = Costs(embedder=10.0, generator=30.0, discriminator=5.0)
 
     def of(*blocks, judge="", views=()):
         route = Route(judge, tuple((view, 0.0) for view in views)) if views else None
-        return costs.of(Fusion.of(dict.fromkeys(blocks, 1.0), route))
+        return few.of(Fusion.of(dict.fromkeys(blocks, 1.0), route))
 
     assert of("global") == of("local") == of("global", "local", "posterior") == 1
     assert of("global", "flip", "median") == 3
@@ -80,7 +85,7 @@ def test_costs_count_every_pass():
     assert of("global", "restored") == 5
     assert of("discriminator") == 0.5
     assert of("global", "discriminator") == 1.5
-    of_mid_maps = dataclasses.replace(costs, lower=4.0)
+    of_mid_maps = dataclasses.replace(few, lower=4.0)
     only = Fusion.of({"discriminator": 1.0})
     assert of_mid_maps.of(only) == 0.9  # D needs the mid map
     # A query alone is routed: one pass of F, G if it is among the views, D for every view.
@@ -89,7 +94,50 @@ def test_costs_count_every_pass():
     both = ["original", "restored"]
     assert of("global", judge="discriminator", views=both) == 5
     assert of("global", judge="confidence", views=both) == 6
+    assert of("global", judge="damage", views=both) == 4  # G has asked D already
     assert of("global", judge="hand_made", views=["original", "median"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["inpainting", "residual", "features"])
+def test_costs_of_the_networks(kind):
+    """Of one image: G counts with the D that it asks, and D alone for the logit of the whole."""
+    config = tiny.config(**{"generator.name": kind})
+    context = tiny.context(config)
+    networks, variables = context.networks, tiny.state(context).variables
+    found = costs(networks, variables, config)
+    image = jnp.zeros((1, tiny.SIDE, tiny.SIDE, 3))
+    mid = jnp.zeros((1, 4, 4, 8))
+    x, damage = (mid, mid[..., 0]) if kind == "features" else (image, image[..., 0])
+
+    def flops(name, *given, **kwargs):
+        module = getattr(networks, name)
+        return parallel.flops(lambda v, *a: module.apply(v, *a, **kwargs), variables[name], *given)
+
+    assert found.embedder == flops("embedder", image, train=False)
+    generator, both = flops("generator", x, damage, method="restore"), 0.0
+    if kind == "inpainting":
+        both = flops("discriminator", x, train=False)
+        assert both > 3 * found.discriminator > 0
+    # The estimate needs no logit of the whole: a dense layer of 4 x 4 x 8 less.
+    assert found.generator == pytest.approx(generator + both, rel=0.01)
+    whole = networks.discriminator.clone(localise=False)
+    expected = parallel.flops(
+        lambda v, a: whole.apply(v, a, train=False).logit, variables["discriminator"], x
+    )
+    assert found.discriminator == pytest.approx(expected, rel=0.01)
+    lower = flops("embedder", image, train=False, method="lower") if kind == "features" else 0
+    assert found.lower == pytest.approx(lower, rel=0.01)
+    restored = Fusion.of({"restored": 1.0})
+    assert found.of(restored) == pytest.approx(1 + found.generator / found.embedder)
+
+
+def test_networks_without_a_generator_cost_nothing():
+    config = tiny.config()
+    context = tiny.context(config)
+    networks = dataclasses.replace(context.networks, generator=None, discriminator=None)
+    found = costs(networks, tiny.state(context).variables, config)
+    assert (found.generator, found.discriminator, found.lower) == (0, 0, 0)
+    assert found.embedder > 0
 
 
 # ---- routes --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Generator, discriminator, and the augmentation between them."""
+"""The residual generator, the blocks of its U-Net, and fresh networks."""
 
 from typing import Any
 
@@ -13,9 +13,10 @@ from arrays import apply, near, normal, uniform, variables_of
 from afa.config import GeneratorConfig
 from afa.errors import UserError
 from afa.models import generators
-from afa.models.discriminator import Discriminator, diffaugment
-from afa.models.generators.residual import Generator, Upsample, clip_unit, pixel_norm
+from afa.models.generators.inpainting import FillingGenerator, InpaintingGenerator
+from afa.models.generators.residual import Generator
 from afa.models.spaces import IMAGES
+from afa.models.unet import Upsample, clip_unit, pixel_norm
 
 # ---- generator ---------------------------------------------------------------------------------
 
@@ -31,6 +32,16 @@ def images_and_noise():
     return uniform(0, 2, 16, 16, 3), normal(1, 2, 5)
 
 
+def restore(generator, variables, images):
+    """Without damage."""
+    return apply(generator, variables, images, jnp.zeros(images.shape[:-1]), method="restore")
+
+
+def with_last(params, last):
+    """The parameters with another last layer of the U-Net."""
+    return {"params": params | {"change": params["change"] | {"last": last}}}
+
+
 @pytest.mark.parametrize(("width", "levels", "blocks"), [(1, 1, 1), (4, 1, 4), (8, 3, 2)])
 def test_an_untrained_generator_is_the_identity(width, levels, blocks):
     """At every width and depth, for values at the ends of the range too; not so after a change of
@@ -38,11 +49,18 @@ def test_an_untrained_generator_is_the_identity(width, levels, blocks):
     generator, (images, z) = Generator(width, levels, blocks, 5, 16), images_and_noise()
     images = images.at[0, :4].set(0).at[1, :4].set(1)
     variables: Any = generator.init(jax.random.key(0), images, z)
-    np.testing.assert_array_equal(apply(generator, variables, images, method="restore"), images)
+    np.testing.assert_array_equal(restore(generator, variables, images), images)
     params = variables["params"]
-    last = jax.tree.map(lambda leaf: leaf + 0.1, params["last"])
-    changed = apply(generator, {"params": params | {"last": last}}, images, method="restore")
+    last = jax.tree.map(lambda leaf: leaf + 0.1, params["change"]["last"])
+    changed = restore(generator, with_last(params, last), images)
     assert np.abs(changed - images).max() > 0.01
+
+
+def test_a_residual_generator_does_not_use_the_damage():
+    generator, (images, z) = Generator(4, 1, 1, 5, 16), images_and_noise()
+    variables = variables_of(generator, images, z)
+    every = apply(generator, variables, images, jnp.ones(images.shape[:-1]), method="restore")
+    np.testing.assert_array_equal(every, restore(generator, variables, images))
 
 
 def test_both_modes_give_images(fresh):
@@ -60,7 +78,9 @@ def test_what_is_made_of_an_image_or_of_noise_is_its_own():
     variables = variables_of(generator, images, z)
 
     def mode(name, given):
-        return jax.jit(generator.apply, static_argnames="method")(variables, given, method=name)
+        damage = [jnp.zeros(given.shape[:-1])] if name == "restore" else []
+        run = jax.jit(generator.apply, static_argnames="method")
+        return run(variables, given, *damage, method=name)
 
     for name, given in (("restore", images), ("sample", z)):
         assert np.abs(mode(name, given) - mode(name, given[::-1])).max() > 1e-4, name
@@ -74,10 +94,11 @@ def test_skips_carry_the_image_around_the_bottleneck():
     generator, (images, z) = Generator(4, 2, 1, 5, 16), images_and_noise()
     params = variables_of(generator, images, z)["params"]
     # Small changes, so that none of them is clipped.
-    params["last"] = jax.tree.map(lambda leaf: 0.02 * leaf, params["last"])
+    change = params["change"]
+    last = jax.tree.map(lambda leaf: 0.02 * leaf, change["last"])
     # The bottleneck is cut: what still tells two images apart has come by the skips.
-    params |= {"down_0": jax.tree.map(jnp.zeros_like, params["down_0"])}
-    restored = apply(generator, {"params": params}, images, method="restore")
+    params["change"] = change | {"down_0": jax.tree.map(jnp.zeros_like, change["down_0"])}
+    restored = restore(generator, with_last(params, last), images)
     change = np.asarray(restored - images)
     assert np.abs(change[0] - change[1]).max() > 1e-3
 
@@ -90,9 +111,11 @@ def test_generator_fits_its_image_at_any_depth(side, levels, smallest):
         lambda: generator.init_with_output(jax.random.key(0), images, z)
     )
     assert [each.shape for each in out] == [images.shape] * 2
-    shape = variables["params"]["noise"]["kernel"].shape
+    params = variables["params"]
+    shape = params["codes"]["noise"]["kernel"].shape
     assert shape[0] == 3 and shape[1] % smallest**2 == 0
-    assert variables["params"]["bottom_0"]["conv1"]["kernel"].shape[-1] == 4 * 2 ** (levels - 1)
+    bottom = params["change"]["bottom_0"]["conv1"]["kernel"]
+    assert bottom.shape[-1] == 4 * 2 ** (levels - 1)
 
 
 def test_a_clipped_image_has_a_gradient_that_leads_inside():
@@ -110,8 +133,9 @@ def test_generator_is_trained_on_what_it_serves():
     params = variables_of(generator, images, z)["params"]
 
     def loss(bias):
-        last = {"kernel": jnp.zeros_like(params["last"]["kernel"]), "bias": jnp.full(12, bias)}
-        out = apply(generator, {"params": params | {"last": last}}, images, method="restore")
+        kernel = jnp.zeros_like(params["change"]["last"]["kernel"])
+        last = {"kernel": kernel, "bias": jnp.full(12, bias)}
+        out = restore(generator, with_last(params, last), images)
         return jnp.square(out - 0.5).sum()
 
     for bias in (2.0, -2.0):
@@ -140,101 +164,6 @@ def test_upsample_is_a_convolution_and_depth_to_space():
             near(y[:, dy::2, dx::2], wide[..., place])
 
 
-# ---- discriminator -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("spectral_norm", [False, True])
-def test_discriminator_gives_a_logit_and_unit_features(spectral_norm):
-    judge = Discriminator(4, 2, spectral_norm)
-    images = uniform(0, 3, 16, 16, 3)
-    variables = variables_of(judge, images, train=False)
-    apply = jax.jit(judge.apply, static_argnames="train")
-    verdict = apply(variables, images, train=False)
-    assert verdict.logit.shape == (3,)
-    assert verdict.features.shape == (3, 4 + 8)
-    near(jnp.linalg.norm(verdict.features, axis=1), np.ones(3))
-    alone = apply(variables, images[1:2], train=False)
-    near(alone.logit, verdict.logit[1:2])
-    assert ("batch_stats" in variables) == spectral_norm
-
-
-def test_spectral_norm_bounds_every_kernel():
-    judge = Discriminator(3, 1, True)
-    images = uniform(0, 2, 8, 8, 3)
-    variables = variables_of(judge, images, train=False)
-    # Ten times the weights: without normalisation the verdicts would grow a hundredfold.
-    params = jax.tree.map_with_path(
-        lambda path, x: x * (10 if path[-1].key == "kernel" else 1), variables["params"]
-    )
-    step = jax.jit(lambda v: apply(judge, v, images, train=True, mutable=["batch_stats"]))
-
-    def settled(params):
-        state = {"params": params, "batch_stats": variables["batch_stats"]}
-        for _ in range(30):
-            _, changed = step(state)
-            state |= changed
-        return state
-
-    small, large = settled(variables["params"]), settled(params)
-    kernels = [
-        leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if path[-1].key == "kernel"
-    ]  # fmt: skip
-    largest = sorted(float(np.linalg.norm(k.reshape(-1, k.shape[-1]), 2)) for k in kernels)
-    stored = [
-        leaf for path, leaf in jax.tree_util.tree_leaves_with_path(large["batch_stats"])
-        if "sigma" in path[-1].key
-    ]  # fmt: skip
-    near(sorted(float(leaf) for leaf in stored), largest, 1e-3)
-    verdicts = [apply(judge, each, images, train=False).logit for each in (small, large)]
-    near(verdicts[0], verdicts[1], 1e-3)
-
-
-# ---- differentiable augmentation ---------------------------------------------------------------
-
-
-def test_augmentation_is_a_function_of_image_and_key():
-    images, keys = uniform(0, 4, 16, 16, 3), jax.random.split(jax.random.key(0), 4)
-    augment = jax.jit(diffaugment)
-    out = augment(images, keys)
-    assert out.shape == images.shape
-    np.testing.assert_array_equal(out, augment(images, keys))
-    np.testing.assert_array_equal(augment(images[::-1], keys[::-1]), out[::-1])
-    same = augment(jnp.tile(images[:1], (4, 1, 1, 1)), keys)
-    assert all(np.abs(same[0] - same[i]).max() > 0.05 for i in range(1, 4))
-
-
-def test_augmentation_passes_a_gradient_and_cuts_a_quarter_of_the_side():
-    images, keys = uniform(0, 64, 16, 16, 3), jax.random.split(jax.random.key(1), 64)
-    slope = np.asarray(jax.jit(jax.grad(lambda x: diffaugment(x, keys).sum()))(images))
-    assert np.isfinite(slope).all()
-    assert (np.abs(slope).reshape(64, -1).max(1) > 0.5).all()
-    out = np.asarray(diffaugment(images, keys))
-    grey = (out == 0.5).all(-1)
-    assert grey.sum((1, 2)).max() == 16
-    assert grey.sum((1, 2)).min() >= 4  # at a corner
-
-
-def test_augmentation_stays_in_its_ranges():
-    """Brightness within 0.2 and contrast within 0.7 to 1.3 of the image; shifts within 1/8."""
-    keys = jax.random.split(jax.random.key(2), 200)
-    left = np.full((16, 16, 3), 0.25, np.float32)
-    left[:, 8:] = 0.75
-    out = np.asarray(diffaugment(jnp.tile(jnp.asarray(left), (200, 1, 1, 1)), keys))
-    inner = np.sort(out[:, 2:-2, 2:-2], axis=2)
-    low, high = inner[:, :, 0].min((1, 2)), inner[:, :, -1].max((1, 2))
-    contrast = (high - low) / 0.5
-    assert contrast.min() > 0.69
-    assert contrast.max() < 1.31
-    assert contrast.min() < 0.76
-    assert contrast.max() > 1.24
-    middle = (high + low) / 2
-    assert np.abs(middle - 0.5).max() < 0.21
-    steps = np.abs(np.diff(out[:, 2:-2, :, 0], axis=2)).sum(1)  # the cutout crosses few rows
-    edges = steps[:, 4:11].argmax(1) + 4
-    assert set(edges) == {5, 6, 7, 8, 9}
-
-
 # ---- fresh networks -----------------------------------------------------------------------------
 
 
@@ -259,12 +188,17 @@ def test_an_unknown_generator_is_refused():
         generators.build(GeneratorConfig(name="residuall"), embedder, 16, jnp.float32)
     assert str(error.value) == (
         "generator.name='residuall' is unknown; did you mean 'residual'? "
-        "(allowed: features, residual)"
+        "(allowed: features, filling, inpainting, residual)"
     )
 
 
-def test_the_settings_reach_the_generator():
-    config = GeneratorConfig(width=4, levels=1, blocks=3, latent_dim=7)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("residual", Generator), ("inpainting", InpaintingGenerator), ("filling", FillingGenerator)],
+)
+def test_the_settings_reach_the_generator(name, kind):
+    config = GeneratorConfig(name, width=4, levels=1, blocks=3, latent_dim=7)
     embedder = tiny.networks(tiny.config()).embedder
     built = generators.build(config, embedder, 16, jnp.bfloat16)
-    assert built == (Generator(4, 1, 3, 7, 16, jnp.bfloat16), IMAGES)
+    assert built == (kind(4, 1, 3, 7, 16, jnp.bfloat16), IMAGES)
+    assert type(built[0]) is kind

@@ -40,6 +40,18 @@ def test_candidates(composed):
     assert without.candidates() == ("original", "median")
 
 
+def test_judges_of_a_discriminator():
+    def judges(**changes):
+        return set(tiny.networks(tiny.config(**changes)).judges())
+
+    assert judges() == set(routing.JUDGES)
+    assert judges(**{"generator.name": "residual"}) == set(routing.JUDGES) - {"damage"}
+    without = dataclasses.replace(
+        tiny.networks(tiny.config()), generator=None, discriminator=None
+    ).judges()
+    assert without == ("confidence", "hand_made", "random")
+
+
 def test_everything_has_the_blocks_of_search_and_those_of_the_views(composed, everything):
     networks, variables, images = composed
     blocks = jax.jit(networks.blocks)(variables, images)
@@ -71,6 +83,30 @@ def test_scores_of_the_discriminator_and_of_confidence(composed, everything):
         near(everything.scores["confidence"][name], posterior.max(1), 1e-4)
 
 
+def test_scores_by_damage(composed, everything):
+    """The share of the query that D finds damaged speaks for G, and nothing for another view."""
+    networks, variables, images = composed
+    pixels = apply(networks.discriminator, variables["discriminator"], images, train=False).pixels
+    share = (1 / (1 + np.exp(np.asarray(pixels)))).mean((1, 2))
+    assert np.ptp(share) > 0.01
+    found = everything.scores["damage"]
+    near(found["restored"], share)
+    assert (found["original"] == 0).all() and (found["median"] == 0).all()
+    estimate = jnp.asarray([[[0.0, 1.0], [0.5, 0.1]]])
+    none: Any = dict.fromkeys(("logits", "posteriors"))
+    asked = []
+
+    def damage(x):
+        asked.append(x)
+        return estimate
+
+    seen = {"original": images[:1], "restored": images[1:2]}
+    found = routing.damage(routing.Views(seen, damage=damage, **none))
+    near(found["restored"], [0.4])
+    near(found["original"], [0.0])
+    assert len(asked) == 1 and asked[0] is seen["original"]
+
+
 def test_hand_made_scores_measure_impulses_and_noise():
     draw = np.random.default_rng(0)
     smooth = np.linspace(0.2, 0.8, 32 * 32 * 3).reshape(1, 32, 32, 3)
@@ -79,7 +115,7 @@ def test_hand_made_scores_measure_impulses_and_noise():
     hit = draw.random((1, 32, 32)) < 0.1
     impulses[hit] = draw.integers(0, 2, (1, 32, 32))[hit][:, None]
     x = jnp.asarray(np.concatenate([smooth, noisy, impulses]), jnp.float32)
-    none: Any = dict.fromkeys(("logits", "posteriors"))
+    none: Any = dict.fromkeys(("logits", "posteriors", "damage"))
     found = routing.hand_made(routing.Views({"original": x, "median": x, "restored": x}, **none))
     assert (found["original"] == 0).all()
     median, restored = found["median"], found["restored"]
@@ -91,7 +127,7 @@ def test_hand_made_scores_measure_impulses_and_noise():
 
 def test_random_scores_depend_on_the_query_alone(composed):
     _, _, images = composed
-    none: Any = dict.fromkeys(("logits", "posteriors"))
+    none: Any = dict.fromkeys(("logits", "posteriors", "damage"))
 
     def scores(x):
         return np.stack(

@@ -46,9 +46,22 @@ def test_mid_maps_have_no_fixed_range():
     x = jnp.stack([jnp.full((2, 2, 1), 3.0), jnp.full((2, 2, 1), -0.5)])
     near(MID_MAPS.centred(x)[:, 0, 0, 0], [1, -1])
     near(MID_MAPS.normalised(2 * x, x)[:, 0, 0, 0], [2, -2])
-    near(IMAGES.centred(x)[:, 0, 0, 0], [5, -2])
     near(IMAGES.normalised(2 * x, x), 2 * x)
     assert np.isfinite(MID_MAPS.centred(jnp.zeros((1, 2, 2, 1)))).all()
+
+
+def test_the_discriminator_sees_images_of_equal_brightness_and_contrast():
+    """Mean 0 and deviation 1/2 over pixels and channels; a constant image is grey."""
+    two = jnp.stack([jnp.full((2, 2, 3), 0.2), jnp.full((2, 2, 3), 0.6)], axis=0)
+    near(IMAGES.centred(two), np.zeros((2, 2, 2, 3)))
+    half = jnp.concatenate([two[:1], two[1:]], axis=2)  # mean 0.4, deviation 0.2
+    expected = 0.5 * 0.2 / np.sqrt(0.2**2 + 1e-4)
+    near(IMAGES.centred(half)[0, 0, :, 0], expected * np.array([-1, -1, 1, 1]))
+    x = uniform(0, 3, 16, 16, 3)
+    seen = IMAGES.centred(x)
+    near(seen.mean((1, 2, 3)), np.zeros(3))
+    near(seen.std((1, 2, 3)), np.full(3, 0.5), 2e-3)
+    near(IMAGES.centred(0.5 * x + 0.2), seen, 5e-3)
 
 
 def test_mid_maps_of_a_transformer_have_a_shape_too():
@@ -67,10 +80,15 @@ def test_an_untrained_feature_generator_is_the_identity(shape):
     restored, sampled = apply(generator, {"params": started}, mid, z)
     np.testing.assert_array_equal(restored, mid)
     assert sampled.shape == mid.shape
-    changed = apply(generator, variables, mid, method="restore") - mid
-    assert np.abs(changed).max() > 0.01
+
+    def change(mid, damage=0.0):
+        given = mid, jnp.full(mid.shape[:-1], damage)
+        return apply(generator, variables, *given, method="restore") - mid
+
+    assert np.abs(change(mid)).max() > 0.01
+    np.testing.assert_array_equal(change(mid, damage=1.0), change(mid))  # not used
     # The change grows with the features.
-    near(apply(generator, variables, 10 * mid, method="restore") - 10 * mid, 10 * changed, 1e-4)
+    near(change(10 * mid), 10 * change(mid), 1e-4)
 
 
 def test_steps_restore_mid_maps_of_frozen_f(made):
@@ -97,14 +115,15 @@ def test_the_restored_view_is_the_upper_part_of_f_on_restored_mid_maps(made):
     images = uniform(1, 2, tiny.SIDE, tiny.SIDE, 3)
     blocks = jax.jit(networks.blocks)(variables, images)
     mid = apply(networks.embedder, variables["embedder"], images, train=False, method="lower")
-    restored = apply(networks.generator, variables["generator"], mid, method="restore")
+    none = jnp.zeros(mid.shape[:-1])
+    restored = apply(networks.generator, variables["generator"], mid, none, method="restore")
     expected = apply(
         networks.embedder, variables["embedder"], restored, train=False, method="upper"
     )
     near(blocks["restored"], expected.global_descriptor)
     # Mid maps are no view of a query, and D does not judge images.
     assert networks.candidates() == ("original",)
-    assert "discriminator" not in networks.judges()
+    assert not {"discriminator", "damage"} & set(networks.judges())
     _, candidates, scores = jax.eval_shape(networks.everything, variables, images)
     assert set(candidates) == {"original"} and set(scores) == set(networks.judges())
     verdict = apply(networks.discriminator, variables["discriminator"], mid, train=False)

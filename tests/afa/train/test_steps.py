@@ -1,7 +1,6 @@
 """The training steps on one device, compared with gradients of explicit objectives."""
 
 import functools
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -11,55 +10,13 @@ import pytest
 import tiny
 from arrays import apply
 from arrays import near_tree as near
+from step_cases import STEP, equal, key_of, made, row_keys
 
 from afa import parallel
 from afa.config import with_changes
-from afa.losses import adversarial
 from afa.losses.metric import metric_loss
-from afa.models.discriminator import diffaugment
 from afa.models.embedder import named
-from afa.models.views import median
 from afa.train import steps
-
-RECORDERS = {
-    "embedder": tiny.recorder(2e-3),
-    "generator": tiny.recorder(),
-    "discriminator": tiny.recorder(0.01),
-}
-
-
-def equal(one, other):
-    """Whether all leaves have the same bits."""
-    leaves, others = jax.tree.leaves(one), jax.tree.leaves(other)
-    return len(leaves) == len(others) and all(map(np.array_equal, leaves, others))
-
-
-def key_of(chosen, name, step):
-    """The key of (seed, stream, step), reimplemented."""
-    key = jax.random.fold_in(jax.random.key(chosen.seed), zlib.crc32(name.encode()))
-    return jax.random.fold_in(key, step)
-
-
-def row_keys(key, rows):
-    return jnp.stack([jax.random.fold_in(key, i) for i in range(rows)])
-
-
-STEP = 4  # a step on which the gradient penalty is computed
-
-
-@functools.cache
-def made(kind, optimisers="recording", **changes):
-    """Returns context, state and compiled step; each combination is compiled once."""
-    chosen = tiny.config(**{name.replace("__", "."): value for name, value in changes.items()})
-    context = tiny.context(chosen, RECORDERS if optimisers == "recording" else None)
-    state = tiny.state(context).replace(step=jnp.asarray(STEP, jnp.int32))
-    bound = {"plain": functools.partial(steps.embedder_step, perturb=False),
-             "perturb": functools.partial(steps.embedder_step, perturb=True),
-             "adversarial": steps.generator_step,
-             "joint": functools.partial(steps.joint_step, perturb=True),
-             "probe": steps.probe_step}[kind]  # fmt: skip
-    return context, state, parallel.compiled_once(functools.partial(bound, context=context))
-
 
 # ---- F -----------------------------------------------------------------------------------------
 
@@ -243,173 +200,6 @@ def test_random_numbers_depend_on_seed_step_and_row():
     assert np.array_equal(jax.random.key_data(streams[0]), jax.random.key_data(expected))
 
 
-# ---- G and D -----------------------------------------------------------------------------------
-
-
-def noise_of(dimension, keys):
-    return jnp.stack([jax.random.normal(key, (dimension,)) for key in keys])
-
-
-def mean_wrong(logit, fakes, images, corruption):
-    """Mean loss of D over images that are not real: of the inputs of G, only the corrupted ones."""
-    damaged = jnp.where(corruption > 0, jax.nn.softplus(logit(images)), 0).sum()
-    total = sum(jax.nn.softplus(logit(each)).sum() for each in fakes) + damaged
-    return total / (len(fakes) * len(images) + (corruption > 0).sum())
-
-
-def explicit_adversarial(context, state, after, batch):
-    """Gradients of the losses of D and G, differentiated separately.
-
-    G is trained against the discriminator of `after`.
-    """
-    networks, chosen = context.networks, context.config.adversarial
-    clean, images = (jnp.asarray(batch[each]) / 255 for each in ("clean", "image"))
-    split = jax.random.split(key_of(context.config, "adversarial", STEP), 3)
-    code, sample, augment = (row_keys(key, len(clean)) for key in split)
-
-    noise = functools.partial(noise_of, networks.latent_dim)
-
-    def generate(params):
-        forward = functools.partial(apply, networks.generator, {"params": params})
-        mean, log_variance = forward(clean, method="encode")
-        coded = forward(mean + jnp.exp(log_variance / 2) * noise(code), method="sample")
-        divergence = (mean**2 + jnp.exp(log_variance) - 1 - log_variance).sum(1).mean() / 2
-        restored = forward(images, method="restore")
-        return restored, forward(noise(sample), method="sample"), coded, divergence
-
-    def logit(params, images):
-        return apply(
-            networks.discriminator, {"params": params}, diffaugment(images, augment), train=True
-        ).logit
-
-    params = state.variables["generator"]["params"]
-    restored, sampled, _, _ = generate(params)
-
-    def error(found):
-        return jnp.sqrt(jnp.square(found - clean).mean((1, 2, 3)) + 1e-4).mean()
-
-    def of_discriminator(params):
-        fakes = (restored, sampled, median(clean), median(images))
-        wrong = mean_wrong(functools.partial(logit, params), fakes, images, batch["corruption"])
-        loss = jax.nn.softplus(-logit(params, clean)).mean() + wrong
-        penalty = adversarial.r1_penalty(lambda x: logit(params, x), clean)
-        return loss + chosen.r1 * chosen.r1_every * penalty, (loss, penalty)
-
-    def of_generator(params):
-        restored, sampled, coded, divergence = generate(params)
-        discriminator = after.variables["discriminator"]["params"]
-        frozen = state.average["embedder"]
-        found, target = (
-            apply(networks.embedder, frozen, each, train=False) for each in (restored, clean)
-        )
-        distance = sum(jnp.mean(1 - jnp.sum(a * b, 1)) for a, b in zip(found, target, strict=True))
-        real, drawn = (jax.nn.softplus(-logit(discriminator, each)).mean()
-                       for each in (restored, sampled))  # fmt: skip
-        code = error(coded) + adversarial.CODE_PRIOR * divergence
-        return (
-            chosen.lambda_reconstruction * error(restored) + chosen.lambda_code * code
-            + chosen.lambda_adversarial * real + chosen.lambda_noise * drawn
-            + chosen.lambda_features * distance
-        )  # fmt: skip
-
-    d_gradient, figures = jax.grad(of_discriminator, has_aux=True)(
-        state.variables["discriminator"]["params"]
-    )
-    loss, gradient = jax.value_and_grad(of_generator)(params)
-    return d_gradient, gradient, (*figures, loss)
-
-
-def test_generator_step_has_the_gradients_of_the_explicit_losses():
-    context, state, step = made("adversarial")
-    batch = tiny.batch()
-    after, metrics = step(state, batch)
-    of_discriminator, of_generator, (loss, penalty, total) = parallel.compiled_once(
-        functools.partial(explicit_adversarial, context)
-    )(state, after, batch)
-    near(after.opt_state["discriminator"], of_discriminator, 1e-4)
-    near(after.opt_state["generator"], of_generator, 1e-4)
-    np.testing.assert_allclose(metrics["discriminator_loss"], loss, rtol=1e-5)
-    np.testing.assert_allclose(metrics["r1"], penalty * 4, rtol=1e-4)
-    np.testing.assert_allclose(metrics["generator_loss"], total, rtol=1e-4)
-    near(
-        after.variables["discriminator"]["params"],
-        jax.tree.map(
-            lambda p, g: p - 0.01 * g,
-            state.variables["discriminator"]["params"],
-            of_discriminator,
-        ),
-        1e-4,
-    )
-
-
-def test_the_penalty_is_lazy():
-    _, state, step = made("adversarial")
-    batch = tiny.batch()
-    figures = [
-        float(step(state.replace(step=jnp.asarray(i, jnp.int32)), batch)[1]["r1"]) for i in range(6)
-    ]
-    assert figures[0] > 0
-    assert figures[4] > 0
-    assert figures[1] == figures[2] == figures[3] == figures[5] == 0
-
-
-def test_generator_step_does_not_change_the_embedder():
-    _, state, step = made("adversarial")
-    after, _ = step(state, tiny.batch())
-    assert equal(after.variables["embedder"], state.variables["embedder"])
-    assert equal(after.opt_state["embedder"], state.opt_state["embedder"])
-    assert equal(after.average["embedder"], state.average["embedder"])
-    assert int(after.step) == STEP + 1
-
-
-def test_labels_do_not_reach_the_generator_and_discriminator():
-    _, state, step = made("adversarial")
-    batch = tiny.batch()
-    relabelled = batch | {"label": (batch["label"][::-1] + 1).astype(np.int32) % tiny.CLASSES}
-    one, other = step(state, batch)[0], step(state, relabelled)[0]
-    for each in ("generator", "discriminator"):
-        assert equal(one.opt_state[each], other.opt_state[each])
-        assert equal(one.variables[each], other.variables[each])
-
-
-def test_discriminator_that_judges_no_views_sees_only_images_of_the_generator():
-    batch, found = tiny.batch(), {}
-    for judges in (False, True):
-        _, state, step = made("adversarial", discriminator__judges_views=judges)
-        after, metrics = step(state, batch)
-        found[judges] = after.opt_state["discriminator"], metrics["discriminator_loss"]
-    assert not equal(found[False], found[True])
-
-
-@pytest.mark.parametrize(
-    ("off", "metric"),
-    [("lambda_reconstruction", "g_reconstruction"), ("lambda_adversarial", "g_adversarial"),
-     ("lambda_features", "g_features"), ("lambda_noise", "g_noise"),
-     ("lambda_code", "g_code")],
-)  # fmt: skip
-def test_a_term_of_weight_zero_is_not_computed(off, metric):
-    context = tiny.context(tiny.config(**{f"adversarial.{off}": 0.0}))
-    _, metrics = jax.eval_shape(
-        functools.partial(steps.generator_step, context=context), tiny.state(context), tiny.batch()
-    )
-    terms = {name for name in metrics if name.startswith("g_")}
-    assert terms == {"g_reconstruction", "g_adversarial", "g_features", "g_noise", "g_code"} - {
-        metric
-    }
-
-
-def test_restoration_is_counted_for_every_corruption():
-    _, state, step = made("adversarial")
-    batch = tiny.batch()
-    _, metrics = step(state, batch)
-    np.testing.assert_array_equal(metrics["psnr_count"], [8, 8, 0, 0, 0])
-    exact = batch["corruption"] == 0
-    for rows, kind in ((exact, 0), (~exact, 1)):
-        clean, image = (batch[each][rows] / 255 for each in ("clean", "image"))
-        psnr = -10 * np.log10(np.mean(np.square(clean - image), axis=(1, 2, 3)) + 1e-6)
-        np.testing.assert_allclose(metrics["psnr_in"][kind], psnr.sum(), rtol=1e-5)
-
-
 # ---- joint steps and probe ---------------------------------------------------------------------
 
 JOINT = {"train__schedule": "joint", "adversarial__generated_views": 0.5,
@@ -442,7 +232,8 @@ def test_labels_do_not_reach_the_generator_of_a_joint_step():
 
 
 def test_generated_views_train_the_embedder_through_the_adversarial_branch():
-    """The difference to the gradient without generated views is theirs; G gets no gradient."""
+    """The difference to the gradient without generated views is theirs; G and D, which estimates
+    the damage, get no gradient."""
     views = {"train__schedule": "joint", "adversarial__generated_views": 0.5}
     context, state, step = made("plain", **views)
     _, _, without = made("plain")
@@ -467,7 +258,8 @@ def test_generated_views_train_the_embedder_through_the_adversarial_branch():
     )
     near(found, expected, 1e-4)
     np.testing.assert_allclose(metrics["generated_metric_loss"], loss, rtol=1e-5)
-    assert equal(after.opt_state["generator"], state.opt_state["generator"])
+    for each in ("generator", "discriminator"):
+        assert equal(after.opt_state[each], state.opt_state[each])
 
 
 def test_probe_does_not_change_the_state():

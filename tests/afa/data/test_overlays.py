@@ -1,0 +1,136 @@
+"""Overlays and fills: which part of an image they hide, and by what."""
+
+import cv2
+import numpy as np
+import pytest
+
+from afa.data.families.fills import fills
+from afa.data.families.overlays import overlays, regions
+
+SHAPES = [(16, 16), (64, 40), (20, 90), (224, 224)]
+
+
+def drawn(shape, seed, image=None):
+    """Hidden pixels, opacity and picture of an overlay.
+
+    Of a black and a white image with the same overlay, intact pixels differ by 255, and the
+    others by what shines through.
+    """
+    black = overlays(np.zeros((*shape, 3), np.uint8), np.random.default_rng(seed))
+    white = overlays(np.full((*shape, 3), 255, np.uint8), np.random.default_rng(seed))
+    through = white.astype(int) - black
+    hidden = (through < 255).any(-1)
+    assert (black[~hidden] == 0).all() and (white[~hidden] == 255).all()
+    seen = through[hidden]
+    assert seen.max() - seen.min() <= 1  # by rounding
+    return hidden, 1 - seen.mean() / 255, black
+
+
+def image(shape):
+    return np.random.default_rng(5).integers(0, 256, (*shape, 3), np.uint8)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_they_hide_three_to_fifty_per_cent(shape):
+    count = 12 if shape == (224, 224) else 40
+    shares = [drawn(shape, seed)[0].mean() for seed in range(count)]
+    one = 1 / np.prod(shape)
+    assert min(shares) >= 0.03 - one and max(shares) <= 0.5 + one
+    assert np.std(shares) > 0.08  # not all the same
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_intact_pixels_keep_their_values(shape):
+    given = image(shape)
+    for seed in range(5):
+        hidden, opacity, black = drawn(shape, seed)
+        found = overlays(given, np.random.default_rng(seed))
+        np.testing.assert_array_equal(found[~hidden], given[~hidden])
+        mixed = black.astype(float) + (1 - opacity) * given  # black: opacity times the cover
+        assert np.abs(found - mixed)[hidden].max() < 2
+    np.testing.assert_array_equal(given, image(shape))
+
+
+def test_opacity():
+    """Three in five are opaque, the others between 0.4 and 1."""
+    found = np.array([drawn((32, 32), seed)[1] for seed in range(200)])
+    opaque = found > 0.999
+    assert 0.5 < opaque.mean() < 0.7
+    assert 0.39 < found.min() < 0.45 and 0.93 < found[~opaque].max() < 1
+    assert abs(found[~opaque].mean() - 0.7) < 0.06
+
+
+def test_regions_have_every_shape():
+    """From one large region to many small ones, wide and narrow; no two alike."""
+    masks = [drawn((64, 64), seed)[0] for seed in range(60)]
+    assert len({mask.tobytes() for mask in masks}) == 60
+    counts = [cv2.connectedComponents(mask.astype(np.uint8))[0] - 1 for mask in masks]
+    assert min(counts) <= 3 and max(counts) >= 60
+    # Bands: the largest disc that fits into them is small for the area.
+    radius = [cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5).max() for mask in masks]
+    large = [r for r, count in zip(radius, counts, strict=True) if count <= 10]
+    assert min(large) < 6 < 12 < max(large)
+    # Edges are as often upright as level.
+    steps = np.array([[np.diff(mask.astype(int), axis=a).any(1 - a).sum() for a in (0, 1)]
+                      for mask in masks])  # fmt: skip
+    assert 0.8 < np.mean(steps[:, 0] / steps[:, 1]) < 1.3
+
+
+def test_covers_are_a_colour_a_patchwork_or_a_texture():
+    colours = []
+    for seed in range(150):
+        hidden, opacity, black = drawn((48, 48), seed)
+        if opacity > 0.999:
+            colours.append(len(np.unique(black[hidden], axis=0)))
+    kinds = [np.mean([low <= n <= high for n in colours])
+             for low, high in ((1, 1), (2, 4), (5, 48**2))]  # fmt: skip
+    assert all(0.15 < share < 0.6 for share in kinds), kinds
+
+
+def test_regions_grow_with_the_image():
+    """The hidden picture of a large image is that of a small one, but for its noise."""
+
+    def components(side):
+        return np.median([cv2.connectedComponents(drawn((side, side), seed)[0].astype(np.uint8))[0]
+                          for seed in range(30)])  # fmt: skip
+
+    assert 0.4 < components(64) / components(192) < 2.5
+
+
+# ---- fills ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_half_of_the_fills_are_overlays(shape):
+    """The others replace regions of the same kind by means of the rest, or grey."""
+    given, filled = image(shape), 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        found = fills(given, np.random.default_rng(seed))
+        if rng.random() >= 0.5:
+            np.testing.assert_array_equal(found, overlays(given, rng))
+            continue
+        filled += 1
+        hidden, _ = regions(*shape, rng)
+        np.testing.assert_array_equal(found[~hidden], given[~hidden])
+        # Of noise, means of several pixels vary less than the pixels.
+        assert found[hidden].std() < 0.8 * given[hidden].std()
+    assert 5 <= filled <= 15
+
+
+def test_a_fill_continues_its_surroundings():
+    """Of a picture whose halves have two colours, each keeps its own, away from the border."""
+    given = np.full((64, 64, 3), (120, 60, 90), np.uint8)
+    given[:, 32:] = (140, 200, 160)
+    errors = []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        if rng.random() >= 0.5:
+            continue
+        hidden, grain = regions(64, 64, rng)
+        if hidden.mean() > 0.2 or grain > 3:
+            continue
+        found = fills(given, np.random.default_rng(seed)).astype(int)
+        away = np.abs(np.arange(64) - 31.5) > 12
+        errors.append(np.abs(found - given)[:, away][hidden[:, away]].mean())
+    assert len(errors) > 4 and np.mean(errors) < 5
