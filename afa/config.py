@@ -124,9 +124,9 @@ class EmbedderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig:
-    name: str = "inpainting"
-    """Network G of afa/models/generators: inpainting replaces the pixels that D finds damaged,
-    residual restores whole images, features mid maps of F; control without a network: filling."""
+    name: str = "residual"
+    """Network G of afa/models/generators: residual restores images, features mid maps of F,
+    inpainting replaces the pixels that D finds damaged; control without a network: filling."""
     width: int = bounded(32, above=0)
     """Channels; residual: at half resolution, doubled at every further halving."""
     levels: int = bounded(3, above=0)
@@ -140,8 +140,9 @@ class GeneratorConfig:
     """Staged: images per step of G and D, over all devices; 0: data.batch_size."""
     corrupt_probability: float = bounded(0.75, least=0, most=1)
     """Staged: fraction of corrupted images in the batches of G and D."""
-    family: str = "overlays"
-    """Staged: family of transforms in the batches of G and D, as data.family; empty: none."""
+    family: str = ""
+    """Staged: family of transforms in the batches of G and D, as data.family; empty: none. Needed
+    by inpainting: only overlays, fills and occlusion show D which pixels are damaged."""
     family_probability: float = bounded(0.5, least=0, most=1)
     """Staged: fraction of the images of these batches that the family transforms."""
 
@@ -149,7 +150,8 @@ class GeneratorConfig:
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorConfig:
     width: int = bounded(32, above=0)
-    """Channels of the first feature map; the others have twice as many."""
+    """Channels of the first feature map; doubled at every level, up to eight times as many, or
+    twice as many if D localises damage (generator.name=inpainting)."""
     levels: int = bounded(4, above=0)
     """Halvings of the resolution."""
     spectral_norm: bool = False

@@ -81,7 +81,10 @@ SUITES = {
             Part([METHOD], RESTORER_ALONE),
             Part([METHOD], {"discriminator.judges_views": [False]}),
             # G without D's map of the damage, and the map without G.
-            Part([METHOD], {"generator.name": ["residual", "filling"]}),
+            Part(
+                [METHOD],
+                {"generator.name": ["inpainting", "filling"], "generator.family": ["overlays"]},
+            ),
             Part([METHOD, BASELINE], {"data.family": ["overlays", "fills"]}),
         ],
     ),

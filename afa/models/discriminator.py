@@ -30,6 +30,7 @@ class Discriminator(nn.Module):
     normalisation (Miyato et al. 2018). No batch statistics: a verdict concerns one image.
 
     With `localise`, a decoder with skips gives a logit for every pixel (Schönfeld et al. 2020).
+    It sees images of equal brightness and contrast, and needs few channels at low resolution.
 
     x are points of the space of the generator.
     """
@@ -48,10 +49,10 @@ class Discriminator(nn.Module):
                 return layer(x)
             return nn.SpectralNorm(layer, collection_name="batch_stats")(x, update_stats=train)
 
-        x = self.space.centred(x).astype(self.dtype)
+        x = self.space.centred(x, level=self.localise).astype(self.dtype)
         maps = []
         for level in range(self.levels):
-            features = self.width * min(2**level, 2)
+            features = self.width * min(2**level, 2 if self.localise else 8)
             x = layers.leaky_relu(
                 wrap(layers.conv(features, 3, 2, dtype=self.dtype, use_bias=True), x)
             )

@@ -65,10 +65,12 @@ class Space:
             return x
         return x / rms(reference)
 
-    def centred(self, x: Map) -> Map:
-        """The input of D: images of equal brightness and contrast, about in [-1, 1]; mid maps with
-        unit RMS."""
-        return 2 * views.level(x) - 1 if self.images else x / rms(x)
+    def centred(self, x: Map, level: bool = False) -> Map:
+        """The input of D: images in [-1, 1], with `level` of equal brightness and contrast; mid
+        maps with unit RMS."""
+        if not self.images:
+            return x / rms(x)
+        return 2 * (views.level(x) if level else x) - 1
 
 
 def rms(x: Map) -> Float[Array, "b 1 1 1"]:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from afa.config import ExperimentConfig, OptimConfig, steps_of
 from afa.errors import choose
+from afa.models.generators import LOCALISED
 from afa.models.networks import build_backbone, frozen_parts
 
 Optimisers = dict[str, optax.GradientTransformation]
@@ -135,10 +136,14 @@ def optimisers(
         # First, so that clipping ignores frozen gradients; last, so that they are not decayed.
         "embedder": optax.chain(frozen_mask, finish(*core), frozen_mask),
         "loss": finish(core[0]),  # parameters of the metric loss
-        # G learns mostly from reconstruction, which momentum speeds up; D has the low momentum of
-        # adversarial training (Radford et al. 2016).
+        # G learns mostly from reconstruction, which momentum speeds up, and so does a D that
+        # localises from known damage; else D has the low momentum of adversarial training (Radford
+        # et al. 2016).
         "generator": adam(optim.generator_learning_rate, momentum=0.9),
-        "discriminator": adam(optim.discriminator_learning_rate, momentum=0.9),
+        "discriminator": adam(
+            optim.discriminator_learning_rate,
+            momentum=0.9 if config.generator.name in LOCALISED else 0.5,
+        ),
     }
 
 

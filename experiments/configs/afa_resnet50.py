@@ -73,10 +73,10 @@ def _laptop(full: ExperimentConfig) -> ExperimentConfig:
             "embedder.standardise": True,
             # Many small steps; the feature loss would cost more than the rest of the step.
             "generator.batch_size": 16,
-            "generator.width": 16,
-            "discriminator.width": 32,
+            "generator.corrupt_probability": 0.8,
+            "adversarial.lambda_features": 0.0,
             "optim.generator_learning_rate": 2e-3,
-            "optim.discriminator_learning_rate": 2e-3,
+            "discriminator.width": 16,
             "optim.ema_decay": 0.98,
             "evaluation.batch_size": 40,
             "evaluation.severities": (3,),

@@ -56,7 +56,7 @@ def networks(chosen: ExperimentConfig) -> Networks:
 
 
 def context(
-    chosen: ExperimentConfig, own: dict[str, optax.GradientTransformation] | None = None
+    chosen: ExperimentConfig, own: Mapping[str, optax.GradientTransformation] | None = None
 ) -> StepContext:
     """Returns the context of a step; `own` replaces optimisers by name."""
     return StepContext(networks(chosen), optim.optimisers(chosen, 10, 10, 5) | (own or {}), chosen)
