@@ -1,5 +1,7 @@
 """Minimal networks, for tests that compile complete training steps."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +61,9 @@ def context(
     chosen: ExperimentConfig, own: Mapping[str, optax.GradientTransformation] | None = None
 ) -> StepContext:
     """Returns the context of a step; `own` replaces optimisers by name."""
-    return StepContext(networks(chosen), optim.optimisers(chosen, 10, 10, 5) | (own or {}), chosen)
+    return StepContext(
+        networks(chosen), {**optim.optimisers(chosen, 10, 10, 5), **(own or {})}, chosen
+    )
 
 
 def recorder(rate: float = 0.0) -> optax.GradientTransformation:

@@ -19,7 +19,8 @@ def fills(
     hidden, and one of which parts are drawn anew."""
     if rng.random() >= FILLED:
         return overlays(image, rng)
-    hidden, grain = regions(*image.shape[:2], rng)
+    height, width = image.shape[:2]
+    hidden, grain = regions(height, width, rng)
     return np.where(hidden[..., None], surroundings(image, hidden, grain), image)
 
 
@@ -28,7 +29,7 @@ def surroundings(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Means of the pixels that are not hidden, weighted by a Gaussian of the deviation `grain`, and
     by one that is `WIDER` where there are few."""
-    known = np.float32(~hidden)
+    known = (~hidden).astype(np.float32)
     total, count = image * known[..., None], known
     estimate = np.full(image.shape, 127.5, np.float32)
     for sigma in (WIDER * grain, grain):

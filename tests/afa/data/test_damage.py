@@ -1,6 +1,7 @@
 """Damage: the pixels of a training image that a local family or corruption has hidden."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def pipeline(seed=0, **changes):
     return TrainPipeline(made, dataclasses.replace(PLAIN, **changes), seed)
 
 
-def batches(count=3, **changes):
+def batches(count: int = 3, **changes: Any):
     """Some batches as one."""
     made = pipeline(**changes)
     found = [made.batch(step) for step in range(count)]

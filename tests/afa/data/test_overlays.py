@@ -1,5 +1,7 @@
 """Overlays and fills: which part of an image they hide, and by what."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -60,14 +62,20 @@ def test_opacity():
     assert abs(found[~opaque].mean() - 0.7) < 0.06
 
 
+def pieces(mask: Any) -> int:
+    """Number of connected components, with the background."""
+    return cv2.connectedComponents(np.asarray(mask, np.uint8))[0]
+
+
 def test_regions_have_every_shape():
     """From one large region to many small ones, wide and narrow; no two alike."""
     masks = [drawn((64, 64), seed)[0] for seed in range(60)]
     assert len({mask.tobytes() for mask in masks}) == 60
-    counts = [cv2.connectedComponents(mask.astype(np.uint8))[0] - 1 for mask in masks]
+    counts = [pieces(mask) - 1 for mask in masks]
     assert min(counts) <= 3 and max(counts) >= 60
     # Bands: the largest disc that fits into them is small for the area.
-    radius = [cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5).max() for mask in masks]
+    stored = (np.asarray(mask, np.uint8) for mask in masks)
+    radius = [cv2.distanceTransform(each, cv2.DIST_L2, 5).max() for each in stored]
     large = [r for r, count in zip(radius, counts, strict=True) if count <= 10]
     assert min(large) < 6 < 12 < max(large)
     # Edges are as often upright as level.
@@ -91,7 +99,7 @@ def test_regions_grow_with_the_image():
     """The hidden picture of a large image is that of a small one, but for its noise."""
 
     def components(side):
-        return np.median([cv2.connectedComponents(drawn((side, side), seed)[0].astype(np.uint8))[0]
+        return np.median([pieces(drawn((side, side), seed)[0])
                           for seed in range(30)])  # fmt: skip
 
     assert 0.4 < components(64) / components(192) < 2.5
@@ -111,7 +119,8 @@ def test_half_of_the_fills_are_overlays(shape):
             np.testing.assert_array_equal(found, overlays(given, rng))
             continue
         filled += 1
-        hidden, _ = regions(*shape, rng)
+        height, width = shape
+        hidden, _ = regions(height, width, rng)
         np.testing.assert_array_equal(found[~hidden], given[~hidden])
         # Of noise, means of several pixels vary less than the pixels.
         assert found[hidden].std() < 0.8 * given[hidden].std()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -120,7 +121,8 @@ def test_costs_of_the_networks(kind):
         assert both > 3 * found.discriminator > 0
     # The estimate needs no logit of the whole: a dense layer of 4 x 4 x 8 less.
     assert found.generator == pytest.approx(generator + both, rel=0.01)
-    whole = networks.discriminator.clone(localise=False)
+    assert networks.discriminator is not None
+    whole: Any = networks.discriminator.clone(localise=False)
     expected = parallel.flops(
         lambda v, a: whole.apply(v, a, train=False).logit, variables["discriminator"], x
     )
