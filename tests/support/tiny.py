@@ -30,6 +30,7 @@ def config(**changes) -> ExperimentConfig:
     base = {
         "seed": 3,
         "data.image_size": SIDE,
+        "generator.name": "inpainting",  # the one with most parts: its D localises damage
         "train.precision": "float32",
         "adversarial.feature_epsilon": EPSILON,
         "adversarial.lambda_adversarial": 0.5,

@@ -113,7 +113,7 @@ def test_damage_depends_on_seed_and_step():
 
 
 def test_images_as_they_are_have_no_damage():
-    never = {"family_probability": 0.0, "corrupt_probability": 0.0}
+    never: dict[str, Any] = {"family_probability": 0.0, "corrupt_probability": 0.0}
     found = batches(family="overlays", corruptions=("occlusion",), **never)
     np.testing.assert_array_equal(found["image"], found["clean"])
     assert not found["damage"].any()

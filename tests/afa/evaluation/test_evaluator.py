@@ -345,7 +345,7 @@ def test_weights_are_chosen_on_validation_classes_alone(parts, monkeypatch):
     assert [row.name for row in found] == [
         "raw pixels", "initial weights", "initial weights, fused", "F", "local", "flip alone",
         "F + flip", "G alone", "F + G", "D features alone", "query G", "query by discriminator",
-        "query by damage", "query by confidence", "query by hand_made", "query by random", "fused",
+        "query by confidence", "query by hand_made", "query by random", "fused",
     ]  # fmt: skip
     only_global = Fusion.of({"global": 1.0})
     # Nothing can be gained over the oracle's global view, so nothing is paid for.

@@ -25,6 +25,7 @@ from afa.evaluation.variants import (
 )
 from afa.inference.embed import DescriptorBlocks
 from afa.models.fusion import Fusion, Route
+from afa.models.views import level
 
 
 def test_weights_follow_the_score():
@@ -124,7 +125,9 @@ def test_costs_of_the_networks(kind):
     assert networks.discriminator is not None
     whole: Any = networks.discriminator.clone(localise=False)
     expected = parallel.flops(
-        lambda v, a: whole.apply(v, a, train=False).logit, variables["discriminator"], x
+        lambda v, a: whole.apply(v, level(a) if both else a, train=False).logit,
+        variables["discriminator"],
+        x,
     )
     assert found.discriminator == pytest.approx(expected, rel=0.01)
     lower = flops("embedder", image, train=False, method="lower") if kind == "features" else 0

@@ -11,6 +11,7 @@ from arrays import apply, near, uniform, variables_of
 
 from afa.losses.adversarial import pixel_loss
 from afa.models.discriminator import Discriminator, diffaugment
+from afa.models.views import level
 
 
 @pytest.mark.parametrize("spectral_norm", [False, True])
@@ -75,12 +76,12 @@ def test_a_discriminator_that_localises_has_a_logit_for_every_pixel():
 
 
 def test_pixels_are_an_extra_output():
-    """Logit and features are those of a discriminator that has none."""
+    """Logit and features are those of a discriminator without them, for images that are level."""
     images = uniform(0, 3, 16, 16, 3)
     judge, plain = Discriminator(4, 2, localise=True), Discriminator(4, 2)
     variables = variables_of(judge, images, train=False)
     verdict = apply(judge, variables, images, train=False)
-    without = apply(plain, variables, images, train=False)
+    without = apply(plain, variables, level(images), train=False)
     assert without.pixels is None
     near(verdict.logit, without.logit)
     near(verdict.features, without.features)
@@ -91,7 +92,7 @@ def test_pixels_are_an_extra_output():
 
 def test_brightness_and_contrast_do_not_change_a_verdict():
     images = uniform(0, 3, 16, 16, 3)
-    judge = Discriminator(4, 2, localise=True)
+    judge, plain = Discriminator(4, 2, localise=True), Discriminator(4, 2)
     variables = variables_of(judge, images, train=False)
     first, second, other = (
         apply(judge, variables, x, train=False)
@@ -100,6 +101,18 @@ def test_brightness_and_contrast_do_not_change_a_verdict():
     for name in ("logit", "features", "pixels"):
         near(getattr(first, name), getattr(second, name), 1e-2)
         assert np.abs(getattr(first, name) - getattr(other, name)).max() > 0.03, name
+    one, two = (apply(plain, variables, x, train=False) for x in (images, 0.6 * images + 0.3))
+    assert np.abs(one.logit - two.logit).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("localise", "widths"), [(False, [4, 8, 16, 32, 32]), (True, [4] + [8] * 4)]
+)
+def test_channels_of_the_feature_maps(localise, widths):
+    judge, x = Discriminator(4, 5, localise=localise), jnp.zeros((1, 32, 32, 3))
+    shapes: Any = jax.eval_shape(lambda: judge.init(jax.random.key(0), x, train=False))
+    kernels = [shapes["params"][f"Conv_{i}"]["kernel"].shape for i in range(5)]
+    assert [kernel[-1] for kernel in kernels] == widths
 
 
 def pictures(seed, rows=64):

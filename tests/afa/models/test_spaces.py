@@ -46,22 +46,25 @@ def test_mid_maps_have_no_fixed_range():
     x = jnp.stack([jnp.full((2, 2, 1), 3.0), jnp.full((2, 2, 1), -0.5)])
     near(MID_MAPS.centred(x)[:, 0, 0, 0], [1, -1])
     near(MID_MAPS.normalised(2 * x, x)[:, 0, 0, 0], [2, -2])
+    near(IMAGES.centred(x)[:, 0, 0, 0], [5, -2])
     near(IMAGES.normalised(2 * x, x), 2 * x)
     assert np.isfinite(MID_MAPS.centred(jnp.zeros((1, 2, 2, 1)))).all()
 
 
-def test_the_discriminator_sees_images_of_equal_brightness_and_contrast():
+def test_a_discriminator_may_see_images_of_equal_brightness_and_contrast():
     """Mean 0 and deviation 1/2 over pixels and channels; a constant image is grey."""
     two = jnp.stack([jnp.full((2, 2, 3), 0.2), jnp.full((2, 2, 3), 0.6)], axis=0)
-    near(IMAGES.centred(two), np.zeros((2, 2, 2, 3)))
+    level = functools.partial(IMAGES.centred, level=True)
+    near(level(two), np.zeros((2, 2, 2, 3)))
     half = jnp.concatenate([two[:1], two[1:]], axis=2)  # mean 0.4, deviation 0.2
     expected = 0.5 * 0.2 / np.sqrt(0.2**2 + 1e-4)
-    near(IMAGES.centred(half)[0, 0, :, 0], expected * np.array([-1, -1, 1, 1]))
+    near(level(half)[0, 0, :, 0], expected * np.array([-1, -1, 1, 1]))
     x = uniform(0, 3, 16, 16, 3)
-    seen = IMAGES.centred(x)
+    seen = level(x)
     near(seen.mean((1, 2, 3)), np.zeros(3))
     near(seen.std((1, 2, 3)), np.full(3, 0.5), 2e-3)
-    near(IMAGES.centred(0.5 * x + 0.2), seen, 5e-3)
+    near(level(0.5 * x + 0.2), seen, 5e-3)
+    near(MID_MAPS.centred(x, level=True), MID_MAPS.centred(x))
 
 
 def test_mid_maps_of_a_transformer_have_a_shape_too():

@@ -30,7 +30,7 @@ HEALTH = {
         "loss", "metric_loss", "adversarial_metric_loss", "batch_recall", "mean_cosine",
     },
     "G and D": {
-        "loss", "d_real", "d_fake", "d_pixels", "discriminator_loss", "r1", "generator_loss",
+        "loss", "d_real", "d_fake", "discriminator_loss", "r1", "generator_loss",
         "g_reconstruction", "g_adversarial", "g_features", "g_noise", "g_code",
         "psnr_in/clean", "psnr_out/clean", "spread_samples", "spread_images",
         "recall_x", "recall_restored", "recall_fused",
@@ -40,7 +40,7 @@ HEALTH = {
 ROWS = [
     "raw pixels", "initial weights", "initial weights, fused", "F", "local", "flip alone",
     "F + flip", "G alone", "F + G", "D features alone", "query G", "query by discriminator",
-    "query by damage", "query by confidence", "query by hand_made", "query by random", "fused",
+    "query by confidence", "query by hand_made", "query by random", "fused",
 ]  # fmt: skip
 CLEAN = {
     "recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "map_at_r", "r_precision",

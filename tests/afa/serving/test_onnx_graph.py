@@ -16,9 +16,10 @@ from afa.config import ExperimentConfig, with_changes
 from afa.errors import UserError
 from afa.models import backbones
 from afa.models.fusion import Fusion, Route
-from afa.models.generators.residual import clip_unit
+from afa.models.generators.inpainting import InpaintingGenerator
 from afa.models.networks import build_networks
 from afa.models.routing import JUDGES
+from afa.models.unet import clip_unit
 from afa.serving import onnx_graph, package
 from experiments import package as command
 
@@ -36,13 +37,14 @@ def runtime():
 def compare(runtime):
     """Compares a function of uint8 images in JAX and ONNX, for several batch sizes."""
 
-    def check(function, size=SIDE, tolerance=1e-5):
+    def check(function, size=SIDE, tolerance=1e-5, views=None):
         content = onnx_graph.model(function, size, {"checkpoint": "step-1"})
         session = runtime.InferenceSession(content)
         assert session.get_modelmeta().custom_metadata_map == {"checkpoint": "step-1"}
-        views = np.random.default_rng(0).integers(0, 256, (5, size, size, 3), np.uint8)
+        if views is None:
+            views = np.random.default_rng(0).integers(0, 256, (5, size, size, 3), np.uint8)
         expected = np.asarray(jax.jit(function)(views))
-        for count in (5, 1, 3):
+        for count in (len(views), 1, 3):
             (found,) = session.run(None, {"views": views[:count]})
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, expected[:count], rtol=0, atol=tolerance)
@@ -69,10 +71,33 @@ def test_every_block_view_and_route(compare, judge):
     variables = tiny.state(made).search_variables()
     networks = dataclasses.replace(made.networks, view_names=("flip", "median", "standardise"))
     route = Route(judge, EVERY_VIEW) if judge else None
+    # The restored view is drawn where D finds damage.
+    assert type(networks.generator) is InpaintingGenerator and networks.discriminator.localise
     with parallel.lowered_for(accelerator=True):
         session = compare(search_function(networks, variables, tiny.SIDE, route), tiny.SIDE)
     assert session.get_inputs()[0].shape == ["rows", tiny.SIDE, tiny.SIDE, 3]
     assert session.get_outputs()[0].shape[0] == "rows"
+
+
+@pytest.mark.parametrize("judge", [None, "", "damage"])
+def test_a_query_is_restored_as_in_search(compare, judge):
+    """As a block, always, and for the half of the queries with the most damage."""
+    context = tiny.context(tiny.config(**{"generator.name": "inpainting"}))
+    networks, variables = context.networks, tiny.state(context).search_variables()
+    views = tiny.batch(8)["image"]
+    images = jnp.asarray(views / 255, jnp.float32)
+    assert np.abs(networks.restore(variables, images) - images).max() > 0.1
+    half = -float(jnp.median(networks.damage(variables, images).mean((1, 2))))
+    fusion = {
+        None: Fusion.of({"restored": 1.0}),
+        "": Fusion.of({"global": 1.0}, Route("", (("restored", 0.0),))),
+        "damage": Fusion.of(
+            {"global": 1.0}, Route("damage", (("original", 0.0), ("restored", half)))
+        ),
+    }[judge]
+    function = package.network(networks, variables, fusion)
+    given = package.named(variables)
+    compare(lambda x: function(given, x), tiny.SIDE, 1e-4, views)
 
 
 OPERATIONS = {
