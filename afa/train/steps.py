@@ -435,16 +435,6 @@ def _generator_cotangents(
         share = parallel.pmean(damage.mean())
         return adversarial_term(images) + adversarial.inpainting_loss(pixels, damage, share)
 
-    def distance(images: Array) -> Array:
-        target, descriptors = (
-            space.describe(networks.embedder, frozen, each, train=False) for each in (clean, images)
-        )
-        distances = [
-            1 - jnp.mean(jnp.sum(a * jax.lax.stop_gradient(b), -1))
-            for a, b in zip(descriptors, target, strict=True)
-        ]
-        return jnp.sum(jnp.stack(distances))
-
     def error(x: Array) -> Array:
         return adversarial.reconstruction(
             space.normalised(x, clean), space.normalised(clean, clean)
@@ -459,7 +449,9 @@ def _generator_cotangents(
             "g_adversarial": (
                 config.lambda_adversarial, lambda: restored_term(outputs.restored)
             ),
-            "g_features": (config.lambda_features, lambda: distance(outputs.restored)),
+            "g_features": (
+                config.lambda_features, lambda: _distance(networks, frozen, outputs.restored, clean)
+            ),
             "g_noise": (config.lambda_noise, lambda: adversarial_term(outputs.sampled)),
             "g_code": (config.lambda_code, code),
         }  # fmt: skip
@@ -468,6 +460,18 @@ def _generator_cotangents(
         return total, values | {"generator_loss": total}
 
     return jax.grad(objective, has_aux=True)(generated)
+
+
+def _distance(networks: Networks, frozen: PyTree, x: Map, clean: Map) -> Float[Array, ""]:
+    """mean 1 - F(x) . F(clean), summed over global and local descriptors."""
+    found, target = (
+        networks.space.describe(networks.embedder, frozen, each, train=False) for each in (x, clean)
+    )
+    distances = [
+        1 - jnp.mean(jnp.sum(a * jax.lax.stop_gradient(b), -1))
+        for a, b in zip(found, target, strict=True)
+    ]
+    return jnp.sum(jnp.stack(distances))
 
 
 def joint_step(
