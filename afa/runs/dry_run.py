@@ -53,7 +53,10 @@ def lines(experiment: str, config: ExperimentConfig) -> list[str]:
 def _batch(size: int, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     image = jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8)
     index = jax.ShapeDtypeStruct((batch_size,), np.int32)
-    return {"clean": image, "image": image, "label": index, "corruption": index}
+    damage = jax.ShapeDtypeStruct(image.shape[:-1], np.bool_)
+    return {
+        "clean": image, "image": image, "label": index, "corruption": index, "damage": damage
+    }  # fmt: skip
 
 
 def _steps(setup: Setup) -> dict[str, Any]:

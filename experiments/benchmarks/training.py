@@ -189,6 +189,7 @@ def _batch(size: int, batch_size: int) -> dict[str, np.ndarray]:
         "clean": images,
         "label": draw.integers(0, CLASSES, batch_size).astype(np.int32),
         "corruption": np.zeros(batch_size, np.int32),
+        "damage": np.zeros(images.shape[:-1], bool),
     }
 
 
