@@ -5,15 +5,18 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 PUBLISHED_SIDE = 64  # lengths below are in pixels of an image of this shorter side
-GRAIN = (1.0, 10.0)  # smoothing of the noise whose peaks are hidden: the size of the regions
+LAYERS = 3  # most overlays of an image
+GRAIN = (0.6, 10.0)  # smoothing of the noise whose peaks are hidden: the size of the regions
 STRETCH = 3.0  # largest ratio of their length to their width
 SHARE = (0.03, 0.5)  # hidden fraction of the image
-CONTOURS = 0.5  # fraction of the images whose regions are bands around a contour line
+CONTOURS = 0.5  # fraction of the overlays whose regions are bands around a contour line
 COLOURS = 4  # of a patchwork; OpenCV smooths four channels at once
 DETAIL = (0.3, 2.0)  # smoothing of patchwork and texture, relative to that of the regions
 DEVIATION = (5.0, 90.0)  # of a texture, in grey levels
-OPAQUE = 0.6  # fraction of the images whose overlay is opaque
+OPAQUE = 0.6  # fraction of the overlays that are opaque
 OPACITY = (0.4, 1.0)  # of the others
+SOFT = 0.5  # fraction of the overlays with soft edges
+EDGE = (0.3, 1.0)  # their smoothing
 
 Cover = Float32[np.ndarray, "h w 3"]  # grey levels
 
@@ -21,19 +24,33 @@ Cover = Float32[np.ndarray, "h w 3"]  # grey levels
 def overlays(
     image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Hides regions of random size, direction and number, opaque or half transparent, under one
-    colour, a patchwork of colours, or a texture of smoothed coloured noise.
+    """Hides regions of random size, direction and number, opaque or half transparent, with hard or
+    soft edges, under one colour, a patchwork of colours, or a texture of smoothed coloured noise;
+    one to three times over one another.
 
     The regions are the highest values of smoothed noise, or the bands around one of its contour
     lines, so they have no shape in common with the bars, lattices, polygons, copied patches and
     single pixels of the corruptions that are held back.
     """
     height, width = image.shape[:2]
+    for _ in range(int(rng.integers(1, LAYERS + 1))):
+        opacity, cover = layer(height, width, rng)
+        mixed = opacity * cover + (1 - opacity) * image
+        image = np.rint(mixed).astype(np.uint8)
+    return image
+
+
+def layer(
+    height: int, width: int, rng: np.random.Generator
+) -> tuple[Float32[np.ndarray, "h w 1"], Cover]:
+    """Returns the opacity of an overlay, 0 at intact pixels, and what covers the others."""
     hidden, grain = regions(height, width, rng)
     cover = COVERS[int(rng.integers(len(COVERS)))](height, width, grain * rng.uniform(*DETAIL), rng)
-    opacity = np.float32(1.0 if rng.random() < OPAQUE else rng.uniform(*OPACITY))
-    mixed = opacity * np.clip(cover, 0, 255) + (1 - opacity) * image
-    return np.rint(np.where(hidden[..., None], mixed, image)).astype(np.uint8)
+    opacity = hidden * np.float32(1.0 if rng.random() < OPAQUE else rng.uniform(*OPACITY))
+    if rng.random() < SOFT:
+        edge = rng.uniform(*EDGE) * min(height, width) / PUBLISHED_SIDE
+        opacity = cv2.GaussianBlur(opacity, (0, 0), edge)
+    return opacity[..., None], np.clip(cover, 0, 255)
 
 
 def regions(

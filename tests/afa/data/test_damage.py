@@ -53,10 +53,10 @@ def test_what_counts_as_a_change():
 def test_damage_of_a_family(family):
     found = batches(family=family)
     np.testing.assert_array_equal(found["damage"], beyond(found["image"], found["clean"]))
-    # The rest is untouched.
-    assert (found["image"][~found["damage"]] == found["clean"][~found["damage"]]).mean() > 0.95
+    # The rest is untouched, but for the faint end of soft edges.
+    assert (found["image"][~found["damage"]] == found["clean"][~found["damage"]]).mean() > 0.85
     share = found["damage"].mean((1, 2))
-    assert share.min() > 0.01 and share.max() < 0.55
+    assert share.min() > 0.01 and share.max() < 0.95
 
 
 @pytest.mark.parametrize("name", corruptions.LOCAL)
