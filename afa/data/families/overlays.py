@@ -49,7 +49,8 @@ def layer(
     opacity = hidden * np.float32(1.0 if rng.random() < OPAQUE else rng.uniform(*OPACITY))
     if rng.random() < SOFT:
         edge = rng.uniform(*EDGE) * min(height, width) / PUBLISHED_SIDE
-        opacity = cv2.GaussianBlur(opacity, (0, 0), edge)
+        # By rounding, a mean of ones can exceed 1.
+        opacity = np.minimum(cv2.GaussianBlur(opacity, (0, 0), edge), 1)
     return opacity[..., None], np.clip(cover, 0, 255)
 
 

@@ -79,7 +79,7 @@ def test_half_of_the_edges_are_soft():
     shares = [soft(opacity) for _, opacity, _ in found]
     assert 0.4 < np.mean(shares) < 0.6
     reach = {}
-    for side in (32, 128):
+    for side in (64, 192):
         edges = []
         for seed in range(60):
             _, opacity, _ = drawn((side, side), seed)
@@ -88,7 +88,7 @@ def test_half_of_the_edges_are_soft():
                 steps = np.abs(np.diff(opacity > 0.5 * opacity.max(), axis=1)).sum()
                 edges.append(between.sum() / max(steps, 1))
         reach[side] = np.median(edges)
-    assert 2 < reach[128] / reach[32] < 6
+    assert 2 < reach[192] / reach[64] < 5
 
 
 def pieces(mask: Any) -> int:
