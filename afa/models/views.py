@@ -7,10 +7,16 @@ write a function and add it to `VIEWS`.
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Images = Float[Array, "b h w 3"]
+
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
+TILES = 4  # of `clahe`, along each side
+BINS = 32  # of its histograms
+CLIP = 2.0  # largest bin, relative to the mean
 
 
 def flip(images: Images) -> Images:
@@ -48,6 +54,49 @@ def standardise(images: Images) -> Images:
     return jnp.clip(_standardised(images, (1, 2)), 0, 1)
 
 
+def clahe(images: Images) -> Images:
+    """Contrast-limited adaptive histogram equalisation of the luminance (Zuiderveld 1994), in four
+    by four tiles; bins above twice the mean are cut and their excess is spread evenly."""
+    height, width = images.shape[1:3]
+    grey = images @ jnp.array(LUMINANCE, images.dtype)
+    scaled = grey * BINS
+    bins = jnp.minimum(jnp.floor(scaled), BINS - 1)
+    rows, columns = _tiles(height), _tiles(width)
+    counted = [jnp.einsum("tr,brc,uc->btu", rows, (bins == each).astype(grey.dtype), columns)
+               for each in range(BINS)]  # fmt: skip
+    shares = jnp.concatenate([each[..., None] for each in counted], axis=-1)
+    excess = jnp.maximum(shares - CLIP / BINS, 0).sum(-1, keepdims=True)
+    shares = jnp.minimum(shares, CLIP / BINS) + excess / BINS
+    # The distribution function, linear inside a bin, of every tile; between the centres of the
+    # tiles, interpolated.
+    down, across = (_between_tiles(side) for side in (height, width))
+    equalised = jnp.zeros_like(grey)
+    for each in range(BINS):
+        local = jnp.einsum("rt,btu,cu->brc", down, shares[..., each], across)
+        equalised += local * jnp.clip(scaled - each, 0, 1)
+    return jnp.clip(images + (equalised - grey)[..., None], 0, 1)
+
+
+def _tiles(side: int) -> Float[Array, "t n"]:
+    """Matrix that averages the pixels of each tile."""
+    owner = jnp.arange(side) * TILES // side
+    members = (owner == jnp.arange(TILES)[:, None]).astype(jnp.float32)
+    return members / members.sum(1, keepdims=True)
+
+
+def _between_tiles(side: int) -> Float[Array, "n t"]:
+    """Matrix that interpolates from the centres of the tiles to the pixels."""
+    return jax.image.resize(jnp.eye(TILES), (side, TILES), "linear")
+
+
+def zoom(images: Images) -> Images:
+    """The centre of the image, of sqrt(1/2) of the side, enlarged to its size: a second scale."""
+    height, width = images.shape[1:3]
+    top, left = (round(side * (1 - 0.5**0.5) / 2) for side in (height, width))
+    centre = images[:, top : height - top, left : width - left]
+    return jnp.clip(jax.image.resize(centre, images.shape, "cubic"), 0, 1)
+
+
 def level(images: Images) -> Images:
     """Standardises each image to mean 1/2 and standard deviation 1/4 over all pixels and channels.
 
@@ -75,5 +124,7 @@ VIEWS: dict[str, Callable[[Images], Images]] = {
     "flip": flip,
     "median": median,
     "standardise": standardise,
+    "clahe": clahe,
+    "zoom": zoom,
 }
-FILTERS = ("median", "standardise")  # those that can improve a query
+FILTERS = ("median", "standardise", "clahe", "zoom")  # those that can improve a query

@@ -366,6 +366,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "erfc": _erfc,
     "exp": _plain("Exp"),
     "gather": _gather,
+    "floor": _plain("Floor"),
     "ge": _plain("GreaterOrEqual"),
     "gt": _plain("Greater"),
     "log": _plain("Log"),

@@ -61,7 +61,9 @@ def search_function(networks, variables, size, route=None):
     return lambda views: network(weights, views)
 
 
-EVERY_VIEW = (("original", 0.0), ("median", 0.1), ("standardise", -0.1), ("restored", 0.05))
+SECOND = ("flip", "median", "standardise", "clahe", "zoom")
+EVERY_VIEW = (("original", 0.0), ("median", 0.1), ("standardise", -0.1), ("clahe", 0.0),
+              ("zoom", 0.1), ("restored", 0.05))  # fmt: skip
 
 
 @pytest.mark.parametrize("judge", ["", *(name for name in JUDGES if name != "random")])
@@ -69,7 +71,7 @@ def test_every_block_view_and_route(compare, judge):
     joint = {"train.schedule": "joint", "adversarial.generated_views": 0.5}
     made = tiny.context(tiny.config(**({} if judge else joint)))
     variables = tiny.state(made).search_variables()
-    networks = dataclasses.replace(made.networks, view_names=("flip", "median", "standardise"))
+    networks = dataclasses.replace(made.networks, view_names=SECOND)
     route = Route(judge, EVERY_VIEW) if judge else None
     # The restored view is drawn where D finds damage.
     assert type(networks.generator) is InpaintingGenerator
