@@ -45,18 +45,6 @@ def pixel_loss(pixels: Float[Array, "b h w"], damage: Bool[Array, "b h w"]) -> F
     return jnp.mean(jax.nn.softplus(jnp.where(damage, pixels, -pixels)))
 
 
-def inpainting_loss(
-    pixels: Float[Array, "b h w"], damage: Bool[Array, "b h w"], share: Float[Array, ""]
-) -> Float[Array, ""]:
-    """Non-saturating loss of G at the pixels that it had to replace: softplus(-D), 0 elsewhere.
-
-    Args:
-      damage: whether a pixel is damaged.
-      share: mean of the damage over all devices.
-    """
-    return jnp.mean(damage * jax.nn.softplus(-pixels)) / jnp.maximum(share, 1e-3)
-
-
 def r1_penalty(discriminator: Callable[[Maps], Logits], real: Maps) -> Float[Array, ""]:
     """R1 gradient penalty on real images (Mescheder et al. 2018, equation 9).
 

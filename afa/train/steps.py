@@ -62,7 +62,7 @@ class Fake(NamedTuple):
 
 
 class Damaged(NamedTuple):
-    """Images and their restored versions, and the pixels that are damaged in both."""
+    """Images, and which of their pixels are damaged."""
 
     images: Map
     damage: Bool[Array, "b h w"]
@@ -298,10 +298,10 @@ def generator_step(
 
     generated, vjp = jax.vjp(generate, state.variables["generator"]["params"])
     fakes = _fakes(context, clean, x, generated, batch["corruption"])
-    damaged = Damaged(jnp.concatenate([x, generated.restored]), batch["damage"])
+    damaged = Damaged(x, batch["damage"])
     state, d_metrics = _discriminator_update(state, context, clean, fakes, damaged, key_augment)
     cotangents, g_metrics = _generator_cotangents(
-        state, context, frozen, clean, generated, batch["damage"], key_augment
+        state, context, frozen, clean, generated, key_augment
     )
     gradient = parallel.pmean(vjp(cotangents)[0])
     state, norm = apply_gradients(
@@ -357,8 +357,7 @@ def _discriminator_update(
                    "d_real": real.mean(), "d_fake": jnp.sum(weights * fake)}  # fmt: skip
         if module.localise:
             pixels = _pixels(module, variables | {"params": params}, damaged.images)
-            damage = jnp.concatenate([damaged.damage] * 2)
-            figures["d_pixels"] = adversarial.pixel_loss(pixels, damage)
+            figures["d_pixels"] = adversarial.pixel_loss(pixels, damaged.damage)
             loss += figures["d_pixels"]
         return loss + config.r1 * config.r1_every * penalty, (stats, figures)
 
@@ -407,13 +406,11 @@ def _generator_cotangents(
     frozen: PyTree,
     clean: Array,
     generated: Generated,
-    damage: Array,
     keys: Array,
 ) -> tuple[Generated, Metrics]:
     """Gradient of the loss of G with respect to its outputs:
 
-    lambda_reconstruction reconstruction(x^, x) + lambda_adversarial softplus(-D(x^)), the latter
-    also for the damaged pixels if D localises,
+    lambda_reconstruction reconstruction(x^, x) + lambda_adversarial softplus(-D(x^))
     + lambda_noise softplus(-D(G(z))) + lambda_features (1 - F(x^) . F(x)), summed over global and
     local descriptors, + lambda_code (reconstruction(G(code of x), x) + CODE_PRIOR divergence).
     """
@@ -428,13 +425,6 @@ def _generator_cotangents(
         )  # fmt: skip
         return adversarial.generator_loss(output.logit)
 
-    def restored_term(images: Array) -> Array:
-        if not discriminator.localise:
-            return adversarial_term(images)
-        pixels = _pixels(discriminator, state.variables["discriminator"], images)
-        share = parallel.pmean(damage.mean())
-        return adversarial_term(images) + adversarial.inpainting_loss(pixels, damage, share)
-
     def error(x: Array) -> Array:
         return adversarial.reconstruction(
             space.normalised(x, clean), space.normalised(clean, clean)
@@ -447,7 +437,7 @@ def _generator_cotangents(
         terms = {
             "g_reconstruction": (config.lambda_reconstruction, lambda: error(outputs.restored)),
             "g_adversarial": (
-                config.lambda_adversarial, lambda: restored_term(outputs.restored)
+                config.lambda_adversarial, lambda: adversarial_term(outputs.restored)
             ),
             "g_features": (
                 config.lambda_features, lambda: _distance(networks, frozen, outputs.restored, clean)

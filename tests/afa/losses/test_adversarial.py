@@ -44,30 +44,6 @@ def test_loss_of_pixels():
     np.testing.assert_array_equal(slope > 0, right)
 
 
-def test_loss_of_replaced_pixels():
-    replaced = jnp.asarray([[[False, True], [False, True]]])
-    loss, slope = jax.value_and_grad(adversarial.inpainting_loss)(
-        PIXELS, replaced, jnp.asarray(0.5)
-    )
-    near(loss, -np.log([1 / 4, 3 / 4]).mean())
-    # -(1 - p) / 2 for both, 0 for the others.
-    near(slope[0], [[0, -3 / 8], [0, -1 / 8]])
-    # The mean over two devices of equal size, of which one has no damage, is that of both.
-    near(adversarial.inpainting_loss(PIXELS, replaced, jnp.asarray(0.25)) / 2, loss)
-
-
-def test_loss_of_replaced_pixels_when_they_are_few():
-    one = jnp.zeros((1, 100, 100), bool).at[0, 3, 4].set(True)
-    logits = jnp.full(one.shape, -np.log(3), jnp.float32)
-    # A thousandth and more: the mean over them. Less: their part of a thousandth.
-    ten = one.at[0, 7, :9].set(True)
-    near(adversarial.inpainting_loss(logits, ten, ten.mean()), np.log(4))
-    near(adversarial.inpainting_loss(logits, one, one.mean()), 0.1 * np.log(4))
-    none = jnp.zeros_like(one)
-    loss, slope = jax.value_and_grad(adversarial.inpainting_loss)(logits, none, none.mean())
-    assert loss == 0 and (slope == 0).all()
-
-
 def test_r1_of_a_linear_and_of_a_quadratic_discriminator():
     draw = np.random.default_rng(0)
     x = jnp.asarray(draw.uniform(size=(4, 5, 6, 3)), jnp.float32)
