@@ -78,8 +78,7 @@ class Explicit:
         penalty = adversarial.r1_penalty(lambda x: self.logit(params, x), self.clean)
         of_pixels = jnp.zeros(())
         if self.localise:
-            of_pixels = sum(cross_entropy(self.pixels(params, each), ~self.damage).mean() / 2
-                            for each in (self.images, self.restored))  # fmt: skip
+            of_pixels = cross_entropy(self.pixels(params, self.images), ~self.damage).mean()
         total = loss + of_pixels + self.chosen.r1 * self.chosen.r1_every * penalty
         return total, {"discriminator_loss": loss, "r1": penalty * 4, "d_pixels": of_pixels}
 
@@ -96,9 +95,6 @@ class Explicit:
         distance = sum(jnp.mean(1 - jnp.sum(a * b, 1)) for a, b in zip(found, target, strict=True))
         real, drawn = (jax.nn.softplus(-self.logit(judge, each)).mean()
                        for each in (restored, sampled))  # fmt: skip
-        if self.localise:
-            pixels = cross_entropy(self.pixels(judge, restored), True)
-            real += jnp.where(self.damage, pixels, 0).sum() / self.damage.sum()
         code = self.error(coded) + adversarial.CODE_PRIOR * divergence
         total = (
             chosen.lambda_reconstruction * self.error(restored) + chosen.lambda_code * code
