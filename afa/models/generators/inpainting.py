@@ -11,13 +11,15 @@ from afa.models.spaces import Shape
 from afa.models.unet import clip_unit
 
 SMALLEST_SIDE = 2  # of the maps from which `diffused` fills
+DOUBT = 0.35  # D's estimate below which a pixel counts as intact
 LEAST_KNOWN = 1e-6  # keeps an image without any intact pixel finite
 
 
 class InpaintingGenerator(Generator):
-    """`restore(x, m)`: x + m (clip(x0 + R(x0, m)) - x) with the map of damage m, the image x0 whose
-    damaged pixels are filled from their surroundings (`diffused`), and a U-Net R. Without damage it
-    is the identity, and untrained it gives x0. Otherwise as `residual.Generator`.
+    """`restore(x, d)`: x + m (clip(x0 + R(x0, m)) - x) with the part m of the damage d that exceeds
+    doubt (`replaced`), the image x0 whose damaged pixels are filled from their surroundings
+    (`diffused`), and a U-Net R. Without damage it is the identity, and untrained it gives x0.
+    Otherwise as `residual.Generator`.
 
     R sees only what D left of the image. Finding the damage and undoing it, for which a generator
     of whole images has one pass, is here the work of two networks, and an intact pixel stays. R
@@ -26,7 +28,7 @@ class InpaintingGenerator(Generator):
 
     def restore(self, images: Image, damage: Damage) -> Image:
         """Imperfect images and their damage -> restored images."""
-        m = damage[..., None]
+        m = replaced(damage)
         filled = diffused(images, m)
         centre, spread = views.moments(filled, (1, 2, 3))
         known = jnp.concatenate([(filled - centre) / (2 * spread), 2 * m - 1], axis=-1)
@@ -40,8 +42,14 @@ class FillingGenerator(Generator):
 
     def restore(self, images: Image, damage: Damage) -> Image:
         """Images and their damage -> x + m (x0 - x)."""
-        m = damage[..., None]
+        m = replaced(damage)
         return images + m * (diffused(images, m) - images)
+
+
+def replaced(damage: Damage) -> Float[Array, "b h w 1"]:
+    """Weight of what is drawn: 0 up to `DOUBT`, then linear to 1. Blurred and noisy images, of
+    which D is never sure, keep their pixels."""
+    return jnp.maximum(damage - DOUBT, 0)[..., None] / (1 - DOUBT)
 
 
 def diffused(images: Image, m: Float[Array, "b h w 1"]) -> Image:

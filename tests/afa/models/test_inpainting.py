@@ -9,7 +9,12 @@ import pytest
 import tiny
 from arrays import apply, near, normal, uniform, variables_of
 
-from afa.models.generators.inpainting import FillingGenerator, InpaintingGenerator, diffused
+from afa.models.generators.inpainting import (
+    FillingGenerator,
+    InpaintingGenerator,
+    diffused,
+    replaced,
+)
 
 # ---- filling by diffusion ------------------------------------------------------------------------
 
@@ -136,6 +141,13 @@ def test_without_damage_it_is_the_identity(made):
     np.testing.assert_array_equal(restore(made, images, jnp.zeros((2, 16, 16))), images)
 
 
+def test_doubt_is_no_damage(made):
+    damage = jnp.asarray([[[0, 0.2, 0.35, 0.48, 0.675, 0.805, 1]]])
+    near(replaced(damage)[0, 0, :, 0], [0, 0, 0, 0.2, 0.5, 0.7, 1])
+    images = uniform(0, 2, 16, 16, 3)
+    np.testing.assert_array_equal(restore(made, images, 0.35 * uniform(1, 2, 16, 16)), images)
+
+
 def test_intact_pixels_keep_their_bits(made):
     images, damage = uniform(0, 2, 16, 16, 3), mask(1, 0.4, 2, 16, 16)[..., 0]
     restored = restore(made, images, damage)
@@ -157,7 +169,7 @@ def test_untrained_it_fills_by_diffusion(kind):
     generator = kind(4, 2, 1, 5, 16)
     images, damage = uniform(0, 2, 16, 16, 3), uniform(1, 2, 16, 16)
     variables: Any = generator.init(jax.random.key(0), images, normal(2, 2, 5))
-    m = damage[..., None]
+    m = replaced(damage)
     expected = images + m * (diffused(images, m) - images)
     near(restore((generator, variables), images, damage), expected, 1e-6)
     assert ("change" in variables["params"]) == (kind is InpaintingGenerator)
