@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 NAME = "corrupted_queries"
 # Options of this benchmark alone; those of DEFINES are stored in the directory of --write.
-DEFINES = ("queries", "severities", "groups", "protocol")
+DEFINES = ("split", "queries", "severities", "groups", "protocol")
 OWN = (*DEFINES, "vectors", "write", "format")
-# Fields of the data set that its test classes or their images depend on.
+# Fields of the data set that its test or validation classes or their images depend on.
 DATA = ("name", "path", "cache", "image_size", "objects", "views", "render_size", "corruptions",
-        "max_unreadable", "read_threads")  # fmt: skip
+        "validation_fraction", "folds", "fold", "split_seed", "max_unreadable",
+        "read_threads")  # fmt: skip
 TRAINED = "corruptions that the descriptor was trained on (default: those of afa)"
 TEXT = "text"
 
@@ -40,11 +41,14 @@ def add_options(options: Parser) -> None:
     """Adds the options of the benchmark."""
     own = options.add_argument_group(NAME)
     add = own.add_argument
+    add("--split", default=None,
+        help="classes: test, or for choices validation (default: test)")  # fmt: skip
     add("--queries", type=int, default=None, metavar="N",
         help="number of queries, drawn evenly over the classes (default: all)")  # fmt: skip
     add("--severities", type=int, nargs="+", default=None, metavar="N", help="default: 3 5")
     add("--groups", nargs="+", default=None, metavar="NAME",
-        help="groups of corruptions (default: trained held_back unseen)")  # fmt: skip
+        help="groups of corruptions (default: trained held_back unseen; on validation classes "
+             "trained, and left_out, which are usual in training and were not used)")  # fmt: skip
     add("--protocol", default=None,
         help="default: the main one of the data set, and catalogue where there is one")  # fmt: skip
     add("--vectors", type=Path, default=None, metavar="FILE",
@@ -145,7 +149,8 @@ def _score_run(chosen: argparse.Namespace) -> int:
         return vectors
 
     lines = _scored(benchmark.definition, benchmark.rows, describe)
-    Workdir(chosen.run).count_test_read(NAME)
+    if benchmark.definition.split == "test":
+        Workdir(chosen.run).count_test_read(NAME)
     cost = {"dimension": dimension, **_search_cost(embedder)}
     descriptor = {"run": str(chosen.run), "checkpoint": embedder.record["checkpoint"]}
     _show(chosen, benchmark.definition, lines, descriptor, cost)
@@ -204,14 +209,15 @@ def _benchmark(chosen: argparse.Namespace, data: DataConfig) -> Any:
     from afa.data.sources import registry
     from afa.evaluation.benchmarks import corrupted
 
-    groups = corrupted.grouped(chosen.groups or corrupted.GROUPS, data.corruptions)
+    split = chosen.split or "test"
+    groups = corrupted.grouped(chosen.groups, data.corruptions, split)
     severities = chosen.severities
     if severities is None:
         severities = corrupted.USUAL_SEVERITIES
     severities = corrupted.check_severities(severities)
     dataset = registry.load(data)
     return corrupted.define(
-        dataset, data, groups, severities, chosen.queries or 0, chosen.protocol or "auto"
+        dataset, data, groups, severities, chosen.queries or 0, chosen.protocol or "auto", split
     )
 
 
@@ -244,7 +250,8 @@ def _show(
     for protocol in definition.protocols.values():
         rows = [_row(line) for line in summaries_first if line.protocol == protocol]
         if style == TEXT:
-            title = f"{definition.data}, {NAME}, {protocol}, {definition.queries:,} queries"
+            title = (f"{definition.data}, {NAME}, {definition.split} classes, {protocol}, "
+                     f"{definition.queries:,} queries")  # fmt: skip
             table(title, rows, COLUMNS)
         else:
             texts = [[_text(cell) for cell in row] for row in rows]

@@ -12,8 +12,8 @@ the benchmark with a 95 % bootstrap interval over queries (over classes, if ther
   folder               query/CLASS/IMAGE and gallery/CLASS/IMAGE; Recall@K
   corrupted_queries    any data set; clean gallery, corrupted queries; R@1 and MAP@R
 
-corrupted_queries describes the test classes of a data set, given by --data.name, --data.path and
-the like or taken from the run, with one of:
+corrupted_queries describes the test classes of a data set (for choices, --split=validation), given
+by --data.name, --data.path and the like or taken from the run, with one of:
 
   --run=RUN            the descriptor of a finished run; counted as a use of its test classes
   --vectors=FILE       vectors of any other software for the images that --write wrote (npz or

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from afa.config import TRAINED_CORRUPTIONS
 from afa.data.families import FAMILIES
 from afa.losses import LOSSES
 
@@ -39,6 +40,9 @@ WITHOUT_GENERATOR = {"adversarial.generator": [False]}
 RESTORER_ALONE = {f"adversarial.lambda_{name}": [0.0]
                   for name in ("adversarial", "noise", "code", "features")}  # fmt: skip
 
+WITHOUT_ONE = [tuple(name for name in TRAINED_CORRUPTIONS if name != left)
+               for left in TRAINED_CORRUPTIONS]  # fmt: skip
+
 SUITES = {
     "smoke": Suite(
         "two losses at debug size, in minutes: checks that sweeps work",
@@ -57,6 +61,10 @@ SUITES = {
     "corruptions": Suite(
         "the method and its baseline, trained with few to many corrupted images",
         [Part([METHOD, BASELINE], {"data.corrupt_probability": [0.0, 0.25, 0.5, 0.75]})],
+    ),
+    "left_out": Suite(
+        "the method and its baseline without one trained corruption each, for choices",
+        [Part([METHOD, BASELINE], {"data.corruptions": WITHOUT_ONE})],
     ),
     "ablation": Suite(
         "the method without each of its parts",
@@ -97,6 +105,7 @@ SUITES = {
             Part([BASELINE], {"loss.name": ["proxy_synthesis", "memvir", "cross_batch_memory"]}),
             Part([BASELINE], {"optim.sam_radius": [0.05]}),
             Part([BASELINE], {"backbone.name": ["resnet34"]}),
+            Part([BASELINE], {"evaluation.views": [("flip", "median", "clahe", "zoom")]}),
             Part([METHOD], {"adversarial.perturbation": ["mixstyle"]} | WITHOUT_GENERATOR),
             Part([METHOD], RESTORER_ALONE),
         ],

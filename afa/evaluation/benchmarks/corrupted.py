@@ -1,11 +1,14 @@
 """Corrupted queries: clean galleries, and queries under trained, held-back and unseen corruptions.
 
 The benchmark is a list of images, `Row`s. Every image is the square evaluation view of an image of
-the test classes, resized and cropped to one size and then, if it is a query, corrupted with fixed
-random numbers. Any descriptor of these pixels can be scored: that of a run, or vectors from a file
-(`afa.evaluation.benchmarks.files`).
+the test or validation classes, resized and cropped to one size and then, if it is a query,
+corrupted with fixed random numbers. Any descriptor of these pixels can be scored: that of a run, or
+vectors from a file (`afa.evaluation.benchmarks.files`).
 
 Settings that training could be fitted to are absent: the seed is fixed, and so are the corruptions.
+
+Choices are made on validation classes: with those corruptions that are usual in training, and most
+of all with those of them that the descriptor has not been trained on, `left_out`.
 """
 
 import dataclasses
@@ -15,7 +18,7 @@ from typing import NamedTuple, overload
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from afa.config import DataConfig
+from afa.config import TRAINED_CORRUPTIONS, DataConfig
 from afa.data.corruptions import CORRUPTIONS, SEVERITIES, held_back
 from afa.data.pipeline import Corruption, evaluated
 from afa.data.types import Dataset, ImageSet, RawImage, Subset
@@ -30,7 +33,7 @@ from afa.retrieval.exact import Gallery, positive_ranks
 NAME = "corrupted_queries"
 SEED = 0  # of the drawn queries and of their corruptions, for every descriptor
 EVERY = CORRUPTIONS | UNSEEN
-GROUPS = ("trained", "held_back", "unseen")
+GROUPS = {"test": ("trained", "held_back", "unseen"), "validation": ("trained", "left_out")}
 USUAL_SEVERITIES = (3, 5)
 # One median filter, one standardisation of the input removes these: they are also reported apart.
 APART = ("salt_pepper", "contrast")
@@ -68,7 +71,8 @@ class Definition:
 
     Attributes:
       data: name of the data set.
-      test_fingerprint: of its test classes.
+      split: "test" or "validation".
+      fingerprint: of the images of the test classes, or of all images for another split.
       image_size: side of the images, in pixels.
       queries: number of queries.
       protocols: role of a gallery -> name of its protocol.
@@ -78,7 +82,8 @@ class Definition:
     """
 
     data: str
-    test_fingerprint: str
+    split: str
+    fingerprint: str
     image_size: int
     queries: int
     protocols: Mapping[str, str]
@@ -140,7 +145,7 @@ class Rendered(Sequence[RawImage]):
     """Evaluation views of images, corrupted or not, made on access.
 
     Args:
-      images: of the test classes.
+      images: of the classes.
       data: their size.
       which: index and corruption of each view.
     """
@@ -165,24 +170,38 @@ class Rendered(Sequence[RawImage]):
         return evaluated(self.images, at, self.data, applied, SEED, EVERY)
 
 
-def grouped(names: Sequence[str], trained: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+def grouped(
+    names: Sequence[str] | None, trained: tuple[str, ...], split: str = "test"
+) -> dict[str, tuple[str, ...]]:
     """Returns the corruptions of each chosen group; a group without corruptions is left out.
 
     Args:
-      names: of `GROUPS`.
+      names: of the `GROUPS` of the split; None for all.
       trained: corruptions that the descriptor was trained on.
+      split: "test" or "validation".
 
     Raises:
-      UserError: unknown group or corruption, an unseen corruption among the trained ones, or only
-        groups without corruptions.
+      UserError: unknown split, group or corruption, an unseen corruption among the trained ones, or
+        only groups without corruptions.
     """
+    allowed = choose("--split", split, GROUPS)
     refuse_unseen("data.corruptions", trained)
     for name in trained:
         choose("data.corruptions", name, CORRUPTIONS)
-    every = {"trained": trained, "held_back": held_back(trained), "unseen": tuple(UNSEEN)}
+    every = {
+        "trained": trained,
+        "left_out": tuple(name for name in TRAINED_CORRUPTIONS if name not in trained),
+        "held_back": held_back(trained),
+        "unseen": tuple(UNSEEN),
+    }
+    names = allowed if names is None else names
     for name in names:
         choose("--groups", name, every)
-    found = {name: every[name] for name in GROUPS if name in names and every[name]}
+        if name not in allowed:
+            raise UserError(
+                f"--groups={name} does not go with --split={split} (allowed: {', '.join(allowed)})"
+            )
+    found = {name: every[name] for name in allowed if name in names and every[name]}
     if not found:
         raise UserError(f"--groups={' '.join(names)}: there are no such corruptions")
     return found
@@ -207,8 +226,9 @@ def define(
     severities: tuple[int, ...],
     queries: int = 0,
     protocol: str = "auto",
+    split: str = "test",
 ) -> CorruptedQueries:
-    """Lists the images of the benchmark on the test classes of a data set.
+    """Lists the images of the benchmark on the test or validation classes of a data set.
 
     Args:
       dataset: the data set.
@@ -218,21 +238,22 @@ def define(
       queries: number of queries, drawn evenly over the classes; 0 for all.
       protocol: as `evaluation.protocol`; "auto": the main protocol of the data set, and
         `catalogue` if there are catalogue images.
+      split: "test" or "validation".
 
     Raises:
       UserError: a negative number of queries, or an unknown or unsupported protocol.
     """
     if queries < 0:
         raise UserError(f"--queries={queries} must not be negative")
-    images = dataset.test
+    images = dataset.splits[split]
     main, *others = protocols(images, protocol, "--protocol")
     galleries = {CATALOGUE if main.name == "catalogue" else GALLERY: main}
     galleries.update((CATALOGUE, each) for each in others if each.name == "catalogue")
     drawn = drawn_evenly(images, main.queries, queries, SEED)
     names = {role: each.name for role, each in galleries.items()}
     definition = Definition(
-        dataset.name, dataset.test_fingerprint, data.image_size, len(drawn), names, groups,
-        severities,
+        dataset.name, split, dataset.test_fingerprint if split == "test" else dataset.fingerprint,
+        data.image_size, len(drawn), names, groups, severities,
     )  # fmt: skip
     views = [(role, i, CLEAN) for role, each in galleries.items() for i in each.gallery.tolist()]
     views += [(QUERY, i, each) for each in definition.conditions for i in drawn.tolist()]

@@ -27,7 +27,7 @@ CLASSES = ("apple", "pear, green")
 
 
 def dataset(catalogue=True, gallery=None):
-    """Two classes: images 0 1 2 and 3 4; catalogue images 5 and 6."""
+    """Two classes: images 0 1 2 and 3 4; catalogue images 5 and 6. Validation: without 1 and 5."""
     draw = np.random.default_rng(0)
     count = 7 if catalogue else 5
     pixels = [draw.integers(0, 256, (20, 24, 3), dtype=np.uint8) for _ in range(count)]
@@ -36,11 +36,12 @@ def dataset(catalogue=True, gallery=None):
     names = tuple(f"photo {i}" for i in range(count))
     test = ImageSet(pixels, labels, names, marks, gallery)
     nothing = test.subset(np.zeros(0, np.int64))
-    return Dataset("made up", nothing, nothing, test, CLASSES, "", "0", "1")
+    validation = test.subset(np.array([0, 2, 3, 4]))
+    return Dataset("made up", nothing, validation, test, CLASSES, "", "0", "1")
 
 
 def benchmark(groups=("held_back",), severities=(3, 5), data=None, **changes):
-    found = corrupted.grouped(groups, TRAINED)
+    found = corrupted.grouped(groups, TRAINED, changes.get("split", "test"))
     settings = DataConfig(image_size=16)
     return corrupted.define(data or dataset(), settings, found, severities, **changes)
 
@@ -151,7 +152,7 @@ def test_queries_of_the_data_set_are_searched_in_its_gallery():
 
 
 def test_the_images_are_those_of_the_robustness_test_and_the_same_every_time():
-    first, second = (benchmark(corrupted.GROUPS, queries=4) for _ in range(2))
+    first, second = (benchmark(None, queries=4) for _ in range(2))
     assert first.rows == second.rows and first.definition == second.definition
     assert first.definition.queries == 4
     for one, other in zip(first.images, second.images, strict=True):
@@ -170,7 +171,7 @@ def test_the_images_are_those_of_the_robustness_test_and_the_same_every_time():
 
 
 def test_all_groups_and_severities_are_listed():
-    made = benchmark(corrupted.GROUPS, (1, 4))
+    made = benchmark(None, (1, 4))
     listed = {(row.corruption, row.severity) for row in made.rows if row.role == "query"}
     every = {(name, s) for name in (*CORRUPTIONS, *UNSEEN) for s in (1, 4)}
     assert listed == every | {("", 0)}
@@ -308,7 +309,7 @@ def test_a_damaged_manifest_is_refused(tmp_path):
 
 
 def test_groups_are_disjoint_and_checked():
-    found = corrupted.grouped(corrupted.GROUPS, TRAINED)
+    found = corrupted.grouped(None, TRAINED)
     names = [name for group in found.values() for name in group]
     assert sorted(names) == sorted([*CORRUPTIONS, *UNSEEN])
     assert list(corrupted.grouped(["unseen", "held_back"], tuple(CORRUPTIONS))) == ["unseen"]
@@ -320,6 +321,26 @@ def test_groups_are_disjoint_and_checked():
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             corrupted.grouped(groups, trained)
+
+
+def test_choices_are_made_on_validation_classes():
+    """With the usual corruptions, apart those that were not trained on; no others."""
+    found = corrupted.grouped(None, TRAINED[1:], "validation")
+    assert found == {"trained": TRAINED[1:], "left_out": TRAINED[:1]}
+    assert list(corrupted.grouped(None, TRAINED, "validation")) == ["trained"]
+    for groups, split, message in (
+        (["held_back"], "validation", "--groups=held_back does not go with --split=validation "
+                                      "(allowed: trained, left_out)"),
+        (["left_out"], "test", "--groups=left_out does not go with --split=test"),
+        (None, "train", "--split='train' is unknown"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=re.escape(message)):
+            corrupted.grouped(groups, TRAINED, split)
+    made = benchmark(None, split="validation")
+    assert (made.definition.split, made.definition.fingerprint) == ("validation", "0")
+    assert {row.image for row in made.rows} == {f"photo {i}" for i in (0, 2, 3, 4)}
+    test = benchmark(None)
+    assert (test.definition.split, test.definition.fingerprint) == ("test", "1")
 
 
 def test_severities_queries_and_protocols_are_checked():
@@ -420,6 +441,22 @@ def test_the_clean_and_the_corrupted_figures_are_those_of_the_run(tiny_copy, tmp
     assert "| queries (leave_one_out) | severity | R@1 % |" in capsys.readouterr().out
 
 
+def test_validation_classes_do_not_count_as_a_read(tiny_copy, tmp_path, capsys):
+    reads, out = Workdir(tiny_copy).test_reads(), tmp_path / "out.json"
+    options = ["--split=validation", "--severities=3"]
+    assert command.main(words(*options, run=tiny_copy, out=out)) == 0
+    assert Workdir(tiny_copy).test_reads() == reads
+    assert "validation classes" in capsys.readouterr().out
+    content = json.loads(out.read_text())
+    stored = json.loads((tiny_copy / "config.json").read_text())["config"]["data"]
+    assert content["definition"]["groups"]["trained"] == stored["corruptions"]
+    assert "held_back" not in {line["group"] for line in content["lines"]}
+    # Images and split of a written list are those that were defined.
+    written = tmp_path / "written"
+    assert command.main(words(*options, run=tiny_copy, write=written)) == 0
+    assert files.read(written)[0].split == "validation"
+
+
 def test_images_of_another_size_are_embedded_as_any_others(tiny_copy, tmp_path):
     out = tmp_path / "out.json"
     options = ["--severities=3", "--groups=unseen", "--queries=4", "--data.image_size=24"]
@@ -441,6 +478,8 @@ def test_mistakes_on_the_command_line_are_told_in_one_line(tiny_finished, tmp_pa
         (words("--queries=3", vectors=vectors, path=tmp_path), "--queries: "),
         (words(vectors=vectors, path=tmp_path / "empty"), "benchmark.json: is not a definition"),
         (words(vectors=tmp_path / "no.npz", path=tmp_path), "there is no such file"),
+        (words("--split=train", **run), "--split='train' is unknown"),
+        (words("--split=validation", "--groups=unseen", **run), "does not go with --split=valid"),
         (words("--groups", "unsen", **run), "did you mean 'unseen'?"),
         (words("--severities", "3", "7", **run), "--severities=3 7 must lie between 1 and 5"),
         (words("--severities=x", **run), "--severities='x' is not a whole number"),
