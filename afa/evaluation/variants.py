@@ -204,12 +204,14 @@ class Costs:
       generator: of G, with D's map of the damage if G reads it.
       discriminator: of D's logit of the whole.
       lower: the lower part of F, if D reads its mid maps; else 0.
+      localises: whether G reads D's map of the damage; D's features then come from the same pass.
     """
 
     embedder: float
     generator: float
     discriminator: float
     lower: float = 0.0
+    localises: bool = False
 
     def of(self, fusion: Fusion) -> float:
         """Cost of a query relative to one forward pass of F."""
@@ -217,10 +219,10 @@ class Costs:
         passes = bool({"global", "local", "posterior"} & blocks) + len(
             blocks - {"global", "local", "posterior", "discriminator"}
         )
-        seen = int("discriminator" in blocks)  # images that D judges
-        generated = "restored" in blocks
+        generated = "restored" in blocks or (route is not None and RESTORED in route.views)
+        # Images that D sees beside those that G restores.
+        seen = int("discriminator" in blocks and not (generated and self.localises))
         if route is not None:
-            generated |= RESTORED in route.views
             choices = len(route.views) if len(route.views) > 1 else 0
             seen += choices * (route.judge == "discriminator")
             passes += choices * (route.judge == "confidence")
@@ -244,4 +246,5 @@ def costs(networks: Networks, variables: Mapping[str, PyTree], config: Experimen
         count(networks.restore_point, x) if has_generator else 0.0,
         count(lambda v, a: networks.discriminate(v, a).logit, x) if has_generator else 0.0,
         0.0 if space.images else count(lambda v, a: space.of(embedder, v["embedder"], a), image),
+        has_generator and networks.discriminator is not None and networks.discriminator.localise,
     )

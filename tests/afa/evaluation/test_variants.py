@@ -97,6 +97,12 @@ def test_costs_count_every_pass():
     assert of("global", judge="discriminator", views=both) == 5
     assert of("global", judge="confidence", views=both) == 6
     assert of("global", judge="damage", views=both) == 4  # G has asked D already
+    # If G reads D's map, the features of D come from the same pass.
+    assert of("global", "discriminator", judge="damage", views=both) == 4.5
+    few = dataclasses.replace(few, localises=True)
+    assert of("global", "discriminator", judge="damage", views=both) == 4
+    assert of("restored", "discriminator") == 4
+    assert of("global", "discriminator") == 1.5
     assert of("global", judge="hand_made", views=["original", "median"]) == 1
 
 
