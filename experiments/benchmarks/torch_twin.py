@@ -1,11 +1,12 @@
-"""The baseline training step of F in PyTorch, for `experiments.benchmarks.training`.
+"""The baseline training step of F in PyTorch, for `experiments.benchmarks.training`, and the same
+with a loss of pytorch-metric-learning, for `experiments.benchmarks.metric_learning`.
 
 Modules and parameters have the names of their Flax counterparts, so that Flax parameters can be
 loaded.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -160,26 +161,45 @@ def load_flax_params(model: Twin, params: Mapping[str, np.ndarray]) -> Twin:
     return model
 
 
+class OneDescriptor(nn.Module):
+    """The backbone and the global head of a twin, with a loss of descriptors and labels."""
+
+    def __init__(self, twin: Twin, loss: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.global_head, self.loss = twin.backbone, twin.global_head, loss
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self.loss(self.describe(images), labels)
+
+    def describe(self, images: Tensor) -> Tensor:
+        """Images -> unit descriptors."""
+        return self.global_head(self.backbone(images)[1])
+
+
 class Trainer:
     """Takes training steps as `afa.train`: loss, gradient, clipping, AdamW, moving average.
 
-    The learning rate is constant. On a GPU the model is compiled and uses bfloat16.
+    On a GPU the model is compiled and uses bfloat16.
 
     Args:
-      config: sizes, loss and optimiser.
-      params: initial Flax parameters, dotted path -> array.
-      classes: number of training classes.
+      config: sizes and optimiser.
+      model: images and labels -> loss.
       layout: memory layout of feature maps, one of `LAYOUTS`.
+      rate: step -> learning rate; None: `optim.learning_rate`.
     """
 
     def __init__(
-        self, config: ExperimentConfig, params: Mapping[str, np.ndarray], classes: int, layout: str
+        self,
+        config: ExperimentConfig,
+        model: nn.Module,
+        layout: str,
+        rate: Callable[[int], float] | None = None,
     ) -> None:
+        self.rate = rate
         self.optim, self.order = config.optim, LAYOUTS[layout]
         self.standardise = config.embedder.standardise
         self.fast = torch.cuda.is_available()
         self.device = torch.device("cuda" if self.fast else "cpu")
-        model = load_flax_params(Twin(config, classes), params)
         self.model = model.to(self.device, memory_format=self.order)  # pyright: ignore
         self.forward: Any = torch.compile(self.model) if self.fast else self.model
         # The integer counters of BatchNorm are not averaged.
@@ -205,14 +225,11 @@ class Trainer:
             torch.from_numpy(batch[name]).to(self.device, non_blocking=True)
             for name in ("image", "label")
         )
-        images = images.permute(0, 3, 1, 2).float() / 255
-        if self.standardise:
-            mean = images.mean((1, 2, 3), keepdim=True)
-            spread = ((images - mean).square().mean((1, 2, 3), keepdim=True) + 1e-4).sqrt()
-            images = 0.5 + 0.25 * (images - mean) / spread
-        images = (images - self.mean) / self.std
+        if self.rate is not None:
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.rate(self.steps)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
-            loss = self.forward(images.contiguous(memory_format=self.order), labels.long())
+            loss = self.forward(self.prepared(images), labels.long())
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip)
         self.optimiser.step()
@@ -221,3 +238,19 @@ class Trainer:
         get_ema_multi_avg_fn(decay)(self.average, self.now, self.steps)
         self.steps += 1
         return loss.detach(), norm
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Pixels (b, h, w, 3), 0 to 255 -> the input of the backbone."""
+        images = images.permute(0, 3, 1, 2).float() / 255
+        if self.standardise:
+            mean = images.mean((1, 2, 3), keepdim=True)
+            spread = ((images - mean).square().mean((1, 2, 3), keepdim=True) + 1e-4).sqrt()
+            images = 0.5 + 0.25 * (images - mean) / spread
+        images = (images - self.mean) / self.std
+        return images.contiguous(memory_format=self.order)
+
+    def use_average(self) -> None:
+        """Ends training: the model gets the moving average of its parameters and statistics."""
+        for now, average in zip(self.now, self.average, strict=True):
+            now.copy_(average)
+        self.model.eval()

@@ -130,7 +130,7 @@ def build(
     from afa import parallel
     from afa.models.networks import build_networks
     from afa.train import optim, state, steps
-    from experiments.benchmarks.torch_twin import Trainer
+    from experiments.benchmarks.torch_twin import Trainer, Twin, load_flax_params
 
     config = _config(backbone, size, batch_size)
     networks = build_networks(config, CLASSES)
@@ -149,18 +149,24 @@ def build(
         with _noted(name):
             contenders[name], metrics = _ours(step, fresh, batch)
         losses |= {name: metrics["metric_loss"]} if "metric_loss" in metrics else {}
-    params = {
-        ".".join(part.key for part in path): value
-        for path, value in jax.tree.leaves_with_path(fresh.variables["embedder"]["params"])
-    }
+    params = dotted(fresh.variables["embedder"]["params"])
     for layout in layouts:
         name = f"{THEIRS} {layout}"
         with _noted(name):
-            trainer = Trainer(config, params, CLASSES, layout)
+            twin = load_flax_params(Twin(config, CLASSES), params)
+            trainer = Trainer(config, twin, layout)
             losses[name] = float(trainer.step(batch)[0])
         contenders[name] = functools.partial(_theirs, trainer, batch)
     _agree(losses, BFLOAT16_TOLERANCE if parallel.accelerated() else TOLERANCE)
     return contenders
+
+
+def dotted(params: Any) -> dict[str, np.ndarray]:
+    """Nested parameters -> dotted path -> array."""
+    import jax
+
+    return {".".join(part.key for part in path): np.asarray(value)
+            for path, value in jax.tree.leaves_with_path(params)}  # fmt: skip
 
 
 def _config(backbone: str, size: int, batch_size: int) -> Any:
