@@ -151,9 +151,9 @@ def train_peer(setup: "Setup") -> dict[str, float]:
     epoch = steps_per_epoch(dataset.train, config.data)
     schedule = learning_rate(config.optim, config.optim.learning_rate, setup.plan.total, epoch)
     model = OneDescriptor(twin, loss)
-    trainer = Trainer(config, model, LAYOUT, lambda step: float(schedule(step)))
+    trainer = Trainer(config, model, LAYOUT, lambda step: float(np.asarray(schedule(step))))
     for batch in setup.pipeline.iterate(0, setup.plan.total):
-        trainer.step(batch)
+        trainer.step({name: batch[name] for name in ("image", "label")})
     trainer.use_average()
     images = dataset.test
     with torch.inference_mode():

@@ -14,7 +14,7 @@ SHAPES = [(16, 16), (64, 40), (20, 90), (224, 224)]
 
 def drawn(shape, seed):
     """Hidden pixels, opacity and cover of one overlay."""
-    opacity, cover = layer(*shape, np.random.default_rng(seed))
+    opacity, cover = layer(shape[0], shape[1], np.random.default_rng(seed))
     assert opacity.shape == (*shape, 1) and cover.shape == (*shape, 3)
     assert opacity.min() >= 0 and opacity.max() <= 1
     return opacity[..., 0] > 0, opacity[..., 0], cover
@@ -54,7 +54,7 @@ def test_an_image_has_one_to_three_layers(shape):
         counts.add(number)
         expected, intact = given.astype(float), np.ones(shape, bool)
         for _ in range(number):
-            opacity, cover = layer(*shape, rng)
+            opacity, cover = layer(shape[0], shape[1], rng)
             expected = opacity * cover + (1 - opacity) * expected
             intact &= opacity[..., 0] == 0
         found = overlays(given, np.random.default_rng(seed))
