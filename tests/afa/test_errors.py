@@ -73,7 +73,7 @@ NO_DURATION = 'is not a duration (allowed: "500", "20ep", "40%")'
          f"(allowed: {', '.join(sorted(tiny_run.backbones.MEMBERS))})"),
         ("evaluation.views", "flop",
          "evaluation.views='flop' is unknown; did you mean 'flip'? (allowed: flip, median, "
-         "standardise)"),
+         "standardise, clahe, zoom)"),
         ("data.corruptions", "gaussian_nois",
          "data.corruptions='gaussian_nois' is unknown; did you mean 'gaussian_noise'? (allowed: "
          f"{CORRUPTIONS})"),
