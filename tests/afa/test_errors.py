@@ -72,8 +72,8 @@ NO_DURATION = 'is not a duration (allowed: "500", "20ep", "40%")'
          "backbone.name='resnet51' is unknown; did you mean 'resnet50'? "
          f"(allowed: {', '.join(sorted(tiny_run.backbones.MEMBERS))})"),
         ("evaluation.views", "flop",
-         "evaluation.views='flop' is unknown; did you mean 'flip'? (allowed: flip, median, "
-         "standardise, clahe, zoom)"),
+         "evaluation.views='flop' is unknown; did you mean 'flip'? (allowed: clahe, flip, "
+         "median, standardise, zoom)"),
         ("data.corruptions", "gaussian_nois",
          "data.corruptions='gaussian_nois' is unknown; did you mean 'gaussian_noise'? (allowed: "
          f"{CORRUPTIONS})"),

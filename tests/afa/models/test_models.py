@@ -331,7 +331,7 @@ def test_unknown_view_is_an_error():
         built(**{"evaluation.views": ("flop",)})
     assert str(caught.value) == (
         "evaluation.views='flop' is unknown; did you mean 'flip'? "
-        "(allowed: flip, median, standardise, clahe, zoom)"
+        "(allowed: clahe, flip, median, standardise, zoom)"
     )
 
 
