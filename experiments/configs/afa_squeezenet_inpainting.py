@@ -2,7 +2,7 @@
 
 Command: python -m experiments.run --exp=afa_squeezenet_inpainting --data.name=folder \\
   --data.path=DATA --backbone.weights=squeezenet1_0-b66bff10.pth --optim.backbone_rate=0.1 \\
-  --optim.head_warmup=1ep --train.steps=240
+  --optim.head_warmup=1ep
 Figures: docs/training.md. Full scale: not measured yet.
 """
 
@@ -17,6 +17,8 @@ def config(laptop: bool) -> ExperimentConfig:
     if laptop:
         changes |= {
             "data.corrupt_probability": 0.5,
+            "train.steps": "800",
+            "train.plain": "600",
             "adversarial.lambda_features": 2.0,
             "train.generator_steps": "1500",
             "evaluation.severities": (3, 5),
