@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from afa.data.augment import LUMA
+
 Images = Float[Array, "b h w 3"]
 
-LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 TILES = 4  # of `clahe`, along each side
 BINS = 32  # of its histograms
 CLIP = 2.0  # largest bin, relative to the mean
@@ -56,9 +57,9 @@ def standardise(images: Images) -> Images:
 
 def clahe(images: Images) -> Images:
     """Contrast-limited adaptive histogram equalisation of the luminance (Zuiderveld 1994), in four
-    by four tiles; bins above twice the mean are cut and their excess is spread evenly."""
+    by four tiles; bins above twice the mean are clipped and their excess is spread evenly."""
     height, width = images.shape[1:3]
-    grey = images @ jnp.array(LUMINANCE, images.dtype)
+    grey = images @ jnp.asarray(LUMA, images.dtype)
     scaled = grey * BINS
     bins = jnp.minimum(jnp.floor(scaled), BINS - 1)
     rows, columns = _tiles(height), _tiles(width)

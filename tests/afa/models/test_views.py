@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afa.data.augment import LUMA
 from afa.models import views
 from afa.models.views import VIEWS
 
@@ -34,7 +35,7 @@ def test_a_view_is_an_image(name, shape):
 def opencv_clahe(image):
     """The same with OpenCV, which has 256 bins; sides must divide by the number of tiles,
     and in a tile of few pixels it spreads what is cut off unevenly."""
-    grey = image @ np.array(views.LUMINANCE, np.float32)
+    grey = image @ LUMA
     tool = cv2.createCLAHE(clipLimit=views.CLIP, tileGridSize=(views.TILES, views.TILES))
     found = tool.apply(np.rint(255 * grey).astype(np.uint8))
     return grey, found.astype(np.float32) / 255
