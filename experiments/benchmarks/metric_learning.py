@@ -68,9 +68,11 @@ def _main(chosen: argparse.Namespace) -> int:
     from afa.console import table
     from afa.evaluation.statistics import mean_and_interval
     from afa.io import write_json
+    from afa.runs import compare
     from afa.workdir import Workdir
 
     runtime.keep_memory()
+    compare.load(chosen.runs)  # refuses what is not finished, and a run that is given twice
     workdirs = [Workdir(path) for path in chosen.runs]
     found: dict[str, dict[str, list[float]]] = {"afa": {}, "peer": {}, "difference": {}}
     for ours, setup in [_finished(each) for each in workdirs]:
@@ -101,15 +103,12 @@ def _finished(workdir: Any) -> "tuple[dict[str, float], Setup]":
     """Returns the figures of a run and its parts.
 
     Raises:
-      UserError: no finished run, or one whose training has no counterpart in the peer.
+      UserError: its training has no counterpart in the peer.
     """
     from afa.evaluation.protocols import protocols
     from afa.runs.setup import build_setup
 
-    stored = workdir.stored()
-    if stored is None or not workdir.result.is_file():
-        raise UserError(f"--runs: {workdir.root} is not a finished run")
-    config = stored[1]
+    config = workdir.stored()[1]
     _check(workdir.root, config)
     setup = build_setup(config)
     protocol = protocols(setup.dataset.test, config.evaluation.protocol)[0]
