@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from afa.models import layers
+from afa.models import layers, views
 from afa.models.spaces import IMAGES, Space
 from afa.models.unet import ResidualBlock, Upsample, to_space
 
@@ -30,7 +30,9 @@ class Discriminator(nn.Module):
     normalisation (Miyato et al. 2018). No batch statistics: a verdict concerns one image.
 
     With `localise`, a decoder with skips gives a logit for every pixel (Schönfeld et al. 2020).
-    It sees images of equal brightness and contrast, and needs few channels at low resolution.
+    It sees images of equal brightness and contrast, and needs few channels at low resolution. What
+    a median filter removes from them, which shows where an image was changed (Zhou et al. 2018
+    take fixed high-pass filters), is a further input, and also enters at full resolution.
 
     x are points of the space of the generator.
     """
@@ -50,7 +52,9 @@ class Discriminator(nn.Module):
             return nn.SpectralNorm(layer, collection_name="batch_stats")(x, update_stats=train)
 
         x = self.space.centred(x, level=self.localise).astype(self.dtype)
+        residue = _residue(x) if self.localise else None
         maps = []
+        x = x if residue is None else jnp.concatenate([x, residue], axis=-1)
         for level in range(self.levels):
             features = self.width * min(2**level, 2 if self.localise else 8)
             x = layers.leaky_relu(
@@ -60,10 +64,12 @@ class Discriminator(nn.Module):
         flat = x.reshape(x.shape[0], -1)
         logit = wrap(nn.Dense(1, dtype=self.dtype), flat).astype(jnp.float32)[:, 0]
         pooled = [each.astype(jnp.float32).mean((1, 2)) for each in maps[-2:]]
-        pixels = self._pixels(maps) if self.localise else None
+        pixels = None if residue is None else self._pixels(maps, residue)
         return Verdict(logit, layers.l2_normalise(jnp.concatenate(pooled, axis=-1)), pixels)
 
-    def _pixels(self, maps: list[Float[Array, "b _ _ _"]]) -> Float[Array, "b h w"]:
+    def _pixels(
+        self, maps: list[Float[Array, "b _ _ _"]], residue: Float[Array, "b h w 6"]
+    ) -> Float[Array, "b h w"]:
         """Feature maps of falling resolution -> logits of the pixels; 0 before training."""
         x = ResidualBlock(maps[-1].shape[-1], self.dtype)(maps[-1])
         for skip in maps[-2::-1]:
@@ -72,7 +78,15 @@ class Discriminator(nn.Module):
             x = ResidualBlock(features, self.dtype)(x)
         zeros = nn.initializers.zeros
         last = layers.conv(4, 3, dtype=self.dtype, use_bias=True, kernel_init=zeros)
-        return to_space(last(layers.leaky_relu(x))).astype(jnp.float32)[..., 0]
+        fine = layers.conv(4, 4, 2, dtype=self.dtype, kernel_init=zeros)
+        logits = last(layers.leaky_relu(x)) + fine(residue)
+        return to_space(logits).astype(jnp.float32)[..., 0]
+
+
+def _residue(x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 6"]:
+    """x less its median-filtered copy, and its absolute value."""
+    removed = x - views.median(x)
+    return jnp.concatenate([removed, jnp.abs(removed)], axis=-1)
 
 
 def diffaugment(images: Float[Array, "b h w 3"], keys: Key[Array, "b"]) -> Float[Array, "b h w 3"]:
