@@ -76,15 +76,24 @@ def test_a_discriminator_that_localises_has_a_logit_for_every_pixel():
 
 
 def test_pixels_are_an_extra_output():
-    """Logit and features are those of a discriminator without them, for images that are level."""
+    """Logit and features are those of a discriminator without them, for images that are level, and
+    weights that ignore what the median filter removes."""
     images = uniform(0, 3, 16, 16, 3)
     judge, plain = Discriminator(4, 2, localise=True), Discriminator(4, 2)
-    variables = variables_of(judge, images, train=False)
-    verdict = apply(judge, variables, images, train=False)
-    without = apply(plain, variables, level(images), train=False)
+    params = variables_of(judge, images, train=False)["params"]
+    first = params["Conv_0"]["kernel"]
+    kernels = first[:, :, :3], first.at[:, :, 3:].set(0)
+    of_images, padded = ({"params": params | {"Conv_0": {**params["Conv_0"], "kernel": each}}}
+                         for each in kernels)  # fmt: skip
+    variables = {"params": params}
+    assert first.shape[2] == 9
+    verdict = apply(judge, padded, images, train=False)
+    without = apply(plain, of_images, level(images), train=False)
     assert without.pixels is None
     near(verdict.logit, without.logit)
     near(verdict.features, without.features)
+    verdict = apply(judge, variables, images, train=False)
+    assert np.abs(verdict.logit - without.logit).max() > 0.01
     assert np.std(verdict.pixels) > 0.1
     alone = apply(judge, variables, images[1:2], train=False)
     near(alone.pixels, verdict.pixels[1:2])
@@ -101,6 +110,7 @@ def test_brightness_and_contrast_do_not_change_a_verdict():
     for name in ("logit", "features", "pixels"):
         near(getattr(first, name), getattr(second, name), 1e-2)
         assert np.abs(getattr(first, name) - getattr(other, name)).max() > 0.03, name
+    variables = variables_of(plain, images, train=False)
     one, two = (apply(plain, variables, x, train=False) for x in (images, 0.6 * images + 0.3))
     assert np.abs(one.logit - two.logit).max() > 0.1
 
@@ -115,15 +125,16 @@ def test_channels_of_the_feature_maps(localise, widths):
     assert [kernel[-1] for kernel in kernels] == widths
 
 
-def pictures(seed, rows=64):
-    """Random ramps of colour with noise, one corner of each hidden by one of eight colours."""
+def pictures(seed, scattered, rows=64):
+    """Random ramps of colour with noise; one corner of each, or every 16th pixel in the mean, is
+    hidden by one of eight colours."""
     draw = np.random.default_rng(seed)
     y, x = np.mgrid[:16, :16] / 15
     slopes = draw.uniform(-0.3, 0.3, (rows, 2, 1, 1, 3))
     ramps = 0.5 + slopes[:, 0] * (y[..., None] - 0.5) + slopes[:, 1] * (x[..., None] - 0.5)
     images = ramps + draw.normal(0, 0.1, ramps.shape)
-    damage = np.zeros((rows, 16, 16), bool)
-    for row in range(rows):
+    damage = scattered & (draw.random((rows, 16, 16)) < 1 / 16)
+    for row in range(rows if not scattered else 0):
         top, left = draw.choice([0, 10], 2)
         damage[row, top : top + 6, left : left + 6] = True
     colours = draw.choice([0.1, 0.9], (rows, 1, 1, 3))
@@ -131,10 +142,11 @@ def pictures(seed, rows=64):
     return jnp.asarray(images, jnp.float32), jnp.asarray(damage)
 
 
-def test_a_damaged_corner_is_learned():
-    """Of unseen images, after 60 steps: 36 of 256 pixels are damaged."""
+@pytest.mark.parametrize(("scattered", "most_wrong"), [(False, 0.001), (True, 0.2)])
+def test_damaged_pixels_are_learned(scattered, most_wrong):
+    """Damaged pixels of unseen images have a lower logit than intact ones, after 200 steps."""
     judge, optimiser = Discriminator(8, 2, localise=True), optax.adam(1e-2)
-    images, damage = pictures(0)
+    images, damage = pictures(0, scattered)
     params: Any = judge.init(jax.random.key(0), images, train=False)["params"]
 
     def pixels(params, images):
@@ -147,15 +159,17 @@ def test_a_damaged_corner_is_learned():
         return optax.apply_updates(params, updates), state, loss
 
     state, losses = optimiser.init(params), []
-    for _ in range(60):
+    for _ in range(200):
         params, state, loss = step(params, state)
         losses.append(float(loss))
-    images, damage = pictures(1)
-    hidden = np.asarray(pixels(params, images) < 0)
-    assert hidden[damage].mean() > 0.9
-    assert (~hidden[~damage]).mean() > 0.95
+    images, damage = pictures(1, scattered)
+    order = np.argsort(np.asarray(pixels(params, images)).ravel())
+    hidden = np.asarray(damage).ravel()[order]
+    # Share of the pairs of a damaged and an intact pixel whose logits are in the wrong order.
+    wrong = np.cumsum(~hidden)[hidden].mean() / (~hidden).sum()
+    assert wrong < most_wrong
     near(losses[0], np.log(2))
-    assert losses[-1] < 0.1
+    assert losses[-1] < 0.2
 
 
 # ---- differentiable augmentation ---------------------------------------------------------------
