@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from afa.sweeps.sweep import Sweep
 
 PROGRAM = "python -m experiments.sweep"
-CHOICES = ("set", "zip", "random", "trials", "tune")  # not together with --suite
+CHOICES = ("set", "zip", "random", "trials", "tune")
 
 
 def parser() -> Parser:
@@ -49,7 +49,8 @@ def parser() -> Parser:
     add("--tune", action="store_true",
         help="the fields and values that the experiment's file proposes (`sweep()`)")  # fmt: skip
     add("--suite", default="", metavar="NAME",
-        help="a set of runs of experiments/suites.py, not --exp; list prints all")  # fmt: skip
+        help="a set of runs of experiments/suites.py, list prints all; with --exp=afa_X about this "
+        "method, with --set for other data or settings")  # fmt: skip
     add("--seeds", type=int, default=0, metavar="N",
         help="number of seeds: 0, 1, ... (default: 1, or that of the suite)")  # fmt: skip
     add("--random", type=int, default=0, metavar="N",
@@ -127,19 +128,9 @@ def planned(chosen: argparse.Namespace) -> "list[Planned]":
       UserError: an unknown experiment, field or value, or values that do not fit together.
     """
     from afa.sweeps.plan import combinations, plan
-    from experiments.suites import SUITES
 
     if chosen.suite:
-        if given := [name for name in ("exp", *CHOICES) if getattr(chosen, name)]:
-            raise UserError(f"--suite has its own runs: remove --{given[0]}")
-        suite = choose("--suite", chosen.suite, SUITES)
-        seeds = range(chosen.seeds or suite.seeds)
-        found = {
-            run.digest: run
-            for part in suite.parts
-            for run in plan(part.exps, combinations(part.values, []), seeds, chosen.scale)
-        }
-        return list(found.values())
+        return _suite(chosen)
     exps = _experiments(chosen)
     texts = combinations(
         _values("--set", chosen.set), [_values("--zip", each) for each in chosen.zip], chosen.random
@@ -152,6 +143,31 @@ def planned(chosen: argparse.Namespace) -> "list[Planned]":
         raise UserError("--tune has its own values: remove --set, --zip and --random")
     proposed = {exp: combinations(_proposed(exp), []) for exp in exps}
     return [run for exp in exps for run in plan([exp], proposed[exp], seeds, chosen.scale)]
+
+
+def _suite(chosen: argparse.Namespace) -> "list[Planned]":
+    from afa.config import with_changes
+    from afa.runs.start import configured
+    from afa.sweeps.plan import combinations, plan
+    from experiments import configs
+    from experiments.suites import METHOD, SUITES, Subject
+
+    suite = choose("--suite", chosen.suite, SUITES)
+    own = [name for name in CHOICES if name != "set"] + ["exp"] * (not suite.method)
+    if given := [name for name in own if getattr(chosen, name)]:
+        raise UserError(f"--suite={chosen.suite} has its own runs: remove --{given[0]}")
+    method = chosen.exp or METHOD
+    baseline = configs.baseline(method)
+    seeds = range(chosen.seeds or suite.seeds)
+    found: dict[str, Planned] = {}
+    for texts in combinations(_values("--set", chosen.set), []):
+        changes = _typed(method if suite.method else "debug", chosen.scale, texts)
+        config = with_changes(configured(baseline, chosen.scale, changes), **changes)
+        for part in suite.parts(Subject(method, baseline, config)):
+            rows = [{**changes, **values} for values in combinations(part.values, [])]
+            runs = plan(part.exps, rows, seeds, chosen.scale)
+            found |= {run.digest: run for run in runs if run.digest not in found}
+    return list(found.values())
 
 
 def _experiments(chosen: argparse.Namespace) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from afa.config import ExperimentConfig, with_changes
-from afa.errors import choose
+from afa.errors import UserError, choose
 
 METHOD, BASELINE = "afa_", "baseline_"
 
@@ -35,6 +35,18 @@ def find(name: str) -> Callable[[bool], ExperimentConfig]:
     if not name.startswith(BASELINE):
         return config
     return lambda laptop: with_changes(config(laptop), **{"adversarial.enabled": False})
+
+
+def baseline(method: str) -> str:
+    """Returns the name of the baseline of a method.
+
+    Raises:
+      UserError: an unknown experiment, or one without a baseline.
+    """
+    find(method)
+    if not method.startswith(METHOD):
+        raise UserError(f"exp={method!r} has no baseline (allowed: the experiments {METHOD}...)")
+    return BASELINE + method.removeprefix(METHOD)
 
 
 def proposed(name: str) -> Mapping[str, Sequence[Any]] | None:

@@ -22,7 +22,7 @@ from afa.sweeps import sweep as sweeps
 from afa.sweeps.executors.local import Local
 from afa.sweeps.plan import plan
 from experiments import sweep as command
-from experiments.suites import SUITES
+from experiments.suites import SUITES, twice
 
 DEBUG = ["--exp=debug", "--scale=laptop"]
 
@@ -67,6 +67,34 @@ def test_suites_can_be_planned(name):
     runs = planned(f"--suite={name}", "--scale=laptop")
     assert len(runs) >= 2 * SUITES[name].seeds or name == "smoke"
     assert {run.config.seed for run in runs} == set(range(SUITES[name].seeds))
+
+
+def test_a_suite_about_another_method_and_data():
+    words = ["--suite=rivals", "--scale=laptop", "--seeds=2"]
+    changed = planned(*words, "--exp=afa_squeezenet_inpainting", "--set=data.views=6",
+                      "--set=backbone.weights=random", "--set=train.steps=70,90")  # fmt: skip
+    assert {run.exp for run in changed} == {
+        "afa_squeezenet_inpainting", "baseline_squeezenet_inpainting"
+    }  # fmt: skip
+    assert {run.config.data.views for run in changed} == {6}
+    steps = [run.config.train.steps for run in changed if run.config.seed == 0]
+    assert {each: steps.count(each) for each in steps} == {
+        "70": steps.count("90"), "140": 1, "90": steps.count("70"), "180": 1
+    }  # fmt: skip
+    assert not [run for run in changed if run.config.backbone.name != "squeezenet1_0"]
+    usual = planned(*words)
+    wider = {run.config.backbone.name for run in usual if run.exp == "baseline_resnet18"}
+    assert wider == {"resnet18", "resnet34"}
+    # A network without published weights of its own is compared with no wider one.
+    given = planned(*words, "--set=backbone.weights=file.pth")
+    assert {run.config.backbone.name for run in given} == {"resnet18"}
+
+
+@pytest.mark.parametrize(
+    ("duration", "doubled"), [("280", "560"), ("2.5ep", "5ep"), ("40%", "80%"), ("0", "0")]
+)
+def test_twice_a_duration(duration, doubled):
+    assert twice(duration) == doubled
 
 
 def test_a_suite_is_executed(tmp_path, capsys):
@@ -142,7 +170,11 @@ def test_a_search_prints_the_best_settings(tmp_path, capsys):
         ([*DEBUG, "--options=x"], "--options is of the executors slurm and sky"),
         ([*DEBUG, "--executor=slurm", "--processes=2"], "--processes is of the executor local"),
         (["--suite=smok"], "--suite='smok' is unknown; did you mean 'smoke'?"),
-        (["--suite=smoke", "--set=train.steps=3"], "--suite has its own runs: remove --set"),
+        (["--suite=smoke", "--exp=debug"], "--suite=smoke has its own runs: remove --exp"),
+        (["--suite=losses", "--random=3"], "--suite=losses has its own runs: remove --random"),
+        (["--suite=losses", "--exp=debug"], "exp='debug' has no baseline"),
+        (["--suite=losses", "--exp=afa_resnet81"], "did you mean 'afa_resnet18'?"),
+        (["--suite=losses", "--set=data.pat=x"], "did you mean 'data.path'?"),
         (["--exp=afa_vgg16", "--tune"], "--tune: afa_vgg16 proposes no values"),
         ([*DEBUG, "--trials=3"], "--trials needs fields to change: --set or --tune"),
         ([*DEBUG, "--trials=3", "--set=optim.learning_rate=2:1"],
