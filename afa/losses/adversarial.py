@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 Logits = Float[Array, "b"]
 Maps = Float[Array, "b h w c"]  # images in [0, 1], or mid maps in units of their RMS
 
+PIXELS = 4.0  # weight of `pixel_loss` beside `discriminator_loss`
 CODE_PRIOR = 1e-4  # weight of the code divergence in nats relative to the reconstruction error
 
 

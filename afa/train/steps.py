@@ -358,7 +358,7 @@ def _discriminator_update(
         if module.localise:
             pixels = _pixels(module, variables | {"params": params}, damaged.images)
             figures["d_pixels"] = adversarial.pixel_loss(pixels, damaged.damage)
-            loss += figures["d_pixels"]
+            loss += adversarial.PIXELS * figures["d_pixels"]
         return loss + config.r1 * config.r1_every * penalty, (stats, figures)
 
     gradient, (stats, metrics) = jax.grad(objective, has_aux=True)(variables["params"])

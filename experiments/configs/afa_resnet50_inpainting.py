@@ -23,13 +23,13 @@ def inpainting(recipe: ExperimentConfig, laptop: bool) -> ExperimentConfig:
     }
     if laptop:
         changes |= {
-            "generator.width": 8,
+            "generator.width": 6,
             "generator.levels": 3,
             "generator.blocks": 1,
             "generator.corrupt_probability": 0.6,
             "discriminator.width": 16,
             "discriminator.levels": 3,
-            "optim.discriminator_learning_rate": 3e-3,
+            "optim.discriminator_learning_rate": 6e-3,
             "train.generator_steps": "1200",
         }
     return with_changes(recipe, **changes)
