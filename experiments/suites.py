@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from afa.config import TRAINED_CORRUPTIONS, ExperimentConfig
+from afa.config import RANDOM, TRAINED_CORRUPTIONS, ExperimentConfig
 from afa.data.families import FAMILIES
 from afa.losses import LOSSES
 
@@ -109,10 +109,18 @@ def _rivals(subject: Subject) -> list[Part]:
         Part(method, {"adversarial.perturbation": ["mixstyle"]} | WITHOUT_GENERATOR),
         Part(method, RESTORER_ALONE),
     ]
-    wider = WIDER.get(config.backbone.name)
-    if wider is not None and config.backbone.weights == "random":
+    if config.backbone.weights != RANDOM:
+        # Only the linear layers of the heads are trained.
+        parts.append(Part(baseline, {"backbone.frozen_stages": [_stages(config)]}))
+    elif wider := WIDER.get(config.backbone.name):
         parts.append(Part(baseline, {"backbone.name": [wider]}))
     return parts
+
+
+def _stages(config: ExperimentConfig) -> int:
+    from afa.models.networks import build_backbone
+
+    return len(build_backbone(config).STAGES)
 
 
 SUITES = {

@@ -85,9 +85,10 @@ def test_a_suite_about_another_method_and_data():
     usual = planned(*words)
     wider = {run.config.backbone.name for run in usual if run.exp == "baseline_resnet18"}
     assert wider == {"resnet18", "resnet34"}
-    # A network without published weights of its own is compared with no wider one.
+    # A wider network would need published weights of its own.
     given = planned(*words, "--set=backbone.weights=file.pth")
     assert {run.config.backbone.name for run in given} == {"resnet18"}
+    assert {run.config.backbone.frozen_stages for run in given} == {0, 5}
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ class Explicit:
         of_pixels = jnp.zeros(())
         if self.localise:
             of_pixels = cross_entropy(self.pixels(params, self.images), ~self.damage).mean()
-        total = loss + of_pixels + self.chosen.r1 * self.chosen.r1_every * penalty
+        total = loss + 4 * of_pixels + self.chosen.r1 * self.chosen.r1_every * penalty
         return total, {"discriminator_loss": loss, "r1": penalty * 4, "d_pixels": of_pixels}
 
     def error(self, found):
