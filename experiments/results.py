@@ -9,6 +9,8 @@ Groups the runs by experiment and by the fields of --by; the runs of a group dif
 seeds, bootstrap over classes, and the p-value of a sign-flip test, adjusted for all rows by Holm's
 method. From five seeds also the interquartile mean and the probability of improvement. Costs:
 parameters, seconds of a training step, passes through F per query, size of the index.
+--table=conditions: for every group R@1 and MAP@R under clean, trained and held-back corruptions,
+the paired differences to the group of reference, search cost, and seconds of all training steps.
 --table=variants: R@1 and MAP@R of all variants of one group under clean, trained and held-back
 corruptions. --table=restoration: PSNR before and after G.
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from afa.runs.results import Group
 
 PROGRAM = "python -m experiments.results"
-TABLES = ("groups", "variants", "restoration")
+TABLES = ("groups", "conditions", "variants", "restoration")
 PAIR = ("recall_at_1", "map_at_r")
 
 
@@ -94,16 +96,21 @@ def _measured(chosen: argparse.Namespace) -> "tuple[Table, list[Group]]":
     from afa.runs import results
 
     groups = results.groups(chosen.runs, [field for field in chosen.by.split(",") if field])
+    variant = chosen.variant[0] if chosen.variant else "fused"
+    if chosen.table == "conditions":
+        if chosen.plot:
+            raise UserError("--plot needs --table=groups")
+        against, protocol = chosen.against, chosen.protocol
+        return results.by_condition(groups, against, variant, protocol, PAIR), groups
     if chosen.table != "groups":
         if len(groups) > 1:
             names = ", ".join(group.name for group in groups)
             raise UserError(f"--table={chosen.table} is of one group, not of {names}")
         if chosen.plot or chosen.against:
-            raise UserError("--plot and --against need --table=groups")
+            raise UserError(f"--table={chosen.table} has no --plot and no --against")
         if chosen.table == "restoration":
             return results.restoration(groups[0]), groups
         return results.by_variant(groups[0], chosen.protocol, PAIR, chosen.variant), groups
-    variant = chosen.variant[0] if chosen.variant else "fused"
     key = variant, chosen.protocol, chosen.queries
     rows = results.compared(groups, chosen.against, key, chosen.metric)
     if chosen.plot:

@@ -201,15 +201,10 @@ def _against(
     values: Mapping[str, Float64[np.ndarray, "seeds q"]],
     labels: np.ndarray,
 ) -> Row:
-    shared = [seed for seed in group.seeds if seed in reference.seeds]
-    if not shared:
-        raise UserError(f"{group.name} and {reference.name} have no seed in common")
-    one, other = (
-        values[each.name][[each.seeds.index(seed) for seed in shared]]
-        for each in (group, reference)
-    )
+    at, other_at = _paired(group, reference)
+    one, other = values[group.name][at], values[reference.name][other_at]
     each, others = np.nanmean(one, axis=1), np.nanmean(other, axis=1)
-    enough = len(shared) >= LEAST_FOR_IQM
+    enough = len(at) >= LEAST_FOR_IQM
     return replace(
         row,
         differences=tuple((each - others).tolist()),
@@ -217,6 +212,18 @@ def _against(
         p=statistics.sign_flip(one.mean(axis=0), other.mean(axis=0), labels),
         improvement=statistics.probability_of_improvement(each, others) if enough else None,
     )
+
+
+def _paired(group: Group, reference: Group) -> tuple[list[int], list[int]]:
+    """Positions of the seeds in common, in both groups.
+
+    Raises:
+      UserError: there are none.
+    """
+    shared = [seed for seed in group.seeds if seed in reference.seeds]
+    if not shared:
+        raise UserError(f"{group.name} and {reference.name} have no seed in common")
+    return [group.seeds.index(s) for s in shared], [reference.seeds.index(s) for s in shared]
 
 
 # ---- tables ------------------------------------------------------------------------------------
@@ -252,22 +259,83 @@ def by_variant(
     columns = [Column("variant"), Column("search cost")]
     columns += [Column(HEADS[name], scale=PERCENT) for name in CONDITIONS]
     tables = [result["metrics"]["test"] for result in group.results]
-    known = {name: None for name in tables[0]["fused"] if name not in ("cost", "fusion")}
-    choose("--protocol", protocol, known)
-    common = {name: None for name in tables[0] if all(name in each for each in tables)}
+    common = [name for name in tables[0] if all(name in each for each in tables)]
     cells = []
     for variant in variants or common:
-        choose("--variant", variant, common)
-        parts = [each[variant] for each in tables]
-        paid = [part["cost"] for part in parts]  # runs may have chosen different fusions
-        row: list[Any] = [variant, None if None in paid else float(np.mean(paid))]
-        for condition in CONDITIONS:
-            found = [part[protocol][condition] for part in parts]
-            for metric in metrics:
-                choose("--metric", metric, found[0])
-            row.append([{"values": [each[metric] for each in found]} for metric in metrics])
-        cells.append(row)
+        found = _figures(group, variant, protocol, metrics)
+        cells.append([variant, _search_cost(group, variant), *map(_joint, found)])
     return _table([group], columns, cells)
+
+
+def by_condition(
+    chosen: Sequence[Group], against: str, variant: str, protocol: str, metrics: Sequence[str]
+) -> Table:
+    """Returns the table of one variant with a row per group and a column per kind of queries; a
+    cell has the metrics, joined. With a group of reference also the paired differences to it, over
+    the seeds in common.
+
+    Args:
+      chosen: groups of `groups`.
+      against: name of the group of reference; empty: no differences.
+
+    Raises:
+      UserError: as `compared`, or the runs have no such protocol or metric.
+    """
+    if against:
+        choose("--against", against, {group.name: None for group in chosen})
+    figures = {group.name: _figures(group, variant, protocol, metrics) for group in chosen}
+    reference = next((group for group in chosen if group.name == against), None)
+    columns = [Column("group"), Column("seeds", digits=0), Column("search cost"),
+               Column("training, s", digits=0)]  # fmt: skip
+    columns += [Column(HEADS[name], scale=PERCENT) for name in CONDITIONS]
+    if reference is not None:
+        columns += [Column(f"difference, {HEADS[name]}", sign=True, scale=PERCENT)
+                    for name in CONDITIONS]  # fmt: skip
+    cells = []
+    for group in chosen:
+        seconds = np.mean([result["timings"]["training_steps"] for result in group.results])
+        row = [group.name, len(group.seeds), _search_cost(group, variant), float(seconds)]
+        row += map(_joint, figures[group.name])
+        if reference is not None and group is not reference:
+            one, other = _paired(group, reference)
+            row += [_joint(own[:, one] - theirs[:, other])
+                    for own, theirs in zip(figures[group.name], figures[against], strict=True)
+                    ]  # fmt: skip
+        elif reference is not None:
+            row += [None] * len(CONDITIONS)
+        cells.append(row)
+    return _table(chosen, columns, cells)
+
+
+def _figures(
+    group: Group, variant: str, protocol: str, metrics: Sequence[str]
+) -> list[Float64[np.ndarray, "metrics seeds"]]:
+    """The metrics of a variant in every run, for each of `CONDITIONS`.
+
+    Raises:
+      UserError: a run has no such variant, protocol or metric.
+    """
+    found = []
+    for result in group.results:
+        table = result["metrics"]["test"]
+        known = {name: None for name in table["fused"] if name not in ("cost", "fusion")}
+        choose("--protocol", protocol, known)
+        choose("--variant", variant, table)
+        of_run = [table[variant][protocol][condition] for condition in CONDITIONS]
+        for metric in metrics:
+            choose("--metric", metric, of_run[0])
+        found.append([[each[metric] for metric in metrics] for each in of_run])
+    return [*np.asarray(found, np.float64).transpose(1, 2, 0)]
+
+
+def _joint(values: Float64[np.ndarray, "metrics seeds"]) -> list[dict[str, list[float]]]:
+    return [{"values": each} for each in values.tolist()]
+
+
+def _search_cost(group: Group, variant: str) -> float | None:
+    """Mean over the runs, which may have chosen different fusions; None for raw pixels."""
+    paid = [result["metrics"]["test"][variant]["cost"] for result in group.results]
+    return None if None in paid else float(np.mean(paid))
 
 
 def restoration(group: Group) -> Table:

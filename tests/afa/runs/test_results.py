@@ -165,6 +165,41 @@ def test_the_search_cost_of_a_table_is_the_mean_over_the_runs(runs):
     assert [row[1] for row in table.rows] == [1.25, None]
 
 
+def test_paired_differences_of_clean_and_corrupted_queries(runs, plain):
+    """Result files of the fixture are equal, so their figures are changed here."""
+    chosen = [*runs[0.001][:4], *runs[0.002][1:]]
+    groups = results.groups(chosen, ["optim.learning_rate"])
+    for group, added in zip(groups, (0.1, 0.0), strict=True):
+        for seed, result in zip(group.seeds, group.results, strict=True):
+            result["timings"]["training_steps"] = 10.0 + seed
+            figures = result["metrics"]["test"]["fused"]["leave_one_out"]
+            figures["held_back"] = {"recall_at_1": 0.2, "map_at_r": 0.1 + added * seed}
+    metrics = ["recall_at_1", "map_at_r"]
+    names = [group.name for group in groups]
+    table = results.by_condition(groups, names[1], "fused", "leave_one_out", metrics)
+    assert [column.name for column in table.columns[2:]] == [
+        "search cost", "training, s", "clean queries", "trained corruptions",
+        "held-back corruptions", "difference, clean queries", "difference, trained corruptions",
+        "difference, held-back corruptions",
+    ]  # fmt: skip
+    first, second = table.rows
+    assert (first[:2], second[:2]) == ([names[0], 4], [names[1], 4])
+    assert (first[3], second[3]) == (11.5, 12.5)
+    assert first[6][1]["values"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    # Seeds 1 to 3 are in both groups.
+    assert first[9][1]["values"] == pytest.approx([0.1, 0.2, 0.3])
+    assert first[9][0]["values"] == [0, 0, 0] and second[7:] == [None] * 3
+    text = table.texts()[1]
+    assert text[9] == "+0.0 / +20.0 ± 24.8"  # 4.30 (t, 2 degrees of freedom) * 10 / sqrt(3)
+    alone = results.by_condition(groups, "", "fused", "leave_one_out", metrics)
+    assert len(alone.columns) == len(alone.rows[0]) == 7
+    with pytest.raises(UserError, match="have no seed in common"):
+        results.by_condition(
+            results.groups([runs[0.001][0], runs[0.002][1]], ["optim.learning_rate"]),
+            names[1], "fused", "leave_one_out", metrics,
+        )  # fmt: skip
+
+
 def test_means_are_drawn(runs, plain, tmp_path, capsys):
     printed([*runs[0.001], "--plot", tmp_path / "means.svg"], capsys)
     drawn = (tmp_path / "means.svg").read_text()
@@ -191,7 +226,10 @@ def test_evaluations_on_test_classes_are_counted(runs, capsys):
         (["--variant=fusde"], "did you mean 'fused / leave_one_out / clean'"),
         (["--table=variants", "--variant=fusde"], "--variant='fusde' is unknown; did you mean"),
         (["--table=variants", "--protocol=x"], "--protocol='x' is unknown"),
-        (["--table=variants", "--plot=x.svg"], "--plot and --against need --table=groups"),
+        (["--table=variants", "--plot=x.svg"], "--table=variants has no --plot and no --against"),
+        (["--table=conditions", "--plot=x.svg"], "--plot needs --table=groups"),
+        (["--table=conditions", "--against=nothing"], "--against='nothing' is unknown"),
+        (["--table=conditions", "--variant=fusde"], "--variant='fusde' is unknown; did you mean"),
         (["--table=variant"], "--table='variant' is unknown; did you mean 'variants'"),
     ],
 )
