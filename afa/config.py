@@ -169,7 +169,7 @@ class AdversarialConfig:
     """Largest perturbation of the mid map, relative to the norm of the map; 0: off."""
     perturbation: str = "gradient"
     """Perturbation of the mid map: gradient, statistics (only mean and deviation of each channel,
-    along the gradient), halves (half of the images each); controls of the same norm: random,
+    along the gradient), either (half of the images each); controls of the same norm: random,
     random_statistics; rival: mixstyle."""
     generator: bool = True
     """Train G and D; their views and features are offered to the fused descriptor."""

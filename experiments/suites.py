@@ -73,7 +73,7 @@ def twice(duration: str) -> str:
 
 def _ablation(subject: Subject) -> list[Part]:
     both, method = [subject.method, subject.baseline], [subject.method]
-    controls = ["random", "statistics", "halves", "random_statistics"]
+    controls = ["random", "statistics", "either", "random_statistics"]
     return [
         Part(both),
         Part(method, WITHOUT_GENERATOR),

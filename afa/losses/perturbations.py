@@ -62,7 +62,7 @@ def random_statistics(mid: Maps, g: Maps, draws: Draws, epsilon: float) -> Maps:
     return scaled(mid, a * centred + b * deviation, draws, epsilon)
 
 
-def halves(mid: Maps, g: Maps, draws: Draws, epsilon: float) -> Maps:
+def either(mid: Maps, g: Maps, draws: Draws, epsilon: float) -> Maps:
     """`gradient` for a random half of the images, `statistics` for the others."""
     first = jax.vmap(jax.random.bernoulli)(draws.direction)
     pair = (each(mid, g, draws, epsilon) for each in (gradient, statistics))
@@ -93,7 +93,7 @@ PERTURBATIONS: dict[str, Perturbation] = {
     "random": random,
     "statistics": statistics,
     "random_statistics": random_statistics,
-    "halves": halves,
+    "either": either,
     "mixstyle": mixstyle,
 }
 

@@ -94,13 +94,13 @@ def test_controls_do_not_depend_on_the_gradient(case):
         near(PERTURBATIONS[name](mid, g, rows, 0.1), PERTURBATIONS[name](mid, -g, rows, 0.1), 0)
 
 
-def test_halves_are_one_or_the_other():
+def test_either_is_one_or_the_other():
     draw = np.random.default_rng(1)
     mid, g = (jnp.asarray(draw.normal(size=(40, 2, 2, 3)), jnp.float32) for _ in range(2))
     rows = rows_of(40)
     found, one, other = (
         flat(PERTURBATIONS[name](mid, g, rows, 0.1))
-        for name in ("halves", "gradient", "statistics")
+        for name in ("either", "gradient", "statistics")
     )
     is_one, is_other = ((found == each).all(1) for each in (one, other))
     assert (is_one ^ is_other).all() and 10 < is_one.sum() < 30
