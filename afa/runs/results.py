@@ -272,7 +272,7 @@ def by_condition(
 ) -> Table:
     """Returns the table of one variant with a row per group and a column per kind of queries; a
     cell has the metrics, joined. With a group of reference also the paired differences to it, over
-    the seeds in common.
+    the seeds in common. The seconds of all training steps are the median over the seeds.
 
     Args:
       chosen: groups of `groups`.
@@ -293,7 +293,8 @@ def by_condition(
                     for name in CONDITIONS]  # fmt: skip
     cells = []
     for group in chosen:
-        seconds = np.mean([result["timings"]["training_steps"] for result in group.results])
+        # The median, because a run may have been interrupted or shared its machine.
+        seconds = np.median([result["timings"]["training_steps"] for result in group.results])
         row = [group.name, len(group.seeds), _search_cost(group, variant), float(seconds)]
         row += map(_joint, figures[group.name])
         if reference is not None and group is not reference:

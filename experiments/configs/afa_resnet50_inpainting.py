@@ -15,7 +15,7 @@ def config(laptop: bool) -> ExperimentConfig:
 
 def inpainting(recipe: ExperimentConfig, laptop: bool) -> ExperimentConfig:
     """Returns a recipe with the inpainting generator, and at laptop scale with networks so small
-    that they cost 0.4 passes of a SqueezeNet."""
+    that they cost less than 0.4 passes of a SqueezeNet."""
     changes = {
         "generator.name": "inpainting",
         "generator.family": "overlays",

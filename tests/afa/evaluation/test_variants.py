@@ -25,7 +25,6 @@ from afa.evaluation.variants import (
 )
 from afa.inference.embed import DescriptorBlocks
 from afa.models.fusion import Fusion, Route
-from afa.models.views import level
 
 
 def test_weights_follow_the_score():
@@ -125,15 +124,13 @@ def test_costs_of_the_networks(kind):
     generator, both = flops("generator", x, damage, method="restore"), 0.0
     if kind == "inpainting":
         both = flops("discriminator", x, train=False)
-        assert both > 3 * found.discriminator > 0
+        assert both > 2.5 * found.discriminator > 0  # the decoder is not asked for the logit
     # The estimate needs no logit of the whole: a dense layer of 4 x 4 x 8 less.
     assert found.generator == pytest.approx(generator + both, rel=0.01)
     assert networks.discriminator is not None
-    whole: Any = networks.discriminator.clone(localise=False)
+    judge: Any = networks.discriminator
     expected = parallel.flops(
-        lambda v, a: whole.apply(v, level(a) if both else a, train=False).logit,
-        variables["discriminator"],
-        x,
+        lambda v, a: judge.apply(v, a, train=False).logit, variables["discriminator"], x
     )
     assert found.discriminator == pytest.approx(expected, rel=0.01)
     lower = flops("embedder", image, train=False, method="lower") if kind == "features" else 0
