@@ -393,7 +393,8 @@ def _command(path: Path) -> str:
         words = [f"python -m experiments.run --exp={experiment} --scale={scale}"]
         for name, value in now.items():
             if name != SEED and not name.startswith("launch.") and value != recipe.get(name, value):
-                text = Path(value).name if name.endswith("path") else value
+                local = isinstance(value, str) and (name.endswith("path") or value.startswith("/"))
+                text = Path(value).name if local else value
                 listed = isinstance(value, list | tuple)
                 words.append(f"--{name} {' '.join(map(str, value))}" if listed
                              else f"--{name}={text}")  # fmt: skip

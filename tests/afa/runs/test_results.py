@@ -200,6 +200,17 @@ def test_paired_differences_of_clean_and_corrupted_queries(runs, plain):
         )  # fmt: skip
 
 
+def test_a_stored_command_has_no_directories(runs, tmp_path):
+    home = shutil.copytree(runs[0.001][0], tmp_path / "run")
+    content = json.loads((home / "config.json").read_text())
+    content["config"]["backbone"]["weights"] = "/home/someone/weights.pth"
+    content["config"]["data"] |= {"name": "folder", "path": "data/images"}
+    (home / "config.json").write_text(json.dumps(content))
+    table = results.by_variant(results.groups([home], [])[0], "leave_one_out", ["map_at_r"])
+    assert " --backbone.weights=weights.pth" in table.command
+    assert " --data.path=images" in table.command and "someone" not in table.command
+
+
 def test_means_are_drawn(runs, plain, tmp_path, capsys):
     printed([*runs[0.001], "--plot", tmp_path / "means.svg"], capsys)
     drawn = (tmp_path / "means.svg").read_text()
