@@ -3,7 +3,7 @@
 Command: python -m experiments.run --exp=afa_squeezenet_inpainting --data.name=folder \\
   --data.path=DATA --backbone.weights=squeezenet1_0-b66bff10.pth --optim.backbone_rate=0.1 \\
   --optim.head_warmup=1ep
-Figures: docs/training.md. Full scale: not measured yet.
+Figures: docs/results.md. Full scale: not measured yet.
 """
 
 from afa.config import ExperimentConfig, with_changes
