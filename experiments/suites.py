@@ -43,13 +43,13 @@ class Suite:
       purpose: one line.
       parts: the parts, for a subject.
       seeds: number of seeds, unless another is given.
-      method: whether another method can be given.
+      any_method: whether it can be about another method than `METHOD`.
     """
 
     purpose: str
     parts: Callable[[Subject], Sequence[Part]]
     seeds: int = 3
-    method: bool = True
+    any_method: bool = True
 
 
 BACKBONES = ("resnet18", "resnet50", "densenet121", "bn_inception", "inception_v3", "vgg16",
@@ -128,12 +128,12 @@ SUITES = {
         "two losses at debug size, in minutes: checks that sweeps work",
         lambda _: [Part(["debug"], {"loss.name": ["norm_softmax", "arcface"]})],
         seeds=1,
-        method=False,
+        any_method=False,
     ),
     "backbones": Suite(
         "the method and its baseline with every recipe's backbone",
         lambda _: [Part([f"{kind}_{name}" for name in BACKBONES for kind in ("afa", "baseline")])],
-        method=False,
+        any_method=False,
     ),
     "losses": Suite(
         "the baseline with every metric loss",

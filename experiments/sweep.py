@@ -153,7 +153,7 @@ def _suite(chosen: argparse.Namespace) -> "list[Planned]":
     from experiments.suites import METHOD, SUITES, Subject
 
     suite = choose("--suite", chosen.suite, SUITES)
-    own = [name for name in CHOICES if name != "set"] + ["exp"] * (not suite.method)
+    own = [name for name in CHOICES if name != "set"] + ["exp"] * (not suite.any_method)
     if given := [name for name in own if getattr(chosen, name)]:
         raise UserError(f"--suite={chosen.suite} has its own runs: remove --{given[0]}")
     method = chosen.exp or METHOD
@@ -161,7 +161,8 @@ def _suite(chosen: argparse.Namespace) -> "list[Planned]":
     seeds = range(chosen.seeds or suite.seeds)
     found: dict[str, Planned] = {}
     for texts in combinations(_values("--set", chosen.set), []):
-        changes = _typed(method if suite.method else "debug", chosen.scale, texts)
+        # Any experiment knows the types of the fields; debug does not refuse settings of a suite.
+        changes = _typed(method if suite.any_method else "debug", chosen.scale, texts)
         config = with_changes(configured(baseline, chosen.scale, changes), **changes)
         for part in suite.parts(Subject(method, baseline, config)):
             rows = [{**changes, **values} for values in combinations(part.values, [])]

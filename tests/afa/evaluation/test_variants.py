@@ -25,6 +25,7 @@ from afa.evaluation.variants import (
 )
 from afa.inference.embed import DescriptorBlocks
 from afa.models.fusion import Fusion, Route
+from afa.models.views import level, median
 
 
 def test_weights_follow_the_score():
@@ -124,14 +125,22 @@ def test_costs_of_the_networks(kind):
     generator, both = flops("generator", x, damage, method="restore"), 0.0
     if kind == "inpainting":
         both = flops("discriminator", x, train=False)
-        assert both > 2.5 * found.discriminator > 0  # the decoder is not asked for the logit
+        assert both > 2.5 * found.discriminator > 0
     # The estimate needs no logit of the whole: a dense layer of 4 x 4 x 8 less.
     assert found.generator == pytest.approx(generator + both, rel=0.01)
     assert networks.discriminator is not None
-    judge: Any = networks.discriminator
-    expected = parallel.flops(
-        lambda v, a: judge.apply(v, a, train=False).logit, variables["discriminator"], x
-    )
+    whole: Any = networks.discriminator.clone(localise=False)  # it has no decoder
+
+    def logit(v, a):
+        if both:  # what the filter removes is part of the input
+            a = level(a)
+            removed = a - median(a)
+            a = jnp.concatenate([a, removed, jnp.abs(removed)], axis=-1)
+        return whole.apply(v, a, train=False).logit
+
+    expected = parallel.flops(logit, variables["discriminator"], x)
+    if both:
+        expected -= 2 * 6 * tiny.SIDE**2  # it brings the six further channels to [-1, 1] too
     assert found.discriminator == pytest.approx(expected, rel=0.01)
     lower = flops("embedder", image, train=False, method="lower") if kind == "features" else 0
     assert found.lower == pytest.approx(lower, rel=0.01)

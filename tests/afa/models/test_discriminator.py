@@ -142,9 +142,11 @@ def pictures(seed, scattered, rows=64):
     return jnp.asarray(images, jnp.float32), jnp.asarray(damage)
 
 
-@pytest.mark.parametrize(("scattered", "most_wrong"), [(False, 0.001), (True, 0.2)])
-def test_damaged_pixels_are_learned(scattered, most_wrong):
-    """Damaged pixels of unseen images have a lower logit than intact ones, after 200 steps."""
+@pytest.mark.parametrize(
+    ("scattered", "steps", "found", "last"), [(False, 60, 0.9, 0.1), (True, 200, 0.3, 0.2)]
+)
+def test_damaged_pixels_are_learned(scattered, steps, found, last):
+    """Of unseen images: the share of the damaged pixels that is found, and the last loss."""
     judge, optimiser = Discriminator(8, 2, localise=True), optax.adam(1e-2)
     images, damage = pictures(0, scattered)
     params: Any = judge.init(jax.random.key(0), images, train=False)["params"]
@@ -159,17 +161,15 @@ def test_damaged_pixels_are_learned(scattered, most_wrong):
         return optax.apply_updates(params, updates), state, loss
 
     state, losses = optimiser.init(params), []
-    for _ in range(200):
+    for _ in range(steps):
         params, state, loss = step(params, state)
         losses.append(float(loss))
     images, damage = pictures(1, scattered)
-    order = np.argsort(np.asarray(pixels(params, images)).ravel())
-    hidden = np.asarray(damage).ravel()[order]
-    # Share of the pairs of a damaged and an intact pixel whose logits are in the wrong order.
-    wrong = np.cumsum(~hidden)[hidden].mean() / (~hidden).sum()
-    assert wrong < most_wrong
+    hidden = np.asarray(pixels(params, images) < 0)
+    assert hidden[damage].mean() > found
+    assert (~hidden[~damage]).mean() > 0.95
     near(losses[0], np.log(2))
-    assert losses[-1] < 0.2
+    assert losses[-1] < last
 
 
 # ---- differentiable augmentation ---------------------------------------------------------------
